@@ -1,0 +1,35 @@
+"""What everything stands on: exact selection, mask trees, leaf selection, budgets."""
+
+from sparsejax.core.global_selection import split_k
+from sparsejax.core.masks import (
+  apply_masks,
+  masks,
+  pack,
+  skipped_updates,
+  summary,
+  unpack,
+)
+from sparsejax.core.selection import top_k_mask
+from sparsejax.core.types import (
+  MaskTransform,
+  Moments,
+  ScoreInputs,
+  SparseState,
+  Topology,
+)
+
+__all__ = [
+  "MaskTransform",
+  "Moments",
+  "ScoreInputs",
+  "SparseState",
+  "Topology",
+  "apply_masks",
+  "masks",
+  "pack",
+  "skipped_updates",
+  "split_k",
+  "summary",
+  "top_k_mask",
+  "unpack",
+]

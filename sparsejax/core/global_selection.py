@@ -1,0 +1,76 @@
+"""Selection over all layers of a network at once."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsejax.core.ordered import byte_at, ordered_bits
+from sparsejax.core.reduce import count
+from sparsejax.core.selection import largest_byte
+
+Array = jax.Array
+
+
+def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
+  """How many of the k largest scores of several tensors lie in each of them.
+
+  k_l = #{i in layer l : s_i among the k largest of all layers}
+
+  Ties at the threshold go to the first layers. Only counts are compared, in 64 bits,
+  so that the tensors together may hold more than 2^31 scores.
+
+  Args:
+    scores: float arrays of any shapes and one dtype.
+    k: how many in all, an integer, possibly traced.
+    where: bool arrays of the shapes of `scores`: the candidates.
+
+  Returns:
+    int32 array (layers,): the counts; they sum to k, clipped to the candidates.
+
+  Raises:
+    TypeError: the scores' dtypes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> scores = [jnp.array([5.0, 1.0]), jnp.array([4.0, 3.0, 2.0])]
+    >>> sj.split_k(scores, 3, [s > 0 for s in scores])
+    Array([1, 2], dtype=int32)
+  """
+  dtypes = {x.dtype for x in scores}
+  if len(dtypes) != 1:
+    raise TypeError(
+      f"scores must share one dtype to be compared, got {sorted(map(str, dtypes))}."
+    )
+  keys = [ordered_bits(s, w) for s, w in zip(scores, where, strict=True)]
+  word = keys[0].dtype
+  levels = -(-max(jnp.finfo(scores[0].dtype).bits, 16) // 8)
+  rows = [0] * len(keys)
+  with jax.enable_x64(True):
+    zero = jnp.int64(0)
+
+    def totals(masks):
+      return jnp.stack([count(m).astype(jnp.int64) for m in masks])
+
+    candidates = jnp.sum(totals([x > 0 for x in keys]))
+    k = jnp.clip(jnp.asarray(k).astype(jnp.int64), zero, candidates)
+
+    def decide(level, carry):
+      threshold, missing = carry
+      shift = ((jnp.int32(levels - 1) - level) * jnp.int32(8)).astype(word)
+      digits = []
+      for x in keys:
+        digit, same = byte_at(x, threshold, shift)
+        digit = jnp.where(same, digit, jnp.zeros_like(digit))
+        digits.append(digit.astype(jnp.uint8))
+      d, _, above = largest_byte(digits, missing, rows)
+      return threshold | (d.astype(word) << shift), missing - above
+
+    start = (jnp.zeros((), word), k)
+    threshold, missing = lax.fori_loop(jnp.int32(0), jnp.int32(levels), decide, start)
+    above = totals([x > threshold for x in keys])
+    equal = totals([(x == threshold) & (x > 0) for x in keys])
+    before = jnp.cumsum(equal) - equal
+    taken = above + jnp.clip(missing - before, jnp.zeros_like(equal), equal)
+    return jnp.where(k == 0, zero, taken).astype(jnp.int32)

@@ -1,0 +1,200 @@
+"""Which leaves of a tree are sparsified."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Where = PyTree | str | Callable[[str, jax.Array], bool] | None
+
+# A rank of two or more is not enough: stacked layers give biases and scales a
+# leading axis, and an embedding table is a lookup, not a product.
+_NOT_KERNELS = re.compile(r"(^|/)(bias|scale)$|embed|norm", re.IGNORECASE)
+
+
+def path_string(path: tuple) -> str:
+  """Joins a key path with slashes; the trailing `value` of nnx is left out.
+
+  Args:
+    path: a key path of `jax.tree_util`.
+
+  Returns:
+    e.g. `"layers/0/kernel"`.
+
+  Example:
+    >>> import jax
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": [1.0]})
+    >>> path_string(path)
+    'a/0'
+  """
+  names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+  if len(names) > 1 and names[-1] == "value":
+    names = names[:-1]
+  return "/".join(name.lstrip(".") for name in names)
+
+
+def is_kernel(path: str, leaf: jax.Array) -> bool:
+  """The default choice: rank two or more; no bias, normalization or embedding.
+
+  Args:
+    path: the leaf's path, slash-separated.
+    leaf: the array, or its abstract value.
+
+  Returns:
+    Whether it is sparsified.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> is_kernel("dense/kernel", jnp.ones((3, 2)))
+    True
+    >>> is_kernel("embed/embedding", jnp.ones((3, 2)))
+    False
+  """
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return floating and leaf.ndim >= 2 and not _NOT_KERNELS.search(path)
+
+
+def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
+  """Evaluates a choice of leaves.
+
+  Args:
+    params: any pytree of arrays.
+    where: a tree of bools with the structure of `params` (or a prefix of it); a
+      regular expression searched for in each slash-separated path; a function
+      `(path, leaf) -> bool`; or None for `is_kernel`.
+    name: the argument's name in messages.
+
+  Returns:
+    One bool a leaf, in flattening order.
+
+  Raises:
+    TypeError: `where` is none of these.
+    ValueError: a bool tree does not fit `params`, or nothing is selected.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not leaves:
+    raise ValueError("params must hold at least one array, got an empty tree.")
+  paths = [path_string(path) for path, _ in leaves]
+  if where is None:
+    where = is_kernel
+  if isinstance(where, str):
+    try:
+      pattern = re.compile(where)
+    except re.error as e:
+      raise ValueError(f"{name} must be a valid regex, got {where!r}: {e}.") from None
+    chosen = [bool(pattern.search(path)) for path in paths]
+  elif callable(where):
+    chosen = [bool(where(p, leaf)) for p, (_, leaf) in zip(paths, leaves, strict=True)]
+  else:
+    try:
+      chosen = jax.tree.leaves(jax.tree.broadcast(where, params))
+    except ValueError as e:
+      raise ValueError(f"{name} must be a tree that fits params: {e}") from None
+    if not all(isinstance(flag, bool) for flag in chosen):
+      bad = next(flag for flag in chosen if not isinstance(flag, bool))
+      raise TypeError(
+        f"{name} must be a tree of bools, a regex or a function of (path, leaf), "
+        f"got {bad!r}."
+      )
+  if not any(chosen):
+    raise ValueError(
+      f"{name} must select at least one leaf, got none: {where!r} matches nothing "
+      f"among {_few(paths)}."
+    )
+  return chosen
+
+
+def selected(params: PyTree, where: Where) -> list[bool]:
+  """`matches`, and every leaf that is chosen can be sparsified.
+
+  Args:
+    params: any pytree of arrays.
+    where: as in `matches`.
+
+  Returns:
+    One bool a leaf, in flattening order.
+
+  Raises:
+    TypeError: a chosen leaf is not floating point.
+    ValueError: a chosen leaf is empty, or nothing is chosen.
+  """
+  chosen = matches(params, where)
+  for (path, leaf), flag in zip(
+    jax.tree_util.tree_leaves_with_path(params), chosen, strict=True
+  ):
+    if not flag:
+      continue
+    if not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating):
+      raise TypeError(
+        "where must select floating-point leaves, got "
+        f"{getattr(leaf, 'dtype', type(leaf).__name__)} at {path_string(path)!r}."
+      )
+    if leaf.size == 0:
+      raise ValueError(
+        f"where must select leaves that hold weights, got shape {leaf.shape} at "
+        f"{path_string(path)!r}."
+      )
+  return chosen
+
+
+def choose(params: PyTree, chosen: list[bool]) -> PyTree:
+  """The params' tree with None in place of every leaf that is not chosen."""
+  leaves, treedef = jax.tree.flatten(params)
+  kept = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
+  return treedef.unflatten(kept)
+
+
+def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
+  """The entry of `masks` (an array or None) for every leaf of `params`.
+
+  Args:
+    params: any pytree of arrays.
+    masks: a tree of the same structure with None at some leaves.
+    strict: whether the containers must be the same too; otherwise leaves are
+      matched by their paths where they are not (nnx wraps and unwraps them).
+
+  Returns:
+    A list in the flattening order of `params`.
+
+  Raises:
+    ValueError: the structures or shapes differ.
+  """
+  flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+  paths = [path_string(path) for path, _ in flat]
+  try:
+    entries = [_only_leaf(e) for e in treedef.flatten_up_to(masks)]
+  except (ValueError, TypeError, KeyError) as e:
+    by_path = {
+      path_string(path): mask
+      for path, mask in jax.tree_util.tree_leaves_with_path(masks)
+    }
+    lost = [path for path in by_path if path not in paths]
+    if strict or lost:
+      lost = f"; {_few(lost)} missing" if lost else ""
+      raise ValueError(
+        "params must have the structure they had at init, which is that of the masks; "
+        f"got leaves {_few(paths)}{lost}. {e}"
+      ) from None
+    entries = [by_path.get(path) for path in paths]
+  for path, (_, leaf), mask in zip(paths, flat, entries, strict=True):
+    if mask is not None and mask.shape != leaf.shape:
+      raise ValueError(
+        f"params must have the shapes they had at init: {path!r} has shape "
+        f"{leaf.shape}, its mask {mask.shape}."
+      )
+  return entries
+
+
+def _only_leaf(entry: PyTree):
+  leaves = jax.tree.leaves(entry)
+  if len(leaves) > 1:
+    raise ValueError(f"expected one mask a leaf, got {len(leaves)}.")
+  return leaves[0] if leaves else None
+
+
+def _few(paths: list[str], most: int = 6) -> str:
+  more = f" and {len(paths) - most} more" if len(paths) > most else ""
+  return ", ".join(repr(p) for p in paths[:most]) + more

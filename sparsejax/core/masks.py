@@ -1,0 +1,245 @@
+"""Trees of masks: find, apply, pack to bits, count."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.leaves import align, path_string
+from sparsejax.core.types import SparseState
+
+Array = jax.Array
+PyTree = Any
+
+
+def sparse_states(opt_state: PyTree) -> list[SparseState]:
+  """Every `SparseState` inside a nested optimizer state, outermost first."""
+
+  def is_state(node):
+    return isinstance(node, SparseState)
+
+  leaves = jax.tree.leaves(opt_state, is_leaf=is_state)
+  return [leaf for leaf in leaves if is_state(leaf)]
+
+
+def masks(opt_state: PyTree) -> PyTree:
+  """Finds the masks in any nested optax state.
+
+  Args:
+    opt_state: the state of an optimizer made by this package, alone or inside
+      `optax.chain`, `optax.partition`, `optax.MultiSteps` and the like.
+
+  Returns:
+    The params' structure with one bool array (True = live) at each sparsified leaf
+    and None elsewhere: `jax.tree.leaves(sj.masks(s))` is exactly the masks.
+
+  Raises:
+    ValueError: there is no sparsified optimizer in the state.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=0.5)
+    >>> state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+    >>> sj.masks(state)["bias"] is None, int(sj.masks(state)["kernel"].sum())
+    (True, 2)
+  """
+  states = sparse_states(opt_state)
+  if not states:
+    raise ValueError(
+      "opt_state must come from an optimizer made by sparsejax, got "
+      f"{type(opt_state).__name__} without any SparseState in it."
+    )
+  if len(states) == 1:
+    return states[0].masks
+  return _merge([state.masks for state in states])
+
+
+def _merge(nodes: list[PyTree]) -> PyTree:
+  """Joins masks of several groups of one tree (`optax.partition`).
+
+  A group holds None where a leaf of its own is dense, and an empty tuple
+  (`optax.MaskedNode`) in place of every subtree that belongs to another group.
+  """
+  nodes = [n for n in nodes if n is not None and not (isinstance(n, tuple) and not n)]
+  if not nodes:
+    return None
+  levels = [
+    jax.tree.flatten(node, is_leaf=lambda x, node=node: x is not node) for node in nodes
+  ]
+  treedef = levels[0][1]
+  if jax.tree_util.treedef_is_leaf(treedef):
+    return nodes[0]
+  if any(other != treedef for _, other in levels):
+    raise ValueError("opt_state must sparsify one tree, got several structures.")
+  groups = zip(*(c for c, _ in levels), strict=True)
+  return treedef.unflatten(_merge(list(group)) for group in groups)
+
+
+def skipped_updates(opt_state: PyTree) -> Array:
+  """How many mask updates were skipped because a score was not finite.
+
+  Args:
+    opt_state: the state of an optimizer made by this package, possibly nested.
+
+  Returns:
+    int32 scalar.
+
+  Raises:
+    ValueError: there is no sparsified optimizer in the state.
+  """
+  masks(opt_state)
+  counts = [state.skipped for state in sparse_states(opt_state)]
+  return jnp.sum(jnp.stack(counts), axis=0)
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+  """Sets every masked weight to exactly 0.
+
+  p_i -> p_i if m_i else 0
+
+  Args:
+    params: any pytree of arrays.
+    masks: what `sj.masks` gives for it.
+
+  Returns:
+    The same container with the same dtypes; leaves without a mask unchanged.
+
+  Raises:
+    ValueError: structures or shapes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"w": jnp.array([[True, False]]), "b": None}
+    >>> sj.apply_masks({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks)
+    {'b': Array([1., 1.], dtype=float32), 'w': Array([[1., 0.]], dtype=float32)}
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  entries = align(params, masks, strict=False)
+  return treedef.unflatten(
+    p if m is None else jnp.where(m, p, jnp.zeros_like(p))
+    for p, m in zip(leaves, entries, strict=True)
+  )
+
+
+def pack(masks: PyTree) -> PyTree:
+  """Packs masks to one bit a weight, for storage and transport.
+
+  Args:
+    masks: tree of bool arrays.
+
+  Returns:
+    The same tree with each array's last axis packed, eight weights a uint8, the
+    first in the highest bit: shape (..., ceil(n / 8)).
+
+  Raises:
+    TypeError: a leaf is not bool.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> sj.pack(jnp.array([True, False, True]))
+    Array([160], dtype=uint8)
+  """
+
+  def pack_one(mask):
+    if mask.dtype != bool:
+      raise TypeError(f"masks must be bool, got {mask.dtype}.")
+    return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
+
+  return jax.tree.map(pack_one, masks)
+
+
+def unpack(packed: PyTree, like: PyTree) -> PyTree:
+  """The inverse of `pack`.
+
+  Args:
+    packed: what `pack` gave.
+    like: tree of the same structure whose arrays (or abstract values) have the
+      masks' shapes, such as the params' sparsified leaves.
+
+  Returns:
+    tree of bool arrays of those shapes.
+
+  Raises:
+    ValueError: a packed leaf does not fit its shape.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> sj.unpack(jnp.array([160], jnp.uint8), jnp.ones(3))
+    Array([ True, False,  True], dtype=bool)
+  """
+
+  def unpack_one(bits, leaf):
+    shape = leaf.shape or (1,)
+    expected = (*shape[:-1], -(-shape[-1] // 8))
+    if bits.shape != expected:
+      raise ValueError(
+        f"packed must have shape {expected} for a mask of shape {leaf.shape}, got "
+        f"{bits.shape}."
+      )
+    mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool)
+    return mask if leaf.shape else mask[0]
+
+  return jax.tree.map(unpack_one, packed, like)
+
+
+def summary(params: PyTree, masks: PyTree) -> str:
+  """A table of what is live: path, shape, size, live weights, density; totals.
+
+  Args:
+    params: any pytree of arrays.
+    masks: what `sj.masks` gives for it; None entries are counted as dense.
+
+  Returns:
+    The table, as text of a line a leaf; the totals are of the sparsified leaves
+    and of all parameters.
+
+  Raises:
+    ValueError: structures or shapes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"w": jnp.array([[True, False]]), "b": None}
+    >>> print(sj.summary({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks))
+    path        shape  size  live  density
+    --------------------------------------
+    b           2         2     2    dense
+    w           1x2       2     1   0.5000
+    --------------------------------------
+    sparsified            2     1   0.5000
+    all                   4     3   0.7500
+  """
+  entries = align(params, masks, strict=False)
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])
+  rows, kept, size, all_kept, all_size = [], 0, 0, 0, 0
+  for (path, leaf), count in zip(flat, live, strict=True):
+    n = int(np.prod(leaf.shape))
+    density = "dense" if count is None else f"{int(count) / n:.4f}"
+    alive = n if count is None else int(count)
+    if count is not None:
+      kept, size = kept + alive, size + n
+    all_kept, all_size = all_kept + alive, all_size + n
+    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    rows.append((path_string(path), shape, f"{n:,}", f"{alive:,}", density))
+  totals = [("all", "", f"{all_size:,}", f"{all_kept:,}", _ratio(all_kept, all_size))]
+  totals.insert(0, ("sparsified", "", f"{size:,}", f"{kept:,}", _ratio(kept, size)))
+  return _table(("path", "shape", "size", "live", "density"), rows, totals)
+
+
+def _ratio(part: int, whole: int) -> str:
+  return f"{part / whole:.4f}" if whole else "-"
+
+
+def _table(header, rows, totals) -> str:
+  widths = [
+    max(map(len, column)) for column in zip(header, *rows, *totals, strict=True)
+  ]
+
+  def line(row):
+    left = [cell.ljust(w) for cell, w in zip(row[:2], widths[:2], strict=True)]
+    right = [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+    return "  ".join(left + right)
+
+  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+  return "\n".join([line(header), rule, *map(line, rows), rule, *map(line, totals)])

@@ -1,0 +1,105 @@
+"""The types that the four parts of a method exchange."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class Moments(NamedTuple):
+  """Running averages of the gradient, as the inner optimizer keeps them.
+
+  Attributes:
+    first: the params' tree of first moments (momentum).
+    second: of second moments, where the optimizer divides by them (Adam and its
+      relatives); None elsewhere.
+  """
+
+  first: PyTree
+  second: PyTree
+
+
+class ScoreInputs(NamedTuple):
+  """What a score may look at.
+
+  Every tree has the structure of the params and holds arrays at the sparsified
+  leaves and None elsewhere, so `jax.tree.map` over several of them just works.
+
+  Attributes:
+    params: the weights that came into the update.
+    grads: their gradients, dense unless the user masked them.
+    moments: `Moments` of the inner optimizer, after this step.
+    masks: the masks before the chain of mask transforms.
+    key: a PRNG key, fresh at every mask update.
+    step: int32, the number of optimizer updates so far, this one included.
+  """
+
+  params: PyTree
+  grads: PyTree
+  moments: Moments
+  masks: PyTree
+  key: Array
+  step: Array
+
+
+class Topology(NamedTuple):
+  """What a chain of mask transforms carries.
+
+  Attributes:
+    masks: bool arrays (True = live) at the sparsified leaves, None elsewhere.
+    budgets: int32, the number of live weights each layer should hold: a scalar a
+      leaf, or a vector (rows,) where the leading axis of the leaf stacks layers.
+    finite: bool, False once a score that was used held NaN or +inf; the mask
+      update is then skipped whole.
+  """
+
+  masks: PyTree
+  budgets: PyTree
+  finite: Array
+
+
+class SparseState(NamedTuple):
+  """The optimizer state of a sparsified optimizer.
+
+  Attributes:
+    count: int32, the number of updates so far.
+    seed: int32, the seed of masks and random scores.
+    masks: as in `Topology`; what `sj.masks` finds.
+    budgets: as in `Topology`.
+    skipped: int32, mask updates skipped because a score was not finite.
+    average: running average of the gradients at the sparsified leaves, kept only
+      where a score needs momentum and the inner optimizer holds none; else None.
+    transform_state: the mask transform's own state.
+    inner_state: the inner optimizer's state.
+  """
+
+  count: Array
+  seed: Array
+  masks: PyTree
+  budgets: PyTree
+  skipped: Array
+  average: PyTree
+  transform_state: PyTree
+  inner_state: PyTree
+
+
+class MaskTransform(NamedTuple):
+  """A pure function on the topology, with a state of its own.
+
+  Attributes:
+    init: `(params) -> state`; params holds the sparsified leaves only.
+    update: `(inputs, topology, state) -> (topology, state)`.
+  """
+
+  init: Callable[[PyTree], PyTree]
+  update: Callable[[ScoreInputs, Topology, PyTree], tuple[Topology, PyTree]]
+
+
+Score = Callable[[ScoreInputs], PyTree]
+"""`(inputs) -> tree of floats`, higher = worth more; -inf is a legal "never"."""
+
+Distribution = Callable[[dict[str, tuple[int, ...]], Any], Array]
+"""`(shapes, density) -> int32 budgets (layers,)`."""

@@ -1,0 +1,91 @@
+"""Mask trees: finding, applying, packing, summing up."""
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+
+import sparsejax as sj
+
+PARAMS = {
+  "body": {"kernel": jnp.arange(12.0).reshape(3, 4) + 1, "bias": jnp.ones(4)},
+  "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+}
+
+
+def test_found_in_nested_states():
+  sparse = sj.static_sparse(optax.sgd(0.1, momentum=0.9), 0.5)
+  for tx in (
+    sparse,
+    optax.chain(optax.clip(1.0), sparse),
+    optax.MultiSteps(sparse, 2).gradient_transformation(),
+    optax.apply_if_finite(sparse, 3),
+  ):
+    masks = sj.masks(tx.init(PARAMS))
+    assert [m.shape for m in jax.tree.leaves(masks)] == [(3, 4), (4, 2)]
+    assert masks["body"]["bias"] is None
+    assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == 10
+
+
+def test_groups_are_merged():
+  labels = {"body": "a", "head": "b"}
+  groups = {
+    "a": sj.static_sparse(optax.sgd(0.1), 0.25),
+    "b": sj.rigl(optax.adam(0.1), 0.5),
+  }
+  state = optax.partition(groups, labels).init(PARAMS)
+  masks = sj.masks(state)
+  assert int(masks["body"]["kernel"].sum()) == 3
+  assert int(masks["head"]["kernel"].sum()) == 4
+  assert masks["head"]["bias"] is None
+  assert int(sj.skipped_updates(state)) == 0
+  applied = sj.apply_masks(PARAMS, masks)
+  assert int((applied["body"]["kernel"] != 0).sum()) == 3
+
+
+def test_no_masks():
+  with pytest.raises(ValueError, match="opt_state must come from an optimizer made by"):
+    sj.masks(optax.adam(0.1).init(PARAMS))
+  with pytest.raises(ValueError, match="without any SparseState"):
+    sj.skipped_updates(optax.adam(0.1).init(PARAMS))
+
+
+def test_apply_masks_is_exact_even_at_non_finite_weights():
+  params = jnp.array([[jnp.nan, jnp.inf, -1.0, 2.0]])
+  applied = sj.apply_masks(params, jnp.array([[False, False, False, True]]))
+  assert applied.tolist() == [[0.0, 0.0, 0.0, 2.0]]
+  assert not np.signbit(applied).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=0, max_dims=3, max_side=20)))
+def test_pack_round_trip(mask):
+  tree = {"m": jnp.asarray(mask), "none": None}
+  packed = sj.pack(tree)
+  assert packed["m"].size == mask[..., None].size // max(
+    1, mask.shape[-1] if mask.ndim else 1
+  ) * -(-(mask.shape[-1] if mask.ndim else 1) // 8)
+  np.testing.assert_array_equal(sj.unpack(packed, tree)["m"], mask)
+
+
+def test_pack_refuses():
+  with pytest.raises(TypeError, match="masks must be bool, got float32"):
+    sj.pack({"m": jnp.ones(3)})
+  with pytest.raises(ValueError, match=r"packed must have shape \(2,\)"):
+    sj.unpack(jnp.zeros(1, jnp.uint8), jnp.zeros(9))
+
+
+def test_summary():
+  masks = {
+    "body": {"kernel": jnp.arange(12).reshape(3, 4) < 3, "bias": None},
+    "head": {"kernel": None, "bias": None},
+  }
+  table = sj.summary(PARAMS, masks).splitlines()
+  assert table[3].split() == ["body/kernel", "3x4", "12", "3", "0.2500"]
+  assert table[5].split() == ["head/kernel", "4x2", "8", "8", "dense"]
+  assert table[-2].split() == ["sparsified", "12", "3", "0.2500"]
+  assert table[-1].split() == ["all", "26", "17", "0.6538"]
+  assert len({len(line) for line in table}) == 1
