@@ -1,0 +1,5 @@
+"""How a total of live weights is laid out over the layers at the start."""
+
+from sparsejax.distributions.static import erdos_renyi, erk, override, uniform
+
+__all__ = ["erdos_renyi", "erk", "override", "uniform"]

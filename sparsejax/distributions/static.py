@@ -1,0 +1,230 @@
+"""How many live weights each layer gets at the start: uniform, ER, ERK, overrides."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.budgets import apportion
+from sparsejax.core.types import Distribution
+
+Array = jax.Array
+Shapes = dict[str, tuple[int, ...]]
+
+
+def uniform(shapes: Shapes, density) -> Array:
+  """The same density in every layer.
+
+  budget_l ~ size_l, summing to round(density * total size)
+
+  Args:
+    shapes: the layers' kernel shapes by path.
+    density: fraction kept, in (0, 1]; a float or a traced scalar.
+
+  Returns:
+    int32 (layers,), in the order of `shapes`: largest remainder, ties to the first
+    layer, at least one weight a layer where the total allows it.
+
+  Raises:
+    ValueError: density is outside (0, 1], or gives fewer weights than layers.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.uniform({"a": (10, 10), "b": (10, 5)}, 0.1)
+    Array([10,  5], dtype=int32)
+  """
+  return _distribute(_sizes(shapes), shapes, density)
+
+
+def erdos_renyi(shapes: Shapes, density) -> Array:
+  """Erdős–Rényi: density falls with the number of neurons on both sides.
+
+  budget_l ~ (n_in + n_out) * taps, that is density_l ~ (n_in + n_out) / (n_in n_out)
+
+  Args:
+    shapes: as in `uniform`; the last two axes are n_in and n_out, all before them
+      the kernel's taps.
+    density: as in `uniform`.
+
+  Returns:
+    int32 (layers,), within the layers' sizes: what a full layer cannot take moves
+    on to the others.
+
+  Raises:
+    ValueError: as in `uniform`.
+
+  References:
+    Mocanu et al. 2018, "Scalable training of artificial neural networks with
+    adaptive sparse connectivity inspired by network science", eq. 3.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.erdos_renyi({"a": (100, 100), "b": (100, 10)}, 0.1)
+    Array([710, 390], dtype=int32)
+  """
+  weights = [sum(_in_out(s)) * int(np.prod(s[:-2])) for s in shapes.values()]
+  return _distribute(weights, shapes, density)
+
+
+def erk(shapes: Shapes, density) -> Array:
+  """Erdős–Rényi-Kernel: Erdős–Rényi that counts the kernel's extent as well.
+
+  budget_l ~ n_in + n_out + height + width
+
+  Args:
+    shapes: as in `erdos_renyi`.
+    density: as in `uniform`.
+
+  Returns:
+    int32 (layers,), within the layers' sizes.
+
+  Raises:
+    ValueError: as in `uniform`.
+
+  References:
+    Evci et al. 2020, "Rigging the lottery", section 3.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.erk({"conv": (3, 3, 8, 8), "dense": (64, 10)}, 0.25)
+    Array([ 70, 234], dtype=int32)
+  """
+  weights = [sum(s[:-2]) + sum(_in_out(s)) for s in shapes.values()]
+  return _distribute(weights, shapes, density)
+
+
+def override(
+  distribution: Distribution, densities: Mapping[str, float]
+) -> Distribution:
+  """Fixes the density of some layers by name; the others share what is left.
+
+  budget_l = round(densities[pattern] * size_l) where a pattern matches; the total
+  stays round(density * total size)
+
+  Args:
+    distribution: the distribution of the other layers.
+    densities: from a regular expression, searched for in the path, to a density in
+      [0, 1]; 1 keeps a layer dense. The first match counts.
+
+  Returns:
+    A distribution.
+
+  Raises:
+    ValueError: a density is outside [0, 1]; a pattern matches no layer; or the fixed
+      layers alone pass the total.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> keep_head = sj.override(sj.uniform, {"head": 1.0})
+    >>> keep_head({"body": (10, 10), "head": (10, 2)}, 0.5)
+    Array([40, 20], dtype=int32)
+  """
+  for pattern, value in densities.items():
+    if not 0 <= value <= 1:
+      raise ValueError(f"densities must lie in [0, 1], got {value} for {pattern!r}.")
+
+  def overridden(shapes: Shapes, density) -> Array:
+    fixed = {}
+    for pattern, value in densities.items():
+      hits = [path for path in shapes if re.search(pattern, path)]
+      if not hits:
+        raise ValueError(
+          f"densities must name layers, got {pattern!r}, which matches none of "
+          f"{list(shapes)}."
+        )
+      for path in hits:
+        fixed.setdefault(path, round(value * int(np.prod(shapes[path]))))
+    total, size = total_budget(shapes, density), sum(_sizes(shapes))
+    rest = {path: shape for path, shape in shapes.items() if path not in fixed}
+    spent = sum(fixed.values())
+    room = sum(_sizes(rest))
+    if isinstance(total, int) and not spent <= total <= spent + room:
+      raise ValueError(
+        f"densities must leave a total of {total} weights (density {density} of "
+        f"{size}) possible, got {spent} in the named layers and room for {room} in "
+        "the others."
+      )
+    others = None
+    if rest and not (isinstance(total, int) and total == spent):
+      with jax.enable_x64(True):  # exact: the others' total must come out whole
+        left = total - spent
+        left = left if isinstance(left, int) else left.astype(jnp.float64)
+        density = left / room
+      others = distribution(rest, density)
+    order = {path: i for i, path in enumerate(rest)}
+    none = jnp.int32(0)
+    budgets = [
+      jnp.int32(fixed[path])
+      if path in fixed
+      else (none if others is None else others[order[path]])
+      for path in shapes
+    ]
+    return jnp.stack(budgets)
+
+  return overridden
+
+
+def total_budget(shapes: Shapes, density):
+  """round(density * total size), exactly: an int, or int64 if density is traced."""
+  size = sum(_sizes(shapes))
+  if isinstance(density, jax.Array):
+    with jax.enable_x64(True):
+      scaled = density.astype(jnp.float64) * jnp.float64(size)
+      return jnp.clip(
+        jnp.round(scaled).astype(jnp.int64), jnp.int64(1), jnp.int64(size)
+      )
+  check_density(density)
+  return max(1, round(float(density) * size))
+
+
+def check_density(density, name: str = "density") -> None:
+  """Raises unless a static density lies in (0, 1]; traced ones pass."""
+  if isinstance(density, jax.Array):
+    return
+  if isinstance(density, bool) or not isinstance(density, (int, float, np.number)):
+    raise TypeError(f"{name} must be a number in (0, 1], got {density!r}.")
+  if not 0 < density <= 1:
+    raise ValueError(f"{name} must lie in (0, 1], got {density}.")
+
+
+def _distribute(weights: list[int], shapes: Shapes, density) -> Array:
+  sizes = _sizes(shapes)
+  total = total_budget(shapes, density)
+  if isinstance(total, int) and total < len(sizes):
+    raise ValueError(
+      f"density must leave every layer a weight, got {density}: {total} weights for "
+      f"{len(sizes)} layers."
+    )
+  return _apportion(np.asarray(weights, np.int64), total, np.asarray(sizes, np.int64))
+
+
+@jax.jit
+def _one_each(budgets: Array) -> Array:
+  """Gives a weight to layers that round to none, taken from the largest."""
+  empty = budgets == 0
+  needed = jnp.sum(empty, dtype=jnp.int32)
+  largest = budgets == jnp.max(budgets)
+  first = largest & (jnp.cumsum(largest, dtype=jnp.int32) == 1)
+  moved = jnp.where(empty, 1, jnp.where(first, budgets - needed, budgets))
+  return jnp.where(jnp.max(budgets) > needed, moved, budgets)
+
+
+def _apportion(weights, total, sizes) -> Array:
+  with jax.enable_x64(True):
+    budgets = _apportion_jit(
+      jnp.asarray(weights), jnp.asarray(total), jnp.asarray(sizes)
+    )
+  return _one_each(budgets)
+
+
+_apportion_jit = jax.jit(apportion)
+
+
+def _sizes(shapes: Shapes) -> list[int]:
+  return [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+
+
+def _in_out(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return shape[-2:]
