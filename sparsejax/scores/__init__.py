@@ -1,0 +1,36 @@
+"""What a weight is worth: `(ScoreInputs) -> tree of floats`, higher = worth more.
+
+Second-order quantities that need the loss, not only what an update sees, are plain
+functions of it here; `obd` makes a score of a diagonal.
+"""
+
+from sparsejax.scores.gauss_newton import (
+  gauss_newton_diagonal,
+  mlp_gauss_newton_diagonal,
+)
+from sparsejax.scores.gradient import gradient
+from sparsejax.scores.hessian import (
+  empirical_fisher_diagonal,
+  hessian_diagonal,
+  hessian_vector_product,
+  hutchinson_diagonal,
+)
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.scores.momentum import momentum
+from sparsejax.scores.obd import obd, obd_saliency
+from sparsejax.scores.random import random
+
+__all__ = [
+  "empirical_fisher_diagonal",
+  "gauss_newton_diagonal",
+  "gradient",
+  "hessian_diagonal",
+  "hessian_vector_product",
+  "hutchinson_diagonal",
+  "magnitude",
+  "mlp_gauss_newton_diagonal",
+  "momentum",
+  "obd",
+  "obd_saliency",
+  "random",
+]
