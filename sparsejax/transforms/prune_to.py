@@ -1,0 +1,80 @@
+"""Prune to a density that a schedule gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
+from sparsejax.core.global_selection import split_k
+from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.types import (
+  Distribution,
+  MaskTransform,
+  PyTree,
+  Score,
+  ScoreInputs,
+  Topology,
+)
+from sparsejax.distributions.static import check_density, total_budget
+from sparsejax.transforms.shapes import layer_shapes
+
+
+def prune_to(
+  score: Score, density, distribution: Distribution | None = None
+) -> MaskTransform:
+  """Keeps the best weights at the density of the moment.
+
+  masks_l = the budget_l best of layer l, budget = distribution(shapes, density(step))
+
+  Live weights come before dead ones, so nothing returns while the density falls.
+
+  Args:
+    score: what a weight is worth.
+    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`.
+    distribution: how the total is laid out over the layers; None selects over the
+      whole network at once (the scores must then share one dtype).
+
+  Returns:
+    A mask transform.
+
+  Raises:
+    ValueError: a static density is outside (0, 1].
+
+  Example:
+    >>> import sparsejax as sj
+    >>> one_shot = sj.prune_to(sj.magnitude, 0.1, sj.erk)
+  """
+  if not callable(density):
+    check_density(density)
+
+  def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
+    masks, budgets, finite = topology
+    finite = finite & usable(scores := score(inputs), masks)
+    scores = jax.tree.map(
+      lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
+    )
+    everything = jax.tree.map(jnp.ones_like, masks)
+    target = density(inputs.step) if callable(density) else density
+    if callable(density):
+      smallest = len(layer_sizes(masks, budgets)) / sum(layer_sizes(masks, budgets))
+      target = jnp.clip(jnp.asarray(target, jnp.float32), np.float32(smallest), 1.0)
+    shapes = layer_shapes(masks, budgets)
+    if distribution is None:
+      total = total_budget(shapes, target)
+      rows = _rows(scores, budgets), _rows(everything, budgets)
+      budget = split_k(rows[0], total, rows[1])
+    else:
+      budget = distribution(shapes, target)
+    budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
+    budgets = from_vector(budget, budgets)
+    return Topology(top_k_masks(scores, budgets, everything), budgets, finite), state
+
+  return MaskTransform(lambda params: (), update)
+
+
+def _rows(tree: PyTree, budgets: PyTree) -> list[jax.Array]:
+  """The layers of a tree as a list: leaves, or the rows of stacked leaves."""
+  layers = []
+  for leaf, budget in zip(jax.tree.leaves(tree), jax.tree.leaves(budgets), strict=True):
+    layers += list(leaf) if budget.ndim else [leaf]
+  return layers

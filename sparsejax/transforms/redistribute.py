@@ -1,0 +1,58 @@
+"""Redistribute: the free budget moves to the layers that score highest."""
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core.budgets import (
+  apportion_equal_spill,
+  from_vector,
+  layer_sizes,
+  live_counts,
+  mean_scores,
+  to_vector,
+)
+from sparsejax.core.layerwise import usable
+from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
+
+
+def redistribute(score: Score) -> MaskTransform:
+  """Hands what all layers lack to the layers with the highest mean score.
+
+  budget_l = live_l + share_l * sum_k (budget_k - live_k),
+  share_l = mean of the score over the weights live before the chain, normalized
+
+  Shares are means, so they do not depend on a layer's size. Integers by largest
+  remainder; what a full layer cannot take is spread equally over those with room;
+  where all shares are zero each layer gets back what it lacks. The sum of the budgets
+  never changes.
+
+  Args:
+    score: what live weights are worth; negative values count as zero.
+
+  Returns:
+    A mask transform that changes budgets only.
+
+  References:
+    Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", algorithm 1. The
+    reference rounds up and corrects the total later; here it is exact at once.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> move = sj.redistribute(sj.momentum)
+  """
+
+  def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
+    masks, budgets, finite = topology
+    scores = score(inputs)
+    finite = finite & usable(scores, inputs.masks)
+    live, budget = live_counts(masks, budgets), to_vector(budgets)
+    sizes = layer_sizes(masks, budgets)
+    with jax.enable_x64(True):
+      share = mean_scores(scores, inputs.masks, budgets)
+      free = budget.astype(jnp.int64) - live.astype(jnp.int64)
+      room = jnp.asarray(sizes) - live.astype(jnp.int64)
+      given = apportion_equal_spill(share, jnp.sum(free), room, fallback=free)
+    budgets = from_vector(live + given, budgets)
+    return Topology(masks, budgets, finite), state
+
+  return MaskTransform(lambda params: (), update)

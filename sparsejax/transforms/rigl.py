@@ -1,0 +1,82 @@
+"""RigL (Evci et al. 2020)."""
+
+from typing import Any
+
+import optax
+
+from sparsejax.core.leaves import Where
+from sparsejax.core.types import Distribution
+from sparsejax.distributions.static import uniform
+from sparsejax.scores.gradient import gradient
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.transforms.chain import chain
+from sparsejax.transforms.drop import Fraction, drop
+from sparsejax.transforms.grow import grow
+from sparsejax.transforms.sparsify import sparsify
+
+
+def rigl(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  drop_fraction: Fraction = 0.3,
+) -> optax.GradientTransformationExtraArgs:
+  """RigL: drops the smallest weights of each layer, regrows by the gradient.
+
+  drop(|w|, drop_fraction) > grow(|dL/dw|)
+
+  Gradients are masked for the inner optimizer; growth looks at the dense gradient of
+  the step at which the masks change. Budgets stay with their layers. The paper's
+  better variant lays them out by `distribution=sj.erk`, and stops updates at three
+  quarters of the run (`end_step`).
+
+  Args:
+    inner: any optax optimizer.
+    density: fraction of weights live, in (0, 1].
+    update_every: steps between mask updates.
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the weights live at the start.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+    drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
+      The paper decays it to zero: `optax.cosine_decay_schedule(0.3, end_step)`.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  References:
+    Evci et al. 2020, "Rigging the lottery: making all tickets winners", algorithm 1.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.rigl(optax.sgd(0.1, momentum=0.9), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  return sparsify(
+    inner,
+    chain(drop(magnitude, drop_fraction), grow(gradient)),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    mask_gradients=True,
+  )

@@ -1,0 +1,29 @@
+"""The layers of a tree, by name and shape."""
+
+import jax
+
+from sparsejax.core.leaves import path_string
+from sparsejax.core.types import PyTree
+
+
+def layer_shapes(masks: PyTree, budgets: PyTree) -> dict[str, tuple[int, ...]]:
+  """The shape of each layer by its path, in the order of the budgets.
+
+  Args:
+    masks: tree of arrays.
+    budgets: tree of scalars, or of vectors (rows,) for leaves that stack layers;
+      row i of such a leaf is called `path/i`.
+
+  Returns:
+    dict from path to shape.
+  """
+  shapes = {}
+  leaves = jax.tree_util.tree_leaves_with_path(masks)
+  for (path, mask), budget in zip(leaves, jax.tree.leaves(budgets), strict=True):
+    name = path_string(path)
+    if len(budget.shape):
+      rows = {f"{name}/{row}": mask.shape[1:] for row in range(mask.shape[0])}
+      shapes.update(rows)
+    else:
+      shapes[name] = mask.shape
+  return shapes

@@ -1,0 +1,82 @@
+"""Sparse evolutionary training (SET, Mocanu et al. 2018)."""
+
+from typing import Any
+
+import optax
+
+from sparsejax.core.leaves import Where
+from sparsejax.core.types import Distribution
+from sparsejax.distributions.static import uniform
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.scores.random import random
+from sparsejax.transforms.chain import chain
+from sparsejax.transforms.drop import Fraction, drop
+from sparsejax.transforms.grow import grow
+from sparsejax.transforms.sparsify import sparsify
+
+
+def sparse_evolution(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  drop_fraction: Fraction = 0.3,
+) -> optax.GradientTransformationExtraArgs:
+  """SET: drops the smallest weights of each layer, regrows at random.
+
+  drop(|w|, drop_fraction) > grow(random)
+
+  Gradients are masked: the inner optimizer never sees those of dead weights. SET's
+  own rule (the smallest positive and the largest negative weights) is the smallest
+  magnitudes where a layer's weights are balanced in sign. The paper's first masks are
+  Erdős–Rényi: `distribution=sj.erdos_renyi`.
+
+  Args:
+    inner: any optax optimizer.
+    density: fraction of weights live, in (0, 1].
+    update_every: steps between mask updates.
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the weights live at the start.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+    drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  References:
+    Mocanu et al. 2018, "Scalable training of artificial neural networks with
+    adaptive sparse connectivity inspired by network science", algorithm 2.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.sparse_evolution(optax.sgd(0.1, momentum=0.9), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  return sparsify(
+    inner,
+    chain(drop(magnitude, drop_fraction), grow(random)),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    mask_gradients=True,
+  )

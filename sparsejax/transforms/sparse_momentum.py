@@ -1,0 +1,145 @@
+"""Sparse momentum (Dettmers & Zettlemoyer 2019)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.core.budgets import (
+  layer_sizes,
+  live_counts,
+  mean_scores,
+  quantize,
+)
+from sparsejax.core.leaves import Where
+from sparsejax.core.types import Distribution, ScoreInputs, Topology
+from sparsejax.distributions.static import uniform
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.scores.momentum import momentum
+from sparsejax.transforms.chain import chain
+from sparsejax.transforms.drop import Fraction, drop, fraction_rule
+from sparsejax.transforms.grow import grow
+from sparsejax.transforms.redistribute import redistribute
+from sparsejax.transforms.sparsify import sparsify
+
+Array = jax.Array
+
+
+def sparse_momentum(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  drop_fraction: Fraction = 0.5,
+  momentum_decay: float = 0.9,
+) -> optax.GradientTransformationExtraArgs:
+  """Prunes by magnitude, moves budget by mean momentum, regrows by momentum.
+
+  drop(|w|, p) > redistribute(|m|) > grow(|m|), with p = `near_dense(drop_fraction)`
+
+  Gradients are dense: the inner optimizer sees those of dead weights too, and its
+  momentum says which of them to wake. It is never reset. Budgets are integers whose
+  sum never changes (the reference rounds up and corrects later).
+
+  Args:
+    inner: any optax optimizer; under Adam and its relatives the momentum is
+      m / (sqrt(v) + 1e-8).
+    density: fraction of weights live, in (0, 1].
+    update_every: steps between mask updates (the paper: once an epoch).
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the weights live at the start.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+    drop_fraction: share of each layer dropped at a mask update: a float or a
+      schedule. The paper decays it by a cosine:
+      `optax.cosine_decay_schedule(0.5, steps)`.
+    momentum_decay: of the running average kept where `inner` holds no momentum.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  References:
+    Dettmers & Zettlemoyer 2019, "Sparse networks from scratch: faster training
+    without losing performance", arXiv 1907.04840, algorithm 1.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.sparse_momentum(optax.sgd(0.1, momentum=0.9), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  return sparsify(
+    inner,
+    chain(
+      drop(magnitude, near_dense(drop_fraction)),
+      redistribute(momentum),
+      grow(momentum),
+    ),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    momentum_decay=momentum_decay,
+  )
+
+
+def near_dense(drop_fraction: Fraction):
+  """The drop fraction of sparse momentum: nearly dense layers drop less.
+
+  p_l = min(dead_l / size_l, p) if dead_l / size_l < 0.2 and share_l > 1 / layers,
+  else p
+
+  A layer that is nearly full and still asked to grow would otherwise lose weights
+  that nothing can replace.
+
+  Args:
+    drop_fraction: p, a float or a schedule.
+
+  Returns:
+    A rule `(inputs, topology) -> (layers,)` for `drop`.
+
+  Raises:
+    ValueError: a static fraction is outside [0, 1).
+
+  References:
+    The authors' implementation (`sparse_learning`), not in the paper's algorithm.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> transform = sj.drop(sj.magnitude, sj.near_dense(0.5))
+  """
+  rule = fraction_rule(drop_fraction, "drop_fraction")
+
+  def fractions(inputs: ScoreInputs, topology: Topology) -> Array:
+    masks, budgets, _ = topology
+    sizes = jnp.asarray(layer_sizes(masks, budgets), jnp.int32)
+    dead = sizes - live_counts(masks, budgets)
+    with jax.enable_x64(True):
+      shares = quantize(mean_scores(momentum(inputs), inputs.masks, budgets))
+      growing = shares * jnp.int64(len(sizes)) > jnp.sum(shares)
+    dead_share = dead.astype(jnp.float32) / sizes.astype(jnp.float32)
+    p = jnp.broadcast_to(
+      jnp.asarray(rule(inputs, topology), jnp.float32), dead_share.shape
+    )
+    full = growing & (5 * dead.astype(jnp.float32) < sizes.astype(jnp.float32))
+    return jnp.where(full, jnp.minimum(dead_share, p), p)
+
+  return fractions

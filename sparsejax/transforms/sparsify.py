@@ -1,0 +1,241 @@
+"""Turns a mask transform and any optax optimizer into a sparse optimizer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sparsejax.core.leaves import Where, align, choose, matches, selected
+from sparsejax.core.types import (
+  Distribution,
+  MaskTransform,
+  Moments,
+  ScoreInputs,
+  SparseState,
+  Topology,
+)
+from sparsejax.distributions.static import check_density, uniform
+from sparsejax.transforms.moments import complete, find_moments
+from sparsejax.transforms.start import budget_template, placed_like, start
+
+Array = jax.Array
+
+
+def sparsify(
+  inner: optax.GradientTransformation,
+  mask_transform: MaskTransform,
+  density: Any = None,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  mask_gradients: bool = False,
+  momentum_decay: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Makes any optimizer train a sparse network.
+
+  u = inner(g);  if due: masks = mask_transform(...);  update = u where live, else -p
+
+  so that `optax.apply_updates` leaves masked weights at exactly zero, whatever the
+  inner optimizer does. With c updates done before this one, a mask update is due if
+  c + 1 > start_step, (c + 1 - start_step) % update_every == 0 and c < end_step.
+
+  Args:
+    inner: any optax optimizer. Its update is computed at every step.
+    mask_transform: what happens to the masks when an update is due.
+    density: fraction of weights live at the start, in (0, 1], or None to start with
+      all of them. A float or a traced scalar.
+    update_every: steps between mask updates; None never updates by itself.
+    start_step: updates done before mask updates begin.
+    end_step: no mask update after that many steps; None for no end.
+    distribution: how the weights live at the start are laid out over the layers.
+    where: which leaves are sparsified: a tree of bools, a regular expression
+      searched for in slash-separated paths, or `(path, leaf) -> bool`; None takes
+      kernels (rank 2 or more; no bias, normalization or embedding). Decided in
+      `init` and kept in the state.
+    stacked: which of them stack layers along their first axis (as `jax.lax.scan`
+      wants), each row with a budget of its own; as `where`, False for none.
+    seed: of the masks at the start and of random scores; an integer, may be traced.
+    mask_gradients: whether dead weights' gradients are zeroed before the inner
+      optimizer sees them. Scores see dense gradients either way. The masks are then
+      updated before the inner optimizer's step, with its moments from before it;
+      otherwise after it, with its moments from after it.
+    momentum_decay: where the inner optimizer holds no momentum, keep a running
+      average m = decay m + g of the gradients as `inputs.moments`; None keeps none.
+
+  Returns:
+    An optax transformation with a `SparseState`. Its update needs `params`, and
+    takes an optional `update_masks=flag` that overrides the schedule.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  Example:
+    >>> import optax, sparsejax as sj
+    >>> transform = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
+    >>> tx = sj.sparsify(optax.sgd(0.1), transform, density=0.1)
+  """
+  _check(inner, mask_transform, density, update_every, start_step, end_step, seed)
+  inner = optax.with_extra_args_support(inner)
+
+  def init_fn(params):
+    chosen = selected(params, where)
+    kernels = choose(params, chosen)
+    if stacked is False:
+      rows = [False] * len(chosen)
+    else:
+      rows = matches(params, stacked, "stacked")
+    like = budget_template(params, kernels, chosen, rows)
+    traced = density if isinstance(density, jax.Array) else None
+    masks, budgets, seed_ = start(
+      kernels,
+      jnp.asarray(seed, jnp.int32),
+      traced,
+      density=density if traced is None else None,
+      distribution=distribution,
+      budget_shapes=tuple(b.shape for b in jax.tree.leaves(like)),
+    )
+    inner_state = placed_like(inner.init(params), params)
+    average = None
+    if momentum_decay is not None:
+      moments = find_moments(inner_state, params, chosen)
+      if not complete(moments, params, chosen):
+        average = placed_like(jax.tree.map(jnp.zeros_like, kernels), params)
+    return SparseState(
+      count=jnp.zeros((), jnp.int32),
+      seed=seed_,
+      masks=masks,
+      budgets=budgets,
+      skipped=jnp.zeros((), jnp.int32),
+      average=average,
+      transform_state=mask_transform.init(kernels),
+      inner_state=inner_state,
+    )
+
+  def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    grads = updates
+    if params is None:
+      raise ValueError(
+        "params must be passed to update: tx.update(grads, opt_state, params); "
+        "got None."
+      )
+    chosen = [m is not None for m in align(params, state.masks)]
+    step = jnp.asarray(optax.safe_increment(state.count))
+    due = update_masks
+    if due is None and update_every is not None:
+      due = (step > start_step) & ((step - start_step) % update_every == 0)
+      if end_step is not None:
+        due = due & (state.count < end_step)
+
+    def update_topology(inner_state, average):
+      old = (state.masks, state.budgets, state.skipped, state.transform_state)
+      if due is None:
+        return old
+
+      def transform():
+        if average is None:
+          moments = find_moments(inner_state, params, chosen)
+        else:
+          moments = Moments(average, choose(params, [False] * len(chosen)))
+        inputs = ScoreInputs(
+          params=choose(params, chosen),
+          grads=choose(grads, chosen),
+          moments=moments,
+          masks=state.masks,
+          key=jax.random.fold_in(jax.random.key(state.seed), state.count),
+          step=step,
+        )
+        topology = Topology(state.masks, state.budgets, jnp.asarray(True))
+        topology, after = mask_transform.update(inputs, topology, state.transform_state)
+        new = (topology.masks, topology.budgets, state.skipped, after)
+        skip = (*old[:2], optax.safe_increment(state.skipped), old[3])
+        return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
+
+      # The inner update stays outside: as an operand it would be written out at
+      # every step, due or not.
+      return lax.cond(due, transform, lambda: old)
+
+    # Only one generation of masks is read in either order: with two, each would be
+    # copied at every step.
+    average = state.average
+    if mask_gradients:
+      masks, budgets, skipped, after = update_topology(state.inner_state, average)
+      live = align(params, masks)
+      updates, inner_state = inner.update(
+        _where_live(live, grads, zeros=True), state.inner_state, params, **extra_args
+      )
+      average = _accumulate(average, grads, chosen)
+    else:
+      updates, inner_state = inner.update(
+        grads, state.inner_state, params, **extra_args
+      )
+      average = _accumulate(average, grads, chosen)
+      masks, budgets, skipped, after = update_topology(inner_state, average)
+      live = align(params, masks)
+    return _where_live(live, updates, params), SparseState(
+      count=step,
+      seed=state.seed,
+      masks=masks,
+      budgets=budgets,
+      skipped=skipped,
+      average=average,
+      transform_state=after,
+      inner_state=inner_state,
+    )
+
+  def _accumulate(average, grads, chosen):
+    if average is None:
+      return None
+    return jax.tree.map(
+      lambda m, g: jnp.asarray(momentum_decay, m.dtype) * m + g.astype(m.dtype),
+      average,
+      choose(grads, chosen),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _where_live(entries, updates, params=None, zeros=False):
+  """The updates where live; elsewhere zero, or the step that takes p to zero."""
+  leaves, treedef = jax.tree.flatten(updates)
+  if len(leaves) != len(entries):
+    raise ValueError(
+      f"updates must have the params' structure: {len(entries)} leaves, got "
+      f"{len(leaves)}."
+    )
+  values = leaves if zeros else jax.tree.leaves(params)
+  out = []
+  for mask, u, p in zip(entries, leaves, values, strict=True):
+    dead = jnp.zeros_like(u) if zeros else -p.astype(u.dtype)
+    out.append(u if mask is None else jnp.where(mask, u, dead))
+  return treedef.unflatten(out)
+
+
+def _check(inner, mask_transform, density, update_every, start_step, end_step, seed):
+  if not (callable(getattr(inner, "init", None)) and callable(inner.update)):
+    raise TypeError(f"inner must be an optax optimizer, got {inner!r}.")
+  if not isinstance(mask_transform, MaskTransform):
+    raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
+  if density is not None:
+    check_density(density)
+  for name, value, least in (
+    ("update_every", update_every, 1),
+    ("start_step", start_step, 0),
+    ("end_step", end_step, 0),
+  ):
+    if (value is None and name != "start_step") or isinstance(value, jax.Array):
+      continue
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+      raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < least:
+      raise ValueError(f"{name} must be at least {least}, got {value}.")
+  if not isinstance(seed, (int, np.integer, jax.Array)) or isinstance(seed, bool):
+    raise TypeError(f"seed must be an integer, got {seed!r}.")

@@ -1,0 +1,84 @@
+"""The state at the start: first masks, first budgets, and where moments lie."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
+
+from sparsejax.core.budgets import from_vector
+from sparsejax.core.layerwise import top_k_masks
+from sparsejax.core.leaves import path_string
+from sparsejax.core.random import leaf_keys, true_like, uniform_like
+from sparsejax.core.types import PyTree
+from sparsejax.transforms.shapes import layer_shapes
+
+
+# One compiled program, for all optimizers of the same tree: run eagerly, every loop in
+# it would compile by itself.
+@functools.partial(
+  jax.jit, static_argnames=("density", "distribution", "budget_shapes")
+)
+def start(kernels, seed, traced, *, density, distribution, budget_shapes):
+  """The first masks and budgets, random at the distribution's budgets or all live."""
+  treedef = jax.tree.structure(kernels)
+  like = treedef.unflatten(jax.ShapeDtypeStruct(s, jnp.int32) for s in budget_shapes)
+  shapes = layer_shapes(kernels, like)
+  density = density if traced is None else traced
+  live = jax.tree.map(true_like, kernels)
+  if density is None:
+    budgets = jnp.asarray([int(np.prod(s)) for s in shapes.values()], jnp.int32)
+    return live, from_vector(budgets, like), seed
+  budgets = from_vector(distribution(shapes, density), like)
+  keys = leaf_keys(jax.random.key(seed), kernels)
+  leaves = jax.tree.leaves(kernels)
+  draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+  return top_k_masks(treedef.unflatten(draws), budgets, live), budgets, seed
+
+
+def budget_template(params, kernels, chosen, rows) -> PyTree:
+  """Abstract budgets: () a leaf, (rows,) where the leading axis stacks layers."""
+  shapes = []
+  for (path, leaf), is_chosen, is_stacked in zip(
+    jax.tree_util.tree_leaves_with_path(params), chosen, rows, strict=True
+  ):
+    if not is_chosen:
+      continue
+    if is_stacked and leaf.ndim < 2:
+      raise ValueError(
+        f"stacked must select leaves of rank 2 or more, got shape {leaf.shape} at "
+        f"{path_string(path)!r}."
+      )
+    shape = leaf.shape[:1] if is_stacked else ()
+    shapes.append(jax.ShapeDtypeStruct(shape, jnp.int32))
+  return jax.tree.structure(kernels).unflatten(shapes)
+
+
+def placed_like(state: PyTree, params: PyTree) -> PyTree:
+  """Lays moments out like their parameters.
+
+  Under `jit` an optimizer's zeros depend on no data, and the compiler would put the
+  moments of a sharded parameter whole on every device.
+
+  Args:
+    state: any tree; a leaf belongs to a parameter if its path ends with the
+      parameter's and the shapes are equal.
+    params: the params it was made for.
+
+  Returns:
+    The same state; outside of `jit` untouched.
+  """
+  places = dict(jax.tree_util.tree_leaves_with_path(params))
+
+  def place(path, leaf):
+    if not isinstance(leaf, Tracer):
+      return leaf
+    for i in range(len(path) + 1):
+      param = places.get(path[i:])
+      if param is not None and param.shape == leaf.shape:
+        return shard_alike(leaf, param)[0]
+    return leaf
+
+  return jax.tree_util.tree_map_with_path(place, state)

@@ -1,0 +1,69 @@
+"""A fixed random mask."""
+
+from typing import Any
+
+import optax
+
+from sparsejax.core.leaves import Where
+from sparsejax.core.types import Distribution
+from sparsejax.distributions.static import uniform
+from sparsejax.transforms.chain import chain
+from sparsejax.transforms.sparsify import sparsify
+
+
+def static_sparse(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """Trains the weights of a random mask that never changes.
+
+  masks = random at the distribution's budgets, for good
+
+  Gradients are masked. The control that every dynamic method must beat.
+
+  Args:
+    inner: any optax optimizer.
+    density: fraction of weights live, in (0, 1].
+    update_every: accepted for the common signature; masks never change.
+    start_step: accepted, without effect.
+    end_step: accepted, without effect.
+    distribution: of the weights live at the start.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1, momentum=0.9), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  return sparsify(
+    inner,
+    chain(),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    mask_gradients=True,
+  )

@@ -1,0 +1,269 @@
+"""The tables through which every method goes. A new method is one line here."""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from flax import linen, nnx
+
+import sparsejax as sj
+
+# Mask updates fall due after steps 3 and 5 of the 7 that every row runs.
+SCHEDULE = {"update_every": 2, "start_step": 1, "end_step": 5}
+STEPS, DUE = 7, (3, 5)
+# Every container holds these two kernels and, maybe, leaves that stay dense.
+KERNELS = ((6, 5), (5, 4))
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+  """A method and what it promises on the two kernels."""
+
+  name: str
+  kwargs: dict[str, Any] = field(default_factory=dict)
+  totals: tuple[int, int, int] = (20, 20, 20)  # at first, after step 3, after step 5
+  moves: bool = True
+  masked: bool = True  # the inner optimizer sees masked gradients
+
+  def __call__(self, inner, **kwargs):
+    kwargs = {"density": 0.4} | SCHEDULE | self.kwargs | kwargs
+    return getattr(sj, self.name)(inner, **kwargs)
+
+
+def _loose(f):
+  """Lets optax promote dtypes, which it needs; everything of ours stays strict."""
+
+  @functools.wraps(f)
+  def wrapped(*args, **kwargs):
+    with jax.numpy_dtype_promotion("standard"):
+      return f(*args, **kwargs)
+
+  return wrapped
+
+
+METHODS = [
+  Method("sparse_momentum", masked=False),
+  Method("sparse_evolution"),
+  Method("rigl", {"drop_fraction": _loose(optax.cosine_decay_schedule(0.5, 20))}),
+  Method("static_sparse", moves=False),
+  Method("gradual_magnitude", totals=(50, 24, 20)),
+  Method("dense", totals=(50, 50, 50), moves=False, masked=False),
+]
+
+
+def _loosely(inner):
+  inner = optax.with_extra_args_support(inner)
+  return optax.GradientTransformationExtraArgs(inner.init, _loose(inner.update))
+
+
+def _inside(inner):
+  return lambda sparse: sparse(_loosely(inner))
+
+
+def _labels(params):
+  return jax.tree.map(lambda p: "kernel" if p.ndim > 1 else "other", params)
+
+
+def _split(kernels):
+  return optax.partition(
+    {"kernel": kernels, "other": _loosely(optax.adam(0.1))}, _labels
+  )
+
+
+SGD = optax.sgd(0.1, momentum=0.9)
+# From a method to an optimizer: most hold it outside, some wrap it.
+OPTIMIZERS: dict[str, Callable] = {
+  "momentum": _inside(SGD),
+  "adamw": _inside(optax.adamw(0.01, weight_decay=0.1)),
+  "sgd": _inside(optax.sgd(0.1)),
+  "nesterov": _inside(optax.sgd(0.1, momentum=0.9, nesterov=True)),
+  "adam": _inside(optax.adam(0.01)),
+  "lion": _inside(optax.lion(0.01, weight_decay=0.1)),
+  "rmsprop": _inside(optax.rmsprop(0.01)),
+  "rmsprop_momentum": _inside(optax.rmsprop(0.01, momentum=0.9)),
+  "adafactor": _inside(optax.adafactor(0.01, min_dim_size_to_factor=4)),
+  "adafactor_momentum": _inside(optax.adafactor(0.01, momentum=0.9)),
+  "muon": _inside(optax.contrib.muon(0.01, ns_steps=2, weight_decay=0.1)),
+  "clip_decay_sgd": _inside(
+    optax.chain(
+      optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.1)
+    )
+  ),
+  "inject_hyperparams": _inside(optax.inject_hyperparams(optax.adam)(0.01)),
+  "apply_if_finite": _inside(optax.apply_if_finite(SGD, 3)),
+  "multi_steps_inside": _inside(
+    optax.MultiSteps(SGD, every_k_schedule=2).gradient_transformation()
+  ),
+  "multi_steps_outside": lambda sparse: _loosely(
+    optax.MultiSteps(sparse(SGD), every_k_schedule=2).gradient_transformation()
+  ),
+  "partition_inside": _inside(_split(SGD)),
+  "partition_outside": lambda sparse: _split(sparse(SGD)),
+  "chain_outside": lambda sparse: optax.chain(optax.clip(1.0), sparse(SGD)),
+}
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=["body", "head"], meta_fields=[]
+)
+@dataclass
+class Net:
+  """A params tree that is a dataclass."""
+
+  body: Any
+  head: Any
+
+
+class _Linen(linen.Module):
+  @linen.compact
+  def __call__(self, x):
+    x = linen.Dense(KERNELS[0][1])(linen.Embed(7, KERNELS[0][0])(x))
+    return linen.Dense(KERNELS[1][1])(linen.LayerNorm()(x))
+
+
+class _NNX(nnx.Module):
+  def __init__(self):
+    rngs = nnx.Rngs(0)
+    self.layers = nnx.List([nnx.Linear(*s, rngs=rngs) for s in KERNELS])
+    self.norm = nnx.LayerNorm(KERNELS[1][1], rngs=rngs)
+
+
+def _kernels():
+  return [_normal(i, shape) for i, shape in enumerate(KERNELS)]
+
+
+def _normal(seed, shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def _nested():
+  w0, w1 = _kernels()
+  layers = [{"kernel": w0, "bias": jnp.ones(5)}, {"kernel": w1, "bias": jnp.ones(4)}]
+  norm = {"scale": jnp.ones(5), "bias": jnp.zeros(5)}
+  return {"layers": layers, "bn": norm, "embed": {"embedding": _normal(9, (7, 6))}}
+
+
+CONTAINERS: dict[str, Callable] = {
+  "dict": lambda: dict(zip(("body", "head"), _kernels(), strict=True)) | {"b": _b()},
+  "tuple": lambda: (*_kernels(), _b()),
+  "list": lambda: [_b(), *_kernels()],
+  "nested": _nested,
+  "dataclass": lambda: Net(*_kernels()),
+  "array": lambda: _normal(0, (10, 5)),
+  "nnx": lambda: nnx.state(_NNX(), nnx.Param),
+  "linen": lambda: _Linen().init(jax.random.key(0), jnp.zeros((1,), jnp.int32)),
+}
+
+
+def _b():
+  return jnp.ones(4)
+
+
+class Row(NamedTuple):
+  """One line of the contract: a method, an optimizer, a container, a dtype."""
+
+  method: Method
+  optimizer: str = "momentum"
+  container: str = "dict"
+  dtype: str = "float32"
+
+  def __str__(self):
+    return "-".join((self.method.name, *self[1:]))
+
+
+def rows() -> list[Row]:
+  """The whole table; every pair would take too long to compile."""
+  both = ("momentum", "adamw")
+  rows = [Row(m, o) for m in METHODS for o in both]
+  rows += [Row(m, dtype="bfloat16") for m in METHODS]
+  rows += [Row(METHODS[0], "adamw", dtype="bfloat16")]
+  widest = [m for m in METHODS if m.name in ("sparse_momentum", "rigl")]
+  rows += [Row(m, o) for m in widest for o in OPTIMIZERS if o not in both]
+  return rows + [Row(METHODS[0], container=c) for c in CONTAINERS if c != "dict"]
+
+
+class Step(NamedTuple):
+  """What one step did, on the host: flat lists of the trees' leaves."""
+
+  params: list[np.ndarray]
+  updates: list[np.ndarray]
+  after: list[np.ndarray]
+  bare: list[np.ndarray]  # what the inner optimizer alone would have done
+  masks: list[np.ndarray]
+  budgets: list[int]
+
+
+class Run(NamedTuple):
+  """A row's whole run."""
+
+  row: Row
+  tx: optax.GradientTransformationExtraArgs
+  start: tuple[Any, Any]  # params and state
+  end: tuple[Any, Any]
+  steps: list[Step]
+  every: int  # calls of update per step, for `optax.MultiSteps` outside
+  traces: int
+
+
+def is_kernel(leaf) -> bool:
+  """Whether a leaf is one of the table's kernels, known by its shape alone."""
+  return leaf.shape in KERNELS or leaf.shape == (10, 5)
+
+
+def train(row: Row) -> Run:
+  """Runs a row once, in one compiled step, for all facts that are checked on it."""
+  wrap = OPTIMIZERS[row.optimizer]
+  tx, alone = wrap(row.method), wrap(lambda inner: inner)
+  traces = 0
+
+  def step(params, state, bare, grads):
+    nonlocal traces
+    traces += 1
+    updates, state = tx.update(grads, state, params, not_known=jnp.float32(0))
+    seen = sj.apply_masks(grads, sj.masks(state)) if row.method.masked else grads
+    expected, bare = alone.update(seen, bare, params)
+    return optax.apply_updates(params, updates), state, bare, updates, expected
+
+  dtype = jnp.dtype(row.dtype)
+  params = jax.tree.map(lambda p: p.astype(dtype), CONTAINERS[row.container]())
+  state, bare = tx.init(params), alone.init(params)
+  start, compiled, steps = (params, state), jax.jit(step), []
+  every = 2 if row.optimizer == "multi_steps_outside" else 1
+  rng = np.random.default_rng(1)
+  for _ in range(STEPS * every):
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), dtype), params)
+    before = params
+    params, state, bare, updates, expected = compiled(params, state, bare, grads)
+    record = (before, updates, params, expected, sj.masks(state))
+    leaves = (jax.tree.leaves(jax.device_get(tree)) for tree in record)
+    steps.append(Step(*leaves, budgets=budgets(state)))
+  return Run(row, tx, start, (params, state), steps, every, traces)
+
+
+def budgets(state) -> list[int]:
+  """The budgets in a nested optimizer state."""
+  is_sparse = lambda x: isinstance(x, sj.SparseState)
+  [found] = filter(is_sparse, jax.tree.leaves(state, is_leaf=is_sparse))
+  return [int(b) for b in jax.tree.leaves(found.budgets)]
+
+
+def pytest_generate_tests(metafunc):
+  """Gives every test that asks for a `row` or a `method` the whole table."""
+  for name, table in (("row", rows()), ("method", METHODS)):
+    if name in metafunc.fixturenames:
+      ids = [str(x) if name == "row" else x.name for x in table]
+      metafunc.parametrize(name, table, ids=ids)
+
+
+@pytest.fixture(scope="session")
+def harness():
+  """This module: with `importmode=importlib` tests cannot import it."""
+  return sys.modules[__name__]
