@@ -1,0 +1,50 @@
+"""Multilayer perceptrons."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from sparsejax.models.initialization import Initialization, torch_uniform
+
+
+class MLP(nn.Module):
+  """A multilayer perceptron; images are flattened.
+
+  h_0 = x;  h_l = activation(h_{l-1} W_l + b_l);  logits = h_L W_{L+1} + b_{L+1}
+
+  Attributes:
+    features: widths of the hidden layers.
+    num_classes: number of logits.
+    activation: elementwise, after each hidden layer.
+    initialization: a layer's fan-in to its initializers.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> model = MLP(features=(32, 16), num_classes=10)
+    >>> images = jnp.ones((5, 8, 8, 1))
+    >>> logits, variables = jax.eval_shape(
+    ...   model.init_with_output, jax.random.key(0), images
+    ... )
+    >>> logits.shape, variables["params"]["dense1"]["kernel"].shape
+    ((5, 10), (64, 32))
+  """
+
+  features: Sequence[int] = (128, 128)
+  num_classes: int = 10
+  activation: Callable[[jax.Array], jax.Array] = nn.relu
+  initialization: Initialization = torch_uniform
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (n, ...) to logits (n, num_classes)."""
+    x = x.reshape(x.shape[0], -1)
+    widths = (*self.features, self.num_classes)
+    for i, width in enumerate(widths, 1):
+      kernel_init, bias_init = self.initialization(x.shape[-1])
+      x = nn.Dense(
+        width, kernel_init=kernel_init, bias_init=bias_init, name=f"dense{i}"
+      )(x)
+      if i < len(widths):
+        x = self.activation(x)
+    return x

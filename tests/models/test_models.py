@@ -1,0 +1,152 @@
+"""The models: sizes, initial weights, the function they compute."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import models
+
+MNIST = (2, 28, 28, 1)
+
+
+def images(shape):
+  return jnp.asarray(np.random.default_rng(1).uniform(size=shape).astype(np.float32))
+
+
+def kernels(params):
+  return [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if path[-1].key == "kernel"
+  ]
+
+
+def init(name, shape=MNIST, **kwargs):
+  model = models.create(name, **kwargs)
+  return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))["params"]
+
+
+def filled(name, shape=MNIST, **kwargs):
+  """A model and parameters from NumPy, which need not be compiled."""
+  rng = np.random.default_rng(0)
+  model = models.create(name, **kwargs)
+
+  def fill(leaf):
+    bound = np.prod(leaf.shape[:-1]) ** -0.5
+    return jnp.asarray(rng.uniform(-bound, bound, leaf.shape).astype(np.float32))
+
+  return model, jax.tree.map(fill, shapes(name, shape, **kwargs))
+
+
+def shapes(name, shape=MNIST, **kwargs):
+  model = models.create(name, **kwargs)
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))["params"]
+
+
+@pytest.mark.parametrize(
+  ("name", "weights", "biases"), [("lenet300", 266_200, 410), ("lenet5", 430_500, 580)]
+)
+def test_weight_counts(name, weights, biases):
+  params = shapes(name)
+  assert sum(k.size for k in kernels(params)) == weights
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == weights + biases
+
+
+def test_lenet5_layers():
+  got = {name: layer["kernel"].shape for name, layer in shapes("lenet5").items()}
+  assert got == {
+    "conv1": (5, 5, 1, 20),
+    "conv2": (5, 5, 20, 50),
+    "dense1": (800, 500),
+    "dense2": (500, 10),
+  }
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_any_model_takes_images_and_num_classes(name):
+  model, params = filled(name, (2, 32, 32, 3), num_classes=7)
+  x = images((5, 32, 32, 3))
+  logits = jax.jit(model.apply)({"params": params}, x)
+  assert logits.shape == (5, 7)
+  assert logits.dtype == jnp.float32
+  assert len(np.unique(np.round(logits, 6))) == logits.size
+
+
+def test_lenet5_is_what_caffe_and_pytorch_compute():
+  model, p = filled("lenet5")
+  x = images(MNIST)
+
+  def reference(p, x):
+    for name in ("conv1", "conv2"):
+      features = p[name]["bias"].size
+      layer = nn.Conv(features, (5, 5), padding="VALID")
+      x = nn.relu(layer.apply({"params": p[name]}, x))
+      x = nn.max_pool(x, (2, 2), (2, 2))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(x @ p["dense1"]["kernel"] + p["dense1"]["bias"][None])
+    return x @ p["dense2"]["kernel"] + p["dense2"]["bias"][None]
+
+  def loss(f):
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(f(p)))))
+
+  ours = loss(lambda p: model.apply({"params": p}, x))(p)
+  want = loss(lambda p: reference(p, x))(p)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+
+
+def test_mlp_is_dense_layers_with_the_activation_between():
+  model, p = filled("mlp", (2, 3, 3, 1), features=(5, 4), activation=jnp.tanh)
+  x = images((6, 3, 3, 1))
+  h = x.reshape(6, 9)
+  for name in ("dense1", "dense2"):
+    h = jnp.tanh(h @ p[name]["kernel"] + p[name]["bias"][None])
+  want = h @ p["dense3"]["kernel"] + p["dense3"]["bias"][None]
+  np.testing.assert_allclose(model.apply({"params": p}, x), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lenet300", "lenet5"])
+def test_lenets_start_as_pytorch_does(name):
+  _, params = init(name)
+  for layer in params.values():
+    fan_in = np.prod(layer["kernel"].shape[:-1])
+    for leaf in (layer["kernel"], layer["bias"]):
+      scaled = np.asarray(leaf).ravel() * np.sqrt(fan_in)
+      assert np.abs(scaled).max() <= 1
+      tolerance = 4 / np.sqrt(leaf.size)
+      assert abs(scaled.mean()) < tolerance / np.sqrt(3)
+      assert abs(3 * (scaled**2).mean() - 1) < tolerance
+
+
+def test_initialization_is_an_option():
+  _, params = init(
+    "mlp", (1, 30, 30, 1), features=(500,), initialization=models.lecun_normal
+  )
+  assert not params["dense1"]["bias"].any()
+  spread = params["dense1"]["kernel"].std() * np.sqrt(900)
+  assert abs(spread - 1) < 0.02
+
+
+def test_seeds_train_side_by_side():
+  """Parameters stacked over seeds, as populations are trained."""
+  model, params = filled("lenet5")
+  x = images(MNIST)
+  members = [params, jax.tree.map(lambda a: -a, params)]
+  stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
+
+  @jax.jit
+  def grads(p):
+    return jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x) ** 2))(p)
+
+  together = jax.jit(jax.vmap(grads))(stacked)
+  for i, member in enumerate(members):
+    alone = grads(member)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+      np.testing.assert_allclose(a[i], b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_unknown_name_lists_the_known():
+  with pytest.raises(ValueError, match=r"lenet300, lenet5, mlp; got 'lenet'"):
+    models.create("lenet")
