@@ -1,0 +1,69 @@
+r"""Trains a network that is sparse from the first step to the last.
+
+  python scripts/train.py --config=configs/digits.py --workdir=runs/digits
+
+A config file may have variants, and every field can be changed:
+
+  python scripts/train.py --workdir=runs/rigl \
+    --config=configs/mnist_lenet300.py:rigl --config.density=0.02
+
+The same command again goes on with a run that was stopped; a workdir holds one run, and
+another config is refused there. SIGTERM and Ctrl-C write a checkpoint first (exit
+status 0 and 130). What there is to change, and the defaults, which the files of
+configs/ replace:
+
+"""
+
+import signal
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sparsejax import training
+
+__doc__ = str(__doc__) + "".join(
+  f"  --config.{name}={value}\n"
+  for name, value in training.default_config().to_dict().items()
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  help_string="A file of configs/, with an optional variant: path.py:variant.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A directory for this run alone; made if it is not there."
+)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the flags; a mistake in them ends in one line, not in a traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError) as e:
+    # ml_collections hands over a whole traceback, whose last line says what is wrong.
+    lines = str(e).strip().splitlines()
+    text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
+    text = text.removeprefix("sparsejax.training.errors.ConfigError: ")
+    if isinstance(e, AttributeError | KeyError):
+      while isinstance(e.args[0], Exception):
+        e = e.args[0]
+      text = "unknown field of the config: " + " ".join(str(e.args[0]).split())
+    sys.exit(f"Error: {text}\n(--help says what there is.)")
+
+
+def main(argv: list[str]) -> int:
+  logging.set_verbosity(logging.WARNING)  # jax tells of each platform it looks for
+  if len(argv) > 1:
+    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+  try:
+    result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
+  except (training.TrainingError, OSError) as e:
+    sys.exit(f"Error: {e}")
+  return 130 if result.stopped_by is signal.SIGINT else 0
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main, flags_parser=parse)

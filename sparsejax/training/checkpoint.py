@@ -1,0 +1,231 @@
+"""Checkpoints by orbax: exact, checked, and stamped with the run they belong to."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from sparsejax.training import config as config_lib
+from sparsejax.training import errors
+from sparsejax.training import workdir as workdir_lib
+
+PyTree = Any
+
+_DIGESTS = "digests.json"
+
+FORMAT = 1  # raised when an older reader would misread what is written
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore` found.
+
+  Attributes:
+    state: a tree like the target, with the target's types and shardings.
+    extra: what was saved beside it.
+    lost: one message a damaged checkpoint that was passed over.
+  """
+
+  state: PyTree
+  extra: dict[str, Any]
+  lost: list[str]
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `<workdir>/checkpoints`.
+
+  Args:
+    workdir: the run's directory.
+    stamp: the run's config as JSON; checkpoints with another one are refused.
+    keep: how many are kept: two at least, so that a damaged one loses little.
+  """
+
+  def __init__(self, workdir: pathlib.Path, stamp: dict[str, Any], keep: int = 2):
+    self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    self._stamp = stamp
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, enable_async_checkpointing=False
+    )
+    self._open: Callable[[], ocp.CheckpointManager] = lambda: ocp.CheckpointManager(
+      self._directory, options=options
+    )
+    self._manager = self._open()
+
+  def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
+    """Writes a checkpoint; a no-op if there is one of that step.
+
+    Args:
+      step: updates done so far.
+      state: a tree of arrays, typed PRNG keys among them.
+      extra: JSON values kept beside it.
+    """
+    arrays = _flatten(state)
+    meta = {
+      "format": FORMAT,
+      "config": self._stamp,
+      "arrays": _describe(arrays),
+      "extra": extra,
+    }
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+      ),
+    )
+    folder = self._directory / str(step)
+    if jax.process_index() == 0 and folder.is_dir():
+      workdir_lib.write_text(folder / _DIGESTS, json.dumps(_digests(folder)) + "\n")
+
+  def restore(self, target: PyTree) -> Restored | None:
+    """Reads the newest good checkpoint.
+
+    Damaged ones are moved to `<workdir>/damaged` and named in the result.
+
+    Args:
+      target: a state of this run, or the abstract one of `jax.eval_shape`.
+
+    Returns:
+      What was found, or None if there is no checkpoint at all.
+
+    Raises:
+      CheckpointError: if a checkpoint is another run's or another program's, or if
+        there are some and none is good.
+    """
+    lost: list[str] = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        # Before orbax reads it: what it makes of damaged files is not always an error.
+        _check_digests(self._directory / str(step))
+        meta = self._read_meta(step)
+        self._check_belongs(step, meta, target)
+        arrays = self._read_arrays(step, target)
+        return Restored(_unflatten(target, arrays), meta["extra"], lost)
+      except errors.CheckpointError:
+        raise
+      except Exception as e:  # orbax and tensorstore raise all kinds
+        reason = str(e).partition("\n")[0][:200] or type(e).__name__
+      lost.append(f"the checkpoint of step {step} is damaged ({reason})")
+      self._set_aside(step)
+    if lost:
+      raise errors.CheckpointError(
+        f"no checkpoint in {self._directory} can be read: {'; '.join(lost)}. They were"
+        f" moved to {self._directory.parent / 'damaged'}; started again, the run begins"
+        " at its first step."
+      )
+    return None
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints there are, in ascending order."""
+    return sorted(self._manager.all_steps())
+
+  def close(self) -> None:
+    """Ends orbax's threads."""
+    self._manager.close()
+
+  def _read_meta(self, step: int) -> dict[str, Any]:
+    item = self._directory / str(step) / "meta"
+    if not item.exists():
+      raise errors.CheckpointError(
+        f"the checkpoint {item.parent} was not written by this program: it has no"
+        f" 'meta' item. Give another --workdir."
+      )
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+    )
+    return restored["meta"]
+
+  def _read_arrays(self, step: int, target: PyTree) -> dict[str, jax.Array]:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
+      for name, x in jax.eval_shape(_flatten, target).items()
+    }
+    restored = self._manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    )
+    return restored["state"]
+
+  def _check_belongs(self, step: int, meta: dict[str, Any], target: PyTree) -> None:
+    where = f"the checkpoint of step {step} in {self._directory}"
+    if not isinstance(meta, dict) or "format" not in meta or "config" not in meta:
+      raise errors.CheckpointError(
+        f"{where} was not written by this program. Give another --workdir."
+      )
+    if meta["format"] != FORMAT:
+      raise errors.CheckpointError(
+        f"{where} must be of format {FORMAT}; got {meta['format']}"
+      )
+    changed = config_lib.difference(meta["config"], self._stamp)
+    if changed:
+      raise errors.CheckpointError(
+        f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
+      )
+    wanted = _describe(jax.eval_shape(_flatten, target))
+    changed = config_lib.difference(meta["arrays"], wanted)
+    if changed:
+      raise errors.CheckpointError(
+        f"{where} holds other arrays than this program trains (saved -> now): "
+        + "; ".join(changed[:8])
+      )
+
+  def _set_aside(self, step: int) -> None:
+    self._manager.close()
+    aside = self._directory.parent / "damaged"
+    aside.mkdir(exist_ok=True)
+    shutil.rmtree(aside / str(step), ignore_errors=True)
+    shutil.move(self._directory / str(step), aside / str(step))
+    self._manager = self._open()
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_key(x: Any) -> bool:
+  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _flatten(state: PyTree) -> dict[str, jax.Array]:
+  """Names each array by its path; keys become their data, which all can read."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  named = {
+    _name(path): jax.random.key_data(x) if _is_key(x) else x for path, x in leaves
+  }
+  if len(named) != len(leaves):
+    raise ValueError("two arrays of the state have the same path")
+  return named
+
+
+def _unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(target)
+  restored = []
+  for path, like in leaves:
+    x = arrays[_name(path)]
+    restored.append(jax.random.wrap_key_data(x) if _is_key(like) else x)
+  return jax.tree.unflatten(treedef, restored)
+
+
+def _describe(arrays: dict[str, jax.Array]) -> dict[str, str]:
+  return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _DIGESTS)
+  return {
+    p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+    for p in files
+  }
+
+
+def _check_digests(folder: pathlib.Path) -> None:
+  if not (folder / _DIGESTS).exists():  # not ours, or its writer was killed just then
+    return
+  expected = json.loads((folder / _DIGESTS).read_text())
+  changed = sorted(name for name, _ in expected.items() ^ _digests(folder).items())
+  if changed:
+    raise ValueError(f"{changed[0]} is not what was written")

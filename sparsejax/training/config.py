@@ -1,0 +1,215 @@
+"""The fields of a training run, with their defaults and rules."""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from sparsejax.training import augment, data, errors
+
+METHODS = (
+  "sparse_momentum",
+  "sparse_evolution",
+  "rigl",
+  "static_sparse",
+  "gradual_magnitude",
+  "dense",
+)
+DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+LR_SCHEDULES = ("constant", "step", "cosine")
+
+
+def default_config() -> config_dict.ConfigDict:
+  """Returns every field of a run at its default, ready to be changed.
+
+  Returns:
+    A `ConfigDict`, locked: a misspelt field raises where it is set.
+  """
+  c = config_dict.ConfigDict()
+  # Data.
+  c.dataset = "digits"
+  c.data_dir = ""  # a TFDS folder; empty: TFDS_DATA_DIR, then TFDS's default
+  c.validation_fraction = 0.1  # of the training images; the same ones for every seed
+  c.augmentation = "none"
+  # Model.
+  c.model = "mlp"  # a name of sparsejax.models
+  c.model_kwargs = config_dict.ConfigDict()
+  # What is sparse, and how that moves.
+  c.method = "sparse_momentum"
+  c.method_kwargs = config_dict.ConfigDict()
+  c.density = 0.1  # live weights / weights
+  c.distribution = "uniform"  # budgets of the layers at the start
+  c.update_every = 100  # steps from one mask update to the next
+  c.start_fraction = 0.0  # mask updates come after this part of the run ...
+  c.end_fraction = 1.0  # ... and before this part of it
+  c.drop_fraction = 0.5  # of the live weights, at the start
+  c.final_drop_fraction = 0.0  # reached by a cosine at end_fraction
+  # Optimizer.
+  c.optimizer = "sgd"  # sgd has Nesterov momentum
+  c.learning_rate = 0.1
+  c.lr_schedule = "step"
+  c.lr_decay_every = 25_000  # steps; lr_schedule="step" only
+  c.lr_decay_factor = 0.1
+  c.momentum = 0.9
+  c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
+  # The run.
+  c.batch_size = 100
+  c.num_epochs = 10
+  c.seed = 0
+  c.num_seeds = 1  # seeds seed, seed + 1, ... trained side by side
+  # What is written, and when.
+  c.log_every = 100  # steps
+  c.eval_every = 1  # epochs
+  c.checkpoint_every = 10  # epochs; the end of the run is always kept
+  c.tensorboard = False
+  return c.lock()
+
+
+# What the papers say beside density and update_every, which a comparison shares.
+_PAPERS: dict[str, dict[str, float]] = {
+  "sparse_momentum": {"drop_fraction": 0.5, "final_drop_fraction": 0.005},
+  "sparse_evolution": {"drop_fraction": 0.3, "final_drop_fraction": 0.3},
+  "rigl": {"drop_fraction": 0.3, "final_drop_fraction": 0.0, "end_fraction": 0.75},
+  "static_sparse": {},
+  "gradual_magnitude": {"start_fraction": 0.1, "end_fraction": 0.75},
+  "dense": {"density": 1.0},
+}
+
+
+def use_method(config: config_dict.ConfigDict, method: str) -> None:
+  """Sets a config's method and the schedule that its paper gives it.
+
+  Args:
+    config: of `default_config`; changed in place.
+    method: one of `METHODS`; the variant in `--config=file.py:variant`.
+
+  Raises:
+    ConfigError: if it is none of them.
+  """
+  if method not in METHODS:
+    raise errors.ConfigError(
+      f"method must be one of {', '.join(METHODS)}; got {method!r}"
+    )
+  config.method = method
+  config.update(_PAPERS[method])
+
+
+def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
+  return lambda v: v >= low, f"at least {low}"
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+  return lambda v: v in names, "one of " + ", ".join(names)
+
+
+_FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "dataset": _one_of(data.NAMES),
+  "validation_fraction": _FRACTION,
+  "augmentation": _one_of(tuple(augment.AUGMENTATIONS)),
+  "method": _one_of(METHODS),
+  "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "distribution": _one_of(DISTRIBUTIONS),
+  "update_every": _at_least(1),
+  "start_fraction": _FRACTION,
+  "end_fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "drop_fraction": _FRACTION,
+  "final_drop_fraction": _FRACTION,
+  "optimizer": _one_of(OPTIMIZERS),
+  "learning_rate": (lambda v: 0 < v < float("inf"), "above 0 and finite"),
+  "lr_schedule": _one_of(LR_SCHEDULES),
+  "lr_decay_every": _at_least(1),
+  "lr_decay_factor": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "momentum": _FRACTION,
+  "weight_decay": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
+  "batch_size": _at_least(1),
+  "num_epochs": _at_least(1),
+  "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
+  "num_seeds": _at_least(1),
+  "log_every": _at_least(1),
+  "eval_every": _at_least(1),
+  "checkpoint_every": _at_least(1),
+}
+
+
+def complete(config: Mapping[str, Any]) -> Any:
+  """Fills a config up with the defaults and checks every field.
+
+  Args:
+    config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
+
+  Returns:
+    All fields, a `FrozenConfigDict`.
+
+  Raises:
+    ConfigError: naming the field, its rule and its value.
+
+  Example:
+    >>> complete({"density": 0.2}).density
+    0.2
+    >>> complete({"densty": 0.2})
+    Traceback (most recent call last):
+      ...
+    sparsejax.training.errors.ConfigError: config has no field 'densty'; did you mean
+    'density'?
+  """
+  full: Any = default_config()
+  for name, value in config.items():
+    if name not in full:
+      close = difflib.get_close_matches(name, list(full), 1)
+      hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
+      raise errors.ConfigError(f"config has no field {name!r}; {hint}")
+    if name.endswith("_kwargs"):
+      if not isinstance(value, Mapping | config_dict.ConfigDict):
+        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
+      full[name] = config_dict.ConfigDict(dict(value))
+      continue
+    kind = type(full[name])
+    # bool is an int to Python, but `num_epochs=True` is a mistake.
+    exact = kind is float and type(value) is int
+    if type(value) is not kind and not exact:
+      raise errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
+    full[name] = value
+  for name, (rule, text) in _RULES.items():
+    if not rule(full[name]):
+      raise errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")
+  for low, high in (
+    ("start_fraction", "end_fraction"),
+    ("final_drop_fraction", "drop_fraction"),
+  ):
+    if full[low] > full[high]:
+      raise errors.ConfigError(
+        f"{low} must not be above {high} ({full[high]}); got {full[low]}"
+      )
+  return config_dict.FrozenConfigDict(full)
+
+
+def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config as what `json` would read back: comparable, tuples as lists."""
+  as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyright: ignore
+  return json.loads(json.dumps(as_dict))
+
+
+# Where the data lie may change between two parts of one run.
+_NOT_THE_RUN = ("data_dir",)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns one line a field that differs, `name: old -> new`.
+
+  Args:
+    old: of `to_json`.
+    new: of `to_json`.
+
+  Returns:
+    The lines, sorted; none if the two are the same run. `data_dir` is not compared.
+  """
+  missing = "(absent)"
+  return [
+    f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+    for name in sorted({*old, *new}.difference(_NOT_THE_RUN))
+    if old.get(name, missing) != new.get(name, missing)
+  ]

@@ -1,0 +1,137 @@
+"""Data sets as arrays: the embedded digits, and what TFDS prepared."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsejax.training import errors, tfds_source
+
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+
+# The split must not depend on a run's seed: seeds trained side by side share the data.
+_SPLIT_SEED = 0
+
+
+class Split(NamedTuple):
+  """Images uint8 (n, height, width, channels) and labels int32 (n,)."""
+
+  images: np.ndarray
+  labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+  """Three splits, and the channel statistics of the training images.
+
+  Attributes:
+    train: what gradients are taken on.
+    validation: held out of the training images; may hold none.
+    test: looked at once, at the end.
+    num_classes: labels are below it.
+    mean: float32 (1, 1, 1, channels).
+    std: float32 (1, 1, 1, channels).
+  """
+
+  train: Split
+  validation: Split
+  test: Split
+  num_classes: int
+  mean: np.ndarray
+  std: np.ndarray
+
+
+def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dataset:
+  """Loads a data set into host memory; never uses the network.
+
+  The validation images are the same `round(validation_fraction * n)` whatever the seed
+  of a run.
+
+  Args:
+    name: one of `NAMES`.
+    data_dir: see `tfds_source.read`; not used by `digits`, which is embedded.
+    validation_fraction: the part of the training images held out, in [0, 1).
+
+  Returns:
+    The data set, images in uint8.
+
+  Raises:
+    ConfigError: if an argument breaks its rule.
+    DatasetNotFoundError: if the data set is not on this machine.
+
+  Example:
+    >>> [split.images.shape for split in load("digits")[:3]]
+    [(1294, 8, 8, 1), (144, 8, 8, 1), (359, 8, 8, 1)]
+  """
+  if name not in NAMES:
+    raise errors.ConfigError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
+  if not 0 <= validation_fraction < 1:
+    raise errors.ConfigError(
+      f"validation_fraction must be in [0, 1); got {validation_fraction}"
+    )
+  if name == "digits":
+    whole, test = _digits()
+  else:
+    whole = Split(*tfds_source.read(name, "train", data_dir))
+    test = Split(*tfds_source.read(name, "test", data_dir))
+  order = np.random.default_rng(_SPLIT_SEED).permutation(len(whole.labels))
+  held_out = round(validation_fraction * len(order))
+  if held_out == len(order):
+    raise errors.ConfigError(
+      f"validation_fraction must leave images to train on; got {validation_fraction}"
+    )
+  train, validation = take(whole, order[held_out:]), take(whole, order[:held_out])
+  mean, std = statistics(train.images)
+  return Dataset(train, validation, test, int(whole.labels.max()) + 1, mean, std)
+
+
+def take(split: Split, indices: np.ndarray) -> Split:
+  """Returns the examples at `indices`."""
+  return Split(split.images[indices], split.labels[indices])
+
+
+def pad(split: Split, multiple: int) -> Split:
+  """Fills a split up to a multiple of `multiple` with black images of label -1.
+
+  Args:
+    split: n examples.
+    multiple: a batch size, at least 1.
+
+  Returns:
+    A split whose length is the next multiple; evaluation passes over labels of -1.
+  """
+  missing = -len(split.labels) % multiple
+  rest = [(0, 0)] * (split.images.ndim - 1)
+  return Split(
+    np.pad(split.images, [(0, missing), *rest]),
+    np.pad(split.labels, (0, missing), constant_values=-1),
+  )
+
+
+def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and standard deviation of each channel, float32 (1, 1, 1, channels).
+
+  Exact: both come from the histogram of the 256 levels, so neither depends on an order
+  of summation.
+  """
+  levels = np.arange(256, dtype=np.float64)
+  channels = np.moveaxis(images, -1, 0)
+  counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
+  frequencies = counts / counts.sum(axis=1, keepdims=True)
+  mean = frequencies @ levels
+  std = np.sqrt(np.maximum(frequencies @ levels**2 - mean**2, 1e-12))
+  shape = (1, 1, 1, -1)
+  return mean.astype(np.float32).reshape(shape), std.astype(np.float32).reshape(shape)
+
+
+def _digits() -> tuple[Split, Split]:
+  """Scikit-learn's 1,797 digits of 8x8 pixels in 17 levels; a fifth is for testing."""
+  # Slow to import, and only this data set needs it.
+  from sklearn import datasets
+
+  bunch: Any = datasets.load_digits()
+  images = np.asarray(bunch["images"], np.uint8)[..., None]
+  labels = np.asarray(bunch["target"], np.int32)
+  # The file is ordered by writer: a tail would hold other hands than the head.
+  order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+  num_test = round(0.2 * len(labels))
+  whole = Split(images, labels)
+  return take(whole, order[num_test:]), take(whole, order[:num_test])

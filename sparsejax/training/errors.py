@@ -1,0 +1,25 @@
+"""Errors that a user can act on: the command line prints them without a traceback."""
+
+
+class TrainingError(Exception):
+  """Something outside the code is wrong: a setting, a data set, a file."""
+
+
+class ConfigError(TrainingError, ValueError):
+  """A field of the config breaks a rule."""
+
+
+class DatasetNotFoundError(TrainingError, FileNotFoundError):
+  """A data set is not on this machine in a form that can be read."""
+
+
+class CheckpointError(TrainingError, RuntimeError):
+  """A checkpoint cannot be read, or is not of this run."""
+
+
+class WorkdirError(TrainingError, OSError):
+  """The working directory cannot be used, or belongs to another run."""
+
+
+class NonFiniteError(TrainingError, FloatingPointError):
+  """Training brought forth nothing finite for a whole epoch."""

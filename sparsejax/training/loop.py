@@ -1,0 +1,213 @@
+"""Training from a config to a result: `train_and_evaluate`."""
+
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax.training import checkpoint as checkpoint_lib
+from sparsejax.training import config as config_lib
+from sparsejax.training import data as data_lib
+from sparsejax.training import errors, interrupt, optimizers, report
+from sparsejax.training import metrics as metrics_lib
+from sparsejax.training import progress as progress_lib
+from sparsejax.training import result as result_lib
+from sparsejax.training import run as run_lib
+from sparsejax.training import step as step_lib
+from sparsejax.training import workdir as workdir_lib
+
+
+def train_and_evaluate(
+  config: Mapping[str, Any], workdir: os.PathLike | str, verbose: bool = True
+) -> result_lib.Result:
+  """Trains a network sparse from the first step to the last, or goes on doing so.
+
+  The workdir then holds `config.json`, `metrics.jsonl` and `checkpoints/`, and at the
+  end `summary.json` and `report.png`. Called again with the same config it goes on
+  where it was stopped, bit for bit; a finished run is only shown again. SIGTERM and
+  SIGINT make it write a checkpoint and return.
+
+  Args:
+    config: some or all fields of `default_config`; the rest is at its default.
+    workdir: a directory for this run alone.
+    verbose: whether to show progress and print the summary.
+
+  Returns:
+    A `Result`.
+
+  Raises:
+    TrainingError: before any work is done, if the config, the data set, the workdir or
+      its checkpoints cannot be used; or later a `NonFiniteError`, if a whole epoch gave
+      no finite gradient.
+  """
+  complete = config_lib.complete(config)
+  stamp = config_lib.to_json(complete)
+  with interrupt.listen() as stop, workdir_lib.exclusive(workdir) as path:
+    workdir_lib.check(path, stamp)
+    run = run_lib.prepare(complete)
+    checkpoints = checkpoint_lib.Checkpoints(path, stamp)
+    try:
+      result = _train(run, path, checkpoints, stop, verbose)
+    finally:
+      checkpoints.close()
+    if result.finished:
+      result_lib.write(path, result)
+      report.write(path, run, result)
+    if verbose:
+      result_lib.show(result, path)
+    return result
+
+
+def next_stop(count: int, steps_per_epoch: int, log_every: int) -> int:
+  """Returns the step at which the part of the run that begins at `count` ends.
+
+  It follows from the step alone, so that a run that was stopped logs the same numbers
+  as one that was not.
+
+  Args:
+    count: updates done so far.
+    steps_per_epoch: parts end with their epoch.
+    log_every: and every so many steps of it.
+
+  Returns:
+    A step above `count`.
+
+  Example:
+    >>> next_stop(0, 540, 200), next_stop(200, 540, 200), next_stop(400, 540, 200)
+    (200, 400, 540)
+  """
+  position = count % steps_per_epoch
+  to_log = log_every - position % log_every
+  return count + min(to_log, steps_per_epoch - position)
+
+
+def _train(
+  run: run_lib.Run,
+  path: pathlib.Path,
+  checkpoints: checkpoint_lib.Checkpoints,
+  stop: interrupt.Stop,
+  verbose: bool,
+) -> result_lib.Result:
+  config, program, total = run.config, run.program, run.total_steps
+  started = time.monotonic()
+  restored = checkpoints.restore(jax.eval_shape(program.init, run.seeds))
+  state = restored.state if restored else run_lib.place(program.init(run.seeds))
+  before = 0.0 if restored is None else restored.extra["seconds"]
+  # After the restore: a directory that could not be used is left as it was.
+  workdir_lib.claim(path, config_lib.to_json(config))
+  count = first = int(state.step)
+  train, validation, test = run_lib.place(
+    (run.dataset.train, *(_padded(split) for split in run.dataset[1:3]))
+  )
+  rate = optimizers.learning_rate(config, total)
+  seen = jax.device_get(run_lib.observe(state))
+  order = None
+  with (
+    metrics_lib.Writer(path, count, config.tensorboard) as writer,
+    progress_lib.Progress(total, count, verbose) as progress,
+  ):
+
+    def evaluate() -> None:
+      """Logs the layers' live weights, and the accuracy on what was held out."""
+      values = {"epoch": count / run.steps_per_epoch}
+      if len(run.dataset.validation.labels):
+        loss, accuracy = program.evaluate(state.params, validation).means()
+        values |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        if count:
+          progress.update(count, accuracy=f"{np.mean(accuracy):.2%}")
+      writer.write(count, {**values, "density": seen.density, "live": seen.live})
+
+    def seconds() -> float:
+      return before + time.monotonic() - started
+
+    def save() -> None:
+      checkpoints.save(count, state, {"seconds": seconds()})
+
+    for message in _messages(run, restored, count):
+      progress.note(message)
+    if count == 0:
+      evaluate()
+    while count < total and not stop:
+      if order is None or count % run.steps_per_epoch == 0:
+        order = program.order(state)
+      count = next_stop(count, run.steps_per_epoch, config.log_every)
+      state, totals = program.run(state, train, order, np.int32(count))
+      loss, accuracy = totals.means()
+      seen = jax.device_get(run_lib.observe(state))
+      speed = progress.update(
+        count,
+        loss=f"{np.mean(loss):.4f}",
+        train_accuracy=f"{np.mean(accuracy):.2%}",
+        density=f"{np.mean(seen.density):.4f}",
+      )
+      writer.write(
+        count,
+        {
+          "epoch": count / run.steps_per_epoch,
+          "train_loss": loss,
+          "train_accuracy": accuracy,
+          "learning_rate": np.asarray(rate(count - 1)),
+          "density": seen.density,
+          "skipped_steps": seen.skipped_steps,
+          "skipped_mask_updates": seen.skipped_mask_updates,
+          "steps_per_second": speed,
+        },
+      )
+      epoch, position = divmod(count, run.steps_per_epoch)
+      if position:
+        continue
+      if epoch % config.eval_every == 0 or count == total:
+        evaluate()
+      if np.all(seen.stuck_steps >= run.steps_per_epoch):
+        raise errors.NonFiniteError(
+          f"no step of epoch {epoch} had a finite gradient, so nothing was learnt; try"
+          f" a learning_rate below {config.learning_rate}"
+        )
+      if epoch % config.checkpoint_every == 0 and count < total:
+        save()
+    new = count > first or restored is None
+    if new:
+      save()
+    spent = seconds() if new else before  # a finished run is only shown again
+    accuracy = loss = np.full(config.num_seeds, np.nan)
+    if count == total:
+      loss, accuracy = program.evaluate(state.params, test).means()
+  return result_lib.Result(
+    finished=count == total,
+    stopped_by=stop.signal if count < total else None,
+    step=count,
+    total_steps=total,
+    test_accuracy=np.atleast_1d(accuracy),
+    test_loss=np.atleast_1d(loss),
+    density=float(np.mean(seen.density)),
+    skipped_steps=np.atleast_1d(seen.skipped_steps),
+    skipped_mask_updates=np.atleast_1d(seen.skipped_mask_updates),
+    seconds=spent,
+    state=state,
+  )
+
+
+def _padded(split: data_lib.Split) -> data_lib.Split:
+  return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels)))
+
+
+def _messages(
+  run: run_lib.Run, restored: checkpoint_lib.Restored | None, count: int
+) -> list[str]:
+  c, total, messages = run.config, run.total_steps, []
+  if not optimizers.updates_masks(c, total):
+    messages.append(
+      f"Note: update_every is {c.update_every} and the run has {total:,} steps, so"
+      f" {c.method} never updates its masks."
+    )
+  if restored is None:
+    return messages
+  messages += [f"Warning: {message}." for message in restored.lost]
+  if count == total:
+    return [*messages, f"This run is finished: all {total:,} steps are done."]
+  again = " The steps after it are done again." if restored.lost else ""
+  return [*messages, f"Going on at step {count:,} of {total:,}.{again}"]

@@ -1,0 +1,165 @@
+"""Results files: figures that a script made, with all that made them."""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+KEYS = ("case", "metric", "mean", "sem", "n", "values", "paper", "source", "note")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def row(
+  case: str,
+  metric: str,
+  values: float | Sequence[float],
+  *,
+  paper: float | None = None,
+  source: str = "",
+  note: str = "",
+) -> dict[str, Any]:
+  """One row of a results file, with mean and standard error computed from the values.
+
+  `sem = std(values, ddof=1) / sqrt(n)`; None for a single value.
+
+  Args:
+    case: a path such as `lenet300/sparse_momentum/density=0.05`.
+    metric: with its unit in the name, such as `test_error_percent`.
+    values: one a seed, or a single number; finite.
+    paper: the published value.
+    source: where that stands.
+    note: what else a reader must know.
+
+  Returns:
+    A dict with the keys `KEYS`.
+
+  Raises:
+    ValueError: there is no value, or one is not finite.
+
+  Example:
+    >>> r = row("xor/obs", "correct_of_100", [100, 98])
+    >>> r["mean"], r["sem"], r["n"]
+    (99.0, 1.0, 2)
+  """
+  several = (
+    [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
+  )
+  if not several or not all(math.isfinite(v) for v in several):
+    raise ValueError(f"values of {case} {metric} must be finite numbers, got {values}.")
+  n = len(several)
+  mean = math.fsum(several) / n
+  sem = None
+  if n > 1:
+    variance = math.fsum((v - mean) ** 2 for v in several) / (n - 1)
+    sem = math.sqrt(variance / n)
+  entries = (case, metric, mean, sem, n, several, paper, source, note)
+  return dict(zip(KEYS, entries, strict=True))
+
+
+def write_results(
+  path: str | os.PathLike[str], name: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes `{"name", "command", "commit", "date", "hardware", "versions", "rows"}`.
+
+  The command is the one that runs now, folders cut from absolute paths; the file
+  appears whole or not at all.
+
+  Args:
+    path: of the JSON file; its folder is made.
+    name: such as `second_order`.
+    rows: from `row`.
+
+  Raises:
+    ValueError: a row's keys are not `KEYS`, or a case and metric stand there twice.
+
+  Example:
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> write_results(f"{folder}/toy.json", "toy", [row("a", "seconds", 1.5)])
+    >>> json.loads(pathlib.Path(folder, "toy.json").read_text())["rows"][0]["mean"]
+    1.5
+  """
+  seen = set()
+  for entry in rows:
+    if tuple(entry) != KEYS:
+      raise ValueError(f"rows must have the keys {KEYS}, got {tuple(entry)}.")
+    key = (entry["case"], entry["metric"])
+    if key in seen:
+      raise ValueError(f"rows must hold each case and metric once, got {key} twice.")
+    seen.add(key)
+  whole = {
+    "name": name,
+    "command": _command(),
+    "commit": _commit(),
+    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    "hardware": _hardware(),
+    "versions": _versions(),
+    "rows": [dict(entry) for entry in rows],
+  }
+  target = pathlib.Path(path)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+  partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+  partial.write_text(text)
+  partial.replace(target)
+
+
+def _command():
+  script = pathlib.Path(sys.argv[0])
+  words = [
+    "python",
+    "/".join(script.parts[-2:]) if script.is_absolute() else str(script),
+  ]
+  words += [re.sub(r"(^|=)/\S*/", r"\1", argument) for argument in sys.argv[1:]]
+  return shlex.join(words)
+
+
+def _commit():
+  """The checkout's commit, `+` if files differ from it, or None outside of one."""
+  here = pathlib.Path(__file__).parent
+
+  def git(*arguments):
+    return subprocess.run(
+      ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return git("rev-parse", "HEAD") + ("+" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _hardware():
+  """Cores and kind of the processor, and accelerators if there are any."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+  kind = platform.processor() or platform.machine()
+  info = pathlib.Path("/proc/cpuinfo")
+  if info.exists():
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text())
+    kind = found.group(1).strip() if found else kind
+  text = f"{cores or os.cpu_count()} cores of {kind}"
+  if jax.default_backend() != "cpu":
+    text += f"; {jax.device_count()} x {jax.devices()[0].device_kind}"
+  return text
+
+
+def _versions():
+  versions = {"python": platform.python_version()}
+  for package in (*_PACKAGES, "sparsejax"):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return versions

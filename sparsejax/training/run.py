@@ -1,0 +1,152 @@
+"""What follows from a config before the first step."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from sparsejax import models
+from sparsejax.training import augment, data, errors, optimizers, step
+from sparsejax.training import config as config_lib
+
+
+class Run(NamedTuple):
+  """A complete config and what it means.
+
+  Attributes:
+    config: all fields, frozen and checked.
+    dataset: on the host.
+    program: compiled on first use.
+    seeds: int32 (num_seeds,).
+    steps_per_epoch: full batches of an epoch.
+    total_steps: of the whole run.
+  """
+
+  config: Any
+  dataset: data.Dataset
+  program: step.Program
+  seeds: np.ndarray
+  steps_per_epoch: int
+  total_steps: int
+
+
+class Observation(NamedTuple):
+  """Counts from an optimizer state, each () or (num_seeds,).
+
+  Attributes:
+    live: live weights of each sparsified layer, by its path.
+    density: live weights / weights of all of them.
+    skipped_steps: steps whose gradient was not finite.
+    stuck_steps: how many of them the last steps were, in a row.
+    skipped_mask_updates: mask updates whose scores were not finite.
+  """
+
+  live: dict[str, Any]
+  density: Any
+  skipped_steps: Any
+  stuck_steps: Any
+  skipped_mask_updates: Any
+
+
+def prepare(config: Mapping[str, Any]) -> Run:
+  """Loads the data and builds the program; checks all that can be checked.
+
+  Args:
+    config: some or all fields of `default_config`.
+
+  Returns:
+    A `Run`; nothing is trained or written.
+
+  Raises:
+    ConfigError: naming the field, its rule and its value.
+    DatasetNotFoundError: if the data set is not on this machine.
+  """
+  c = config_lib.complete(config)
+  dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
+  examples = len(dataset.train.labels)
+  if c.batch_size > examples:
+    raise errors.ConfigError(
+      f"batch_size must be at most the {examples} training images of {c.dataset};"
+      f" got {c.batch_size}"
+    )
+  steps_per_epoch = examples // c.batch_size
+  total_steps = steps_per_epoch * c.num_epochs
+  try:
+    model = models.create(
+      c.model, num_classes=dataset.num_classes, **c.model_kwargs.to_dict()
+    )
+  except (TypeError, ValueError, KeyError) as e:
+    raise errors.ConfigError(f"model {c.model!r}: {e}") from e
+  seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
+  try:
+    program = step.make_program(
+      model,
+      lambda seed: optimizers.make_tx(c, total_steps, seed),
+      dataset=dataset,
+      batch_size=c.batch_size,
+      due=optimizers.due(c, total_steps),
+      augment=augment.get(c.augmentation),
+      num_seeds=c.num_seeds if c.num_seeds > 1 else None,
+      sparsify_params=lambda params, state: sj.apply_masks(params, sj.masks(state)),
+    )
+    # Traces the model and the optimizer: what does not fit shows here, in a moment.
+    jax.eval_shape(program.init, seeds)
+  except (TypeError, ValueError) as e:
+    raise errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
+  return Run(c, dataset, program, seeds, steps_per_epoch, total_steps)
+
+
+def place(tree: Any) -> Any:
+  """Puts arrays on the device that trains, as restored checkpoints are.
+
+  All that goes into the compiled functions goes through here: arrays that are placed
+  and arrays that are not would each cost a compilation.
+
+  Args:
+    tree: arrays of numpy or jax.
+
+  Returns:
+    The tree, on the device.
+  """
+  device = jax.local_devices()[0]
+  return jax.device_put(tree, jax.sharding.SingleDeviceSharding(device))
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their slash-separated paths."""
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+  return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def observe(state: step.TrainState) -> Observation:
+  """Counts what is live and what was skipped.
+
+  Args:
+    state: of one seed, or stacked over seeds.
+
+  Returns:
+    The counts, as arrays.
+  """
+  return _observe(state.opt_state, state.key.ndim)
+
+
+def _observe(opt_state: Any, stacked: int) -> Observation:
+  if stacked:
+    return jax.vmap(lambda s: _observe(s, 0))(opt_state)
+  masks = named(sj.masks(opt_state))
+  live = {path: jnp.sum(mask, dtype=jnp.int32) for path, mask in masks.items()}
+  # In float: a sum over many large layers would overflow 32 bits.
+  total = sum(n.astype(jnp.float32) for n in live.values())
+  return Observation(
+    live=live,
+    density=total / float(sum(mask.size for mask in masks.values())),
+    skipped_steps=optax.tree.get(opt_state, "total_notfinite"),
+    stuck_steps=optax.tree.get(opt_state, "notfinite_count"),
+    skipped_mask_updates=sj.skipped_updates(opt_state),
+  )

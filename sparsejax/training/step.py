@@ -1,0 +1,242 @@
+"""The compiled parts of training: init, a run of steps, evaluation.
+
+A training run is a pure function of its seed and the step count: the order of an epoch,
+the augmentation and the masks all follow from them. So a checkpoint of `TrainState` is
+the whole position, the data's included, and a run that was stopped ends bit for bit
+like one that was not.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.training import augment as augment_lib
+from sparsejax.training import data as data_lib
+
+PyTree = Any
+
+# What a run's key is folded with: one stream for each use.
+_INIT, _ORDER, _AUGMENT = range(3)
+
+
+class TrainState(NamedTuple):
+  """All that changes while training; with several seeds all but `step` is stacked.
+
+  Attributes:
+    step: updates done so far, int32 (). Seeds that run side by side share it, so that
+      "is a mask update due" stays a branch under `vmap`.
+    key: typed PRNG key, () or (seeds,); never changes.
+    params: the model's parameters.
+    opt_state: the state of the optimizer, masks included.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: PyTree
+  opt_state: PyTree
+
+
+class Totals(NamedTuple):
+  """Sums over examples; loss float32, the others int32, each () or (seeds,)."""
+
+  loss: jax.Array
+  correct: jax.Array
+  examples: jax.Array
+
+  def means(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean loss and accuracy on the host; NaN where there were no examples."""
+    examples = np.asarray(self.examples, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      return np.asarray(self.loss) / examples, np.asarray(self.correct) / examples
+
+
+class Program(NamedTuple):
+  """Compiled functions over one model and one optimizer.
+
+  Attributes:
+    init: `(seeds int32 (num_seeds,)) -> TrainState`.
+    order: `(state) -> int32 (n,) or (num_seeds, n)`, the order of the state's epoch.
+    run: `(state, train, order, stop) -> (state, Totals)`: steps from `state.step` up to
+      `stop`, which must be in the same epoch. `state` is donated. `stop` is traced:
+      runs of all lengths share one compilation.
+    evaluate: `(params, split) -> Totals`, over a split padded to the batch size.
+  """
+
+  init: Callable[..., TrainState]
+  order: Callable[..., jax.Array]
+  run: Callable[..., tuple[TrainState, Totals]]
+  evaluate: Callable[..., Totals]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Totals]:
+  """Mean cross-entropy over a batch, and its totals; labels of -1 are passed over.
+
+  Args:
+    logits: float (n, classes).
+    labels: int32 (n,), -1 where there is no example.
+
+  Returns:
+    The mean float32 (), and `Totals` of ().
+  """
+  counted = labels >= 0
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), jnp.maximum(labels, 0)
+  )
+  total = jnp.sum(jnp.where(counted, losses, 0))
+  examples = jnp.sum(counted, dtype=jnp.int32)
+  correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+  mean = total / jnp.maximum(examples, 1).astype(jnp.float32)
+  return mean, Totals(total, correct, examples)
+
+
+def train_step(
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  update_masks: jax.Array,
+  *,
+  apply: Callable[[PyTree, jax.Array], jax.Array],
+  tx: optax.GradientTransformationExtraArgs,
+) -> tuple[TrainState, Totals]:
+  """One update on one batch.
+
+  Args:
+    state: of one seed.
+    images: float32 (n, height, width, channels), normalized.
+    labels: int32 (n,).
+    update_masks: bool (); whether a mask update is due.
+    apply: `(params, images) -> logits`.
+    tx: the sparse optimizer.
+
+  Returns:
+    The next state, and the totals of the batch before the update.
+  """
+
+  def loss(params):
+    return cross_entropy(apply(params, images), labels)
+
+  (_, totals), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  updates, opt_state = tx.update(
+    grads, state.opt_state, state.params, update_masks=update_masks
+  )
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, state.key, params, opt_state), totals
+
+
+def make_program(
+  model: Any,
+  make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
+  *,
+  dataset: data_lib.Dataset,
+  batch_size: int,
+  due: Callable[[jax.Array], jax.Array],
+  augment: augment_lib.Augmentation | None = None,
+  num_seeds: int | None = None,
+  sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> Program:
+  """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
+
+  Args:
+    model: a flax module: `init(key, images)["params"]`, `apply({"params": p}, images)`.
+    make_tx: `(seed) -> optimizer`; the seed may be traced, and only `init` may depend
+      on it.
+    dataset: gives shapes and channel statistics; the images themselves are arguments.
+    batch_size: examples a step; what is left of an epoch is dropped.
+    due: `(count of updates so far) -> bool`, whether this update changes masks.
+    augment: `(key, images uint8) -> images`.
+    num_seeds: None for one run; else every array but `step` has a leading axis of it.
+    sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
+
+  Returns:
+    A `Program`.
+  """
+  tx = make_tx(0)
+  examples = len(dataset.train.labels)
+  steps_per_epoch = examples // batch_size
+  mean, scale = dataset.mean, 1 / dataset.std
+
+  def normalize(images):
+    return (images.astype(jnp.float32) - mean) * scale
+
+  def apply(params, images):
+    return model.apply({"params": params}, images)
+
+  def init_one(seed):
+    key = jax.random.key(seed)
+    blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
+    params = model.init(jax.random.fold_in(key, _INIT), blank)["params"]
+    opt_state = make_tx(seed).init(params)
+    if sparsify_params is not None:
+      params = sparsify_params(params, opt_state)
+    return key, params, opt_state
+
+  def order_one(key, epoch):
+    key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    return jax.random.permutation(key, examples)
+
+  def step_one(state, train, indices, update_masks):
+    images = train.images[indices]
+    if augment is not None:
+      key = jax.random.fold_in(state.key, _AUGMENT)
+      images = augment(jax.random.fold_in(key, state.step), images)
+    return train_step(
+      state, normalize(images), train.labels[indices], update_masks, apply=apply, tx=tx
+    )
+
+  def evaluate_one(params, split):
+    def body(i, totals):
+      take = functools.partial(
+        jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
+      )
+      logits = apply(params, normalize(take(split.images)))
+      _, new = cross_entropy(logits, take(split.labels))
+      return jax.tree.map(jnp.add, totals, new)
+
+    size = evaluation_batch(len(split.labels))
+    return jax.lax.fori_loop(0, len(split.labels) // size, body, _zeros(()))
+
+  if num_seeds is None:
+    shape = ()
+    step, evaluate, order = step_one, evaluate_one, order_one
+    init = lambda seeds: init_one(seeds[0])
+  else:
+    shape = (num_seeds,)
+    axes = TrainState(None, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+    step = jax.vmap(step_one, (axes, None, 0, None), (axes, 0))
+    evaluate = jax.vmap(evaluate_one, (0, None))
+    order = jax.vmap(order_one, (0, None))
+    init = jax.vmap(init_one)
+
+  def run(state, train, order, stop):
+    def body(count, carry):
+      state, totals = carry
+      start = count % steps_per_epoch * batch_size
+      indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
+      state, new = step(state, train, indices, due(count))
+      return state, jax.tree.map(jnp.add, totals, new)
+
+    # A loop over a traced number of steps: as fast as `scan`, much faster on CPU than
+    # a jitted step called from Python, and compiled once for every length.
+    return jax.lax.fori_loop(state.step, stop, body, (state, _zeros(shape)))
+
+  return Program(
+    init=jax.jit(lambda seeds: TrainState(jnp.zeros((), jnp.int32), *init(seeds))),
+    order=jax.jit(lambda state: order(state.key, state.step // steps_per_epoch)),
+    run=jax.jit(run, donate_argnums=0),
+    evaluate=jax.jit(evaluate),
+  )
+
+
+def evaluation_batch(examples: int) -> int:
+  """Returns the batch size evaluation uses for a split of that many examples."""
+  return max(1, min(examples, 500))
+
+
+def _zeros(shape: tuple[int, ...]) -> Totals:
+  zeros = functools.partial(jnp.zeros, shape)
+  return Totals(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.int32))

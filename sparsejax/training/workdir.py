@@ -1,0 +1,110 @@
+"""One directory, one run: who may write there."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from sparsejax.training import config as config_lib
+from sparsejax.training import errors
+
+_CONFIG = "config.json"
+_TRACES = ("metrics.jsonl", "checkpoints")
+
+
+@contextlib.contextmanager
+def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
+  """Creates the directory and keeps other processes out of it.
+
+  Args:
+    workdir: the run's directory; `~` is expanded.
+
+  Yields:
+    Its absolute path.
+
+  Raises:
+    WorkdirError: if it cannot be written, or another process is training there.
+  """
+  if not str(workdir):
+    raise errors.WorkdirError("workdir must name a directory; got ''")
+  path = pathlib.Path(workdir).expanduser().absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = open(path / ".lock", "a")  # noqa: SIM115 (closed below)
+  except OSError as e:
+    raise errors.WorkdirError(
+      f"workdir must be a directory that can be written; got {path}: {e.strerror or e}"
+    ) from e
+  with lock:
+    try:
+      import fcntl
+    except ImportError:  # Windows: no lock, everything else works
+      yield path
+      return
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise errors.WorkdirError(
+        f"workdir {path} is in use: another process is training there"
+      ) from e
+    yield path
+
+
+def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Refuses a directory that belongs to another run.
+
+  Args:
+    workdir: an existing directory.
+    config: of `config.to_json`.
+
+  Raises:
+    WorkdirError: naming each field that differs.
+  """
+  file = workdir / _CONFIG
+  if not file.exists():
+    traces = [name for name in _TRACES if (workdir / name).exists()]
+    if traces:
+      raise errors.WorkdirError(
+        f"workdir {workdir} holds {' and '.join(traces)} but no {_CONFIG}, so it cannot"
+        " be told what run they are of. Give another --workdir."
+      )
+    return
+  try:
+    old = json.loads(file.read_text())
+    if not isinstance(old, dict):
+      raise ValueError("not an object")
+  except (OSError, ValueError) as e:
+    raise errors.WorkdirError(
+      f"{file} cannot be read ({e}), so it cannot be told what run the directory is of."
+      " Give another --workdir."
+    ) from e
+  lines = config_lib.difference(old, config)
+  if lines:
+    raise errors.WorkdirError(
+      f"workdir {workdir} holds another run. What differs (there -> asked for):\n  "
+      + "\n  ".join(lines)
+      + "\nGive another --workdir, or the config it was started with."
+    )
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes the config, unless it is there."""
+  if not (workdir / _CONFIG).exists():
+    write_text(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a file's text; a reader sees the old or the new, never a half."""
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+  try:
+    with os.fdopen(handle, "w") as file:
+      file.write(text)
+    # `mkstemp` makes files that only their owner reads.
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise

@@ -1,0 +1,64 @@
+import json
+import os
+import pathlib
+
+import pytest
+
+from sparsejax.training import config as config_lib
+from sparsejax.training import run as run_lib
+
+
+@pytest.fixture(scope="session")
+def prepared():
+  """`run.prepare` that compiles each config once for all tests."""
+  prepare, runs = run_lib.prepare, {}
+
+  def cached(config):
+    name = json.dumps(config_lib.to_json(config_lib.complete(config)), sort_keys=True)
+    if name not in runs:
+      runs[name] = prepare(config)
+    return runs[name]
+
+  return cached
+
+
+@pytest.fixture
+def fast(prepared, monkeypatch):
+  monkeypatch.setattr(run_lib, "prepare", prepared)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """Four epochs of 40 steps that take a moment; the masks change at every tenth."""
+  return {
+    "dataset": "digits",
+    "model": "mlp",
+    "model_kwargs": {"features": (16,)},
+    "density": 0.3,
+    "update_every": 10,
+    "batch_size": 32,
+    "num_epochs": 4,
+    "log_every": 15,
+    "checkpoint_every": 1,
+  }
+
+
+@pytest.fixture(scope="session")
+def pruned(tiny):
+  """The same by gradual pruning, which compiles in half the time."""
+  return {**tiny, "method": "gradual_magnitude"}
+
+
+@pytest.fixture(scope="session")
+def two_seeds(pruned):
+  return {**pruned, "num_seeds": 2, "seed": 3}
+
+
+@pytest.fixture(scope="session")
+def tfds_dir():
+  """A TFDS folder with MNIST, from the environment or beside the checkout."""
+  beside = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data" / "tfds"
+  for place in (os.environ.get("TFDS_DATA_DIR"), beside):
+    if place and (pathlib.Path(place) / "mnist").is_dir():
+      return str(pathlib.Path(place).resolve())
+  pytest.skip("no prepared MNIST: set TFDS_DATA_DIR")

@@ -1,0 +1,118 @@
+import importlib.util
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparsejax.training import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ["digits", "mnist_lenet300", "mnist_lenet5"]
+QUICK = [
+  "--config=configs/digits.py:dense",
+  "--config.checkpoint_every=1000",
+  "--config.num_epochs=100000",
+]
+
+
+def _config(name):
+  file = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(f"config_{name}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("variant", config_lib.METHODS)
+def test_configs_are_complete_and_valid(name, variant):
+  module = _config(name)
+  config = config_lib.complete(module.get_config(variant))
+  assert config.method == variant
+  assert config_lib.complete(module.get_config()).method == "sparse_momentum"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_say_how_they_are_launched(name):
+  text = _config(name).__doc__
+  assert f"python scripts/train.py --config=configs/{name}.py --workdir=runs/" in text
+
+
+def _train(*args, **kwargs):
+  return subprocess.Popen(
+    [sys.executable, "scripts/train.py", *args],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **kwargs,
+  )
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_with_zero(tmp_path):
+  process = _train(*QUICK, f"--workdir={tmp_path}")
+  metrics = tmp_path / "metrics.jsonl"
+  for _ in range(600):
+    if metrics.exists() and len(metrics.read_text().splitlines()) > 10:
+      break
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.1)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err
+  assert "Stopped by SIGTERM at step" in out
+  assert "Traceback" not in err
+  (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+  last = json.loads(metrics.read_text().splitlines()[-1])
+  assert int(checkpoint.name) == last["step"]
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (["--config.densty=0.1"], 'Did you mean "density" instead of "densty"?'),
+    (["--config.drop_fraction=3.0"], "drop_fraction must be in [0, 1); got 3.0"),
+  ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path, args, message):
+  process = _train(*QUICK, f"--workdir={tmp_path / 'run'}", *args)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert message in err
+  assert "Traceback" not in err
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_help_explains():
+  process = _train("--help")
+  out, _ = process.communicate(timeout=60)
+  for part in ("--config=configs/digits.py", "--config.density=0.1", "--workdir"):
+    assert part in out
+
+
+def test_the_library_does_not_import_training():
+  code = (
+    "import sys, sparsejax; "
+    "bad = [m for m in ('sparsejax.training', 'flax', 'orbax', 'matplotlib', 'rich',"
+    " 'ml_collections', 'tensorflow') if m in sys.modules]; "
+    "assert not bad, bad"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_prepare_data_says_what_is_missing(tmp_path):
+  if importlib.util.find_spec("tensorflow") is not None:
+    pytest.skip("TensorFlow is installed: this would download")
+  process = subprocess.run(
+    [sys.executable, "scripts/prepare_data.py", "mnist", f"--data_dir={tmp_path}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 1
+  assert "pip install 'sparsejax[data]'" in process.stderr

@@ -1,0 +1,152 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax.training import config as config_lib
+from sparsejax.training import default_config, errors, optimizers, use_method
+
+
+def test_defaults_are_complete_and_valid():
+  complete = config_lib.complete({})
+  assert config_lib.to_json(complete) == config_lib.to_json(default_config())
+
+
+def test_ints_become_floats_where_a_float_is_meant():
+  assert config_lib.complete({"learning_rate": 1}).learning_rate == 1.0
+
+
+def test_kwargs_keep_their_tuples():
+  config = config_lib.complete({"model_kwargs": {"features": (30, 10)}})
+  assert config.model_kwargs.to_dict() == {"features": (30, 10)}
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "match"),
+  [
+    ("densty", 0.1, "no field 'densty'; did you mean 'density'"),
+    ("zzz", 0.1, "no field 'zzz'; there are: "),
+    ("density", 0.0, r"density must be in \(0, 1\]; got 0.0"),
+    ("density", 1.5, r"density must be in \(0, 1\]; got 1.5"),
+    ("density", float("nan"), r"density must be in \(0, 1\]; got nan"),
+    ("density", "0.1", "density must be float; got '0.1'"),
+    ("drop_fraction", 1.0, r"drop_fraction must be in \[0, 1\)"),
+    (
+      "final_drop_fraction",
+      0.9,
+      r"final_drop_fraction must not be above drop_fraction",
+    ),
+    ("end_fraction", 0.0, "end_fraction must be in"),
+    ("update_every", 0, "update_every must be at least 1; got 0"),
+    ("batch_size", 0, "batch_size must be at least 1; got 0"),
+    ("batch_size", -5, "batch_size must be at least 1; got -5"),
+    ("batch_size", 1.5, "batch_size must be int; got 1.5"),
+    ("num_epochs", True, "num_epochs must be int; got True"),
+    ("num_epochs", 0, "num_epochs must be at least 1; got 0"),
+    ("tensorboard", 1, "tensorboard must be bool; got 1"),
+    ("learning_rate", 0.0, "learning_rate must be above 0"),
+    ("learning_rate", float("inf"), "learning_rate must be above 0 and finite"),
+    ("method", "snfs", "method must be one of sparse_momentum, .*; got 'snfs'"),
+    ("dataset", "imagenet", "dataset must be one of digits, mnist"),
+    ("optimizer", "sgdd", "optimizer must be one of"),
+    ("model_kwargs", 3, "model_kwargs must be a dict; got 3"),
+    ("num_seeds", 0, "num_seeds must be at least 1"),
+    ("seed", -1, "seed must be in"),
+  ],
+)
+def test_bad_fields_name_field_rule_and_value(field, value, match):
+  with pytest.raises(errors.ConfigError, match=match):
+    config_lib.complete({field: value})
+
+
+def test_start_after_end():
+  with pytest.raises(
+    errors.ConfigError, match=r"must not be above end_fraction \(0.3\)"
+  ):
+    config_lib.complete({"start_fraction": 0.5, "end_fraction": 0.3})
+
+
+def test_difference_names_what_changed_and_passes_over_where_the_data_are():
+  a = config_lib.to_json(config_lib.complete({}))
+  b = config_lib.to_json(config_lib.complete({"density": 0.2, "data_dir": "/x"}))
+  assert config_lib.difference(a, b) == ["density: 0.1 -> 0.2"]
+  assert config_lib.difference(a, json.loads(json.dumps(a))) == []
+
+
+@pytest.mark.parametrize("method", config_lib.METHODS)
+def test_every_method_is_a_variant(method):
+  config = default_config()
+  use_method(config, method)
+  complete = config_lib.complete(config)
+  tx = optimizers.make_tx(complete, 1000, 0)
+  params = {"layer": {"kernel": jnp.ones((20, 10)), "bias": jnp.ones(10)}}
+  assert sj.masks(jax.eval_shape(tx.init, params))
+
+
+def test_unknown_variant():
+  with pytest.raises(errors.ConfigError, match=r"method must be one of.*got 'set'"):
+    use_method(default_config(), "set")
+
+
+def test_method_kwargs_that_do_not_fit():
+  config = config_lib.complete({"method_kwargs": {"gama": 1.0}})
+  with pytest.raises(errors.ConfigError, match="method_kwargs must be arguments of"):
+    optimizers.make_tx(config, 1000, 0)
+
+
+def test_learning_rate_steps():
+  config = config_lib.complete({"lr_decay_every": 100})
+  rate = optimizers.learning_rate(config, 1000)
+  np.testing.assert_allclose(
+    [rate(t) for t in (0, 99, 100, 199, 200)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5
+  )
+
+
+def test_drop_fraction_falls_and_stays():
+  config = config_lib.complete(
+    {"drop_fraction": 0.5, "final_drop_fraction": 0.005, "end_fraction": 0.5}
+  )
+  f = optimizers.drop_fraction(config, 1000)
+  np.testing.assert_allclose(
+    [f(t) for t in (0, 250, 500, 900)], [0.5, 0.2525, 0.005, 0.005], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ("every", "start", "end"), [(7, 0.2, 0.8), (1, 0.0, 1.0), (60, 0.0, 1.0)]
+)
+def test_due_is_the_schedule_of_the_optimizer_itself(every, start, end):
+  """The loop's flag and the optimizer's own schedule must agree at every step."""
+  total = 60
+  config = config_lib.complete(
+    {"update_every": every, "start_fraction": start, "end_fraction": end}
+  )
+  first, last = optimizers.window(config, total)
+  counting = sj.MaskTransform(
+    init=lambda params: jnp.zeros((), jnp.int32),
+    update=lambda inputs, topology, count: (topology, count + 1),
+  )
+  tx = sj.sparsify(
+    optax.sgd(0.1), counting, 0.5, update_every=every, start_step=first, end_step=last
+  )
+  due = optimizers.due(config, total)
+  update = jax.jit(tx.update)
+  params = {"kernel": jnp.ones((4, 5))}
+  state, flags = tx.init(params), []
+  for _ in range(total):
+    before = int(state.transform_state)
+    _, state = update(params, state, params)
+    flags.append(int(state.transform_state) > before)
+  assert [bool(due(jnp.int32(step))) for step in range(total)] == flags
+  assert not flags[-1]
+  assert any(flags) == optimizers.updates_masks(config, total)
+
+
+@pytest.mark.parametrize("method", ["dense", "static_sparse"])
+def test_fixed_masks_are_never_due(method):
+  due = optimizers.due(config_lib.complete({"method": method}), 1000)
+  assert not any(due(jnp.int32(c)) for c in range(0, 1000, 33))

@@ -1,0 +1,148 @@
+"""What a run writes and shows: metrics, progress, picture."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from matplotlib import image
+
+from sparsejax.training import metrics, progress, report
+
+
+def test_metrics_are_json_whatever_comes(tmp_path):
+  with metrics.Writer(tmp_path, 0) as writer:
+    writer.write(
+      3,
+      {
+        "loss": np.float32(1 / 3),
+        "per_seed": np.array([1.0, np.nan]),
+        "bad": float("inf"),
+        "count": jax.numpy.int32(7),
+        "live": {"a/kernel": np.int32(5)},
+      },
+    )
+  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+  def refuse(name):
+    raise AssertionError(f"{name} is no JSON")
+
+  assert json.loads(line, parse_constant=refuse) == {
+    "step": 3,
+    "loss": 0.3333333,
+    "per_seed": [1.0, None],
+    "bad": None,
+    "count": 7,
+    "live": {"a/kernel": 5},
+  }
+
+
+def test_metrics_after_the_checkpoint_are_taken_out(tmp_path):
+  with metrics.Writer(tmp_path, 0) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {"x": step})
+  with metrics.Writer(tmp_path, 2) as writer:
+    writer.write(3, {"x": 30})
+  assert [(r["step"], r["x"]) for r in metrics.read(tmp_path)] == [
+    (1, 1),
+    (2, 2),
+    (3, 30),
+  ]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+  assert metrics.read(tmp_path) == [{"step": 1}]
+  with metrics.Writer(tmp_path, 1) as writer:
+    writer.write(2, {})
+  assert metrics.read(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_tensorboard_is_optional(tmp_path):
+  with metrics.Writer(tmp_path, 0, tensorboard=True) as writer:
+    writer.write(1, {"loss": np.array([1.0, 2.0]), "live": {"a": 3}})
+  (events,) = (tmp_path / "tensorboard").iterdir()
+  content = events.read_bytes()
+  assert b"loss" in content
+  assert b"live/a" in content
+
+
+def _console(terminal):
+  return rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=140)
+
+
+def test_lines_elsewhere_than_in_a_terminal(monkeypatch):
+  monkeypatch.setattr(progress, "_PAUSE", 0.0)
+  console = _console(False)
+  with progress.Progress(1000, 0, console=console) as bar:
+    bar.update(10, loss="2.3000", train_accuracy="11.00%", density="0.0500")
+    bar.update(500, loss="0.5000", accuracy="90.00%")
+    bar.note("a note")
+  text = console.file.getvalue()
+  assert "\x1b" not in text
+  first, second, note, last = text.splitlines()
+  assert "10/1,000  loss 2.3000  accuracy 11.00%  density 0.0500" in first
+  assert "500/1,000  loss 0.5000  accuracy 90.00%  density 0.0500" in second
+  assert " steps/s" in second
+  assert "left" in second
+  assert note == "a note"
+  assert last.startswith("step    500")
+
+
+def test_lines_do_not_flood(monkeypatch):
+  monkeypatch.setattr(progress, "_PAUSE", 1000.0)
+  console = _console(False)
+  with progress.Progress(1000, 0, console=console) as bar:
+    for step in range(1, 1000):
+      bar.update(step, loss="1")
+  assert len(console.file.getvalue().splitlines()) == 2
+
+
+def test_a_bar_in_a_terminal():
+  console = _console(True)
+  with progress.Progress(1000, 0, console=console) as bar:
+    bar.update(10, loss="2.3000")
+    bar.update(500, loss="0.5000", accuracy="90.00%", density="0.0500")
+  text = console.file.getvalue()
+  for part in ("50%", "0.5000", "90.00%", "0.0500", "steps/s", "left"):
+    assert part in text
+
+
+def _history(layers, seeds, epochs=5):
+  records = []
+  for e in range(epochs):
+    value = 0.1 if seeds == 1 else [0.1] * seeds
+    live = {f"layer{i}/kernel": 10 * (i + 1) + e for i in range(layers)}
+    if seeds > 1:
+      live = {k: [v] * seeds for k, v in live.items()}
+    records.append({"step": e, "epoch": e, "validation_accuracy": value, "live": live})
+    records.append({"step": e, "epoch": e + 0.5, "train_accuracy": value})
+  return records, {f"layer{i}/kernel": 1000 for i in range(layers)}
+
+
+@pytest.mark.parametrize(("layers", "seeds"), [(1, 1), (3, 1), (12, 3), (54, 1)])
+def test_report_is_drawn(tmp_path, layers, seeds):
+  records, sizes = _history(layers, seeds)
+  figure = report.draw(records, sizes, "title", "subtitle", "97.00 %")
+  figure.savefig(tmp_path / "report.png")
+  assert image.imread(tmp_path / "report.png").std() > 0.01
+  accuracy, live = figure.axes
+  assert len(accuracy.lines) == 2
+  assert len(live.lines) == layers
+  np.testing.assert_array_equal(live.lines[0].get_ydata(), [10, 11, 12, 13, 14])
+
+
+def test_report_of_a_run_that_never_got_anywhere(tmp_path):
+  records, sizes = _history(2, 1, epochs=1)
+  records[1]["train_accuracy"] = None
+  report.draw(records, sizes).savefig(tmp_path / "report.png")
+  report.draw([], {}).savefig(tmp_path / "report.png")
+
+
+def test_labels_are_moved_apart():
+  places = report._spread({"a": 0.5, "b": 0.5, "c": 0.52}, gap=0.1)
+  values = sorted(places.values())
+  assert np.diff(values).min() > 0.099
+  assert places["c"] == max(values)
