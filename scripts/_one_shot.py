@@ -1,0 +1,114 @@
+"""LeNet-300-100 on MNIST, pruned in one shot and not retrained."""
+
+import collections
+import time
+
+import _theory
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.lottery import layerwise_obs, mlp_obs, second_order
+from sparsejax.lottery.sparse_gpt import sparse_gpt
+from sparsejax.scores.gauss_newton import mlp_gauss_newton_diagonal
+from sparsejax.scores.obd import obd_saliency
+from sparsejax.training import results
+
+SIZES = (784, 300, 100, 10)
+DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
+SAMPLES = 20_000  # training images that curvatures and losses are taken on
+NOTE = "one-shot, no retraining, kernels only; dense net of 4,000 Adam steps"
+
+
+def lenet(train, test, seeds: int, steps: int, samples: int = SAMPLES):
+  """Rows of results, and `{method: [(predicted, actual)]}` of the training loss."""
+  found = collections.defaultdict(list)
+  points = collections.defaultdict(list)
+  for seed in range(seeds):
+    started = time.time()
+    params = _theory.train_mlp(SIZES, train[0], train[1], seed, steps)
+    # Programs that call LAPACK must not run side by side on few cores: wait for each.
+    jax.block_until_ready(params)
+    one_net(params, train[0][:samples], train[1][:samples], test, found, points)
+    print(f"lenet300 seed {seed}: {time.time() - started:.0f} s", flush=True)
+  rows = [
+    results.row(case, "test_error_percent", values, note=NOTE)
+    for case, values in found.items()
+  ]
+  for case, values in found.items():
+    print(f"  {case}: {np.mean(values):.2f}", flush=True)
+  return rows, points
+
+
+def one_net(params, x, y, test, found, points):
+  def error(pruned):
+    return float(_theory.error_percent(pruned, *test))
+
+  loss = jax.jit(_theory.cross_entropy)
+  dense_loss = float(loss(params, x, y))
+  found["lenet300/dense"].append(error(params))
+  kernels = {name: layer["kernel"] for name, layer in params.items()}
+  every = jax.tree.map(lambda k: jnp.ones(k.shape, bool), kernels)
+  total = sum(k.size for k in kernels.values())
+  diagonal = jax.jit(mlp_gauss_newton_diagonal)(params, x)
+  saliency = obd_saliency(kernels, {n: d["kernel"] for n, d in diagonal.items()})
+  prepared = jax.block_until_ready(jax.jit(mlp_obs.prepare)(params, x))
+  scores = {"magnitude": jax.tree.map(jnp.abs, kernels), "obd": saliency}
+  best = jax.jit(second_order.keep_best)
+  prune = jax.jit(mlp_obs.prune, static_argnames="uniform")
+
+  for density in DENSITIES:
+    live = round(density * total)
+    case = f"lenet300/kept={density:g}/"
+    for name, score in scores.items():
+      masks = {
+        "": best(score, every, live),
+        "/uniform": {
+          n: best(score[n], every[n], round(density * kernels[n].size)) for n in kernels
+        },
+      }
+      for suffix, mask in masks.items():
+        pruned = cut(params, mask)
+        found[case + name + suffix].append(error(pruned))
+        if name == "obd" and not suffix:
+          gone = [jnp.sum(jnp.where(mask[n], 0, saliency[n])) for n in kernels]
+          actual = float(loss(pruned, x, y)) - dense_loss
+          points["obd"].append((float(sum(gone)), actual))
+    for suffix in ("", "/uniform"):
+      pruned = prune(params, prepared, live, uniform=bool(suffix))
+      found[case + "layerwise_obs" + suffix].append(error(pruned.params))
+      if not suffix:
+        actual = float(loss(pruned.params, x, y)) - dense_loss
+        points["layerwise_obs"].append((float(pruned.predicted), actual))
+        # What is the choice of weights worth, and what their compensation?
+        masks = {n: pruned.masks[n]["kernel"] for n in kernels}
+        found[case + "layerwise_obs_mask_only"].append(error(cut(params, masks)))
+    compensated = refit(params, best(saliency, every, live), prepared.hessians)
+    found[case + "obd_mask_compensated"].append(error(compensated))
+    found[case + "sparse_gpt/uniform"].append(
+      error(gpt(params, prepared.hessians, density))
+    )
+
+
+def cut(params, masks):
+  return {
+    n: {**layer, "kernel": jnp.where(masks[n], layer["kernel"], 0)}
+    for n, layer in params.items()
+  }
+
+
+@jax.jit
+def refit(params, masks, hessians):
+  return {
+    n: {**layer, "kernel": layerwise_obs.compensate(layer["kernel"].T, h, masks[n].T).T}
+    for (n, layer), h in zip(sorted(params.items()), hessians, strict=True)
+  }
+
+
+def gpt(params, hessians, density):
+  run = jax.jit(sparse_gpt, static_argnums=2)
+  pruned = {}
+  for (name, layer), hessian in zip(sorted(params.items()), hessians, strict=True):
+    kernel = jax.block_until_ready(run(layer["kernel"].T, hessian, density)).weights.T
+    pruned[name] = {**layer, "kernel": kernel}
+  return pruned

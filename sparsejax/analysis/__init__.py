@@ -1,0 +1,41 @@
+"""Theory made executable: double descent, interpolation SGD, toy problems."""
+
+from sparsejax.analysis.double_descent import (
+  Fit,
+  fit_features,
+  gaussian_kernel,
+  minimum_norm_fit,
+  random_fourier_features,
+)
+from sparsejax.analysis.interpolation_sgd import (
+  Spectrum,
+  contraction,
+  critical_batch_size,
+  iterations_bound,
+  kernel_spectrum,
+  optimal_contraction,
+  optimal_step_size,
+  simulate,
+  spectrum,
+)
+from sparsejax.analysis.toy_problems import Problem, monk, xor
+
+__all__ = [
+  "Fit",
+  "Problem",
+  "Spectrum",
+  "contraction",
+  "critical_batch_size",
+  "fit_features",
+  "gaussian_kernel",
+  "iterations_bound",
+  "kernel_spectrum",
+  "minimum_norm_fit",
+  "monk",
+  "optimal_contraction",
+  "optimal_step_size",
+  "random_fourier_features",
+  "simulate",
+  "spectrum",
+  "xor",
+]

@@ -1,0 +1,90 @@
+"""A weight as an expansion in the golden ratio's powers (Orseau et al.).
+
+Samples are log-uniform ("hyperbolic"): each interval `(phi^-(i+1), phi^-i]`, `i =
+1..k`, is equally likely. With one sample in each, taking it whenever it is not above
+the residual leaves at most `phi^-k` of a target in [0, 1].
+"""
+
+import math
+
+import numpy as np
+
+PHI = (1 + math.sqrt(5)) / 2
+
+
+def intervals_needed(eps: float) -> int:
+  """`k = ceil(log_phi(1 / eps))`, so that `phi^-k <= eps`.
+
+  Example:
+    >>> [intervals_needed(eps) for eps in (1e-1, 1e-2, 1e-3)]
+    [5, 10, 15]
+  """
+  if not 0 < eps < 1:
+    raise ValueError(f"eps must be in (0, 1), got {eps}.")
+  return math.ceil(math.log(1 / eps, PHI))
+
+
+def samples_needed(eps: float, delta: float, *, signed: bool = False) -> int:
+  """How many samples hit all `k` intervals with chance `1 - delta`.
+
+  `n = ceil(k ln(k / delta))`; twice as many if the samples' signs are random too.
+
+  Args:
+    eps: the error allowed, in units of the targets' range.
+    delta: the chance of failure allowed for one target.
+    signed: samples carry a random sign, and only those of the target's sign serve.
+
+  Returns:
+    The number of samples.
+
+  Raises:
+    ValueError: `eps` or `delta` is not in (0, 1).
+
+  Example:
+    >>> [samples_needed(eps, 0.05) for eps in (1e-1, 1e-2, 1e-3)]
+    [24, 53, 86]
+
+  Reference: Orseau, Hutter and Rivasplata, Logarithmic pruning is all you need (2020),
+  Lemma 3 (golden-ratio decomposition), with the union bound written out.
+  """
+  if not 0 < delta < 1:
+    raise ValueError(f"delta must be in (0, 1), got {delta}.")
+  k = intervals_needed(eps)
+  return math.ceil((2 if signed else 1) * k * math.log(k / delta))
+
+
+def golden_ratio(samples: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
+  """Marks the samples of each row's golden-ratio expansion.
+
+  Args:
+    samples: float array `(rows, n)`, magnitudes in `(phi^-(k+1), phi^-1]`, any signs.
+    targets: float array `(rows,)`, in [-1, 1].
+    k: how many intervals; the first sample of the target's sign in each may be taken.
+
+  Returns:
+    Bool array `(rows, n)`. Where every interval is hit, the error is at most `phi^-k`.
+
+  Raises:
+    ValueError: `k` is below 1.
+
+  Example:
+    >>> golden_ratio(np.array([[0.6, -0.5, 0.3]]), np.array([0.95]), 2).tolist()
+    [[True, False, True]]
+
+  Reference: Orseau, Hutter and Rivasplata (2020), Lemma 3.
+  """
+  if k < 1:
+    raise ValueError(f"k must be at least 1, got {k}.")
+  masks = np.zeros(samples.shape, bool)
+  interval = np.floor(-np.log(np.abs(samples)) / math.log(PHI) + 1e-12).astype(np.int8)
+  interval[np.sign(samples) != np.where(targets < 0, -1.0, 1.0)[:, None]] = 0
+  residual = np.abs(targets).astype(np.float64)
+  row = np.arange(len(targets))
+  for i in range(1, k + 1):
+    hits = interval == i
+    column = np.argmax(hits, axis=1)
+    value = np.abs(samples[row, column])
+    taken = hits[row, column] & (value <= residual)
+    masks[row[taken], column[taken]] = True
+    residual = np.where(taken, residual - value, residual)
+  return masks
