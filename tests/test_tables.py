@@ -1,0 +1,30 @@
+"""Tables in the README and the docs say what the results files say."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TABLES = runpy.run_path(str(ROOT / "scripts/tables.py"))
+
+
+@pytest.mark.parametrize("path", TABLES["files"](), ids=lambda p: p.name)
+def test_tables_equal_the_results(path):
+  text = path.read_text()
+  assert TABLES["filled"](text) == text, "run: python scripts/tables.py"
+
+
+@pytest.mark.parametrize(
+  "path", sorted(ROOT.glob("results/*.json")), ids=lambda p: p.stem
+)
+def test_results_are_complete(path):
+  content = json.loads(path.read_text())
+  keys = {"name", "command", "commit", "date", "hardware", "versions", "rows"}
+  assert set(content) == keys
+  assert content["name"] == path.stem
+  for row in content["rows"]:
+    mean = sum(row["values"]) / len(row["values"])
+    assert row["mean"] == pytest.approx(mean)
+    assert row["n"] == len(row["values"])
