@@ -1,6 +1,7 @@
 """What everything stands on: exact selection, mask trees, leaf selection, budgets."""
 
 from sparsejax.core.global_selection import split_k
+from sparsejax.core.mask_files import load_masks, save_masks
 from sparsejax.core.masks import (
   apply_masks,
   masks,
@@ -9,6 +10,7 @@ from sparsejax.core.masks import (
   summary,
   unpack,
 )
+from sparsejax.core.replace import densify, with_masks
 from sparsejax.core.selection import top_k_mask
 from sparsejax.core.types import (
   MaskTransform,
@@ -25,11 +27,15 @@ __all__ = [
   "SparseState",
   "Topology",
   "apply_masks",
+  "densify",
+  "load_masks",
   "masks",
   "pack",
+  "save_masks",
   "skipped_updates",
   "split_k",
   "summary",
   "top_k_mask",
   "unpack",
+  "with_masks",
 ]

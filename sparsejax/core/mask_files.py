@@ -1,0 +1,81 @@
+"""Masks in a file: one bit a weight, by path."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.leaves import path_string
+from sparsejax.core.masks import pack, unpack
+
+PyTree = Any
+
+
+def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
+  """Writes masks to an uncompressed .npz without pickle, one bit a weight.
+
+  Args:
+    path: of the file; it is replaced if it is there.
+    masks: what `sj.masks` gives, or any tree of bool arrays and None.
+
+  Raises:
+    TypeError: a leaf is not bool.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj, tempfile
+    >>> masks = {"kernel": jnp.array([[True, False]]), "bias": None}
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...   sj.save_masks(file.name, masks)
+    ...   sj.load_masks(file.name, like=masks)
+    {'bias': None, 'kernel': Array([[ True, False]], dtype=bool)}
+  """
+  flat = {
+    path_string(key): jnp.asarray(mask)
+    for key, mask in jax.tree_util.tree_leaves_with_path(masks)
+  }
+  arrays = {}
+  for name, bits in jax.device_get(pack(flat)).items():
+    # The prefixes keep a leaf called "file" apart from savez's own arguments.
+    arrays[f"mask:{name}"] = bits
+    arrays[f"shape:{name}"] = np.asarray(flat[name].shape, np.int64)
+  with open(path, "wb") as file:
+    np.savez(file, **arrays)
+
+
+def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
+  """Reads what `save_masks` wrote.
+
+  Args:
+    path: of the file.
+    like: the params (or their abstract values) whose structure the masks get, or the
+      masks of another state of the same network.
+
+  Returns:
+    The structure of `like` with the bool arrays of the file, and None where it has
+    none; for `sj.with_masks` and `sj.apply_masks`.
+
+  Raises:
+    ValueError: the file holds something else, a mask that `like` has no leaf for, or
+      one of another shape.
+  """
+  with np.load(path, allow_pickle=False) as file:
+    names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
+    if not names:
+      raise ValueError(f"path must be a file of save_masks, got {os.fspath(path)!r}.")
+    bits = {name: file[f"mask:{name}"] for name in names}
+    shapes = {name: tuple(file[f"shape:{name}"].tolist()) for name in names}
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  places = {path_string(key): jnp.shape(leaf) for key, leaf in leaves}
+  for name, shape in shapes.items():
+    if places.get(name) != shape:
+      raise ValueError(
+        f"like must have a leaf of shape {shape} at {name!r}, got "
+        f"{places.get(name, 'none')}."
+      )
+  found = {
+    name: unpack(jnp.asarray(bits[name]), jax.ShapeDtypeStruct(shapes[name], bool))
+    for name in names
+  }
+  return treedef.unflatten(found.get(path_string(key)) for key, _ in leaves)
