@@ -20,7 +20,17 @@ from sparsejax.core import (
   with_masks,
 )
 from sparsejax.distributions import erdos_renyi, erk, override, uniform
-from sparsejax.scores import gradient, magnitude, momentum, random
+from sparsejax.scores import (
+  fisher,
+  gradient,
+  hutchinson,
+  magnitude,
+  momentum,
+  movement,
+  obd,
+  random,
+  taylor,
+)
 from sparsejax.transforms import (
   chain,
   cubic,
@@ -54,14 +64,18 @@ __all__ = [
   "drop",
   "erdos_renyi",
   "erk",
+  "fisher",
   "gradient",
   "gradual_magnitude",
   "grow",
+  "hutchinson",
   "load_masks",
   "magnitude",
   "masks",
   "momentum",
+  "movement",
   "near_dense",
+  "obd",
   "override",
   "pack",
   "prune_to",
@@ -76,6 +90,7 @@ __all__ = [
   "split_k",
   "static_sparse",
   "summary",
+  "taylor",
   "top_k_mask",
   "uniform",
   "unpack",
