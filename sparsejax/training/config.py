@@ -8,15 +8,8 @@ from typing import Any
 from ml_collections import config_dict
 
 from sparsejax.training import augment, data, errors
+from sparsejax.training.methods import METHODS
 
-METHODS = (
-  "sparse_momentum",
-  "sparse_evolution",
-  "rigl",
-  "static_sparse",
-  "gradual_magnitude",
-  "dense",
-)
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "step", "cosine")
@@ -52,9 +45,12 @@ def default_config() -> config_dict.ConfigDict:
   c.learning_rate = 0.1
   c.lr_schedule = "step"
   c.lr_decay_every = 25_000  # steps; lr_schedule="step" only
+  c.lr_decay_epochs = ()  # epochs, in the place of lr_decay_every
   c.lr_decay_factor = 0.1
+  c.warmup_epochs = 0.0  # the learning rate rises in a line from zero
   c.momentum = 0.9
   c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
+  c.label_smoothing = 0.0
   # The run.
   c.batch_size = 100
   c.num_epochs = 10
@@ -66,17 +62,6 @@ def default_config() -> config_dict.ConfigDict:
   c.checkpoint_every = 10  # epochs; the end of the run is always kept
   c.tensorboard = False
   return c.lock()
-
-
-# What the papers say beside density and update_every, which a comparison shares.
-_PAPERS: dict[str, dict[str, float]] = {
-  "sparse_momentum": {"drop_fraction": 0.5, "final_drop_fraction": 0.005},
-  "sparse_evolution": {"drop_fraction": 0.3, "final_drop_fraction": 0.3},
-  "rigl": {"drop_fraction": 0.3, "final_drop_fraction": 0.0, "end_fraction": 0.75},
-  "static_sparse": {},
-  "gradual_magnitude": {"start_fraction": 0.1, "end_fraction": 0.75},
-  "dense": {"density": 1.0},
-}
 
 
 def use_method(config: config_dict.ConfigDict, method: str) -> None:
@@ -94,7 +79,7 @@ def use_method(config: config_dict.ConfigDict, method: str) -> None:
       f"method must be one of {', '.join(METHODS)}; got {method!r}"
     )
   config.method = method
-  config.update(_PAPERS[method])
+  config.update(METHODS[method].fields)
 
 
 def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
@@ -110,7 +95,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "dataset": _one_of(data.NAMES),
   "validation_fraction": _FRACTION,
   "augmentation": _one_of(tuple(augment.AUGMENTATIONS)),
-  "method": _one_of(METHODS),
+  "method": _one_of(tuple(METHODS)),
   "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "distribution": _one_of(DISTRIBUTIONS),
   "update_every": _at_least(1),
@@ -122,9 +107,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "learning_rate": (lambda v: 0 < v < float("inf"), "above 0 and finite"),
   "lr_schedule": _one_of(LR_SCHEDULES),
   "lr_decay_every": _at_least(1),
+  "lr_decay_epochs": (
+    lambda v: all(type(e) in (int, float) and e > 0 for e in v),
+    "a tuple of numbers above 0",
+  ),
   "lr_decay_factor": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "momentum": _FRACTION,
+  "warmup_epochs": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
   "weight_decay": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
+  "label_smoothing": _FRACTION,
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
@@ -179,6 +170,7 @@ def complete(config: Mapping[str, Any]) -> Any:
   for low, high in (
     ("start_fraction", "end_fraction"),
     ("final_drop_fraction", "drop_fraction"),
+    ("warmup_epochs", "num_epochs"),
   ):
     if full[low] > full[high]:
       raise errors.ConfigError(
@@ -205,11 +197,16 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     new: of `to_json`.
 
   Returns:
-    The lines, sorted; none if the two are the same run. `data_dir` is not compared.
+    The lines, sorted; none if the two are the same run. `data_dir` is not compared,
+    and a field that came in later stands at its default in an older config.
   """
-  missing = "(absent)"
+  defaults = to_json(default_config().to_dict())
+
+  def value(config, name):
+    return config.get(name, defaults.get(name, "(absent)"))
+
   return [
-    f"{name}: {old.get(name, missing)!r} -> {new.get(name, missing)!r}"
+    f"{name}: {value(old, name)!r} -> {value(new, name)!r}"
     for name in sorted({*old, *new}.difference(_NOT_THE_RUN))
-    if old.get(name, missing) != new.get(name, missing)
+    if value(old, name) != value(new, name)
   ]

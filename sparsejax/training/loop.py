@@ -115,7 +115,7 @@ def _train(
       """Logs the layers' live weights, and the accuracy on what was held out."""
       values = {"epoch": count / run.steps_per_epoch}
       if len(run.dataset.validation.labels):
-        loss, accuracy = program.evaluate(state.params, validation).means()
+        loss, accuracy = program.evaluate(state, validation).means()
         values |= {"validation_loss": loss, "validation_accuracy": accuracy}
         if count:
           progress.update(count, accuracy=f"{np.mean(accuracy):.2%}")
@@ -175,7 +175,7 @@ def _train(
     spent = seconds() if new else before  # a finished run is only shown again
     accuracy = loss = np.full(config.num_seeds, np.nan)
     if count == total:
-      loss, accuracy = program.evaluate(state.params, test).means()
+      loss, accuracy = program.evaluate(state, test).means()
   return result_lib.Result(
     finished=count == total,
     stopped_by=stop.signal if count < total else None,

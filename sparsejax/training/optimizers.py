@@ -6,22 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import sparsejax as sj
 from sparsejax.training import errors
+from sparsejax.training.methods import METHODS
 
 Config = Any  # a frozen config of `config.complete`
-
-# These never change their masks, whatever the schedule says.
-_FIXED = ("static_sparse", "dense")
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
   """Returns `step -> learning rate`.
 
-  `constant`; `step`: times `lr_decay_factor` after every `lr_decay_every` steps;
-  `cosine`: to zero at the end of the run.
+  `constant`; `step`: times `lr_decay_factor` after every `lr_decay_every` steps, or at
+  each of `lr_decay_epochs`; `cosine`: to zero at the end of the run. During
+  `warmup_epochs` it rises in a line from zero instead; the cosine begins after them.
 
   Args:
     config: a complete config.
@@ -30,16 +30,31 @@ def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
   Returns:
     An optax schedule.
   """
-  if config.lr_schedule == "step":
-    return optax.exponential_decay(
-      config.learning_rate,
-      config.lr_decay_every,
-      config.lr_decay_factor,
-      staircase=True,
-    )
+  steps_per_epoch = total_steps / config.num_epochs
+  warmup = round(config.warmup_epochs * steps_per_epoch)
+  after = _after_warmup(config, total_steps, warmup)
+  if not warmup:
+    return after
+
+  def schedule(step):
+    line = jnp.asarray(step + 1, jnp.float32) * (config.learning_rate / warmup)
+    return jnp.where(step < warmup, line, after(step))
+
+  return schedule
+
+
+def _after_warmup(config: Config, total_steps: int, warmup: int) -> optax.Schedule:
+  peak, factor = config.learning_rate, config.lr_decay_factor
+  if config.lr_schedule == "constant":
+    return optax.constant_schedule(peak)
   if config.lr_schedule == "cosine":
-    return _cosine(config.learning_rate, 0.0, total_steps)
-  return optax.constant_schedule(config.learning_rate)
+    cosine = _cosine(peak, 0.0, total_steps - warmup)
+    return lambda step: cosine(step - warmup)
+  if not config.lr_decay_epochs:
+    return optax.exponential_decay(peak, config.lr_decay_every, factor, staircase=True)
+  steps_per_epoch = total_steps / config.num_epochs
+  ends = np.round(np.asarray(config.lr_decay_epochs) * steps_per_epoch).astype(np.int32)
+  return lambda step: peak * factor ** jnp.sum(step >= ends).astype(jnp.float32)
 
 
 def window(config: Config, total_steps: int) -> tuple[int, int]:
@@ -80,7 +95,7 @@ def drop_fraction(config: Config, total_steps: int) -> optax.Schedule:
 def _cosine(first: float, final: float, steps: int) -> optax.Schedule:
   # optax's own mixes integer steps with floats, which strict promotion refuses.
   def schedule(step):
-    t = jnp.minimum(jnp.asarray(step, jnp.float32), steps) / steps
+    t = jnp.clip(jnp.asarray(step, jnp.float32), 0, steps) / steps
     return final + (first - final) * (1 + jnp.cos(jnp.pi * t)) / 2
 
   return schedule
@@ -128,16 +143,16 @@ def make_tx(
   """
   method = getattr(sj, config.method)
   start, end = window(config, total_steps)
-  kwargs: dict[str, Any] = {
+  fields: dict[str, Any] = {
     "update_every": config.update_every,
     "start_step": start,
     "end_step": end,
     "distribution": getattr(sj, config.distribution),
     "seed": seed,
+    "drop_fraction": drop_fraction(config, total_steps),
   }
   accepted = inspect.signature(method).parameters
-  if "drop_fraction" in accepted:
-    kwargs["drop_fraction"] = drop_fraction(config, total_steps)
+  kwargs = {name: value for name, value in fields.items() if name in accepted}
   extra: Mapping[str, Any] = config.method_kwargs.to_dict()
   unknown = sorted(set(extra) - set(accepted))
   if unknown:
@@ -151,7 +166,7 @@ def make_tx(
 def updates_masks(config: Config, total_steps: int) -> bool:
   """Returns whether a mask update comes during the run, or none is wanted."""
   start, end = window(config, total_steps)
-  return config.method in _FIXED or start + config.update_every <= end
+  return not METHODS[config.method].moves or start + config.update_every <= end
 
 
 def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -173,6 +188,6 @@ def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
     after = count + 1 - start
     return (after > 0) & (after % config.update_every == 0) & (count < end)
 
-  if config.method in _FIXED:
+  if not METHODS[config.method].moves:
     return lambda count: jnp.zeros((), bool)
   return rule

@@ -92,6 +92,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       due=optimizers.due(c, total_steps),
       augment=augment.get(c.augmentation),
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
+      label_smoothing=c.label_smoothing,
       sparsify_params=lambda params, state: sj.apply_masks(params, sj.masks(state)),
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.

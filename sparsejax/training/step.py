@@ -17,11 +17,12 @@ import optax
 
 from sparsejax.training import augment as augment_lib
 from sparsejax.training import data as data_lib
+from sparsejax.training import functions
 
 PyTree = Any
 
 # What a run's key is folded with: one stream for each use.
-_INIT, _ORDER, _AUGMENT = range(3)
+_INIT, _ORDER, _AUGMENT, _DROPOUT = range(4)
 
 
 class TrainState(NamedTuple):
@@ -32,12 +33,14 @@ class TrainState(NamedTuple):
       "is a mask update due" stays a branch under `vmap`.
     key: typed PRNG key, () or (seeds,); never changes.
     params: the model's parameters.
+    model_state: what the model keeps beside them, such as running averages.
     opt_state: the state of the optimizer, masks included.
   """
 
   step: jax.Array
   key: jax.Array
   params: PyTree
+  model_state: PyTree
   opt_state: PyTree
 
 
@@ -64,7 +67,7 @@ class Program(NamedTuple):
     run: `(state, train, order, stop) -> (state, Totals)`: steps from `state.step` up to
       `stop`, which must be in the same epoch. `state` is donated. `stop` is traced:
       runs of all lengths share one compilation.
-    evaluate: `(params, split) -> Totals`, over a split padded to the batch size.
+    evaluate: `(state, split) -> Totals`, over a split padded to the batch size.
   """
 
   init: Callable[..., TrainState]
@@ -73,12 +76,17 @@ class Program(NamedTuple):
   evaluate: Callable[..., Totals]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Totals]:
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> tuple[jax.Array, Totals]:
   """Mean cross-entropy over a batch, and its totals; labels of -1 are passed over.
+
+  loss = -(1 - s) log p_label - s mean_c log p_c
 
   Args:
     logits: float (n, classes).
     labels: int32 (n,), -1 where there is no example.
+    smoothing: s, in [0, 1); the target spreads so much over all classes.
 
   Returns:
     The mean float32 (), and `Totals` of ().
@@ -87,6 +95,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Tota
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits.astype(jnp.float32), jnp.maximum(labels, 0)
   )
+  if smoothing:
+    even = -jnp.mean(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    losses = (1 - smoothing) * losses + smoothing * even
   total = jnp.sum(jnp.where(counted, losses, 0))
   examples = jnp.sum(counted, dtype=jnp.int32)
   correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
@@ -100,8 +111,9 @@ def train_step(
   labels: jax.Array,
   update_masks: jax.Array,
   *,
-  apply: Callable[[PyTree, jax.Array], jax.Array],
+  apply: Callable[..., tuple[jax.Array, PyTree]],
   tx: optax.GradientTransformationExtraArgs,
+  label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Totals]:
   """One update on one batch.
 
@@ -110,22 +122,34 @@ def train_step(
     images: float32 (n, height, width, channels), normalized.
     labels: int32 (n,).
     update_masks: bool (); whether a mask update is due.
-    apply: `(params, images) -> logits`.
+    apply: as of `functions.Functions`.
     tx: the sparse optimizer.
+    label_smoothing: see `cross_entropy`.
 
   Returns:
     The next state, and the totals of the batch before the update.
   """
+  key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
   def loss(params):
-    return cross_entropy(apply(params, images), labels)
+    logits, model_state = apply(params, state.model_state, images, key)
+    mean, totals = cross_entropy(logits, labels, label_smoothing)
+    return mean, (totals, model_state)
 
-  (_, totals), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  (_, (totals, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(
+    state.params
+  )
   updates, opt_state = tx.update(
     grads, state.opt_state, state.params, update_masks=update_masks
   )
   params = optax.apply_updates(state.params, updates)
-  return TrainState(state.step + 1, state.key, params, opt_state), totals
+  # A step that was not finite changes nothing, and a running average would not forget.
+  model_state = jax.tree.map(
+    lambda new, old: jnp.where(jnp.all(jnp.isfinite(new)), new, old),
+    model_state,
+    state.model_state,
+  )
+  return TrainState(state.step + 1, state.key, params, model_state, opt_state), totals
 
 
 def make_program(
@@ -137,12 +161,13 @@ def make_program(
   due: Callable[[jax.Array], jax.Array],
   augment: augment_lib.Augmentation | None = None,
   num_seeds: int | None = None,
+  label_smoothing: float = 0.0,
   sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Program:
   """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
 
   Args:
-    model: a flax module: `init(key, images)["params"]`, `apply({"params": p}, images)`.
+    model: a flax module; see `functions.from_flax`.
     make_tx: `(seed) -> optimizer`; the seed may be traced, and only `init` may depend
       on it.
     dataset: gives shapes and channel statistics; the images themselves are arguments.
@@ -150,12 +175,13 @@ def make_program(
     due: `(count of updates so far) -> bool`, whether this update changes masks.
     augment: `(key, images uint8) -> images`.
     num_seeds: None for one run; else every array but `step` has a leading axis of it.
+    label_smoothing: of the loss that is trained on; see `cross_entropy`.
     sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
 
   Returns:
     A `Program`.
   """
-  tx = make_tx(0)
+  tx, model = make_tx(0), functions.from_flax(model)
   examples = len(dataset.train.labels)
   steps_per_epoch = examples // batch_size
   mean, scale = dataset.mean, 1 / dataset.std
@@ -163,17 +189,14 @@ def make_program(
   def normalize(images):
     return (images.astype(jnp.float32) - mean) * scale
 
-  def apply(params, images):
-    return model.apply({"params": params}, images)
-
   def init_one(seed):
     key = jax.random.key(seed)
     blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
-    params = model.init(jax.random.fold_in(key, _INIT), blank)["params"]
+    params, model_state = model.init(jax.random.fold_in(key, _INIT), blank)
     opt_state = make_tx(seed).init(params)
     if sparsify_params is not None:
       params = sparsify_params(params, opt_state)
-    return key, params, opt_state
+    return key, params, model_state, opt_state
 
   def order_one(key, epoch):
     key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
@@ -185,15 +208,22 @@ def make_program(
       key = jax.random.fold_in(state.key, _AUGMENT)
       images = augment(jax.random.fold_in(key, state.step), images)
     return train_step(
-      state, normalize(images), train.labels[indices], update_masks, apply=apply, tx=tx
+      state,
+      normalize(images),
+      train.labels[indices],
+      update_masks,
+      apply=model.apply,
+      tx=tx,
+      label_smoothing=label_smoothing,
     )
 
-  def evaluate_one(params, split):
+  def evaluate_one(state, split):
     def body(i, totals):
       take = functools.partial(
         jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
       )
-      logits = apply(params, normalize(take(split.images)))
+      images = normalize(take(split.images))
+      logits, _ = model.apply(state.params, state.model_state, images, None)
       _, new = cross_entropy(logits, take(split.labels))
       return jax.tree.map(jnp.add, totals, new)
 
@@ -206,9 +236,9 @@ def make_program(
     init = lambda seeds: init_one(seeds[0])
   else:
     shape = (num_seeds,)
-    axes = TrainState(None, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+    axes = TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
     step = jax.vmap(step_one, (axes, None, 0, None), (axes, 0))
-    evaluate = jax.vmap(evaluate_one, (0, None))
+    evaluate = jax.vmap(evaluate_one, (axes, None))
     order = jax.vmap(order_one, (0, None))
     init = jax.vmap(init_one)
 

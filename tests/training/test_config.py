@@ -50,12 +50,15 @@ def test_kwargs_keep_their_tuples():
     ("tensorboard", 1, "tensorboard must be bool; got 1"),
     ("learning_rate", 0.0, "learning_rate must be above 0"),
     ("learning_rate", float("inf"), "learning_rate must be above 0 and finite"),
-    ("method", "snfs", "method must be one of sparse_momentum, .*; got 'snfs'"),
+    ("method", "set", "method must be one of sparse_momentum, .*; got 'set'"),
     ("dataset", "imagenet", "dataset must be one of digits, mnist"),
     ("optimizer", "sgdd", "optimizer must be one of"),
     ("model_kwargs", 3, "model_kwargs must be a dict; got 3"),
     ("num_seeds", 0, "num_seeds must be at least 1"),
     ("seed", -1, "seed must be in"),
+    ("label_smoothing", 1.0, r"label_smoothing must be in \[0, 1\)"),
+    ("lr_decay_epochs", (30, -1), "lr_decay_epochs must be a tuple of numbers above 0"),
+    ("warmup_epochs", 11.0, r"warmup_epochs must not be above num_epochs \(10\)"),
   ],
 )
 def test_bad_fields_name_field_rule_and_value(field, value, match):
@@ -104,6 +107,37 @@ def test_learning_rate_steps():
   np.testing.assert_allclose(
     [rate(t) for t in (0, 99, 100, 199, 200)], [0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-5
   )
+
+
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    # 100 steps an epoch; (0, 99, 100, 299, 300, 649, 650, 999).
+    ({"lr_decay_epochs": (3, 6.5)}, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+    (
+      {"lr_schedule": "constant", "warmup_epochs": 3.0},
+      [1 / 300, 1 / 3, 101 / 300, 1, 1, 1, 1, 1],
+    ),
+    (
+      {"lr_schedule": "cosine", "warmup_epochs": 3.0},
+      [1 / 300, 1 / 3, 101 / 300, 1, 1, 0.50224, 0.5, 5.0355e-6],
+    ),
+  ],
+)
+def test_learning_rate_decays_by_epochs_and_warms_up(fields, expected):
+  config = config_lib.complete({"learning_rate": 1.0, **fields})
+  rate = jax.jit(jax.vmap(optimizers.learning_rate(config, 1000)))
+  steps = jnp.array([0, 99, 100, 299, 300, 649, 650, 999])
+  np.testing.assert_allclose(rate(steps), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_field_that_came_in_later_stands_at_its_default_in_older_runs():
+  new = config_lib.to_json(config_lib.complete({}))
+  old = {k: v for k, v in new.items() if k != "label_smoothing"}
+  assert config_lib.difference(old, new) == []
+  assert config_lib.difference(old, {**new, "label_smoothing": 0.1}) == [
+    "label_smoothing: 0.0 -> 0.1"
+  ]
 
 
 def test_drop_fraction_falls_and_stays():

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import augment, data, optimizers, step
+from sparsejax.training import augment, data, functions, optimizers, step
 from sparsejax.training import config as config_lib
 from sparsejax.training import run as run_lib
 
@@ -22,6 +22,16 @@ def test_cross_entropy_passes_over_padding():
   np.testing.assert_allclose(totals.loss, expected, rtol=1e-6)
   np.testing.assert_allclose(mean, expected / 2, rtol=1e-6)
   assert (int(totals.correct), int(totals.examples)) == (1, 2)
+
+
+def test_label_smoothing_is_cross_entropy_with_smoothed_targets():
+  logits = jnp.array([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]])
+  labels = jnp.array([0, 1])
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.1)
+  mean, totals = step.cross_entropy(logits, labels, 0.1)
+  expected = optax.softmax_cross_entropy(logits, targets)
+  np.testing.assert_allclose(mean, expected.mean(), rtol=1e-6)
+  np.testing.assert_allclose(totals.loss, expected.sum(), rtol=1e-6)
 
 
 def test_means_of_nothing_are_nan():
@@ -56,7 +66,7 @@ def test_run_is_a_loop_of_train_steps(prepared, pruned):
   model = models.create("mlp", num_classes=10, features=(16,))
   plain_step = jax.jit(
     lambda s, x, y: step.train_step(
-      s, x, y, due(s.step), apply=lambda p, x: model.apply({"params": p}, x), tx=tx
+      s, x, y, due(s.step), apply=functions.from_flax(model).apply, tx=tx
     )
   )
   loss = 0.0
@@ -97,8 +107,8 @@ def test_evaluate_counts_every_image_once(prepared, tiny):
   state = run_lib.place(run.program.init(run.seeds))
   test = run.dataset.test  # 359 images: no multiple of 100
   padded = data.pad(test, 100)
-  whole = run.program.evaluate(state.params, test)
-  parts = run.program.evaluate(state.params, padded)
+  whole = run.program.evaluate(state, test)
+  parts = run.program.evaluate(state, padded)
   assert int(whole.examples) == int(parts.examples) == 359
   assert int(whole.correct) == int(parts.correct)
   np.testing.assert_allclose(whole.loss, parts.loss, rtol=1e-5)
