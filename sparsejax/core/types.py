@@ -54,11 +54,13 @@ class Topology(NamedTuple):
       leaf, or a vector (rows,) where the leading axis of the leaf stacks layers.
     finite: bool, False once a score that was used held NaN or +inf; the mask
       update is then skipped whole.
+    structure: which sets of weights may be live, a `Structure`; None for any.
   """
 
   masks: PyTree
   budgets: PyTree
   finite: Array
+  structure: Any = None
 
 
 class SparseState(NamedTuple):
@@ -92,10 +94,14 @@ class MaskTransform(NamedTuple):
   Attributes:
     init: `(params) -> state`; params holds the sparsified leaves only.
     update: `(inputs, topology, state) -> (topology, state)`.
+    fits: `(structure, shapes) -> None`, raises ValueError for a structure that it does
+      not go together with; None for a transform that knows none, so that all are
+      refused.
   """
 
   init: Callable[[PyTree], PyTree]
   update: Callable[[ScoreInputs, Topology, PyTree], tuple[Topology, PyTree]]
+  fits: Callable[[Any, dict[str, tuple[int, ...]]], None] | None = None
 
 
 Score = Callable[[ScoreInputs], PyTree]

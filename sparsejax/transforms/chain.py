@@ -1,5 +1,6 @@
 """Chains of mask transforms."""
 
+from sparsejax.core.structures.base import check_fits
 from sparsejax.core.types import MaskTransform, PyTree, ScoreInputs, Topology
 
 
@@ -37,4 +38,8 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
       after.append(s)
     return topology, tuple(after)
 
-  return MaskTransform(init, update)
+  def fits(structure, shapes):
+    for t in transforms:
+      check_fits(t, structure, shapes)
+
+  return MaskTransform(init, update, fits)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsejax.core.budgets import from_vector, to_vector
 from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.structures.base import fits_any
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
 Array = jax.Array
@@ -45,17 +46,18 @@ def drop(score: Score, fraction: Fraction) -> MaskTransform:
   rule = fraction_rule(fraction)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite = topology
+    masks, budgets, finite, structure = topology
     scores = score(inputs)
     budget = to_vector(budgets)
     keep = jnp.maximum(
       budget - _ceil_fraction(rule(inputs, topology), budget), jnp.minimum(budget, 1)
     )
     finite = finite & usable(scores, masks)
-    masks = top_k_masks(scores, from_vector(keep, budgets), masks)
-    return Topology(masks, budgets, finite), state
+    keep_best = top_k_masks if structure is None else structure.keep
+    masks = keep_best(scores, from_vector(keep, budgets), masks)
+    return topology._replace(masks=masks, finite=finite), state
 
-  return MaskTransform(lambda params: (), update)
+  return MaskTransform(lambda params: (), update, fits_any)
 
 
 def fraction_rule(

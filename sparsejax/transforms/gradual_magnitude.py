@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import check_density, uniform
 from sparsejax.scores.magnitude import magnitude
@@ -25,6 +26,7 @@ def gradual_magnitude(
   stacked: Where = False,
   seed: Any = 0,
   initial_density: float = 1.0,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Starts dense and prunes the smallest weights along a cubic.
 
@@ -45,13 +47,15 @@ def gradual_magnitude(
     stacked: see `sparsify`.
     seed: see `sparsify`.
     initial_density: where the cubic starts, in (0, 1].
+    structure: see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
 
   References:
     Zhu & Gupta 2018, "To prune, or not to prune", eq. 1.
@@ -65,7 +69,7 @@ def gradual_magnitude(
   """
   if end_step is None:
     raise ValueError("end_step must be given: the density is reached there; got None.")
-  schedule = density
+  schedule = density = density_of(density, structure)
   if not callable(density):
     check_density(density)
     check_density(initial_density, "initial_density")
@@ -90,6 +94,7 @@ def gradual_magnitude(
     stacked=stacked,
     seed=seed,
     mask_gradients=True,
+    structure=structure,
   )
 
 

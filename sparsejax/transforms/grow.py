@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
 from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.structures.base import fits_any
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
 
@@ -28,13 +29,16 @@ def grow(score: Score) -> MaskTransform:
   """
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite = topology
+    masks, budgets, finite, structure = topology
     scores = score(inputs)
     dead = jax.tree.map(jnp.logical_not, masks)
     missing = to_vector(budgets) - live_counts(masks, budgets)
     finite = finite & usable(scores, dead)
+    if structure is not None:
+      masks, budgets = structure.fill(scores, budgets, masks, inputs.masks)
+      return Topology(masks, budgets, finite, structure), state
     grown = top_k_masks(scores, from_vector(missing, budgets), dead)
     masks = jax.tree.map(jnp.logical_or, masks, grown)
-    return Topology(masks, budgets, finite), state
+    return topology._replace(masks=masks, finite=finite), state
 
-  return MaskTransform(lambda params: (), update)
+  return MaskTransform(lambda params: (), update, fits_any)

@@ -7,6 +7,7 @@ import numpy as np
 from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.structures.base import check_fixed
 from sparsejax.core.types import (
   Distribution,
   MaskTransform,
@@ -15,7 +16,7 @@ from sparsejax.core.types import (
   ScoreInputs,
   Topology,
 )
-from sparsejax.distributions.static import check_density, total_budget
+from sparsejax.distributions.static import check_density, total_budget, uniform
 from sparsejax.transforms.shapes import layer_shapes
 
 
@@ -48,7 +49,7 @@ def prune_to(
     check_density(density)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite = topology
+    masks, budgets, finite, structure = topology
     finite = finite & usable(scores := score(inputs), masks)
     scores = jax.tree.map(
       lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
@@ -66,10 +67,33 @@ def prune_to(
     else:
       budget = distribution(shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
-    budgets = from_vector(budget, budgets)
-    return Topology(top_k_masks(scores, budgets, everything), budgets, finite), state
+    if structure is None:
+      budgets = from_vector(budget, budgets)
+      masks = top_k_masks(scores, budgets, everything)
+    else:
+      budgets = from_vector(structure.fit(shapes, budget), budgets)
+      masks = structure.select(scores, budgets, everything)
+    return Topology(masks, budgets, finite, structure), state
 
-  return MaskTransform(lambda params: (), update)
+  def fits(structure, shapes):
+    check_fixed(density, structure)
+    if distribution is None:
+      raise ValueError(
+        "distribution must be given to prune_to under the structure "
+        f"{structure.name}, which selects layer by layer; got None."
+      )
+    if structure.density is not None and distribution is not uniform:
+      raise ValueError(
+        f"distribution must be uniform under the structure {structure.name}, which "
+        f"fixes every layer's density, got {distribution!r}."
+      )
+    if structure.ablates:
+      raise ValueError(
+        f"prune_to must not be used with the structure {structure.name}: neurons are "
+        "ablated where weights grow; pass ablation=None."
+      )
+
+  return MaskTransform(lambda params: (), update, fits)
 
 
 def _rows(tree: PyTree, budgets: PyTree) -> list[jax.Array]:

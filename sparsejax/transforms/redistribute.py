@@ -12,7 +12,9 @@ from sparsejax.core.budgets import (
   to_vector,
 )
 from sparsejax.core.layerwise import usable
+from sparsejax.core.structures.base import common_unit
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
+from sparsejax.transforms.shapes import layer_shapes
 
 
 def redistribute(score: Score) -> MaskTransform:
@@ -42,7 +44,8 @@ def redistribute(score: Score) -> MaskTransform:
   """
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite = topology
+    masks, budgets, finite, structure = topology
+    unit = common_unit(structure, layer_shapes(masks, budgets))
     scores = score(inputs)
     finite = finite & usable(scores, inputs.masks)
     live, budget = live_counts(masks, budgets), to_vector(budgets)
@@ -51,8 +54,13 @@ def redistribute(score: Score) -> MaskTransform:
       share = mean_scores(scores, inputs.masks, budgets)
       free = budget.astype(jnp.int64) - live.astype(jnp.int64)
       room = jnp.asarray(sizes) - live.astype(jnp.int64)
+      if unit > 1:
+        free, room = free // jnp.int64(unit), room // jnp.int64(unit)
       given = apportion_equal_spill(share, jnp.sum(free), room, fallback=free)
-    budgets = from_vector(live + given, budgets)
-    return Topology(masks, budgets, finite), state
+    budgets = from_vector(live + given * unit, budgets)
+    return topology._replace(budgets=budgets, finite=finite), state
 
-  return MaskTransform(lambda params: (), update)
+  def fits(structure, shapes):
+    common_unit(structure, shapes)
+
+  return MaskTransform(lambda params: (), update, fits)

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import uniform
 from sparsejax.scores.gradient import gradient
@@ -27,6 +28,7 @@ def rigl(
   stacked: Where = False,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights of each layer, regrows by the gradient.
 
@@ -49,13 +51,15 @@ def rigl(
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
       The paper decays it to zero: `optax.cosine_decay_schedule(0.3, end_step)`.
+    structure: see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
 
   References:
     Evci et al. 2020, "Rigging the lottery: making all tickets winners", algorithm 1.
@@ -70,7 +74,7 @@ def rigl(
   return sparsify(
     inner,
     chain(drop(magnitude, drop_fraction), grow(gradient)),
-    density,
+    density_of(density, structure),
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
@@ -79,4 +83,5 @@ def rigl(
     stacked=stacked,
     seed=seed,
     mask_gradients=True,
+    structure=structure,
   )

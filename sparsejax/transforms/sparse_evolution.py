@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
@@ -27,6 +28,7 @@ def sparse_evolution(
   stacked: Where = False,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """SET: drops the smallest weights of each layer, regrows at random.
 
@@ -48,13 +50,15 @@ def sparse_evolution(
     stacked: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
+    structure: see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
 
   References:
     Mocanu et al. 2018, "Scalable training of artificial neural networks with
@@ -70,7 +74,7 @@ def sparse_evolution(
   return sparsify(
     inner,
     chain(drop(magnitude, drop_fraction), grow(random)),
-    density,
+    density_of(density, structure),
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
@@ -79,4 +83,5 @@ def sparse_evolution(
     stacked=stacked,
     seed=seed,
     mask_gradients=True,
+    structure=structure,
   )

@@ -13,6 +13,7 @@ from sparsejax.core.budgets import (
   quantize,
 )
 from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, ScoreInputs, Topology
 from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
@@ -39,6 +40,7 @@ def sparse_momentum(
   seed: Any = 0,
   drop_fraction: Fraction = 0.5,
   momentum_decay: float = 0.9,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Prunes by magnitude, moves budget by mean momentum, regrows by momentum.
 
@@ -63,13 +65,15 @@ def sparse_momentum(
       schedule. The paper decays it by a cosine:
       `optax.cosine_decay_schedule(0.5, steps)`.
     momentum_decay: of the running average kept where `inner` holds no momentum.
+    structure: see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
 
   References:
     Dettmers & Zettlemoyer 2019, "Sparse networks from scratch: faster training
@@ -89,7 +93,7 @@ def sparse_momentum(
       redistribute(momentum),
       grow(momentum),
     ),
-    density,
+    density_of(density, structure),
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
@@ -98,6 +102,7 @@ def sparse_momentum(
     stacked=stacked,
     seed=seed,
     momentum_decay=momentum_decay,
+    structure=structure,
   )
 
 
@@ -129,7 +134,7 @@ def near_dense(drop_fraction: Fraction):
   rule = fraction_rule(drop_fraction, "drop_fraction")
 
   def fractions(inputs: ScoreInputs, topology: Topology) -> Array:
-    masks, budgets, _ = topology
+    masks, budgets = topology.masks, topology.budgets
     sizes = jnp.asarray(layer_sizes(masks, budgets), jnp.int32)
     dead = sizes - live_counts(masks, budgets)
     with jax.enable_x64(True):

@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from sparsejax.core.leaves import Where, align, choose, matches, selected
+from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
   Distribution,
   MaskTransform,
@@ -19,7 +20,9 @@ from sparsejax.core.types import (
 )
 from sparsejax.distributions.static import check_density, uniform
 from sparsejax.transforms.moments import complete, find_moments
+from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.start import budget_template, placed_like, start
+from sparsejax.transforms.structured import check_layers, check_structure
 
 Array = jax.Array
 
@@ -38,6 +41,7 @@ def sparsify(
   seed: Any = 0,
   mask_gradients: bool = False,
   momentum_decay: float | None = None,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Makes any optimizer train a sparse network.
 
@@ -69,6 +73,8 @@ def sparsify(
       otherwise after it, with its moments from after it.
     momentum_decay: where the inner optimizer holds no momentum, keep a running
       average m = decay m + g of the gradients as `inputs.moments`; None keeps none.
+    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; None for
+      any. Budgets are rounded to what it can hold.
 
   Returns:
     An optax transformation with a `SparseState`. Its update needs `params`, and
@@ -76,7 +82,8 @@ def sparsify(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not go together with the transform, the density or a leaf.
 
   Example:
     >>> import optax, sparsejax as sj
@@ -84,6 +91,7 @@ def sparsify(
     >>> tx = sj.sparsify(optax.sgd(0.1), transform, density=0.1)
   """
   _check(inner, mask_transform, density, update_every, start_step, end_step, seed)
+  check_structure(structure, density, distribution)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -94,6 +102,8 @@ def sparsify(
     else:
       rows = matches(params, stacked, "stacked")
     like = budget_template(params, kernels, chosen, rows)
+    if structure is not None:
+      check_layers(structure, mask_transform, layer_shapes(kernels, like))
     traced = density if isinstance(density, jax.Array) else None
     masks, budgets, seed_ = start(
       kernels,
@@ -102,6 +112,7 @@ def sparsify(
       density=density if traced is None else None,
       distribution=distribution,
       budget_shapes=tuple(b.shape for b in jax.tree.leaves(like)),
+      structure=structure,
     )
     inner_state = placed_like(inner.init(params), params)
     average = None
@@ -153,7 +164,8 @@ def sparsify(
           key=jax.random.fold_in(jax.random.key(state.seed), state.count),
           step=step,
         )
-        topology = Topology(state.masks, state.budgets, jnp.asarray(True))
+        finite = jnp.asarray(True)
+        topology = Topology(state.masks, state.budgets, finite, structure)
         topology, after = mask_transform.update(inputs, topology, state.transform_state)
         new = (topology.masks, topology.budgets, state.skipped, after)
         skip = (*old[:2], optax.safe_increment(state.skipped), old[3])

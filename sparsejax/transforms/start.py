@@ -19,9 +19,12 @@ from sparsejax.transforms.shapes import layer_shapes
 # One compiled program, for all optimizers of the same tree: run eagerly, every loop in
 # it would compile by itself.
 @functools.partial(
-  jax.jit, static_argnames=("density", "distribution", "budget_shapes")
+  jax.jit,
+  static_argnames=("density", "distribution", "budget_shapes", "structure"),
 )
-def start(kernels, seed, traced, *, density, distribution, budget_shapes):
+def start(
+  kernels, seed, traced, *, density, distribution, budget_shapes, structure=None
+):
   """The first masks and budgets, random at the distribution's budgets or all live."""
   treedef = jax.tree.structure(kernels)
   like = treedef.unflatten(jax.ShapeDtypeStruct(s, jnp.int32) for s in budget_shapes)
@@ -31,11 +34,15 @@ def start(kernels, seed, traced, *, density, distribution, budget_shapes):
   if density is None:
     budgets = jnp.asarray([int(np.prod(s)) for s in shapes.values()], jnp.int32)
     return live, from_vector(budgets, like), seed
-  budgets = from_vector(distribution(shapes, density), like)
+  budgets = distribution(shapes, density)
+  if structure is not None:
+    budgets = structure.fit(shapes, budgets)
+  budgets = from_vector(budgets, like)
   keys = leaf_keys(jax.random.key(seed), kernels)
   leaves = jax.tree.leaves(kernels)
   draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
-  return top_k_masks(treedef.unflatten(draws), budgets, live), budgets, seed
+  select = top_k_masks if structure is None else structure.select
+  return select(treedef.unflatten(draws), budgets, live), budgets, seed
 
 
 def budget_template(params, kernels, chosen, rows) -> PyTree:

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import uniform
 from sparsejax.transforms.chain import chain
@@ -22,6 +23,7 @@ def static_sparse(
   where: Where = None,
   stacked: Where = False,
   seed: Any = 0,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Trains the weights of a random mask that never changes.
 
@@ -39,13 +41,15 @@ def static_sparse(
     where: see `sparsify`.
     stacked: see `sparsify`.
     seed: see `sparsify`.
+    structure: see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range; no leaf is selected.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -54,10 +58,15 @@ def static_sparse(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  if structure is not None and structure.ablates:
+    raise ValueError(
+      f"static_sparse must not be used with the structure {structure.name}: neurons "
+      "are ablated where weights grow; pass ablation=None."
+    )
   return sparsify(
     inner,
     chain(),
-    density,
+    density_of(density, structure),
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
@@ -66,4 +75,5 @@ def static_sparse(
     stacked=stacked,
     seed=seed,
     mask_gradients=True,
+    structure=structure,
   )

@@ -1,0 +1,5 @@
+"""Structures."""
+
+from sparsejax.core.structures.base import Structure
+
+__all__ = ["Structure"]

@@ -1,0 +1,179 @@
+"""The contract of a structure, and what the transforms ask of one."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core.budgets import apportion
+
+Array = jax.Array
+PyTree = Any
+Shapes = dict[str, tuple[int, ...]]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+  """Which sets of weights may be live: a handful of pure functions.
+
+  See `sparsejax.core.structures` for the contract. Compared by identity, so make one
+  and keep it: a compiled `init` is found again only for the same object.
+
+  Attributes:
+    name: how messages call it.
+    check: `(path, shape) -> None`; raises ValueError for a layer it does not fit.
+    unit: `(shape) -> int`: budgets are multiples of it; None where a layer's budget
+      cannot be chosen freely, so that nothing can be moved between layers.
+    fit: `(shapes, budgets) -> budgets`: the closest budgets that it can hold.
+    select: `(scores, budgets, where) -> masks`: the best of the candidates.
+    keep: `(scores, counts, masks) -> masks`: the best of the live ones, what `drop`
+      leaves; may lie between two masks of the structure as long as `fill` mends it.
+    fill: `(scores, budgets, masks, before) -> (masks, budgets)`: wakes the best dead
+      weights until the budgets are full; `before` are the masks before the chain.
+    density: the only density it can have, or None for any.
+    ablates: whether `fill` may close neurons, so that a method must grow.
+  """
+
+  name: str
+  check: Callable[[str, tuple[int, ...]], None]
+  unit: Callable[[tuple[int, ...]], int] | None
+  fit: Callable[[Shapes, Array], Array]
+  select: Callable[[PyTree, PyTree, PyTree], PyTree]
+  keep: Callable[[PyTree, PyTree, PyTree], PyTree]
+  fill: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+  density: float | None = None
+  ablates: bool = False
+
+
+def fit_units(unit: Callable[[tuple[int, ...]], int]):
+  """A `Structure.fit` for budgets in multiples of a unit, at least one a layer.
+
+  budget_l -> unit_l * n_l: where all layers share one unit the n_l sum to
+  round(total / unit), by largest remainder; else n_l = round(budget_l / unit_l).
+
+  Args:
+    unit: from a layer's shape to the number of weights in one unit.
+
+  Returns:
+    `(shapes, budgets) -> budgets`, int32 (layers,).
+  """
+
+  def fit(shapes: Shapes, budgets: Array) -> Array:
+    units = [unit(shape) for shape in shapes.values()]
+    u = jnp.asarray(units, jnp.int32)
+    capacity = jnp.asarray(
+      [_size(s) // n for s, n in zip(shapes.values(), units, strict=True)], jnp.int32
+    )
+    budgets = jnp.asarray(budgets).astype(jnp.int32)
+    whole, rest = budgets // u, budgets % u
+    nearest = whole + (rest >= u - rest).astype(jnp.int32)
+    nearest = jnp.clip(nearest, jnp.minimum(capacity, 1), capacity)
+    if len(set(units)) > 1:
+      return nearest * u
+    with jax.enable_x64(True):
+      total = jnp.sum(budgets.astype(jnp.int64))
+      total = (total + jnp.int64(units[0] // 2)) // jnp.int64(units[0])
+      total = jnp.maximum(total, jnp.int64(len(units)))
+    # One unit a layer first: a layer without any cannot learn.
+    ones = jnp.ones_like(capacity)
+    more = apportion(jnp.maximum(budgets - u, 0), total - len(units), capacity - ones)
+    return (ones + more) * u
+
+  return fit
+
+
+def common_unit(structure: Structure | None, shapes: Shapes) -> int:
+  """In what multiples budget can move between layers: 1 without a structure.
+
+  Args:
+    structure: a structure, or None.
+    shapes: the layers' shapes by path.
+
+  Returns:
+    The unit that all layers share.
+
+  Raises:
+    ValueError: layers differ in their units, or the structure fixes each budget.
+  """
+  if structure is None:
+    return 1
+  if structure.unit is None:
+    raise ValueError(
+      "redistribute must be free to move budget between layers, which the structure "
+      f"{structure.name} is not; leave it out of the chain."
+    )
+  units = {path: structure.unit(shape) for path, shape in shapes.items()}
+  if len(set(units.values())) > 1:
+    raise ValueError(
+      "redistribute must move budget between layers in units of one size, got the "
+      f"structure {structure.name} with units of {units} weights; leave it out of the "
+      "chain."
+    )
+  return next(iter(units.values()))
+
+
+def density_of(density: Any, structure: Structure | None) -> Any:
+  """The density of a method: its structure's own where it is None.
+
+  Args:
+    density: a float, schedule or traced scalar, or None.
+    structure: a structure, or None.
+
+  Returns:
+    `density`, or the structure's.
+
+  Raises:
+    ValueError: the density is not the structure's.
+  """
+  if structure is None or structure.density is None:
+    return density
+  if density is None:
+    return structure.density
+  check_fixed(density, structure)
+  return density
+
+
+def check_fixed(density: Any, structure: Structure) -> None:
+  """Raises ValueError unless a density is the only one that a structure can have."""
+  fixed = structure.density
+  if fixed is None or callable(density):
+    return
+  if isinstance(density, jax.Array) or not density == fixed:
+    raise ValueError(
+      f"density must be {fixed} or None for the structure {structure.name}, got "
+      f"{density!r}."
+    )
+
+
+def fits_any(structure: Structure, shapes: Shapes) -> None:
+  """A `MaskTransform.fits` that refuses no structure."""
+
+
+def check_fits(transform: Any, structure: Structure, shapes: Shapes) -> None:
+  """Raises ValueError where a mask transform and a structure do not go together.
+
+  Args:
+    transform: a `MaskTransform`.
+    structure: a structure.
+    shapes: the layers' shapes by path.
+
+  Raises:
+    ValueError: they do not.
+  """
+  if transform.fits is None:
+    name = getattr(transform.update, "__qualname__", repr(transform.update))
+    raise ValueError(
+      "structure must be None for a mask transform that does not know structures (its "
+      f"`fits` is None): got {structure.name} with {name.split('.')[0]}."
+    )
+  transform.fits(structure, shapes)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  size = 1
+  for n in shape:
+    size *= n
+  return size
