@@ -1,10 +1,16 @@
-"""LeNet-5 (Caffe's) on MNIST, by the recipe of Dettmers & Zettlemoyer (2019).
+"""LeNet-5 (Caffe's) on MNIST with sparse momentum (Dettmers & Zettlemoyer 2019).
 
 Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/train.py --config=configs/mnist_lenet5.py --workdir=runs/lenet5
 
-Seed 0 took 38 minutes on one core of a busy machine and comes to a test error of
-0.88 %; the paper's at this density is 0.69 %, which this recipe has not reached.
+About nine minutes on one CPU core. The test errors to expect, and the paper's beside
+them, are in results/mnist_sparse_momentum.json.
+
+The paper trains 100 epochs from a learning rate of 0.1 that falls in steps. At that
+rate this network is at the edge of diverging (drop fraction 0.5: always, here and in
+a PyTorch program from the same description; 0.2: some seeds) and stays at 98 % until
+the first step down, 46 epochs in. Half the rate, a cosine, twice the weight decay and
+30 epochs were chosen on the validation images at density 0.05, seed 0.
 
 Variants, as in `--config=configs/mnist_lenet5.py:rigl`: sparse_momentum (the
 default), sparse_evolution, rigl, static_sparse, gradual_magnitude, dense.
@@ -21,17 +27,15 @@ def get_config(variant: str = "sparse_momentum") -> config_dict.ConfigDict:
   c.model = "lenet5"
   c.density = 0.05
   c.update_every = 540  # an epoch: 54,000 images in batches of 100
-  c.learning_rate = 0.1
-  c.lr_schedule = "step"
-  c.lr_decay_every = 25_000
-  c.lr_decay_factor = 0.1
+  c.learning_rate = 0.05
+  c.lr_schedule = "cosine"
   c.momentum = 0.9
-  c.weight_decay = 5e-4
+  c.weight_decay = 1e-3
   c.batch_size = 100
-  c.num_epochs = 100
+  c.num_epochs = 30
   training.use_method(c, variant)
   if variant == "sparse_momentum":
     # At 0.5, half the convolutions' weights wake at once with ten steps of gradient in
-    # their momentum, and the run diverges by its fourth epoch, here and in PyTorch.
+    # their momentum.
     c.drop_fraction = 0.2
   return c

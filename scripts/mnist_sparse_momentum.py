@@ -2,9 +2,9 @@ r"""Trains the MNIST table of sparse momentum: results/mnist_sparse_momentum.jso
 
   python scripts/mnist_sparse_momentum.py --workdir=runs/mnist_sparse_momentum
 
-LeNet-300-100 and LeNet-5 (Caffe), the recipe of configs/mnist_lenet300.py and
-configs/mnist_lenet5.py, 100 epochs a run. On two CPU cores a run takes about two
-minutes (LeNet-300-100) or ten (LeNet-5). Runs that are finished are not done again and
+LeNet-300-100 and LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py and
+configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or nine
+(LeNet-5) on one CPU core. Runs that are finished are not done again and
 one that was stopped goes on; several processes may share the workdir with different
 --models or --densities. --write_only assembles the table from what is finished.
 """
@@ -38,7 +38,7 @@ _OUT = flags.DEFINE_string(
 )
 _MODELS = flags.DEFINE_multi_enum("models", list(PAPER), list(PAPER), "Which models.")
 _DENSITIES = flags.DEFINE_list("densities", None, "Which densities; all by default.")
-_EPOCHS = flags.DEFINE_integer("num_epochs", 100, "Epochs a run; 100 in the paper.")
+_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs a run; the config's.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
@@ -62,7 +62,9 @@ def train(model: str, density: float, seed: int) -> bool:
     return True
   print(f"{model}, density {density:g}, seed {seed}", flush=True)
   config = get_config(model)
-  config.update(density=density, seed=seed, num_epochs=_EPOCHS.value, log_every=540)
+  config.update(density=density, seed=seed, log_every=540)
+  if _EPOCHS.value:
+    config.num_epochs = _EPOCHS.value
   finished = training.train_and_evaluate(config, workdir).finished
   if finished:
     (workdir / "commit").write_text(commit())
