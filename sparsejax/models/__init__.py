@@ -1,24 +1,50 @@
 """Models: flax linen modules whose parameters are plain pytrees."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
+from sparsejax.models.alexnet import AlexNet
 from sparsejax.models.conv import conv2d
-from sparsejax.models.initialization import lecun_normal, torch_uniform
+from sparsejax.models.convnet import ConvNet
+from sparsejax.models.initialization import (
+  glorot_normal,
+  he_normal_fan_out,
+  lecun_normal,
+  torch_uniform,
+)
 from sparsejax.models.layers import Conv
 from sparsejax.models.lenet import LeNet5, LeNet300
 from sparsejax.models.mlp import MLP
 from sparsejax.models.pooling import max_pool
+from sparsejax.models.resnet import ResNet, ResNet20, ResNet50
+from sparsejax.models.vgg import VGG16
+from sparsejax.models.wide_resnet import WideResNet
 
-MODELS = {"lenet300": LeNet300, "lenet5": LeNet5, "mlp": MLP}
+MODELS = {
+  "alexnet_b": partial(AlexNet, size="b"),
+  "alexnet_s": partial(AlexNet, size="s"),
+  "conv2": partial(ConvNet, depth=2),
+  "conv4": partial(ConvNet, depth=4),
+  "conv6": partial(ConvNet, depth=6),
+  "lenet300": LeNet300,
+  "lenet5": LeNet5,
+  "mlp": MLP,
+  "resnet20": ResNet20,
+  "resnet50": ResNet50,
+  "vgg16_c": partial(VGG16, version="c"),
+  "vgg16_d": partial(VGG16, version="d"),
+  "vgg16_like": partial(VGG16, version="like"),
+  "wide_resnet": WideResNet,
+}
 
 
 def create(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
   """Builds a model by its name.
 
   Args:
-    name: one of "lenet300", "lenet5", "mlp".
+    name: one of `MODELS`.
     num_classes: number of logits.
     **kwargs: the model's own attributes.
 
@@ -40,11 +66,20 @@ def create(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
 __all__ = [
   "MLP",
   "MODELS",
+  "VGG16",
+  "AlexNet",
   "Conv",
+  "ConvNet",
   "LeNet5",
   "LeNet300",
+  "ResNet",
+  "ResNet20",
+  "ResNet50",
+  "WideResNet",
   "conv2d",
   "create",
+  "glorot_normal",
+  "he_normal_fan_out",
   "lecun_normal",
   "max_pool",
   "torch_uniform",

@@ -55,3 +55,44 @@ def lecun_normal(fan_in: int) -> tuple[Initializer, Initializer]:
   """
   del fan_in
   return nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+
+
+def glorot_normal(fan_in: int) -> tuple[Initializer, Initializer]:
+  """Glorot and Bengio's (2010): w ~ truncated N(0, 2 / (fan_in + fan_out)), b = 0.
+
+  Where the lottery ticket hypothesis began (Frankle and Carbin 2019).
+
+  Args:
+    fan_in: unused; the rule finds it in the kernel's shape.
+
+  Returns:
+    Initializers of the kernel and of the bias.
+
+  Example:
+    >>> kernel_init, _ = glorot_normal(fan_in=600)
+    >>> round(float(kernel_init(jax.random.key(0), (600, 200)).std()), 2)
+    0.05
+  """
+  del fan_in
+  return nn.initializers.glorot_normal(), nn.initializers.zeros_init()
+
+
+def he_normal_fan_out(fan_in: int) -> tuple[Initializer, Initializer]:
+  """He et al.'s (2015) for the backward pass: w ~ N(0, 2 / fan_out), b = 0.
+
+  What residual networks start from, in the authors' and in PyTorch's programs.
+
+  Args:
+    fan_in: unused; the rule finds fan_out in the kernel's shape.
+
+  Returns:
+    Initializers of the kernel and of the bias.
+
+  Example:
+    >>> kernel_init, _ = he_normal_fan_out(fan_in=27)
+    >>> round(float(kernel_init(jax.random.key(0), (3, 3, 3, 800)).std()), 3)
+    0.017
+  """
+  del fan_in
+  kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+  return kernel_init, nn.initializers.zeros_init()

@@ -67,3 +67,33 @@ class Conv(nn.Module):
       lowering=self.lowering,
     )
     return y.reshape(*batch, *y.shape[1:]) if len(batch) != 1 else y
+
+
+def residual_conv(
+  parent: Any, features: int, x: jax.Array, size: int, strides: int, name: str
+) -> Conv:
+  """A convolution of a residual network: no bias, and x's size over the stride.
+
+  Args:
+    parent: the module it is part of, which gives `initialization` and `lowering`.
+    features: channels of the output.
+    x: its input, for the fan-in.
+    size: of the kernel, odd.
+    strides: for both axes.
+    name: in the parent.
+
+  Returns:
+    The layer.
+  """
+  kernel_init, _ = parent.initialization(size**2 * x.shape[-1])
+  border = (size // 2, size // 2)
+  return Conv(
+    features,
+    kernel_size=(size, size),
+    strides=strides,
+    padding=(border, border),
+    use_bias=False,
+    kernel_init=kernel_init,
+    lowering=parent.lowering,
+    name=name,
+  )

@@ -45,13 +45,57 @@ def shapes(name, shape=MNIST, **kwargs):
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))["params"]
 
 
+CIFAR = (1, 32, 32, 3)
+COUNTS = [
+  # Name, images, arguments, weights in kernels, all parameters.
+  ("lenet300", MNIST, {}, 266_200, 266_610),
+  ("lenet5", MNIST, {}, 430_500, 431_080),
+  ("conv2", CIFAR, {}, 4_300_992, 4_301_642),
+  ("conv4", CIFAR, {}, 2_425_024, 2_425_930),
+  ("conv6", CIFAR, {}, 2_261_184, 2_262_602),
+  ("vgg16_c", CIFAR, {}, 11_307_712, 11_323_466),
+  ("vgg16_d", CIFAR, {}, 15_239_872, 15_255_626),
+  ("vgg16_like", CIFAR, {}, 14_977_728, 14_991_946),
+  ("alexnet_s", CIFAR, {}, 5_066_784, 5_077_066),
+  ("alexnet_b", CIFAR, {}, 8_484_896, 8_501_322),
+  # The authors of each print these.
+  ("wide_resnet", CIFAR, {"depth": 16, "width": 8}, 10_954_160, 10_961_370),
+  ("wide_resnet", CIFAR, {"depth": 22, "width": 8}, 17_147_312, 17_158_106),
+  ("wide_resnet", CIFAR, {"depth": 28, "width": 2}, 1_463_984, 1_467_610),
+  ("wide_resnet", CIFAR, {"depth": 28, "width": 10}, 36_461_232, 36_479_194),
+  ("resnet20", CIFAR, {}, 270_896, 272_474),
+  ("resnet50", (1, 224, 224, 3), {"num_classes": 1000}, 25_502_912, 25_557_032),
+]
+
+
 @pytest.mark.parametrize(
-  ("name", "weights", "biases"), [("lenet300", 266_200, 410), ("lenet5", 430_500, 580)]
+  ("name", "shape", "kwargs", "weights", "parameters"),
+  COUNTS,
+  ids=lambda v: v if isinstance(v, str) else None,
 )
-def test_weight_counts(name, weights, biases):
-  params = shapes(name)
+def test_weight_counts(name, shape, kwargs, weights, parameters):
+  params = shapes(name, shape, **kwargs)
   assert sum(k.size for k in kernels(params)) == weights
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == weights + biases
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+def test_every_model_is_counted():
+  assert {name for name, *_ in COUNTS} == set(models.MODELS) - {"mlp"}
+
+
+@pytest.mark.parametrize(
+  ("name", "kwargs", "match"),
+  [
+    ("conv4", {"depth": 3}, "depth must be 2, 4 or 6; got 3"),
+    ("wide_resnet", {"depth": 27}, "depth must be 10, 16, .* got 27 and 2"),
+    ("wide_resnet", {"width": 0}, "width at least 1; got 28 and 0"),
+    ("vgg16_d", {"version": "e"}, "version must be 'c', 'd' or 'like'; got 'e'"),
+    ("alexnet_s", {"size": "m"}, "size must be 's' or 'b'; got 'm'"),
+  ],
+)
+def test_bad_arguments(name, kwargs, match):
+  with pytest.raises((TypeError, ValueError), match=match):
+    shapes(name, CIFAR, **kwargs)
 
 
 def test_lenet5_layers():
@@ -66,6 +110,16 @@ def test_lenet5_layers():
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_any_model_takes_images_and_num_classes(name):
+  model = models.create(name, num_classes=7)
+  logits, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), jnp.zeros((5, 32, 32, 3))
+  )
+  assert (logits.shape, logits.dtype) == ((5, 7), jnp.float32)
+  assert {"params"} <= set(variables) <= {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "mlp"])
+def test_logits_depend_on_the_image(name):
   model, params = filled(name, (2, 32, 32, 3), num_classes=7)
   x = images((5, 32, 32, 3))
   logits = jax.jit(model.apply)({"params": params}, x)
@@ -148,5 +202,5 @@ def test_seeds_train_side_by_side():
 
 
 def test_unknown_name_lists_the_known():
-  with pytest.raises(ValueError, match=r"lenet300, lenet5, mlp; got 'lenet'"):
+  with pytest.raises(ValueError, match=r"lenet300, lenet5, mlp, .*; got 'lenet'"):
     models.create("lenet")
