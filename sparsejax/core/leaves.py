@@ -147,6 +147,14 @@ def choose(params: PyTree, chosen: list[bool]) -> PyTree:
   return treedef.unflatten(kept)
 
 
+def merge(params: PyTree, kernels: PyTree) -> PyTree:
+  """The inverse of `choose`: the params with the leaves that `kernels` holds."""
+  leaves, treedef = jax.tree.flatten(params)
+  entries = treedef.flatten_up_to(kernels)
+  both = zip(leaves, entries, strict=True)
+  return treedef.unflatten(leaf if k is None else k for leaf, k in both)
+
+
 def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   """The entry of `masks` (an array or None) for every leaf of `params`.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from sparsejax.core.leaves import merge
 from sparsejax.core.types import PyTree, Score, ScoreInputs
 from sparsejax.scores.hessian import hutchinson_diagonal
 from sparsejax.scores.obd import obd_saliency
@@ -42,13 +43,10 @@ def hutchinson(
   """
   if samples < 1:
     raise ValueError(f"samples must be at least 1, got {samples}.")
-  whole, treedef = jax.tree.flatten(params)
 
   def score(inputs: ScoreInputs) -> PyTree:
     def of_kernels(kernels):
-      chosen = treedef.flatten_up_to(kernels)
-      merged = [p if k is None else k for p, k in zip(whole, chosen, strict=True)]
-      return loss(treedef.unflatten(merged))
+      return loss(merge(params, kernels))
 
     diagonal = hutchinson_diagonal(
       of_kernels, inputs.params, inputs.key, samples=samples

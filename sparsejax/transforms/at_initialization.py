@@ -1,0 +1,165 @@
+"""Masks from scores, in one shot or by rounds, before training begins."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparsejax.core.budgets import from_vector
+from sparsejax.core.global_selection import split_k
+from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.leaves import Where, choose, selected
+from sparsejax.core.random import true_like
+from sparsejax.core.types import Distribution, PyTree
+from sparsejax.distributions.static import check_density, total_budget
+from sparsejax.transforms.shapes import layer_shapes
+
+Array = jax.Array
+
+
+def masks_from_scores(
+  scores: PyTree,
+  density: Any,
+  *,
+  where: Where = None,
+  distribution: Distribution | None = None,
+) -> PyTree:
+  """The weights with the largest scores, of the whole network or of each layer.
+
+  masks = the round(density * total size) largest scores
+
+  Magnitude pruning at initialization is `masks_from_scores(jax.tree.map(jnp.abs,
+  params), density)`. Ties go to the first layer, and in a layer to the first weight.
+
+  Args:
+    scores: tree of floats of the params' structure.
+    density: fraction kept, in (0, 1].
+    where: which leaves are sparsified; see `sparsify`.
+    distribution: how many weights each layer keeps; None compares over all layers,
+      and may leave a layer empty.
+
+  Returns:
+    A tree of bool arrays (True = live) at the sparsified leaves, None elsewhere: what
+    `sj.with_masks` puts into an optimizer's state.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: density is outside (0, 1]; no leaf is selected; a score is NaN or +inf.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> params = {"a": jnp.array([[1.0, -4.0]]), "b": jnp.array([[3.0, 2.0]])}
+    >>> sj.masks_from_scores({k: abs(p) for k, p in params.items()}, 0.5)
+    {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
+  """
+  check_density(density)
+  chosen = selected(scores, where)
+  kernels = choose(scores, chosen)
+  return prune_by_rounds(lambda _: kernels, kernels, density, 1, distribution)
+
+
+def prune_by_rounds(
+  score: Callable[[PyTree], PyTree],
+  kernels: PyTree,
+  density: Any,
+  rounds: int,
+  distribution: Distribution | None,
+) -> PyTree:
+  """Prunes round by round, what is dead staying dead.
+
+  masks_k = the best density^(k / rounds) by score(masks_{k-1}) among masks_{k-1}
+
+  Args:
+    score: `masks -> scores`, trees like `kernels`.
+    kernels: tree of the sparsified leaves.
+    density: fraction kept in the end.
+    rounds: how many.
+    distribution: see `masks_from_scores`.
+
+  Returns:
+    tree of bool arrays.
+
+  Raises:
+    ValueError: a score is NaN or +inf, and this is not traced.
+  """
+  masks = jax.tree.map(true_like, kernels)
+  for step, amount in enumerate(amounts(kernels, density, rounds, distribution)):
+    scores = comparable(score(masks))
+    check_usable(usable(scores, masks), step + 1)
+    # The total of a large network needs 64 bits.
+    with jax.enable_x64(True):
+      masks = _keep_best(scores, jnp.asarray(amount), masks)
+  return masks
+
+
+def amounts(
+  kernels: PyTree, density: Any, rounds: int, distribution: Distribution | None
+) -> list:
+  """How many weights each round keeps: a total, or a vector (layers,) of budgets."""
+  shapes = layer_shapes(kernels, _one_layer_each(kernels))
+  ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
+  if distribution is None:
+    return [total_budget(shapes, d) for d in ladder]
+  return [distribution(shapes, d) for d in ladder]
+
+
+def keep_best(scores: PyTree, amount: Array, live: PyTree) -> PyTree:
+  """The best live weights: `amount` in all if a scalar, else in each layer."""
+  like = _one_layer_each(scores)
+  if amount.ndim == 0:
+    amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
+  return top_k_masks(scores, from_vector(amount, like), live)
+
+
+_keep_best = jax.jit(keep_best)
+
+
+def comparable(scores: PyTree) -> PyTree:
+  """Scores in one dtype, float32 or wider, so that layers can be compared."""
+  wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(scores))
+  dtype = jnp.float64 if wide else jnp.float32
+  return jax.tree.map(lambda s: s.astype(dtype), scores)
+
+
+def check_usable(flag: Array, round_: int) -> None:
+  """Raises if a round's scores were NaN or infinite; traced flags pass."""
+  if not isinstance(flag, Tracer) and not flag:
+    raise ValueError(
+      f"scores must be finite, got NaN or +inf in round {round_}: look at the params, "
+      "the batches and the loss."
+    )
+
+
+def check_rounds(rounds: int) -> None:
+  """Raises unless `rounds` is an integer of at least 1."""
+  if isinstance(rounds, bool) or not isinstance(rounds, (int, np.integer)):
+    raise TypeError(f"rounds must be an integer, got {rounds!r}.")
+  if rounds < 1:
+    raise ValueError(f"rounds must be at least 1, got {rounds}.")
+
+
+def check_batches(batches: Any) -> None:
+  """Raises unless `batches` is a list that holds a batch."""
+  # A tuple or an array may be one batch, which would be taken apart.
+  if not isinstance(batches, list):
+    raise TypeError(
+      "batches must be a list of batches ([batch] for one), got "
+      f"{type(batches).__name__}."
+    )
+  if not batches:
+    raise ValueError("batches must hold at least one batch, got an empty list.")
+
+
+def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:
+  """The mean of a tree over batches."""
+  total = function(batches[0])
+  for batch in batches[1:]:
+    total = jax.tree.map(jnp.add, total, function(batch))
+  return jax.tree.map(lambda t: t / len(batches), total)
+
+
+def _one_layer_each(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.int32), tree)

@@ -1,0 +1,209 @@
+"""Pruning at initialization against tables worked by hand, and its controls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import sparsejax as sj
+
+
+def bits(masks):
+  return {
+    k: np.asarray(m).astype(int).ravel().tolist()
+    for k, m in masks.items()
+    if m is not None
+  }
+
+
+def test_masks_from_scores():
+  scores = {
+    "a": jnp.array([[1.0, 5.0, 4.0, 4.0]]),
+    "b": jnp.array([[4.0, 0.5], [0.1, 0.2]]),
+    "bias": jnp.array([9.0, 9.0]),
+  }
+  # 4 of 8: 5 and all three 4s; of 3 the tie at the threshold goes to the first layer.
+  assert bits(sj.masks_from_scores(scores, 0.5)) == {
+    "a": [0, 1, 1, 1],
+    "b": [1, 0, 0, 0],
+  }
+  assert bits(sj.masks_from_scores(scores, 0.375)) == {
+    "a": [0, 1, 1, 1],
+    "b": [0, 0, 0, 0],
+  }
+  layerwise = sj.masks_from_scores(scores, 0.5, distribution=sj.uniform)
+  assert bits(layerwise) == {"a": [0, 1, 1, 0], "b": [1, 1, 0, 0]}
+  assert layerwise["bias"] is None
+  chosen = sj.masks_from_scores(scores, 0.5, where="^(b|bias)$")
+  assert bits(chosen) == {"b": [1, 0, 0, 0], "bias": [1, 1]}
+
+
+def linear_square(params, batch):
+  """(x . w)^2 / 2: g = x (x . w), H = x x^T."""
+  output = batch[0] @ jnp.concatenate([params["a"].ravel(), params["b"].ravel()])
+  return output**2 / 2 + params["bias"] * output * jnp.float32(0)
+
+
+PARAMS = {
+  "a": jnp.array([[4.0, -1.0]]),
+  "b": jnp.array([[2.0], [-3.0]]),
+  "bias": jnp.float32(1),
+}
+BATCHES = [(jnp.array([1.0, 1.0, 1.0, 1.0]),), (jnp.array([0.0, 2.0, 0.0, 1.0]),)]
+
+
+def test_snip():
+  # Outputs 2 and -5; g = (2, 2, 2, 2) / 2 + (0, -10, 0, -5) / 2 = (1, -4, 1, -1.5);
+  # |w g| = 4, 4, 2, 4.5.
+  one = {"a": [1, 0], "b": [0, 1]}
+  assert bits(sj.snip(linear_square, PARAMS, BATCHES, 0.5)) == one
+  # By two rounds: at density 0.71 the 2 goes; then the outputs are 0 and -5,
+  # g = (0, -5, 0, -2.5), |w g| = 0, 5, 0, 7.5.
+  two = {"a": [0, 1], "b": [0, 1]}
+  assert bits(sj.snip(linear_square, PARAMS, BATCHES, 0.5, rounds=2)) == two
+
+
+def test_grasp():
+  # g as above; x . g = -3.5 and -9.5; H g = (-3.5 x_1 - 9.5 x_2) / 2
+  # = (-1.75, -11.25, -1.75, -6.5); w H g = -7, 11.25, -3.5, 19.5.
+  masks = sj.grasp(linear_square, PARAMS, BATCHES, 0.5)
+  assert bits(masks) == {"a": [0, 1], "b": [0, 1]}
+  masks = sj.grasp(linear_square, PARAMS, BATCHES, 0.75)
+  assert bits(masks) == {"a": [0, 1], "b": [1, 1]}
+
+
+def product(params, x):
+  return x @ params["a"] @ params["b"]
+
+
+def test_synflow():
+  params = {
+    "a": jnp.array([[1.0, -3.0], [2.0, 0.5]]),
+    "b": jnp.array([[4.0], [-1.0]]),
+  }
+  # R = (1 + 2) 4 + (3 + .5) 1: scores a = 4, 3, 8, .5 and b = 12, 3.5. One shot:
+  one = sj.synflow(product, params, (1, 2), 0.5, rounds=1)
+  assert bits(one) == {"a": [1, 0, 1, 0], "b": [1, 0]}
+  # After the .5 the 3 (tied with b's 3, listed first) is the last of its path.
+  two = sj.synflow(product, params, (1, 2), 2 / 6, rounds=4)
+  assert bits(two) == {"a": [0, 0, 1, 0], "b": [1, 0]}
+
+
+def deep(params, x):
+  """60 layers of 8 units, stacked in one leaf: |x| grows by about 6 a layer."""
+  return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, params["w"])[0]
+
+
+def deep_params(scale=1.0):
+  return {"w": scale * jax.random.normal(jax.random.key(0), (60, 8, 8))}
+
+
+def test_synflow_of_60_layers_keeps_every_layer_alive():
+  params = deep_params(scale=20.0)
+  positive = jax.tree.map(jnp.abs, params)
+  assert not jnp.isfinite(deep(positive, jnp.ones((1, 8)))).all()  # in float32
+  masks = sj.synflow(deep, params, (1, 8), 2 / 64, rounds=50)["w"]
+  assert int(masks.sum()) == 120
+  assert masks.any((1, 2)).all()
+  weights = jnp.where(masks, positive["w"] / 20, 0)
+  assert jnp.all(deep({"w": weights}, jnp.ones((1, 8))).sum() > 0)
+  # One shot with the same scores cuts the net.
+  with pytest.raises(FloatingPointError, match="in round 1 of 1"):
+    sj.synflow(deep, deep_params(scale=1e6), (1, 8), 0.5, rounds=1)
+
+
+def test_methods_are_the_same_under_jit_vmap_and_sharding():
+  def loss(params, x):
+    return jnp.mean(jax.nn.relu(x @ params["a"] + params["bias"][None]) @ params["b"])
+
+  def all_three(params):
+    apply = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+    return (
+      sj.snip(loss, params, [x], 0.3, rounds=2),
+      sj.synflow(apply, params, (1, 8), 0.3, rounds=3),
+    )
+
+  # Small integers: no layout rounds differently.
+  draw = lambda key, *s: jax.random.randint(key, s, -8, 9).astype(jnp.float32)
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = draw(keys[0], 4, 8)
+  params = {"a": draw(keys[1], 2, 8, 16), "b": draw(keys[2], 2, 16, 8)}
+  params["bias"] = jnp.ones((2, 16))
+  members = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(2)]
+  compiled = jax.jit(all_three)
+  expected = [jax.device_get(compiled(member)) for member in members]
+  mesh = Mesh(np.array(jax.devices()), ("d",))
+  spread = lambda p: jax.device_put(p, NamedSharding(mesh, PartitionSpec(None, "d")))
+  sharded = members[0] | {k: spread(members[0][k]) for k in "ab"}
+  jax.tree.map(np.testing.assert_array_equal, compiled(sharded), expected[0])
+  jax.tree.map(np.testing.assert_array_equal, all_three(members[0]), expected[0])
+  batched = jax.vmap(all_three)(params)
+  for i, member in enumerate(expected):
+    one = jax.tree.map(lambda m, i=i: m[i], batched)
+    jax.tree.map(np.testing.assert_array_equal, one, member)
+  totals = [int(m["a"].sum() + m["b"].sum()) for m in expected[0]]
+  assert totals == [round(0.3 * 256)] * 2
+
+
+def test_the_masks_train_by_static_sparse():
+  masks = sj.snip(linear_square, PARAMS, BATCHES, 0.5)
+  tx = sj.static_sparse(optax.sgd(0.1), density=0.5)
+  state = sj.with_masks(tx.init(PARAMS), masks)
+  grads = jax.grad(linear_square)(PARAMS, BATCHES[0])
+  updates, state = jax.jit(tx.update)(grads, state, PARAMS)
+  params = optax.apply_updates(PARAMS, updates)
+  assert bits(sj.masks(state)) == bits(masks) == {"a": [1, 0], "b": [0, 1]}
+  np.testing.assert_allclose(params["a"], [[3.8, 0.0]], rtol=1e-6)
+  np.testing.assert_allclose(params["b"], [[0.0], [-3.2]], rtol=1e-6)
+
+
+def test_shuffled_masks_keep_every_count():
+  rng = np.random.default_rng(0)
+  masks = {
+    "a": jnp.asarray(rng.random((6, 4)) < 0.3),
+    "rows": jnp.arange(12).reshape(3, 4) < jnp.array([[1], [6], [12]]),
+    "bias": None,
+  }
+  shuffle = jax.jit(lambda key: sj.shuffle_masks(masks, key, stacked="rows"))
+  draws = jax.vmap(shuffle)(jax.random.split(jax.random.key(0), 400))
+  assert draws["bias"] is None
+  assert (draws["a"].sum((1, 2)) == masks["a"].sum()).all()
+  assert (draws["rows"].sum(2) == masks["rows"].sum(1)[None]).all()
+  # Every place is live equally often.
+  density = float(masks["a"].mean())
+  np.testing.assert_allclose(draws["a"].mean(0), density, atol=0.1)
+
+
+def test_reinitialize_draws_the_kernels_only():
+  params = {"kernel": jnp.array([[1.0, -2.0, 0.0]], jnp.bfloat16), "bias": jnp.ones(3)}
+  init = jax.nn.initializers.normal(1.0)
+  new = sj.reinitialize(params, init, jax.random.key(0))
+  assert new["kernel"].dtype == jnp.bfloat16
+  assert (new["kernel"] != params["kernel"]).all()
+  np.testing.assert_array_equal(new["bias"], params["bias"])
+  signed = sj.reinitialize(params, init, jax.random.key(0), keep_signs=True)
+  np.testing.assert_array_equal(jnp.sign(signed["kernel"]), [[1, -1, 0]])
+  np.testing.assert_array_equal(
+    jnp.abs(signed["kernel"])[0, :2], jnp.abs(new["kernel"])[0, :2]
+  )
+
+
+@pytest.mark.parametrize(
+  ("call", "error", "message"),
+  [
+    (lambda f: f(batches=BATCHES[0]), TypeError, r"batches must be a list .*got tuple"),
+    (lambda f: f(batches=[]), ValueError, "batches must hold at least one"),
+    (lambda f: f(rounds=0), ValueError, "rounds must be at least 1, got 0"),
+    (lambda f: f(rounds=1.5), TypeError, "rounds must be an integer, got 1.5"),
+    (lambda f: f(density=1.2), ValueError, r"density must lie in \(0, 1\], got 1.2"),
+    (lambda f: f(batches=[(jnp.full(4, jnp.nan),)]), ValueError, "finite.* in round 1"),
+  ],
+)
+def test_bad_input_is_named(call, error, message):
+  def f(batches=BATCHES, density=0.5, rounds=1):
+    return sj.snip(linear_square, PARAMS, batches, density, rounds=rounds)
+
+  with pytest.raises(error, match=message):
+    call(f)
