@@ -16,6 +16,7 @@ from sparsejax.core.reduce import count, largest, total
 Array = jax.Array
 PyTree = Any
 _SHARE_BITS = 30
+_SCORE_BITS = 29  # of `mean_scores`: what `reduce.total` can sum
 
 
 def quantize(shares: Array) -> Array:
@@ -199,7 +200,7 @@ def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
 
   mean_l = sum_{i live} max(s_i, 0) / n_live
 
-  Scores are summed as fixed-point integers of 30 bits below the layer's largest,
+  Scores are summed as fixed-point integers of 29 bits below the layer's largest,
   so the sum does not depend on its order: a float sum differs in the last bits
   between one device and eight, and with it would the budgets.
 
@@ -218,10 +219,10 @@ def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
     top = largest(score, rows)
     # A power of two, made from the exponent's bits, scales without rounding.
     exponent = (lax.bitcast_convert_type(top, jnp.int32) >> 23) - 127
-    shift = jnp.clip(_SHARE_BITS - 1 - exponent, -126, 126)
+    shift = jnp.clip(_SCORE_BITS - 1 - exponent, -126, 126)
     factor = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
     per_row = lax.expand_dims(factor, range(rows, mask.ndim)) if rows else factor
-    fixed = (score * per_row).astype(jnp.int32).astype(jnp.int64)
+    fixed = (score * per_row).astype(jnp.uint32)
     live = jnp.maximum(_live(mask, budget), 1).astype(jnp.float64)
     return total(fixed, rows).astype(jnp.float64) / live / factor.astype(jnp.float64)
 

@@ -1,9 +1,9 @@
 """Reductions of whole tensors that XLA's CPU backend vectorizes.
 
-Reducing a tensor straight to a scalar runs one element at a time on CPU; reducing
-it to its last axis first, in 16-bit counters where they suffice, is three to four
-times faster. Accelerators get the plain reduction, whose only traffic between
-devices is the scalar.
+Reducing a tensor straight to a scalar runs one element at a time on CPU, and so does
+reducing several axes at once. Counting runs of the last axis but one in bytes first
+is two to ten times faster. Accelerators get the plain reduction, whose only traffic
+between devices is the scalar.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,11 @@ def count(x: Array, rows: int = 0) -> Array:
   def plain(x):
     return jnp.sum(x, axis=tuple(range(rows, x.ndim)), dtype=jnp.int32)
 
+  run = _run(x, rows)
+
   def by_columns(x):
+    if run:
+      return plain(jnp.sum(_split(x, run), axis=-2, dtype=jnp.uint8).astype(jnp.int32))
     short = _length(x, rows) < 2**16
     counter = jnp.uint16 if short else jnp.uint32
     columns = jnp.sum(x, axis=tuple(range(rows, x.ndim - 1)), dtype=counter)
@@ -39,16 +43,27 @@ def count(x: Array, rows: int = 0) -> Array:
 
 
 def total(x: Array, rows: int = 0) -> Array:
-  """Sums numbers of any dtype, in that dtype; exact for integers.
+  """Sums integers below 2^29 exactly.
 
   Args:
-    x: array.
+    x: uint32 array.
     rows: how many leading axes to keep, 0 or 1.
 
   Returns:
-    Array of shape x.shape[:rows].
+    int64 of shape x.shape[:rows]. Call under x64.
   """
-  return _reduce(jnp.sum, x, rows)
+  axes = tuple(range(rows, x.ndim))
+
+  def plain(x):
+    return jnp.sum(x.astype(jnp.int64), axis=axes)
+
+  def by_runs(x):
+    # Eight numbers below 2^29 cannot overflow 32 bits.
+    x = jnp.sum(_split(x, run), axis=-2, dtype=jnp.uint32)
+    return plain(lax.optimization_barrier(x))
+
+  run = _run(x, rows, 8)
+  return lax.platform_dependent(x, cpu=by_runs, default=plain) if run else plain(x)
 
 
 def largest(x: Array, rows: int = 0) -> Array:
@@ -61,18 +76,19 @@ def largest(x: Array, rows: int = 0) -> Array:
   Returns:
     Array of shape x.shape[:rows].
   """
-  return _reduce(jnp.max, x, rows)
 
-
-def _reduce(op: Callable, x: Array, rows: int) -> Array:
   def plain(x):
-    return op(x, axis=tuple(range(rows, x.ndim)))
+    return jnp.max(x, axis=tuple(range(rows, x.ndim)))
 
   def by_columns(x):
-    columns = op(x, axis=tuple(range(rows, x.ndim - 1)))
+    if run:
+      x = jnp.max(_split(x, run), axis=-2)
+      return plain(lax.optimization_barrier(x))
+    columns = jnp.max(x, axis=tuple(range(rows, x.ndim - 1)))
     # Without the barrier the compiler folds the two reductions into one.
-    return op(lax.optimization_barrier(columns), axis=-1)
+    return jnp.max(lax.optimization_barrier(columns), axis=-1)
 
+  run = _run(x, rows)
   return _choose(plain, by_columns, x, rows)
 
 
@@ -80,6 +96,24 @@ def _choose(plain: Callable, by_columns: Callable, x: Array, rows: int) -> Array
   if x.ndim - rows < 2 or _length(x, rows) < 8:
     return plain(x)
   return lax.platform_dependent(x, cpu=by_columns, default=plain)
+
+
+def _run(x: Array, rows: int, longest: int = 32) -> int:
+  """How many rows to count at once: a divisor of the last axis but one, or 0.
+
+  A multiple of eight runs, so that up to eight shards of the axis hold whole ones.
+  """
+  if x.ndim - rows < 2:
+    return 0
+  sharding = getattr(jax.typeof(x), "sharding", None)
+  if sharding is not None and any(axis is not None for axis in sharding.spec):
+    return 0
+  runs = range(longest, longest // 4 - 1, -1)
+  return next((n for n in runs if x.shape[-2] % (8 * n) == 0), 0)
+
+
+def _split(x: Array, run: int) -> Array:
+  return x.reshape(*x.shape[:-2], x.shape[-2] // run, run, x.shape[-1])
 
 
 def _length(x: Array, rows: int) -> int:
