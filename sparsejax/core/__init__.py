@@ -12,6 +12,15 @@ from sparsejax.core.masks import (
 )
 from sparsejax.core.replace import densify, with_masks
 from sparsejax.core.selection import top_k_mask
+from sparsejax.core.structures import (
+  Structure,
+  block,
+  channel,
+  compress_n_m,
+  constant_fan_in,
+  expand_n_m,
+  n_m,
+)
 from sparsejax.core.types import (
   MaskTransform,
   Moments,
@@ -25,11 +34,18 @@ __all__ = [
   "Moments",
   "ScoreInputs",
   "SparseState",
+  "Structure",
   "Topology",
   "apply_masks",
+  "block",
+  "channel",
+  "compress_n_m",
+  "constant_fan_in",
   "densify",
+  "expand_n_m",
   "load_masks",
   "masks",
+  "n_m",
   "pack",
   "save_masks",
   "skipped_updates",

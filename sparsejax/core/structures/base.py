@@ -76,10 +76,10 @@ def fit_units(unit: Callable[[tuple[int, ...]], int]):
     with jax.enable_x64(True):
       total = jnp.sum(budgets.astype(jnp.int64))
       total = (total + jnp.int64(units[0] // 2)) // jnp.int64(units[0])
-      total = jnp.maximum(total, jnp.int64(len(units)))
-    # One unit a layer first: a layer without any cannot learn.
+      # One unit a layer first: a layer without any cannot learn.
+      spare = jnp.maximum(total - jnp.int64(len(units)), jnp.int64(0))
     ones = jnp.ones_like(capacity)
-    more = apportion(jnp.maximum(budgets - u, 0), total - len(units), capacity - ones)
+    more = apportion(jnp.maximum(budgets - u, 0), spare, capacity - ones)
     return (ones + more) * u
 
   return fit

@@ -1,0 +1,61 @@
+"""Small helpers of the structures: axes, arguments, reshapes that stay in place."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+Array = jax.Array
+
+
+def reshape_keeping(
+  x: Array, shape: Sequence[int], origin: Sequence[int | None]
+) -> Array:
+  """Reshapes by splitting and merging axes, each part left on its devices.
+
+  Args:
+    x: array.
+    shape: the new shape.
+    origin: for each new axis the old one whose sharding it takes, or None.
+
+  Returns:
+    Array of the new shape.
+  """
+  sharding = getattr(jax.typeof(x), "sharding", None)
+  if sharding is None or all(axis is None for axis in sharding.spec):
+    return jnp.reshape(x, shape)
+  spec = [None if i is None else sharding.spec[i] for i in origin]
+  out = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+  return jnp.reshape(x, shape, out_sharding=out)
+
+
+def layer_axis(axis: int, ndim: int, rows: int) -> int:
+  """The place of a layer's axis in a tensor whose first `rows` axes stack layers."""
+  return axis % (ndim - rows) + rows
+
+
+def check_axis(name: str, axis: int, path: str, shape: tuple[int, ...]) -> None:
+  """Raises ValueError unless a layer has the axis that a structure names."""
+  if not -len(shape) <= axis < len(shape):
+    raise ValueError(
+      f"structure must fit every layer: {name} names axis {axis}, got shape {shape} at "
+      f"{path!r}."
+    )
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
+  """Raises TypeError or ValueError unless value is an integer of at least `least`."""
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise TypeError(f"{name} must be an integer, got {value!r}.")
+  if least is not None and value < least:
+    raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_tuple(name: str, value: Any, length: int) -> None:
+  """Raises TypeError or ValueError unless value is so many positive integers."""
+  if not isinstance(value, (tuple, list)) or len(value) != length:
+    raise TypeError(f"{name} must be {length} integers, got {value!r}.")
+  for n in value:
+    check_integer(name, n, 1)

@@ -1,0 +1,125 @@
+"""Structures of whole units, such as blocks and channels: all of one unit or none."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsejax.core.layerwise import top_k_masks
+from sparsejax.core.reduce import count, largest
+from sparsejax.core.structures.base import Structure, fit_units
+
+Array = jax.Array
+PyTree = Any
+# `(x, rows) -> (view, axes)`: the weights of one unit lie along the axes of the view.
+View = Callable[[Array, int], tuple[Array, tuple[int, ...]]]
+_BITS = 29
+
+
+def of_units(
+  name: str,
+  check: Callable[[str, tuple[int, ...]], None],
+  unit: Callable[[tuple[int, ...]], int],
+  view: View,
+  restore: Callable[[Array, Array, int], Array],
+  score: str = "sum",
+) -> Structure:
+  """A structure whose layers are cut into units of one size.
+
+  A unit is live or dead as a whole; its score is the sum (or mean, or maximum) over
+  its weights, and the best units of a layer are those that `top_k_mask` takes.
+
+  Args:
+    name: how messages call it.
+    check: `(path, shape) -> None`; raises ValueError for a layer it does not fit.
+    unit: from a layer's shape to the number of weights in one unit.
+    view: `(x, rows) -> (view, axes)`, the tensor with the weights of each unit along
+      `axes`; a reshape at most. The first `rows` axes stack layers.
+    restore: `(view, like, rows) -> array` of the shape of `like`, undoes `view`.
+    score: "sum", "mean" or "max".
+
+  Returns:
+    A structure.
+
+  Raises:
+    ValueError: score is none of these.
+  """
+  if score not in ("sum", "mean", "max"):
+    raise ValueError(f"score must be 'sum', 'mean' or 'max', got {score!r}.")
+
+  def pool(x: Array, like: Array) -> Array:
+    rows = like.ndim
+    x, axes = view(x, rows)
+    if score == "max":
+      return jnp.max(x, axes, keepdims=True)
+    # Units have one size, so means rank them as sums do.
+    return exact_sums(x, axes, rows)
+
+  def whole(mask: Array, like: Array) -> Array:
+    mask, axes = view(mask, like.ndim)
+    return jnp.all(mask, axes, keepdims=True)
+
+  def spread(unit_mask: Array, mask: Array, like: Array) -> Array:
+    shape = jax.eval_shape(lambda x: view(x, like.ndim)[0], mask).shape
+    return restore(jnp.broadcast_to(unit_mask, shape), mask, like.ndim)
+
+  def in_units(counts: Array, mask: Array) -> Array:
+    n = unit(mask.shape[counts.ndim :])
+    return jnp.maximum(counts // n, jnp.minimum(counts, 1))
+
+  def select(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
+    pooled = jax.tree.map(pool, scores, counts)
+    candidates = jax.tree.map(whole, where, counts)
+    units = jax.tree.map(in_units, counts, where)
+    best = top_k_masks(pooled, units, candidates)
+    return jax.tree.map(spread, best, where, counts)
+
+  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree):
+    def lacking(mask, budget):
+      n = unit(mask.shape[budget.ndim :])
+      return (budget - count(mask, budget.ndim)) // n * n
+
+    dead = jax.tree.map(jnp.logical_not, masks)
+    grown = select(scores, jax.tree.map(lacking, masks, budgets), dead)
+    return jax.tree.map(jnp.logical_or, masks, grown), budgets
+
+  return Structure(
+    name=name,
+    check=check,
+    unit=unit,
+    fit=fit_units(unit),
+    select=select,
+    keep=select,
+    fill=fill,
+  )
+
+
+def exact_sums(x: Array, axes: tuple[int, ...], rows: int) -> Array:
+  """Sums along axes, for comparison only, that do not depend on their order.
+
+  Numbers are summed as integers of 29 bits below the layer's largest: a float sum
+  differs in its last bits between one device and eight, and with it would the masks.
+
+  Args:
+    x: floats; -inf and NaN go through to their sum.
+    axes: the axes to sum over.
+    rows: how many leading axes stack layers, each with a scale of its own.
+
+  Returns:
+    float32, with axes of length 1; in proportion to the sums, layer by layer.
+  """
+  x = x.astype(jnp.float32)
+  zero = jnp.zeros_like(x)
+  finite = jnp.isfinite(x)
+  number = jnp.where(finite, x, zero)
+  exponent = lax.bitcast_convert_type(largest(jnp.abs(number), rows), jnp.int32) >> 23
+  shift = jnp.clip(_BITS - (exponent - 127), -126, 126)
+  # A power of two, made from the exponent's bits, scales without rounding.
+  factor = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
+  factor = lax.expand_dims(factor, range(rows, x.ndim))
+  with jax.enable_x64(True):
+    fixed = (number * factor).astype(jnp.int32).astype(jnp.int64)
+    sums = jnp.sum(fixed, axes, keepdims=True).astype(jnp.float32)
+  return sums + jnp.sum(jnp.where(finite, zero, x), axes, keepdims=True)
