@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.lottery import layerwise_obs, mlp_obs, second_order
+from sparsejax.lottery import compensation, mlp_obs, second_order
 from sparsejax.lottery.sparse_gpt import sparse_gpt
 from sparsejax.scores.gauss_newton import mlp_gauss_newton_diagonal
 from sparsejax.scores.obd import obd_saliency
@@ -100,7 +100,7 @@ def cut(params, masks):
 @jax.jit
 def refit(params, masks, hessians):
   return {
-    n: {**layer, "kernel": layerwise_obs.compensate(layer["kernel"].T, h, masks[n].T).T}
+    n: {**layer, "kernel": compensation.compensate(layer["kernel"].T, h, masks[n].T).T}
     for (n, layer), h in zip(sorted(params.items()), hessians, strict=True)
   }
 

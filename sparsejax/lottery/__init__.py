@@ -1,6 +1,7 @@
 """Lottery tickets, second-order pruning and strong tickets."""
 
-from sparsejax.lottery.layerwise_obs import compensate, deletion_order, order_scores
+from sparsejax.lottery.compensation import compensate
+from sparsejax.lottery.layerwise_obs import deletion_order, order_scores
 from sparsejax.lottery.levenberg_marquardt import (
   levenberg_marquardt,
 )

@@ -10,26 +10,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.lottery.compensation import check_rows, damped
+
 
 class Order(NamedTuple):
   """The order in which OBS deletes each row's weights, down to none."""
 
   index: jax.Array  # (rows, n) int32, the weight deleted at each step
   rise: jax.Array  # (rows, n) the loss each deletion adds, with compensation
-
-
-def damped(hessian: jax.Array, damping: float) -> jax.Array:
-  """`H + damping * mean(diag H) * I`, for `(..., n, n)`.
-
-  Example:
-    >>> damped(jnp.diag(jnp.array([1.0, 3.0])), 0.5).tolist()
-    [[2.0, 0.0], [0.0, 4.0]]
-  """
-  n = hessian.shape[-1]
-  mean = jnp.trace(hessian, axis1=-2, axis2=-1) / n
-  eye = jnp.eye(n, dtype=hessian.dtype)
-  eye = eye.reshape((1,) * (hessian.ndim - 2) + (n, n))
-  return hessian + damping * mean[..., None, None] * eye
 
 
 def deletion_order(
@@ -43,9 +31,8 @@ def deletion_order(
   """ExactOBS: for each row, the greedy OBS deletion order and what each step costs.
 
   At each step `q = argmin w_q^2 / (2 [H^-1]_qq)`, then the OBS update of the row and
-  the
-  downdate of its inverse. The downdates are applied `block` at a time, as one product:
-  in between, the columns that are needed are computed from the pending ones.
+  the downdate of its inverse. The downdates are applied `block` at a time, as one
+  product: in between, the columns that are needed are computed from the pending ones.
 
   Args:
     weights: float array `(rows, n)`.
@@ -68,7 +55,7 @@ def deletion_order(
 
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1.
   """
-  _check(weights, hessian, damping)
+  check_rows(weights, hessian, damping)
   n = weights.shape[1]
   block = min(block, n)
   hessian = damped(hessian, damping)
@@ -156,124 +143,3 @@ def order_scores(order: Order) -> jax.Array:
   marginal = jax.lax.cummax(order.rise, axis=1)
   empty = jnp.zeros_like(marginal)
   return jax.vmap(lambda e, i, m: e.at[i].set(m))(empty, order.index, marginal)
-
-
-def compensate(
-  weights: jax.Array,
-  hessian: jax.Array,
-  mask: jax.Array,
-  *,
-  damping: float = 0.01,
-  tolerance: float = 1e-6,
-) -> jax.Array:
-  """The best live weights of every row for given masks: OBS's update for a set.
-
-  `argmin_v (v - w)^T H (v - w)` with `v = 0` where dead; deleting the same weights one
-  by one with OBS gives the same.
-
-  Args:
-    weights: float array `(rows, n)`.
-    hessian: float array `(n, n)` or `(rows, n, n)`.
-    mask: bool array `(rows, n)`, True = live.
-    damping: fraction of the mean diagonal added to the diagonal.
-    tolerance: see `solve_live`.
-
-  Returns:
-    Float array `(rows, n)`, exactly 0.0 where dead.
-
-  Raises:
-    ValueError: shapes do not fit, or `damping` is negative.
-
-  Example:
-    >>> h = jnp.array([[2.0, 1.0], [1.0, 2.0]])
-    >>> mask = jnp.array([[False, True]])
-    >>> compensate(jnp.array([[1.0, 4.0]]), h, mask, damping=0).tolist()
-    [[0.0, 4.5]]
-
-  Reference: Kurtic et al., The optimal BERT surgeon (2022), Eq. 4; for one layer,
-  Frantar and Alistarh (2022), section 3.
-  """
-  _check(weights, hessian, damping)
-  hessian = damped(hessian, damping)
-  targets = _product(hessian, weights)
-  return solve_live(hessian, targets, mask, tolerance=tolerance)
-
-
-def solve_live(
-  hessian: jax.Array,
-  targets: jax.Array,
-  mask: jax.Array,
-  *,
-  tolerance: float = 1e-6,
-  max_steps: int | None = None,
-) -> jax.Array:
-  """Solves each row's live block, `H_LL v_L = t_L`, with `v = 0` where dead.
-
-  Conjugate gradients, all rows together: with a shared Hessian a step is one matrix
-  product, where a factorization a row costs `n^3` for each.
-
-  Args:
-    hessian: float array `(n, n)` or `(rows, n, n)`, positive definite.
-    targets: float array `(rows, n)`.
-    mask: bool array `(rows, n)`.
-    tolerance: stop when every row's residual is below this part of its target.
-    max_steps: at most so many steps; `2 n` if None.
-
-  Returns:
-    Float array `(rows, n)`.
-
-  Example:
-    >>> h = jnp.array([[2.0, 1.0], [1.0, 2.0]])
-    >>> mask = jnp.array([[True, False]])
-    >>> solve_live(h, jnp.array([[4.0, 5.0]]), mask).tolist()
-    [[2.0, 0.0]]
-  """
-  limit = 2 * mask.shape[1] if max_steps is None else max_steps
-  tiny = jnp.finfo(targets.dtype).tiny
-  targets = jnp.where(mask, targets, 0)
-  scale = jnp.diagonal(hessian, axis1=-2, axis2=-1).reshape(-1, mask.shape[1])
-
-  def inner(a, b):
-    return jnp.sum(a * b, 1, keepdims=True)
-
-  enough = tolerance**2 * inner(targets, targets)
-
-  def unfinished(state):
-    step, _, residual, _, _ = state
-    return (step < limit) & jnp.any(inner(residual, residual) > enough)
-
-  def advance(state):
-    step, v, residual, direction, rho = state
-    image = jnp.where(mask, _product(hessian, direction), 0)
-    curvature = inner(direction, image)
-    # A row that has converged must stand still: its rounding errors would grow.
-    active = (inner(residual, residual) > enough) & (curvature > tiny)
-    rate = jnp.where(active, rho / jnp.maximum(curvature, tiny), 0)
-    v = v + rate * direction
-    residual = residual - rate * image
-    preconditioned = residual / scale
-    new = inner(residual, preconditioned)
-    direction = preconditioned + new / jnp.maximum(rho, tiny) * direction
-    return step + 1, v, residual, direction, new
-
-  first = targets / scale
-  start = (0, jnp.zeros_like(targets), targets, first, inner(targets, first))
-  return jax.lax.while_loop(unfinished, advance, start)[1]
-
-
-def _product(hessian, rows):
-  if hessian.ndim == 2:
-    return rows @ hessian
-  return jnp.einsum("rm,rnm->rn", rows, hessian)
-
-
-def _check(weights, hessian, damping):
-  if weights.ndim != 2:
-    raise ValueError(f"weights must have shape (rows, n), got {weights.shape}.")
-  rows, n = weights.shape
-  if hessian.shape not in ((n, n), (rows, n, n)):
-    raise ValueError(
-      f"hessian must have shape {(n, n)} or {(rows, n, n)}, got {hessian.shape}."
-    )
-  if damping < 0:
-    raise ValueError(f"damping must be at least 0, got {damping}.")

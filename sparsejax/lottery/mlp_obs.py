@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.lottery import layerwise_obs
+from sparsejax.lottery import compensation, layerwise_obs
 from sparsejax.lottery.second_order import Pruned, keep_best
 from sparsejax.scores.gauss_newton import dense_layers, mlp_factors
 
@@ -118,7 +118,7 @@ def prune(
   else:
     masks = keep_best(prepared.scores, every, live)
   kernels = [
-    layerwise_obs.compensate(layer["kernel"].T, h, m.T, damping=damping).T
+    compensation.compensate(layer["kernel"].T, h, m.T, damping=damping).T
     for layer, h, m in zip(layers, prepared.hessians, masks, strict=True)
   ]
   new = [{**layer, "kernel": k} for layer, k in zip(layers, kernels, strict=True)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import top_k_mask
-from sparsejax.lottery.layerwise_obs import damped
+from sparsejax.lottery.compensation import damped
 
 
 class OneShot(NamedTuple):

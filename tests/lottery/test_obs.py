@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.lottery import layerwise_obs, mlp_obs, obs, woodfisher
+from sparsejax.lottery import compensation, layerwise_obs, mlp_obs, obs, woodfisher
 from sparsejax.lottery.sparse_gpt import sparse_gpt
 
 
@@ -98,7 +98,7 @@ def test_compensation_of_a_set_is_deletion_one_by_one():
     result = obs.optimal_brain_surgeon(
       jnp.asarray(w), jnp.asarray(h), jnp.ones(9, bool), 4
     )
-    v = layerwise_obs.compensate(
+    v = compensation.compensate(
       jnp.asarray(w)[None],
       jnp.asarray(h),
       result.mask[None],
@@ -111,10 +111,10 @@ def test_compensation_of_a_set_is_deletion_one_by_one():
 
 def test_solver_survives_float32_and_empty_rows():
   x = np.random.default_rng(0).normal(size=(500, 60)) * np.logspace(0, -2, 60)[None]
-  h = layerwise_obs.damped(jnp.asarray(x.T @ x / 500, jnp.float32), 0.01)
+  h = compensation.damped(jnp.asarray(x.T @ x / 500, jnp.float32), 0.01)
   w = jax.random.normal(jax.random.key(0), (20, 60))
   mask = jax.random.bernoulli(jax.random.key(1), 0.3, (20, 60)).at[3].set(False)
-  v = np.asarray(layerwise_obs.solve_live(h, w @ h, mask))
+  v = np.asarray(compensation.solve_live(h, w @ h, mask))
   for i in range(20):
     expected = constrained_minimum(np.float64(h), np.float64(w[i]), np.asarray(mask[i]))
     np.testing.assert_allclose(v[i], expected, atol=2e-3)
