@@ -16,6 +16,7 @@ class Fit(NamedTuple):
   train_error: float  # percent
   train_loss: float  # mean squared error over examples and classes
   norm: float  # Euclidean norm of all coefficients
+  wrong: np.ndarray  # bool, which test examples the test error counts
 
 
 def random_fourier_features(
@@ -149,9 +150,11 @@ def fit_features(
     coefficients = minimum_norm_fit(design, one_hot)
     norm = np.linalg.norm(coefficients)
   outputs, test_outputs = design @ coefficients, test_design @ coefficients
+  wrong = test_outputs.argmax(1) != test[1]
   return Fit(
-    test_error=100 * float(np.mean(test_outputs.argmax(1) != test[1])),
+    test_error=100 * float(np.mean(wrong)),
     train_error=100 * float(np.mean(outputs.argmax(1) != y)),
     train_loss=float(np.mean((outputs - one_hot) ** 2)),
     norm=float(norm),
+    wrong=wrong,
   )

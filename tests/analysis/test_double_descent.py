@@ -39,6 +39,8 @@ def test_the_error_peaks_at_as_many_features_as_examples_and_the_norm_falls_afte
   assert error[1280] <= error[20]
   assert abs(error[1280] - error[None]) < 3
   assert fits[20][1] > 1e-3
+  assert several[0].wrong.shape == (500,)
+  assert 100 * several[0].wrong.mean() == several[0].test_error
   for width in (80, 320, 1280):
     assert fits[width][1] < 1e-15
   assert fits[80][2] > fits[320][2] > fits[1280][2] > 0.9 * fits[None][2]
