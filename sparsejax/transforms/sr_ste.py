@@ -1,0 +1,96 @@
+"""SR-STE, the sparse-refined straight-through estimator (Zhou et al. 2021)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from sparsejax.core.leaves import Where
+from sparsejax.core.structures.base import Structure, density_of
+from sparsejax.core.types import Distribution
+from sparsejax.distributions.static import uniform
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.transforms.reselect import reselect
+from sparsejax.transforms.sparsify_forward import map_masked, sparsify_forward
+
+
+def sr_ste(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 1,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution | None = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  refinement: float = 2e-4,
+  structure: Structure | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """SR-STE: straight-through, with a decay that holds dead weights down.
+
+  e = w where |w| is among the largest, else 0;  dL/dw := dL/de + refinement (1 - m) w
+
+  The loss takes its weights from `sj.effective(params, opt_state)`. Gradients are
+  dense, and the decay goes through the inner optimizer with them: masks settle, where
+  plain straight-through training keeps swapping weights. Params stay dense; see
+  `straight_through`. The paper's masks are N:M: `structure=sj.n_m(2, 4)`.
+
+  Args:
+    inner: any optax optimizer; the paper's is SGD with momentum.
+    density: fraction of weights live, in (0, 1], or a schedule `step -> density`.
+    update_every: steps between mask updates; 1 is the paper's.
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the live weights over the layers; None compares over all layers.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+    refinement: lambda, the decay of dead weights, 0 or more.
+    structure: see `sparsify`.
+
+  Returns:
+    An optax transformation; see `sparsify_forward`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not fit.
+
+  References:
+    Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural networks from
+    scratch", eq. 9.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.sr_ste(optax.sgd(0.1, momentum=0.9), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  if refinement < 0:
+    raise ValueError(f"refinement must be at least 0, got {refinement}.")
+  density = density_of(density, structure)
+
+  def refined(grads, params, state):
+    def refine(g, w, mask):
+      pull = (refinement * w).astype(g.dtype)
+      return jnp.where(mask, g, g + pull)
+
+    return map_masked(refine, grads, params, state.masks)
+
+  return sparsify_forward(
+    inner,
+    reselect(magnitude, density, distribution),
+    None if callable(density) else density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=uniform if distribution is None else distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    structure=structure,
+    gradients=refined,
+  )
