@@ -11,6 +11,7 @@ from sparsejax.training.errors import (
   NonFiniteError,
   TrainingError,
   WorkdirError,
+  WorkdirInUseError,
 )
 from sparsejax.training.loop import train_and_evaluate
 from sparsejax.training.result import Result
@@ -23,6 +24,7 @@ __all__ = [
   "Result",
   "TrainingError",
   "WorkdirError",
+  "WorkdirInUseError",
   "default_config",
   "train_and_evaluate",
   "use_method",

@@ -10,7 +10,7 @@ from ml_collections import config_dict
 from sparsejax.training import augment, data, errors
 from sparsejax.training.methods import METHODS
 
-DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk")
+DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "step", "cosine")
 
@@ -34,12 +34,14 @@ def default_config() -> config_dict.ConfigDict:
   c.method = "sparse_momentum"
   c.method_kwargs = config_dict.ConfigDict()
   c.density = 0.1  # live weights / weights
-  c.distribution = "uniform"  # budgets of the layers at the start
+  c.distribution = "uniform"  # budgets of the layers at the start; or "global", for
+  # methods that compare the weights of all layers
   c.update_every = 100  # steps from one mask update to the next
   c.start_fraction = 0.0  # mask updates come after this part of the run ...
   c.end_fraction = 1.0  # ... and before this part of it
   c.drop_fraction = 0.5  # of the live weights, at the start
   c.final_drop_fraction = 0.0  # reached by a cosine at end_fraction
+  c.pruning_batches = 1  # what a method that prunes at initialization sees
   # Optimizer.
   c.optimizer = "sgd"  # sgd has Nesterov momentum
   c.learning_rate = 0.1
@@ -103,6 +105,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "end_fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "drop_fraction": _FRACTION,
   "final_drop_fraction": _FRACTION,
+  "pruning_batches": _at_least(1),
   "optimizer": _one_of(OPTIMIZERS),
   "learning_rate": (lambda v: 0 < v < float("inf"), "above 0 and finite"),
   "lr_schedule": _one_of(LR_SCHEDULES),

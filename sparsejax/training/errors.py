@@ -21,5 +21,9 @@ class WorkdirError(TrainingError, OSError):
   """The working directory cannot be used, or belongs to another run."""
 
 
+class WorkdirInUseError(WorkdirError):
+  """Another process is training there."""
+
+
 class NonFiniteError(TrainingError, FloatingPointError):
   """Training brought forth nothing finite for a whole epoch."""

@@ -22,7 +22,10 @@ from sparsejax.training import workdir as workdir_lib
 
 
 def train_and_evaluate(
-  config: Mapping[str, Any], workdir: os.PathLike | str, verbose: bool = True
+  config: Mapping[str, Any],
+  workdir: os.PathLike | str,
+  verbose: bool = True,
+  summarize: bool = True,
 ) -> result_lib.Result:
   """Trains a network sparse from the first step to the last, or goes on doing so.
 
@@ -35,6 +38,7 @@ def train_and_evaluate(
     config: some or all fields of `default_config`; the rest is at its default.
     workdir: a directory for this run alone.
     verbose: whether to show progress and print the summary.
+    summarize: whether to print the summary if verbose.
 
   Returns:
     A `Result`.
@@ -57,7 +61,7 @@ def train_and_evaluate(
     if result.finished:
       result_lib.write(path, result)
       report.write(path, run, result)
-    if verbose:
+    if verbose and summarize:
       result_lib.show(result, path)
     return result
 
@@ -94,15 +98,15 @@ def _train(
 ) -> result_lib.Result:
   config, program, total = run.config, run.program, run.total_steps
   started = time.monotonic()
+  train, validation, test = run_lib.place(
+    (run.dataset.train, *(_padded(split) for split in run.dataset[1:3]))
+  )
   restored = checkpoints.restore(jax.eval_shape(program.init, run.seeds))
-  state = restored.state if restored else run_lib.place(program.init(run.seeds))
+  state = restored.state if restored else run_lib.start(run, train)
   before = 0.0 if restored is None else restored.extra["seconds"]
   # After the restore: a directory that could not be used is left as it was.
   workdir_lib.claim(path, config_lib.to_json(config))
   count = first = int(state.step)
-  train, validation, test = run_lib.place(
-    (run.dataset.train, *(_padded(split) for split in run.dataset[1:3]))
-  )
   rate = optimizers.learning_rate(config, total)
   seen = jax.device_get(run_lib.observe(state))
   order = None

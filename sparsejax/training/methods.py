@@ -12,24 +12,42 @@ class Method(NamedTuple):
       what a comparison varies, and `update_every` only where the method would be
       another one without it.
     moves: whether masks change while training.
+    prunes_at_init: whether `sj.<name>` finds masks before the first step, which
+      `sj.static_sparse` then trains.
     dense_gradients: whether every step takes the gradients of dead weights too; it
       counts in the estimate of a run's cost.
   """
 
   fields: Mapping[str, Any] = {}
   moves: bool = True
+  prunes_at_init: bool = False
   dense_gradients: bool = False
 
 
+# RigL's schedule, by which its paper trains SET and SNFS too.
+_RIGL = {
+  "drop_fraction": 0.3,
+  "final_drop_fraction": 0.0,
+  "end_fraction": 0.75,
+  "distribution": "erk",
+}
+_CUBIC = {"start_fraction": 0.1, "end_fraction": 0.75}
+_GLOBAL = {"distribution": "global"}
+
 METHODS: dict[str, Method] = {
+  # Dynamic.
   "sparse_momentum": Method(
     {"drop_fraction": 0.5, "final_drop_fraction": 0.005}, dense_gradients=True
   ),
-  "sparse_evolution": Method({"drop_fraction": 0.3, "final_drop_fraction": 0.3}),
-  "rigl": Method(
-    {"drop_fraction": 0.3, "final_drop_fraction": 0.0, "end_fraction": 0.75}
-  ),
-  "static_sparse": Method(moves=False),
-  "gradual_magnitude": Method({"start_fraction": 0.1, "end_fraction": 0.75}),
+  "rigl": Method(_RIGL),
+  "sparse_evolution": Method({**_RIGL, "distribution": "erdos_renyi"}),
+  # Dense to sparse.
+  "gradual_magnitude": Method(_CUBIC),
+  # At initialization.
+  "snip": Method(_GLOBAL, moves=False, prunes_at_init=True),
+  "grasp": Method(_GLOBAL, moves=False, prunes_at_init=True),
+  "synflow": Method(_GLOBAL, moves=False, prunes_at_init=True),
+  # For comparison.
+  "static_sparse": Method({"distribution": "erk"}, moves=False),
   "dense": Method({"density": 1.0}, moves=False),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import sparsejax as sj
-from sparsejax.training import errors
+from sparsejax.training import at_initialization, errors
 from sparsejax.training.methods import METHODS
 
 Config = Any  # a frozen config of `config.complete`
@@ -136,18 +136,22 @@ def make_tx(
     seed: of the masks, an integer that may be traced.
 
   Returns:
-    `sj.<method>(inner, density, ...)`.
+    `sj.<method>(inner, density, ...)`; `sj.static_sparse` for a method that prunes at
+    initialization.
 
   Raises:
     ConfigError: if `method_kwargs` do not fit the method.
   """
+  if METHODS[config.method].prunes_at_init:
+    # The masks are put in place before the first step; until then any will do.
+    return sj.static_sparse(inner(config, total_steps), config.density, seed=seed)
   method = getattr(sj, config.method)
   start, end = window(config, total_steps)
   fields: dict[str, Any] = {
     "update_every": config.update_every,
     "start_step": start,
     "end_step": end,
-    "distribution": getattr(sj, config.distribution),
+    "distribution": at_initialization.distribution(config.distribution),
     "seed": seed,
     "drop_fraction": drop_fraction(config, total_steps),
   }

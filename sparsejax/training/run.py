@@ -11,7 +11,14 @@ import optax
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.training import augment, data, errors, optimizers, step
+from sparsejax.training import (
+  at_initialization,
+  augment,
+  data,
+  errors,
+  optimizers,
+  step,
+)
 from sparsejax.training import config as config_lib
 
 
@@ -22,6 +29,7 @@ class Run(NamedTuple):
     config: all fields, frozen and checked.
     dataset: on the host.
     program: compiled on first use.
+    find_masks: of `at_initialization.mask_finder`.
     seeds: int32 (num_seeds,).
     steps_per_epoch: full batches of an epoch.
     total_steps: of the whole run.
@@ -30,6 +38,7 @@ class Run(NamedTuple):
   config: Any
   dataset: data.Dataset
   program: step.Program
+  find_masks: Any
   seeds: np.ndarray
   steps_per_epoch: int
   total_steps: int
@@ -83,6 +92,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
   except (TypeError, ValueError, KeyError) as e:
     raise errors.ConfigError(f"model {c.model!r}: {e}") from e
   seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
+  find_masks = at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
+  mask = lambda params, state: sj.apply_masks(params, sj.masks(state))
   try:
     program = step.make_program(
       model,
@@ -93,13 +104,38 @@ def prepare(config: Mapping[str, Any]) -> Run:
       augment=augment.get(c.augmentation),
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
       label_smoothing=c.label_smoothing,
-      sparsify_params=lambda params, state: sj.apply_masks(params, sj.masks(state)),
+      sparsify_params=mask if find_masks is None else None,
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)
   except (TypeError, ValueError) as e:
     raise errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
-  return Run(c, dataset, program, seeds, steps_per_epoch, total_steps)
+  return Run(c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps)
+
+
+def start(run: Run, train: data.Split) -> step.TrainState:
+  """Returns the state before the first step, masks found where the method finds them.
+
+  Args:
+    run: of `prepare`.
+    train: the training images, placed.
+
+  Returns:
+    A state, placed.
+
+  Raises:
+    ConfigError: if the batches to find masks from are more than an epoch has.
+  """
+  state = place(run.program.init(run.seeds))
+  if run.find_masks is None:
+    return state
+  n = run.config.pruning_batches
+  if n > run.steps_per_epoch:
+    raise errors.ConfigError(
+      f"pruning_batches must be at most the {run.steps_per_epoch} of an epoch; got {n}"
+    )
+  batches = run.program.batches(state, train, n)
+  return place(at_initialization.place_masks(run.find_masks, state, batches))
 
 
 def place(tree: Any) -> Any:

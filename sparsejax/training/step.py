@@ -64,6 +64,8 @@ class Program(NamedTuple):
   Attributes:
     init: `(seeds int32 (num_seeds,)) -> TrainState`.
     order: `(state) -> int32 (n,) or (num_seeds, n)`, the order of the state's epoch.
+    batches: `(state, train, n) -> ` for each seed its first n batches,
+      `(images float32, labels)`, normalized.
     run: `(state, train, order, stop) -> (state, Totals)`: steps from `state.step` up to
       `stop`, which must be in the same epoch. `state` is donated. `stop` is traced:
       runs of all lengths share one compilation.
@@ -72,6 +74,7 @@ class Program(NamedTuple):
 
   init: Callable[..., TrainState]
   order: Callable[..., jax.Array]
+  batches: Callable[..., list[list[tuple[jax.Array, jax.Array]]]]
   run: Callable[..., tuple[TrainState, Totals]]
   evaluate: Callable[..., Totals]
 
@@ -202,6 +205,16 @@ def make_program(
     key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
     return jax.random.permutation(key, examples)
 
+  def batches(state, train, n):
+    orders = order(state.key, 0).reshape(-1, examples)
+    return [
+      [
+        (normalize(train.images[take]), train.labels[take])
+        for take in jnp.split(one[: n * batch_size], n)
+      ]
+      for one in orders
+    ]
+
   def step_one(state, train, indices, update_masks):
     images = train.images[indices]
     if augment is not None:
@@ -257,6 +270,7 @@ def make_program(
   return Program(
     init=jax.jit(lambda seeds: TrainState(jnp.zeros((), jnp.int32), *init(seeds))),
     order=jax.jit(lambda state: order(state.key, state.step // steps_per_epoch)),
+    batches=batches,
     run=jax.jit(run, donate_argnums=0),
     evaluate=jax.jit(evaluate),
   )

@@ -47,7 +47,7 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise errors.WorkdirError(
+      raise errors.WorkdirInUseError(
         f"workdir {path} is in use: another process is training there"
       ) from e
     yield path

@@ -1,0 +1,108 @@
+r"""Compares methods: a grid of runs, a table, a plot, a results file.
+
+  python scripts/compare.py --config=configs/digits.py --workdir=runs/compare \
+    --methods=sparse_momentum,rigl,snip,dense --densities=0.05,0.1 --seeds=0,1,2
+
+Every method runs by the schedule of its paper (sparsejax/training/methods.py) under the
+recipe of the config, whose fields can be changed (--config.num_epochs=10) for all of
+them. Runs that are finished are not done again and one that was stopped goes on.
+Several processes that are given the same command share the work, and the last one to
+end writes the whole table, which covers all that is finished in the workdir.
+
+--together says how many seeds are trained side by side in one run: by default all of
+them on an accelerator (fewer where memory does not suffice) and one on a CPU, where
+nothing would be gained. --write_only trains nothing.
+"""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sparsejax import training
+from sparsejax.training import comparison, comparison_report
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_METHODS = flags.DEFINE_list("methods", None, "Names of methods; dense runs once.")
+_DENSITIES = flags.DEFINE_list("densities", ["0.05"], "Live weights / weights.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Which seeds.")
+_TOGETHER = flags.DEFINE_integer("together", None, "Seeds side by side.", 1)
+_OUT = flags.DEFINE_string("out", None, "The results file; by default in the workdir.")
+_PLOT = flags.DEFINE_string("plot", None, "The plot; by default in the workdir.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+
+
+def make_config(method: str):
+  """The config's variant for a method, with what the command line changes."""
+  flag = flags.FLAGS["config"]
+  path, *_ = config_flags.get_config_filename(flag).split(":")
+  spec = importlib.util.spec_from_file_location("config", path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(method)
+  config.update_from_flattened_dict(config_flags.get_override_values(flag))
+  return config
+
+
+def commit() -> str:
+  command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  return done.stdout.strip()
+
+
+def train(workdir: pathlib.Path) -> None:
+  if not _METHODS.value:
+    sys.exit("Error: --methods must name at least one method.")
+  seeds = [int(seed) for seed in _SEEDS.value]
+  together = _TOGETHER.value
+  if together is None:
+    together = 1 if jax.default_backend() == "cpu" else len(seeds)
+  held = comparison.run_grid(
+    make_config,
+    workdir,
+    comparison.cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
+    seeds,
+    together=together,
+    commit=commit(),
+    say=lambda line: print(line, flush=True),
+    verbose=sys.stderr.isatty(),
+  )
+  for run in held:
+    print(f"Still under way in another process: {run}.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.WARNING)
+  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  try:
+    if not _WRITE_ONLY.value:
+      train(workdir)
+    outcomes = comparison.collect(_CONFIG.value, workdir)
+    if not outcomes:
+      sys.exit(f"Error: nothing is finished in {workdir}.")
+    out = pathlib.Path(_OUT.value or workdir / "comparison.json")
+    plot = pathlib.Path(_PLOT.value or workdir / "comparison.png")
+    comparison_report.write(_CONFIG.value, outcomes, out, plot)
+  except KeyboardInterrupt:
+    print("Stopped; the checkpoint is written. The same command goes on from there.")
+    sys.exit(130)
+  except (training.TrainingError, OSError, ValueError) as e:
+    sys.exit(f"Error: {e}")
+  print(f"\n{comparison_report.table(_CONFIG.value, outcomes)}\n")
+  print(f"Wrote {out} and {plot}.")
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)

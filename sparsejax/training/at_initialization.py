@@ -1,0 +1,108 @@
+"""Masks that are found before the first step, by the methods that do so."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import sparsejax as sj
+from sparsejax.training import errors, functions, step
+from sparsejax.training.methods import METHODS
+
+PyTree = Any
+Batches = list[tuple[jax.Array, jax.Array]]
+
+# GraSP's: the logits are divided by it (Wang et al. 2020).
+_TEMPERATURE = 200.0
+
+
+def mask_finder(
+  config: Any, module: Any, image_shape: tuple[int, ...]
+) -> Callable[[PyTree, PyTree, Batches], PyTree] | None:
+  """Returns what finds a run's masks from its initial weights, if its method does so.
+
+  The loss is the mean cross-entropy, in training mode, as in the first step.
+
+  Args:
+    config: a complete config.
+    module: the flax module that is trained.
+    image_shape: of one image.
+
+  Returns:
+    `(params, model_state, batches) -> masks`, or None for all other methods.
+
+  Raises:
+    ConfigError: if `method_kwargs` do not fit the method.
+  """
+  if not METHODS[config.method].prunes_at_init:
+    return None
+  method = getattr(sj, config.method)
+  kwargs: dict[str, Any] = {
+    "distribution": distribution(config.distribution),
+    **config.method_kwargs.to_dict(),
+  }
+  accepted = inspect.signature(method).parameters
+  unknown = sorted(set(kwargs) - set(accepted))
+  if unknown:
+    raise errors.ConfigError(
+      f"method_kwargs must be arguments of {config.method}"
+      f" ({', '.join(accepted)}); got {', '.join(unknown)}"
+    )
+  if hasattr(module, "lowering"):
+    # GraSP differentiates forwards, which only XLA's own convolution can.
+    module = module.clone(lowering="lax")
+  model = functions.from_flax(module)
+  temperature = _TEMPERATURE if config.method == "grasp" else 1.0
+
+  def find(params, model_state, batches):
+    def loss(params, batch):
+      images, labels = batch
+      # Dropout draws nothing new here: the key is a constant.
+      logits, _ = model.apply(params, model_state, images, jax.random.key(0))
+      return step.cross_entropy(logits / temperature, labels)[0]
+
+    def evaluate(params, images):
+      return model.apply(params, model_state, images, None)[0]
+
+    if config.method == "synflow":
+      return method(evaluate, params, (1, *image_shape), config.density, **kwargs)
+    return method(loss, params, batches, config.density, **kwargs)
+
+  return find
+
+
+def place_masks(
+  find: Callable[[PyTree, PyTree, Batches], PyTree],
+  state: step.TrainState,
+  batches: list[Batches],
+) -> step.TrainState:
+  """Puts masks into a state that has not been trained yet.
+
+  Args:
+    find: of `mask_finder`.
+    state: of one seed, or stacked over seeds.
+    batches: what each seed sees.
+
+  Returns:
+    The state with those masks, and params that are zero where they say so.
+  """
+  stacked = bool(state.key.ndim)
+  # One seed after another: what finds masks may look at its numbers on the host.
+  masks = [
+    find(*jax.tree.map(lambda x, i=i: x[i] if stacked else x, state[2:4]), seen)
+    for i, seen in enumerate(batches)
+  ]
+  put, apply = sj.with_masks, sj.apply_masks
+  if stacked:
+    put, apply = jax.vmap(put), jax.vmap(apply)
+  all_masks = jax.tree.map(lambda *m: jnp.stack(m), *masks) if stacked else masks[0]
+  return state._replace(
+    params=apply(state.params, all_masks), opt_state=put(state.opt_state, all_masks)
+  )
+
+
+def distribution(name: str) -> Any:
+  """Returns a distribution by its name in a config; None for "global"."""
+  return None if name == "global" else getattr(sj, name)

@@ -1,0 +1,189 @@
+"""What a grid of runs came to: rows for a results file, a table, a plot."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import figure, ticker
+
+from sparsejax.training import published, results
+from sparsejax.training.comparison import Cell, Outcome, model_name
+
+Outcomes = Mapping[Cell, Mapping[int, Outcome]]
+
+_INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
+# Okabe and Ito's colours; with the markers they tell 21 methods apart.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
+_MARKERS = "osD"
+_NAMES = {
+  "ac_dc": "AC/DC",
+  "deep_r": "Deep-R",
+  "dsr": "DSR",
+  "grasp": "GraSP",
+  "rigl": "RigL",
+  "snfs": "SNFS",
+  "snip": "SNIP",
+  "sparse_evolution": "SET",
+  "sr_ste": "SR-STE",
+  "synflow": "SynFlow",
+  "top_kast": "Top-KAST",
+}
+
+
+def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
+  """Returns the rows of a results file, published values beside where there are some.
+
+  Args:
+    config: of the comparison, for the model and the data set.
+    outcomes: of `comparison.collect`.
+
+  Returns:
+    One row a cell, of `results.row`.
+  """
+  model, table = model_name(config), []
+  for cell, found in outcomes.items():
+    paper, source = published.accuracy(config.dataset, model, *cell)
+    several = list(found.values())
+    commits = sorted({o.commit for o in several if o.commit})
+    inference, training = _costs(several)
+    table.append(
+      results.row(
+        f"{model}/{cell.method}/density={cell.density:g}",
+        "test_accuracy_percent",
+        [o.accuracy for o in several],
+        paper=paper,
+        source=source,
+        note=f"{several[0].steps} steps; seeds {', '.join(map(str, found))};"
+        f" multiply-adds of the dense network's: {inference:.2%} to infer,"
+        f" {training:.2%} to train (estimated)"
+        + (f"; trained at {', '.join(commits)}" if commits else ""),
+      )
+    )
+  return table
+
+
+def table(config: Any, outcomes: Outcomes) -> str:
+  """Returns the table for people, each density's best first.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+
+  Returns:
+    Lines; FLOPs are percentages of the dense network's, to infer and to train.
+  """
+  head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
+  lines: list[tuple[str, ...]] = [head]
+
+  def order(item):
+    cell, found = item
+    return cell.density, -np.mean([o.accuracy for o in found.values()])
+
+  for cell, found in sorted(outcomes.items(), key=order):
+    several = list(found.values())
+    mean, sem = _mean([o.accuracy for o in several])
+    paper, _ = published.accuracy(config.dataset, model_name(config), *cell)
+    inference, training = _costs(several)
+    lines.append(
+      (
+        cell.method,
+        f"{100 * cell.density:g} %",
+        f"{mean:.2f}" + (f" ± {sem:.2f}" if len(several) > 1 else ""),
+        str(len(several)),
+        "" if paper is None else f"{paper:.2f}",
+        f"{inference:.1%}",
+        f"{training:.1%}",
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      text.ljust(w) if i == 0 else text.rjust(w)
+      for i, (text, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
+  """Draws accuracy against density, one line a method, the dense network's across.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+    title: above the plot.
+
+  Returns:
+    A figure; bars are standard errors, hollow marks published values.
+  """
+  fig = figure.Figure(figsize=(8.6, 5.2), facecolor="white")
+  axes = fig.subplots()
+  fig.subplots_adjust(left=0.09, right=0.76, top=0.88, bottom=0.12)
+  axes.set_title(title, loc="left", size=13, weight="bold", color=_INK, pad=14)
+  methods = list(dict.fromkeys(cell.method for cell in outcomes if cell.density < 1))
+  for i, method in enumerate(methods):
+    color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS) % 3]
+    own = {c.density: o for c, o in outcomes.items() if c.method == method}
+    points = [(d, *_mean([o.accuracy for o in own[d].values()])) for d in sorted(own)]
+    x, y, error = np.array(points).T
+    label = _NAMES.get(method, method.replace("_", " ").capitalize())
+    axes.errorbar(
+      x, y, error, color=color, marker=marker, ms=5, lw=1.6, capsize=2, label=label
+    )
+    for density in own:
+      paper, _ = published.accuracy(config.dataset, model_name(config), method, density)
+      if paper is not None:
+        axes.plot(density, paper, marker=marker, ms=7, mfc="none", mec=color, ls="")
+  dense = outcomes.get(Cell("dense", 1.0))
+  if dense:
+    mean, sem = _mean([o.accuracy for o in dense.values()])
+    axes.axhline(mean, color=_INK, lw=1.2, ls=(0, (5, 3)), label="Dense")
+    axes.axhspan(mean - sem, mean + sem, color=_INK, alpha=0.1, lw=0)
+  densities = sorted({cell.density for cell in outcomes if cell.density < 1})
+  axes.set_xscale("log")
+  axes.xaxis.set_major_locator(ticker.FixedLocator(densities))
+  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
+  axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.set_xlabel("weights kept", color=_FAINT, size=10)
+  axes.set_ylabel("test accuracy, %", color=_FAINT, size=10)
+  axes.grid(axis="y", color=_GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=_FAINT, length=0, labelsize=9.5)
+  for side in ("top", "right", "left"):
+    axes.spines[side].set_visible(False)
+  axes.spines["bottom"].set_color(_GRID)
+  handles, labels = axes.get_legend_handles_labels()
+  if handles:
+    fig.legend(
+      handles, labels, loc="center left", bbox_to_anchor=(0.77, 0.5), frameon=False,
+      fontsize=9.5, labelcolor=_INK,
+    )  # fmt: skip
+  return fig
+
+
+def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path):
+  """Writes the results file, named as the file is, and the plot.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+    out: a JSON file.
+    plot: a picture; its suffix is the format.
+  """
+  results.write_results(out, out.stem, rows(config, outcomes))
+  plot.parent.mkdir(parents=True, exist_ok=True)
+  title = f"{model_name(config)} on {config.dataset}"
+  draw(config, outcomes, title).savefig(plot, dpi=160)
+
+
+def _mean(values) -> tuple[float, float]:
+  """Mean and standard error, zero for a single value."""
+  values = np.asarray(values, float)
+  spread = values.std(ddof=1) if len(values) > 1 else 0.0
+  return float(values.mean()), float(spread / np.sqrt(len(values)))
+
+
+def _costs(several: list[Outcome]) -> tuple[float, float]:
+  inference = np.mean([o.inference for o in several])
+  return float(inference), float(np.mean([o.training for o in several]))
