@@ -11,6 +11,7 @@ from sparsejax.core.masks import (
   unpack,
 )
 from sparsejax.core.replace import densify, with_masks
+from sparsejax.core.rescale import rescale
 from sparsejax.core.selection import top_k_mask
 from sparsejax.core.structures import (
   Structure,
@@ -47,6 +48,7 @@ __all__ = [
   "masks",
   "n_m",
   "pack",
+  "rescale",
   "save_masks",
   "skipped_updates",
   "split_k",

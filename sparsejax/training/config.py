@@ -36,6 +36,7 @@ def default_config() -> config_dict.ConfigDict:
   c.density = 0.1  # live weights / weights
   c.distribution = "uniform"  # budgets of the layers at the start; or "global", for
   # methods that compare the weights of all layers
+  c.rescale_start = False  # scale sparse layers up to the dense ones' variance
   c.update_every = 100  # steps from one mask update to the next
   c.start_fraction = 0.0  # mask updates come after this part of the run ...
   c.end_fraction = 1.0  # ... and before this part of it

@@ -93,7 +93,13 @@ def prepare(config: Mapping[str, Any]) -> Run:
     raise errors.ConfigError(f"model {c.model!r}: {e}") from e
   seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
   find_masks = at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
-  mask = lambda params, state: sj.apply_masks(params, sj.masks(state))
+
+
+  def mask(params, state):
+    masks = sj.masks(state)
+    params = sj.apply_masks(params, masks)
+    return sj.rescale(params, masks) if c.rescale_start else params
+
   try:
     program = step.make_program(
       model,
