@@ -35,6 +35,7 @@ class ScoreInputs(NamedTuple):
     masks: the masks before the chain of mask transforms.
     key: a PRNG key, fresh at every mask update.
     step: int32, the number of optimizer updates so far, this one included.
+    accumulated: what `sj.accumulate` has gathered; None outside of it.
   """
 
   params: PyTree
@@ -43,6 +44,7 @@ class ScoreInputs(NamedTuple):
   masks: PyTree
   key: Array
   step: Array
+  accumulated: PyTree = None
 
 
 class Topology(NamedTuple):
@@ -97,11 +99,15 @@ class MaskTransform(NamedTuple):
     fits: `(structure, shapes) -> None`, raises ValueError for a structure that it does
       not go together with; None for a transform that knows none, so that all are
       refused.
+    observe: `(inputs, state) -> state`, called at every step, whether a mask update is
+      due or not, before `update`, with the inner optimizer's moments from before the
+      step; None for a transform that looks at mask updates only.
   """
 
   init: Callable[[PyTree], PyTree]
   update: Callable[[ScoreInputs, Topology, PyTree], tuple[Topology, PyTree]]
   fits: Callable[[Any, dict[str, tuple[int, ...]]], None] | None = None
+  observe: Callable[[ScoreInputs, PyTree], PyTree] | None = None
 
 
 Score = Callable[[ScoreInputs], PyTree]

@@ -42,4 +42,11 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
     for t in transforms:
       check_fits(t, structure, shapes)
 
-  return MaskTransform(init, update, fits)
+  def observe(inputs: ScoreInputs, state: PyTree):
+    return tuple(
+      s if t.observe is None else t.observe(inputs, s)
+      for t, s in zip(transforms, state, strict=True)
+    )
+
+  watches = any(t.observe is not None for t in transforms)
+  return MaskTransform(init, update, fits, observe if watches else None)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core.budgets import from_vector, to_vector
-from sparsejax.core.layerwise import top_k_masks, usable
-from sparsejax.core.structures.base import fits_any
+from sparsejax.core.budgets import from_vector, live_counts, to_vector
+from sparsejax.core.global_selection import split_k
+from sparsejax.core.layerwise import layers, top_k_masks, usable
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
 Array = jax.Array
@@ -19,24 +19,31 @@ Fraction = (
 )
 # Fractions are resolved to a millionth, so that 0.3 of 10 weights are 3, not 4.
 _RESOLUTION = 1_000_000
+_SCOPES = ("layer", "global", "sign")
 
 
-def drop(score: Score, fraction: Fraction) -> MaskTransform:
+def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransform:
   """Keeps each layer's best live weights; budgets stay.
 
   live_l = max(budget_l - ceil(fraction * budget_l), 1)
+
+  `scope="global"` drops as many from the worst of the whole network, but never a
+  layer's last weight. `scope="sign"` drops as many a layer, from its positive and its
+  negative weights apart, in proportion to their numbers: SET's own rule.
 
   Args:
     score: what a weight is worth.
     fraction: the share of the budget to drop, in [0, 1), to a millionth: a float, a
       schedule `step -> float`, or a rule `(inputs, topology) -> (layers,)`. What a
       schedule or rule gives is clipped to [0, 1].
+    scope: among which weights the worst are sought: "layer", "global" (the scores
+      must then share one dtype) or "sign". Structures go with "layer" only.
 
   Returns:
     A mask transform. At least one weight stays in a layer that has one.
 
   Raises:
-    ValueError: a static fraction is outside [0, 1).
+    ValueError: a static fraction is outside [0, 1); scope is none of the three.
     TypeError: fraction is none of these.
 
   Example:
@@ -44,20 +51,52 @@ def drop(score: Score, fraction: Fraction) -> MaskTransform:
     >>> evolve = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
   """
   rule = fraction_rule(fraction)
+  if scope not in _SCOPES:
+    raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure = topology
     scores = score(inputs)
     budget = to_vector(budgets)
-    keep = jnp.maximum(
-      budget - _ceil_fraction(rule(inputs, topology), budget), jnp.minimum(budget, 1)
-    )
+    dropped = ceil_fraction(rule(inputs, topology), budget)
     finite = finite & usable(scores, masks)
+    if scope == "sign":
+      masks = _keep_by_sign(scores, dropped, budgets, masks, inputs.params)
+      return topology._replace(masks=masks, finite=finite), state
+    keep = budget - dropped
+    if scope == "global":
+      with jax.enable_x64(True):
+        total = jnp.sum(keep.astype(jnp.int64))
+      keep = split_k(layers(scores, budgets), total, layers(masks, budgets))
+    keep = jnp.maximum(keep, jnp.minimum(budget, 1))
     keep_best = top_k_masks if structure is None else structure.keep
     masks = keep_best(scores, from_vector(keep, budgets), masks)
     return topology._replace(masks=masks, finite=finite), state
 
-  return MaskTransform(lambda params: (), update, fits_any)
+  def fits(structure, shapes):
+    if scope != "layer":
+      raise ValueError(
+        f"scope must be 'layer' under the structure {structure.name}, got {scope!r}."
+      )
+
+  return MaskTransform(lambda params: (), update, fits)
+
+
+def _keep_by_sign(scores, dropped: Array, budgets: PyTree, masks: PyTree, params):
+  """Drops from the positive and the negative weights of a layer in proportion."""
+  positive = jax.tree.map(lambda m, p: m & (p >= 0), masks, params)
+  negative = jax.tree.map(lambda m, p: m & (p < 0), masks, params)
+  plus, minus = live_counts(positive, budgets), live_counts(negative, budgets)
+  live = plus + minus
+  dropped = jnp.minimum(dropped, jnp.maximum(live - 1, 0))
+  with jax.enable_x64(True):
+    wide, n = jnp.int64(2) * dropped.astype(jnp.int64), live.astype(jnp.int64)
+    share = (wide * plus.astype(jnp.int64) + n) // jnp.maximum(2 * n, jnp.int64(1))
+    share = share.astype(jnp.int32)
+  keep = (plus - share, minus - (dropped - share))
+  keep = tuple(from_vector(k, budgets) for k in keep)
+  kept = top_k_masks((scores, scores), keep, (positive, negative))
+  return jax.tree.map(jnp.logical_or, *kept)
 
 
 def fraction_rule(
@@ -78,7 +117,7 @@ def fraction_rule(
   """
   if callable(fraction):
     rule: Any = fraction  # which of the two it is, only its signature tells
-    if _required_arguments(rule) >= 2:
+    if required_arguments(rule) >= 2:
       return rule
     return lambda inputs, topology: rule(inputs.step)
   if isinstance(fraction, (jax.Array, np.ndarray)):
@@ -94,7 +133,8 @@ def fraction_rule(
   )
 
 
-def _required_arguments(f: Callable) -> int:
+def required_arguments(f: Callable) -> int:
+  """How many positional arguments a function must be given; 1 if it does not tell."""
   try:
     parameters = inspect.signature(f).parameters.values()
   except (TypeError, ValueError):  # a builtin or a compiled function
@@ -106,7 +146,7 @@ def _required_arguments(f: Callable) -> int:
   return sum(p.kind in positional and p.default is p.empty for p in parameters)
 
 
-def _ceil_fraction(fraction, budget: Array) -> Array:
+def ceil_fraction(fraction, budget: Array) -> Array:
   """ceil(fraction * budget) in integers, for budgets of any size."""
   with jax.enable_x64(True):
     share = jnp.clip(jnp.asarray(fraction).astype(jnp.float64), 0.0, 1.0)

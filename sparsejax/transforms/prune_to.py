@@ -6,7 +6,7 @@ import numpy as np
 
 from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
 from sparsejax.core.global_selection import split_k
-from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.layerwise import layers, top_k_masks, usable
 from sparsejax.core.structures.base import check_fixed
 from sparsejax.core.types import (
   Distribution,
@@ -62,8 +62,7 @@ def prune_to(
     shapes = layer_shapes(masks, budgets)
     if distribution is None:
       total = total_budget(shapes, target)
-      rows = _rows(scores, budgets), _rows(everything, budgets)
-      budget = split_k(rows[0], total, rows[1])
+      budget = split_k(layers(scores, budgets), total, layers(everything, budgets))
     else:
       budget = distribution(shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
@@ -94,11 +93,3 @@ def prune_to(
       )
 
   return MaskTransform(lambda params: (), update, fits)
-
-
-def _rows(tree: PyTree, budgets: PyTree) -> list[jax.Array]:
-  """The layers of a tree as a list: leaves, or the rows of stacked leaves."""
-  layers = []
-  for leaf, budget in zip(jax.tree.leaves(tree), jax.tree.leaves(budgets), strict=True):
-    layers += list(leaf) if budget.ndim else [leaf]
-  return layers

@@ -1,5 +1,8 @@
 """Redistribute: the free budget moves to the layers that score highest."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,10 +17,13 @@ from sparsejax.core.budgets import (
 from sparsejax.core.layerwise import usable
 from sparsejax.core.structures.base import common_unit
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
+from sparsejax.transforms.drop import required_arguments
 from sparsejax.transforms.shapes import layer_shapes
 
+Rule = Callable[[ScoreInputs, Topology], jax.Array]
 
-def redistribute(score: Score) -> MaskTransform:
+
+def redistribute(score: Score | Rule) -> MaskTransform:
   """Hands what all layers lack to the layers with the highest mean score.
 
   budget_l = live_l + share_l * sum_k (budget_k - live_k),
@@ -29,7 +35,9 @@ def redistribute(score: Score) -> MaskTransform:
   never changes.
 
   Args:
-    score: what live weights are worth; negative values count as zero.
+    score: what live weights are worth; negative values count as zero. Or a rule
+      `(inputs, topology) -> (layers,)` that gives the shares themselves: `sj.nonzeros`,
+      `sj.survivors`.
 
   Returns:
     A mask transform that changes budgets only.
@@ -42,16 +50,22 @@ def redistribute(score: Score) -> MaskTransform:
     >>> import sparsejax as sj
     >>> move = sj.redistribute(sj.momentum)
   """
+  by_score: Any = score  # which of the two it is, only its signature tells
+  rule: Any = score if required_arguments(score) >= 2 else None
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure = topology
     unit = common_unit(structure, layer_shapes(masks, budgets))
-    scores = score(inputs)
-    finite = finite & usable(scores, inputs.masks)
+    if rule is None:
+      scores = by_score(inputs)
+      finite = finite & usable(scores, inputs.masks)
+      with jax.enable_x64(True):
+        share = mean_scores(scores, inputs.masks, budgets)
+    else:
+      share = rule(inputs, topology)
     live, budget = live_counts(masks, budgets), to_vector(budgets)
     sizes = layer_sizes(masks, budgets)
     with jax.enable_x64(True):
-      share = mean_scores(scores, inputs.masks, budgets)
       free = budget.astype(jnp.int64) - live.astype(jnp.int64)
       room = jnp.asarray(sizes) - live.astype(jnp.int64)
       if unit > 1:

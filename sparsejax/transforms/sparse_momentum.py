@@ -14,14 +14,15 @@ from sparsejax.core.budgets import (
 )
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
-from sparsejax.core.types import Distribution, ScoreInputs, Topology
+from sparsejax.core.types import Distribution, Score, ScoreInputs, Topology
 from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.scores.momentum import momentum
 from sparsejax.transforms.chain import chain
 from sparsejax.transforms.drop import Fraction, drop, fraction_rule
 from sparsejax.transforms.grow import grow
-from sparsejax.transforms.redistribute import redistribute
+from sparsejax.transforms.grow_per_neuron import grow_per_neuron
+from sparsejax.transforms.redistribute import Rule, redistribute
 from sparsejax.transforms.sparsify import sparsify
 
 Array = jax.Array
@@ -40,6 +41,11 @@ def sparse_momentum(
   seed: Any = 0,
   drop_fraction: Fraction = 0.5,
   momentum_decay: float = 0.9,
+  drop_score: Score = magnitude,
+  drop_scope: str = "layer",
+  redistribute_by: Score | Rule | None = momentum,
+  grow_score: Score = momentum,
+  per_neuron: bool = False,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Prunes by magnitude, moves budget by mean momentum, regrows by momentum.
@@ -49,6 +55,12 @@ def sparse_momentum(
   Gradients are dense: the inner optimizer sees those of dead weights too, and its
   momentum says which of them to wake. It is never reset. Budgets are integers whose
   sum never changes (the reference rounds up and corrects later).
+
+  The authors' other modes, in their words: to prune by SET is `drop_scope="sign"`, by
+  global_magnitude `drop_scope="global"`; growth random is `grow_score=sj.random`,
+  momentum_neuron `per_neuron=True`; redistribution magnitude is
+  `redistribute_by=sj.magnitude`, nonzero `redistribute_by=sj.nonzeros`, and none
+  `redistribute_by=None`, with which each layer keeps its budget.
 
   Args:
     inner: any optax optimizer; under Adam and its relatives the momentum is
@@ -65,6 +77,12 @@ def sparse_momentum(
       schedule. The paper decays it by a cosine:
       `optax.cosine_decay_schedule(0.5, steps)`.
     momentum_decay: of the running average kept where `inner` holds no momentum.
+    drop_score: what a live weight is worth.
+    drop_scope: see `drop`.
+    redistribute_by: see `redistribute`; None leaves budgets with their layers.
+    grow_score: what a dead weight would be worth.
+    per_neuron: whether growth is shared out among a layer's neurons first; see
+      `grow_per_neuron`.
     structure: see `sparsify`.
 
   Returns:
@@ -89,9 +107,9 @@ def sparse_momentum(
   return sparsify(
     inner,
     chain(
-      drop(magnitude, near_dense(drop_fraction)),
-      redistribute(momentum),
-      grow(momentum),
+      drop(drop_score, near_dense(drop_fraction), drop_scope),
+      *(() if redistribute_by is None else (redistribute(redistribute_by),)),
+      grow_per_neuron(grow_score) if per_neuron else grow(grow_score),
     ),
     density_of(density, structure),
     update_every=update_every,

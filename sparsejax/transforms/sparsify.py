@@ -23,6 +23,7 @@ from sparsejax.transforms.moments import complete, find_moments
 from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.start import budget_template, placed_like, start
 from sparsejax.transforms.structured import check_layers, check_structure
+from sparsejax.transforms.when import mask_update_due
 
 Array = jax.Array
 
@@ -127,7 +128,7 @@ def sparsify(
       budgets=budgets,
       skipped=jnp.zeros((), jnp.int32),
       average=average,
-      transform_state=mask_transform.init(kernels),
+      transform_state=placed_like(mask_transform.init(kernels), params),
       inner_state=inner_state,
     )
 
@@ -140,33 +141,37 @@ def sparsify(
       )
     chosen = [m is not None for m in align(params, state.masks)]
     step = jnp.asarray(optax.safe_increment(state.count))
-    due = update_masks
-    if due is None and update_every is not None:
-      due = (step > start_step) & ((step - start_step) % update_every == 0)
-      if end_step is not None:
-        due = due & (state.count < end_step)
+    due = mask_update_due(step, update_masks, update_every, start_step, end_step)
+
+    def score_inputs(inner_state, average):
+      if average is None:
+        moments = find_moments(inner_state, params, chosen)
+      else:
+        moments = Moments(average, choose(params, [False] * len(chosen)))
+      return ScoreInputs(
+        params=choose(params, chosen),
+        grads=choose(grads, chosen),
+        moments=moments,
+        masks=state.masks,
+        key=jax.random.fold_in(jax.random.key(state.seed), state.count),
+        step=step,
+      )
+
+    before = state.transform_state
+    if mask_transform.observe is not None:
+      inputs = score_inputs(state.inner_state, state.average)
+      before = mask_transform.observe(inputs, before)
 
     def update_topology(inner_state, average):
-      old = (state.masks, state.budgets, state.skipped, state.transform_state)
+      old = (state.masks, state.budgets, state.skipped, before)
       if due is None:
         return old
 
       def transform():
-        if average is None:
-          moments = find_moments(inner_state, params, chosen)
-        else:
-          moments = Moments(average, choose(params, [False] * len(chosen)))
-        inputs = ScoreInputs(
-          params=choose(params, chosen),
-          grads=choose(grads, chosen),
-          moments=moments,
-          masks=state.masks,
-          key=jax.random.fold_in(jax.random.key(state.seed), state.count),
-          step=step,
-        )
+        inputs = score_inputs(inner_state, average)
         finite = jnp.asarray(True)
         topology = Topology(state.masks, state.budgets, finite, structure)
-        topology, after = mask_transform.update(inputs, topology, state.transform_state)
+        topology, after = mask_transform.update(inputs, topology, before)
         new = (topology.masks, topology.budgets, state.skipped, after)
         skip = (*old[:2], optax.safe_increment(state.skipped), old[3])
         return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
