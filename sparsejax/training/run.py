@@ -20,6 +20,7 @@ from sparsejax.training import (
   step,
 )
 from sparsejax.training import config as config_lib
+from sparsejax.training.methods import METHODS
 
 
 class Run(NamedTuple):
@@ -93,12 +94,10 @@ def prepare(config: Mapping[str, Any]) -> Run:
     raise errors.ConfigError(f"model {c.model!r}: {e}") from e
   seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
   find_masks = at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
-
+  method = METHODS[c.method]
 
   def mask(params, state):
-    masks = sj.masks(state)
-    params = sj.apply_masks(params, masks)
-    return sj.rescale(params, masks) if c.rescale_start else params
+    return at_initialization.masked(params, sj.masks(state), c.rescale_start)
 
   try:
     program = step.make_program(
@@ -110,7 +109,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
       augment=augment.get(c.augmentation),
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
       label_smoothing=c.label_smoothing,
-      sparsify_params=mask if find_masks is None else None,
+      sparsify_params=None if find_masks or method.forward else mask,
+      **({"effective": sj.effective} if method.forward else {}),
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)
@@ -141,7 +141,8 @@ def start(run: Run, train: data.Split) -> step.TrainState:
       f"pruning_batches must be at most the {run.steps_per_epoch} of an epoch; got {n}"
     )
   batches = run.program.batches(state, train, n)
-  return place(at_initialization.place_masks(run.find_masks, state, batches))
+  rescale = run.config.rescale_start
+  return place(at_initialization.place_masks(run.find_masks, state, batches, rescale))
 
 
 def place(tree: Any) -> Any:

@@ -89,3 +89,16 @@ def test_summary():
   assert table[-2].split() == ["sparsified", "12", "3", "0.2500"]
   assert table[-1].split() == ["all", "26", "17", "0.6538"]
   assert len({len(line) for line in table}) == 1
+
+
+def test_rescale_keeps_the_variance_of_a_layer():
+  masks = {
+    "body": {"kernel": jnp.zeros((3, 4), bool).at[0].set(True), "bias": None},
+    "head": {"kernel": jnp.zeros((4, 2), bool), "bias": None},
+  }
+  scaled = sj.rescale(sj.apply_masks(PARAMS, masks), masks)
+  expected = np.sqrt(np.float32(3)) * np.array([1, 2, 3, 4], np.float32)
+  np.testing.assert_allclose(scaled["body"]["kernel"][0], expected, rtol=1e-6)
+  assert not scaled["body"]["kernel"][1:].any()
+  assert not scaled["head"]["kernel"].any()
+  np.testing.assert_array_equal(scaled["body"]["bias"], PARAMS["body"]["bias"])
