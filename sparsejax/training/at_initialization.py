@@ -1,5 +1,6 @@
 """Masks that are found before the first step, by the methods that do so."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,7 @@ def place_masks(
   find: Callable[[PyTree, PyTree, Batches], PyTree],
   state: step.TrainState,
   batches: list[Batches],
+  rescale: bool = False,
 ) -> step.TrainState:
   """Puts masks into a state that has not been trained yet.
 
@@ -84,23 +86,32 @@ def place_masks(
     find: of `mask_finder`.
     state: of one seed, or stacked over seeds.
     batches: what each seed sees.
+    rescale: see `masked`.
 
   Returns:
     The state with those masks, and params that are zero where they say so.
   """
-  stacked = bool(state.key.ndim)
-  # One seed after another: what finds masks may look at its numbers on the host.
-  masks = [
-    find(*jax.tree.map(lambda x, i=i: x[i] if stacked else x, state[2:4]), seen)
-    for i, seen in enumerate(batches)
-  ]
-  put, apply = sj.with_masks, sj.apply_masks
-  if stacked:
-    put, apply = jax.vmap(put), jax.vmap(apply)
-  all_masks = jax.tree.map(lambda *m: jnp.stack(m), *masks) if stacked else masks[0]
+  start: Callable[..., PyTree] = functools.partial(masked, rescale=rescale)
+  put = sj.with_masks
+  if not state.key.ndim:
+    masks = find(state.params, state.model_state, batches[0])
+  else:
+    start, put = jax.vmap(start), jax.vmap(put)
+    # One seed after another: what finds masks may look at its numbers on the host.
+    found = []
+    for i, seen in enumerate(batches):
+      own = jax.tree.map(lambda x, i=i: x[i], (state.params, state.model_state))
+      found.append(find(*own, seen))
+    masks = jax.tree.map(lambda *m: jnp.stack(m), *found)
   return state._replace(
-    params=apply(state.params, all_masks), opt_state=put(state.opt_state, all_masks)
+    params=start(state.params, masks), opt_state=put(state.opt_state, masks)
   )
+
+
+def masked(params: PyTree, masks: PyTree, rescale: bool) -> PyTree:
+  """Returns params that are zero where masks say so, scaled up if `rescale`."""
+  params = sj.apply_masks(params, masks)
+  return sj.rescale(params, masks) if rescale else params
 
 
 def distribution(name: str) -> Any:

@@ -14,6 +14,8 @@ class Method(NamedTuple):
     moves: whether masks change while training.
     prunes_at_init: whether `sj.<name>` finds masks before the first step, which
       `sj.static_sparse` then trains.
+    forward: whether the loss sees `sj.effective(params, opt_state)`, the params staying
+      dense.
     dense_gradients: whether every step takes the gradients of dead weights too; it
       counts in the estimate of a run's cost.
   """
@@ -21,6 +23,7 @@ class Method(NamedTuple):
   fields: Mapping[str, Any] = {}
   moves: bool = True
   prunes_at_init: bool = False
+  forward: bool = False
   dense_gradients: bool = False
 
 
@@ -33,6 +36,7 @@ _RIGL = {
 }
 _CUBIC = {"start_fraction": 0.1, "end_fraction": 0.75}
 _GLOBAL = {"distribution": "global"}
+_EVERY_STEP = {"update_every": 1}
 
 METHODS: dict[str, Method] = {
   # Dynamic.
@@ -40,9 +44,23 @@ METHODS: dict[str, Method] = {
     {"drop_fraction": 0.5, "final_drop_fraction": 0.005}, dense_gradients=True
   ),
   "rigl": Method(_RIGL),
+  "snfs": Method(_RIGL, dense_gradients=True),
   "sparse_evolution": Method({**_RIGL, "distribution": "erdos_renyi"}),
+  # The paper gives a number of weights, the same at every mask update.
+  "dsr": Method({"drop_fraction": 0.1, "final_drop_fraction": 0.1}),
+  # The paper chose each layer's density by hand: least in the first, most in the last.
+  "deep_r": Method({**_EVERY_STEP, "distribution": "erk"}),
   # Dense to sparse.
   "gradual_magnitude": Method(_CUBIC),
+  "global_magnitude": Method({**_CUBIC, **_GLOBAL}),
+  "movement_pruning": Method(_CUBIC),
+  "one_shot": Method({"start_fraction": 0.5}),
+  "ac_dc": Method({"start_fraction": 0.1, "end_fraction": 0.85}),
+  # In the forward pass.
+  "straight_through": Method(_EVERY_STEP, forward=True, dense_gradients=True),
+  "sr_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
+  # It brings its own weight decay.
+  "top_kast": Method({"update_every": 100, "weight_decay": 0.0}, forward=True),
   # At initialization.
   "snip": Method(_GLOBAL, moves=False, prunes_at_init=True),
   "grasp": Method(_GLOBAL, moves=False, prunes_at_init=True),

@@ -116,6 +116,7 @@ def train_step(
   *,
   apply: Callable[..., tuple[jax.Array, PyTree]],
   tx: optax.GradientTransformationExtraArgs,
+  effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
   label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Totals]:
   """One update on one batch.
@@ -127,6 +128,7 @@ def train_step(
     update_masks: bool (); whether a mask update is due.
     apply: as of `functions.Functions`.
     tx: the sparse optimizer.
+    effective: `(params, opt_state) -> params` that the model sees.
     label_smoothing: see `cross_entropy`.
 
   Returns:
@@ -135,7 +137,8 @@ def train_step(
   key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT), state.step)
 
   def loss(params):
-    logits, model_state = apply(params, state.model_state, images, key)
+    seen = effective(params, state.opt_state)
+    logits, model_state = apply(seen, state.model_state, images, key)
     mean, totals = cross_entropy(logits, labels, label_smoothing)
     return mean, (totals, model_state)
 
@@ -166,6 +169,7 @@ def make_program(
   num_seeds: int | None = None,
   label_smoothing: float = 0.0,
   sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
+  effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
 ) -> Program:
   """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
 
@@ -180,6 +184,7 @@ def make_program(
     num_seeds: None for one run; else every array but `step` has a leading axis of it.
     label_smoothing: of the loss that is trained on; see `cross_entropy`.
     sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
+    effective: `(params, opt_state) -> params` that the model sees.
 
   Returns:
     A `Program`.
@@ -227,16 +232,19 @@ def make_program(
       update_masks,
       apply=model.apply,
       tx=tx,
+      effective=effective,
       label_smoothing=label_smoothing,
     )
 
   def evaluate_one(state, split):
+    params = effective(state.params, state.opt_state)
+
     def body(i, totals):
       take = functools.partial(
         jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
       )
       images = normalize(take(split.images))
-      logits, _ = model.apply(state.params, state.model_state, images, None)
+      logits, _ = model.apply(params, state.model_state, images, None)
       _, new = cross_entropy(logits, take(split.labels))
       return jax.tree.map(jnp.add, totals, new)
 
