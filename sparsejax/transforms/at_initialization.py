@@ -13,9 +13,11 @@ from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where, choose, selected
 from sparsejax.core.random import true_like
+from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, PyTree
-from sparsejax.distributions.static import check_density, total_budget
+from sparsejax.distributions.static import check_density, total_budget, uniform
 from sparsejax.transforms.shapes import layer_shapes
+from sparsejax.transforms.structured import check_structure
 
 Array = jax.Array
 
@@ -26,6 +28,7 @@ def masks_from_scores(
   *,
   where: Where = None,
   distribution: Distribution | None = None,
+  structure: Structure | None = None,
 ) -> PyTree:
   """The weights with the largest scores, of the whole network or of each layer.
 
@@ -40,6 +43,8 @@ def masks_from_scores(
     where: which leaves are sparsified; see `sparsify`.
     distribution: how many weights each layer keeps; None compares over all layers,
       and may leave a layer empty.
+    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; it selects
+      layer by layer, so `distribution` must be given with it.
 
   Returns:
     A tree of bool arrays (True = live) at the sparsified leaves, None elsewhere: what
@@ -47,7 +52,8 @@ def masks_from_scores(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: density is outside (0, 1]; no leaf is selected; a score is NaN or +inf.
+    ValueError: density is outside (0, 1]; no leaf is selected; a score is NaN or +inf;
+      the structure does not fit.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -55,10 +61,11 @@ def masks_from_scores(
     >>> sj.masks_from_scores({k: abs(p) for k, p in params.items()}, 0.5)
     {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
   """
-  check_density(density)
-  chosen = selected(scores, where)
-  kernels = choose(scores, chosen)
-  return prune_by_rounds(lambda _: kernels, kernels, density, 1, distribution)
+  density = check_selection(density, distribution, structure)
+  kernels = choose(scores, selected(scores, where))
+  return prune_by_rounds(
+    lambda _: kernels, kernels, density, 1, distribution, structure
+  )
 
 
 def prune_by_rounds(
@@ -67,6 +74,7 @@ def prune_by_rounds(
   density: Any,
   rounds: int,
   distribution: Distribution | None,
+  structure: Structure | None,
 ) -> PyTree:
   """Prunes round by round, what is dead staying dead.
 
@@ -78,6 +86,7 @@ def prune_by_rounds(
     density: fraction kept in the end.
     rounds: how many.
     distribution: see `masks_from_scores`.
+    structure: see `masks_from_scores`.
 
   Returns:
     tree of bool arrays.
@@ -85,33 +94,46 @@ def prune_by_rounds(
   Raises:
     ValueError: a score is NaN or +inf, and this is not traced.
   """
+  ladder = amounts(kernels, density, rounds, distribution, structure)
   masks = jax.tree.map(true_like, kernels)
-  for step, amount in enumerate(amounts(kernels, density, rounds, distribution)):
+  for step, amount in enumerate(ladder):
     scores = comparable(score(masks))
     check_usable(usable(scores, masks), step + 1)
     # The total of a large network needs 64 bits.
     with jax.enable_x64(True):
-      masks = _keep_best(scores, jnp.asarray(amount), masks)
+      masks = _keep_best(scores, jnp.asarray(amount), masks, structure)
   return masks
 
 
 def amounts(
-  kernels: PyTree, density: Any, rounds: int, distribution: Distribution | None
+  kernels: PyTree,
+  density: Any,
+  rounds: int,
+  distribution: Distribution | None,
+  structure: Structure | None,
 ) -> list:
   """How many weights each round keeps: a total, or a vector (layers,) of budgets."""
   shapes = layer_shapes(kernels, _one_layer_each(kernels))
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
     return [total_budget(shapes, d) for d in ladder]
-  return [distribution(shapes, d) for d in ladder]
+  budgets = [distribution(shapes, d) for d in ladder]
+  if structure is None:
+    return budgets
+  for path, shape in shapes.items():
+    structure.check(path, shape)
+  return [structure.fit(shapes, b) for b in budgets]
 
 
-def keep_best(scores: PyTree, amount: Array, live: PyTree) -> PyTree:
+def keep_best(
+  scores: PyTree, amount: Array, live: PyTree, structure: Structure | None = None
+) -> PyTree:
   """The best live weights: `amount` in all if a scalar, else in each layer."""
   like = _one_layer_each(scores)
   if amount.ndim == 0:
     amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
-  return top_k_masks(scores, from_vector(amount, like), live)
+  pick = top_k_masks if structure is None else structure.select
+  return pick(scores, from_vector(amount, like), live)
 
 
 _keep_best = jax.jit(keep_best)
@@ -122,6 +144,21 @@ def comparable(scores: PyTree) -> PyTree:
   wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(scores))
   dtype = jnp.float64 if wide else jnp.float32
   return jax.tree.map(lambda s: s.astype(dtype), scores)
+
+
+def check_selection(
+  density: Any, distribution: Distribution | None, structure: Structure | None
+) -> Any:
+  """Checks what says how many weights are kept, and gives the density."""
+  check_structure(structure, density, distribution or uniform)
+  if structure is not None and distribution is None:
+    raise ValueError(
+      f"distribution must be given with the structure {structure.name}, which selects "
+      "layer by layer; got None."
+    )
+  density = density_of(density, structure)
+  check_density(density)
+  return density
 
 
 def check_usable(flag: Array, round_: int) -> None:

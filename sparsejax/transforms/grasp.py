@@ -7,12 +7,13 @@ import jax
 
 from sparsejax.core.leaves import Where, choose, merge, selected
 from sparsejax.core.masks import apply_masks
+from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, PyTree
-from sparsejax.distributions.static import check_density
 from sparsejax.scores.hessian import hessian_vector_product
 from sparsejax.transforms.at_initialization import (
   check_batches,
   check_rounds,
+  check_selection,
   comparable,
   mean_over_batches,
   prune_by_rounds,
@@ -28,6 +29,7 @@ def grasp(
   rounds: int = 1,
   where: Where = None,
   distribution: Distribution | None = None,
+  structure: Structure | None = None,
 ) -> PyTree:
   """Keeps at initialization the weights without which the gradient would flow least.
 
@@ -35,7 +37,8 @@ def grasp(
 
   s is what g^T g / 2 loses, to first order, when the weight is removed; weights whose
   removal makes the gradient larger score below zero and go first. H g is one
-  forward-over-reverse product a batch; H and g are those of the sparsified leaves.
+  forward-over-reverse product a batch, so the loss must not hold a `jax.custom_vjp`;
+  H and g are those of the sparsified leaves.
 
   The paper divides the logits by a temperature of 200, which makes the result depend
   less on the weights' scale; that is the loss's matter:
@@ -49,6 +52,7 @@ def grasp(
     rounds: how many prunings; 1 is the paper's. More work as in `snip`.
     where: which leaves are sparsified; see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
+    structure: see `masks_from_scores`.
 
   Returns:
     The masks, as `sj.masks` gives them; see `snip`.
@@ -69,7 +73,7 @@ def grasp(
     >>> masks["kernel"].ravel()
     Array([ True, False,  True], dtype=bool)
   """
-  check_density(density)
+  density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
   kernels = choose(params, selected(params, where))
@@ -90,4 +94,4 @@ def grasp(
     hg = mean_over_batches(lambda batch: product(weights, g, batch), batches)
     return jax.tree.map(lambda w, h: w * h, comparable(weights), comparable(hg))
 
-  return prune_by_rounds(score, kernels, density, rounds, distribution)
+  return prune_by_rounds(score, kernels, density, rounds, distribution, structure)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from sparsejax.core.leaves import Where, choose, merge, selected
 from sparsejax.core.masks import apply_masks
+from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, PyTree
-from sparsejax.distributions.static import check_density
 from sparsejax.transforms.at_initialization import (
   check_batches,
   check_rounds,
+  check_selection,
   comparable,
   mean_over_batches,
   prune_by_rounds,
@@ -28,6 +29,7 @@ def snip(
   rounds: int = 1,
   where: Where = None,
   distribution: Distribution | None = None,
+  structure: Structure | None = None,
 ) -> PyTree:
   """Prunes at initialization what the loss is least sensitive to.
 
@@ -45,6 +47,7 @@ def snip(
     rounds: how many prunings; 1 is the paper's.
     where: which leaves are sparsified; see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
+    structure: see `masks_from_scores`.
 
   Returns:
     The masks, as `sj.masks` gives them; train them by
@@ -67,7 +70,7 @@ def snip(
     >>> masks["kernel"].ravel()
     Array([False,  True,  True], dtype=bool)
   """
-  check_density(density)
+  density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
   kernels = choose(params, selected(params, where))
@@ -83,4 +86,4 @@ def snip(
     weights, grads = comparable(weights), comparable(grads)
     return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, grads)
 
-  return prune_by_rounds(score, kernels, density, rounds, distribution)
+  return prune_by_rounds(score, kernels, density, rounds, distribution, structure)

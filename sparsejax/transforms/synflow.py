@@ -12,9 +12,14 @@ from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, choose, merge, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.random import true_like
+from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, PyTree
-from sparsejax.distributions.static import check_density
-from sparsejax.transforms.at_initialization import amounts, check_rounds, keep_best
+from sparsejax.transforms.at_initialization import (
+  amounts,
+  check_rounds,
+  check_selection,
+  keep_best,
+)
 
 
 def synflow(
@@ -26,6 +31,7 @@ def synflow(
   rounds: int = 100,
   where: Where = None,
   distribution: Distribution | None = None,
+  structure: Structure | None = None,
 ) -> PyTree:
   """Prunes at initialization without data, and empties no layer before it must.
 
@@ -51,6 +57,7 @@ def synflow(
     rounds: how many prunings; one shot (1) empties layers.
     where: which leaves are sparsified; see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
+    structure: see `masks_from_scores`.
 
   Returns:
     The masks, as `sj.masks` gives them; see `snip`.
@@ -72,11 +79,11 @@ def synflow(
     >>> masks["a"].ravel().tolist(), masks["b"].ravel().tolist()
     ([True, False], [True, False])
   """
-  check_density(density)
+  density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   chosen = selected(params, where)
   with jax.enable_x64(True):
-    ladder = amounts(choose(params, chosen), density, rounds, distribution)
+    ladder = amounts(choose(params, chosen), density, rounds, distribution, structure)
     ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
 
     @jax.jit
@@ -93,7 +100,7 @@ def synflow(
         scores = jax.tree.map(jnp.multiply, weights, jax.grad(flow)(weights))
         largest = [jnp.max(s) for s in jax.tree.leaves(scores)]
         sound = usable(scores, masks) & jnp.any(jnp.stack(largest) > 0)
-        return keep_best(scores, amount, masks), sound
+        return keep_best(scores, amount, masks, structure), sound
 
       return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)
 
