@@ -67,21 +67,9 @@ def gradual_magnitude(
     >>> int(sj.masks(state)["kernel"].sum())
     64
   """
-  if end_step is None:
-    raise ValueError("end_step must be given: the density is reached there; got None.")
-  schedule = density = density_of(density, structure)
-  if not callable(density):
-    check_density(density)
-    check_density(initial_density, "initial_density")
-    if update_every is None:
-      raise ValueError("update_every must be an integer of at least 1, got None.")
-    updates = (end_step - start_step) // update_every
-    if updates < 1:
-      raise ValueError(
-        f"end_step must be at least start_step + update_every = "
-        f"{start_step + update_every}, got {end_step}: the masks would never change."
-      )
-    schedule = cubic(initial_density, density, start_step, updates * update_every)
+  schedule = gradual_density(
+    density_of(density, structure), initial_density, update_every, start_step, end_step
+  )
   return sparsify(
     inner,
     prune_to(magnitude, schedule, distribution),
@@ -96,6 +84,45 @@ def gradual_magnitude(
     mask_gradients=True,
     structure=structure,
   )
+
+
+def gradual_density(
+  density: Any,
+  initial_density: float,
+  update_every: int | None,
+  start_step: int,
+  end_step: int | None,
+):
+  """The cubic from a method's arguments; a density that is a schedule stays one.
+
+  Args:
+    density: as in `gradual_magnitude`.
+    initial_density: as in `gradual_magnitude`.
+    update_every: as in `gradual_magnitude`.
+    start_step: as in `gradual_magnitude`.
+    end_step: as in `gradual_magnitude`.
+
+  Returns:
+    A schedule `step -> density`, at its end at the last mask update.
+
+  Raises:
+    ValueError: as in `gradual_magnitude`.
+  """
+  if end_step is None:
+    raise ValueError("end_step must be given: the density is reached there; got None.")
+  if callable(density):
+    return density
+  check_density(density)
+  check_density(initial_density, "initial_density")
+  if update_every is None:
+    raise ValueError("update_every must be an integer of at least 1, got None.")
+  updates = (end_step - start_step) // update_every
+  if updates < 1:
+    raise ValueError(
+      f"end_step must be at least start_step + update_every = "
+      f"{start_step + update_every}, got {end_step}: the masks would never change."
+    )
+  return cubic(initial_density, density, start_step, updates * update_every)
 
 
 def cubic(initial: float, final: Any, start_step: int, steps: int):

@@ -6,13 +6,17 @@ import optax
 
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
-from sparsejax.core.types import Distribution
+from sparsejax.core.types import Distribution, Score
 from sparsejax.distributions.static import uniform
+from sparsejax.scores.accumulated import accumulated_magnitude, signed_gradient
 from sparsejax.scores.gradient import gradient
 from sparsejax.scores.magnitude import magnitude
+from sparsejax.scores.noisy import noisy
+from sparsejax.transforms.accumulate import accumulate
 from sparsejax.transforms.chain import chain
 from sparsejax.transforms.drop import Fraction, drop
 from sparsejax.transforms.grow import grow
+from sparsejax.transforms.initialize_grown import initialize_grown
 from sparsejax.transforms.sparsify import sparsify
 
 
@@ -28,6 +32,10 @@ def rigl(
   stacked: Where = False,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
+  drop_noise: float = 0.0,
+  accumulate_gradients: bool = False,
+  grow_init: str | Score = "zeros",
+  grow_scale: float = 1.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights of each layer, regrows by the gradient.
@@ -51,6 +59,12 @@ def rigl(
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
       The paper decays it to zero: `optax.cosine_decay_schedule(0.3, end_step)`.
+    drop_noise: standard deviation of Gaussian noise on |w| when weights are dropped.
+    accumulate_gradients: whether growth looks at the sum of the gradients since the
+      last mask update, kept in the state, not at those of one step only.
+    grow_init: where grown weights start, "zeros", "random", "gradient", "initial" or a
+      function; see `initialize_grown`.
+    grow_scale: times what `grow_init` says.
     structure: see `sparsify`.
 
   Returns:
@@ -71,9 +85,15 @@ def rigl(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
-  return sparsify(
+  drop_score = noisy(magnitude, drop_noise) if drop_noise else magnitude
+  if accumulate_gradients:
+    changes = chain(drop(drop_score, drop_fraction), grow(accumulated_magnitude))
+    changes = accumulate(signed_gradient, changes, reset=True)
+  else:
+    changes = chain(drop(drop_score, drop_fraction), grow(gradient))
+  tx = sparsify(
     inner,
-    chain(drop(magnitude, drop_fraction), grow(gradient)),
+    changes,
     density_of(density, structure),
     update_every=update_every,
     start_step=start_step,
@@ -85,3 +105,4 @@ def rigl(
     mask_gradients=True,
     structure=structure,
   )
+  return initialize_grown(tx, grow_init, grow_scale)

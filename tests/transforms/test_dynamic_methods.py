@@ -1,0 +1,198 @@
+"""SNFS, DSR, Deep-R, RigL's options and the exploration rate: tables by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+
+SGD = optax.sgd(1.0)
+
+
+def start(tx, params, masks):
+  """A state with given masks, for single layers called "w"."""
+  return sj.with_masks(tx.init({"w": params}), {"w": masks})
+
+
+def bits(state):
+  return np.asarray(sj.masks(state)["w"]).astype(int).ravel().tolist()
+
+
+def row(*values, dtype=jnp.float32):
+  return jnp.array([values], dtype)
+
+
+def stepped(tx, params, state, grads):
+  updates, state = jax.jit(tx.update)({"w": grads}, state, {"w": params})
+  return optax.apply_updates(params, updates["w"]), state
+
+
+def test_snfs():
+  tx = sj.snfs(SGD, 0.5, update_every=2, drop_fraction=0.5, momentum=0.5)
+  params = row(4.0, 1.0, 0.0, 0.0)
+  state = start(tx, params, row(1, 1, 0, 0, dtype=bool))
+  params, state = stepped(tx, params, state, row(0.0, 0.0, 8.0, 3.0))
+  assert params.tolist() == [[4.0, 1.0, 0.0, 0.0]]  # gradients are masked
+  params, state = stepped(tx, params, state, row(0.0, 0.0, -4.0, 2.0))
+  # Averages 4 - 4 and 1.5 + 2: the fourth is grown and takes its step of -2.
+  assert bits(state) == [1, 0, 0, 1]
+  assert params.tolist() == [[4.0, 0.0, 0.0, -2.0]]
+
+
+def test_drop_below():
+  transform = sj.drop_below(1.0, 0.25, tolerance=0.1)
+  params = {
+    "a": row(0.5, 2.0, -3.0, 1.0),
+    "b": row(0.1, -0.2, 0.3, 0.0),
+    "c": row(5.0, 6.0, 7.0, 8.0),
+  }
+  masks = jax.tree.map(lambda p: jnp.ones_like(p, bool), params)
+  nothing = jax.tree.map(lambda _: None, params)
+  moments = sj.Moments(nothing, nothing)
+  inputs = sj.ScoreInputs(
+    params, params, moments, masks, jax.random.key(0), jnp.int32(1)
+  )
+  budgets = dict.fromkeys("abc", jnp.int32(4))
+  topology = sj.Topology(masks, budgets, jnp.asarray(True))
+  update = jax.jit(transform.update)
+  new, state = update(inputs, topology, transform.init(params))
+  # 1 of a (a weight at the threshold stays), 3 of b, whose largest stays: 4 where the
+  # aim is 3, so the threshold is halved.
+  assert [np.asarray(m).astype(int).ravel().tolist() for m in new.masks.values()] == [
+    [0, 1, 1, 1],
+    [0, 0, 1, 0],
+    [1, 1, 1, 1],
+  ]
+  assert float(state.threshold) == 0.5
+  for h, after in ((0.15, 0.3), (0.25, 0.25), (0.6, 0.3)):
+    # 2, 3 and 4 fall; the aim of 3 may be missed by .3.
+    state = state._replace(threshold=jnp.float32(h))
+    assert float(update(inputs, topology, state)[1].threshold) == pytest.approx(after)
+
+
+def test_dsr_moves_budget_to_survivors_and_keeps_the_total():
+  tx = sj.dsr(optax.sgd(0.0), 0.5, update_every=1, threshold=1.0)
+  params = {"a": jnp.full((4, 4), 2.0), "b": jnp.full((4, 4), 0.1)}
+  state = tx.init(params)
+  _, state = jax.jit(tx.update)(params, state, params)
+  # b keeps 1 of 8; its 7 are shared 8 : 1, .78 of one back to b.
+  assert [int(b) for b in jax.tree.leaves(state.budgets)] == [14, 2]
+  assert [int(m.sum()) for m in jax.tree.leaves(state.masks)] == [14, 2]
+  assert float(state.transform_state[0].threshold) == 0.5
+
+
+def test_deep_r_by_hand():
+  tx = sj.deep_r(SGD, 0.5, l1=0.0)
+  params = row(1.0, -1.0, 1.0, 0.0)
+  state = start(tx, params, row(1, 1, 1, 0, dtype=bool))
+  assert np.asarray(state.positive["w"]).tolist() == [[True, False, True, True]]
+  # The first crosses zero, the second comes to stand on it and stays.
+  grads = row(1.5, -1.0, 0.25, 9.0)
+  params, state = stepped(tx, params, state, grads)
+  woken = bits(state)
+  assert sum(woken) == 3
+  assert woken[1] == woken[2] == 1
+  # Whichever woke, and it may be the one that died, starts from zero.
+  assert params.tolist() == [[0.0, 0.0, 0.75, 0.0]]
+  # It goes to its own side, or dies.
+  at = next(i for i in (0, 3) if woken[i])
+  positive = bool(state.positive["w"][0, at])
+  push = jnp.zeros((1, 4)).at[0, at].set(-0.5 if positive else 0.5)
+  moved, after = stepped(tx, params, state, push)
+  assert bits(after) == woken
+  assert float(moved[0, at]) == (0.5 if positive else -0.5)
+  died, after = stepped(tx, params, state, -push)
+  assert float(died[0, at]) == 0.0
+  assert sum(bits(after)) == 3
+
+
+def test_deep_r_pulls_to_zero_and_shakes():
+  tx = sj.deep_r(SGD, 1.0, l1=0.25, update_every=None)
+  params = row(1.0, -1.0)
+  moved, _ = stepped(tx, params, tx.init({"w": params}), row(0.0, 0.0))
+  assert moved.tolist() == [[0.75, -0.75]]
+  tx = sj.deep_r(SGD, 0.5, l1=0.0, noise=0.1, update_every=None)
+  params = jnp.ones((20, 20))
+  state = tx.init({"w": params})
+  moved, state = stepped(tx, params, state, jnp.zeros((20, 20)))
+  live = np.asarray(sj.masks(state)["w"])
+  assert 0.08 < float(np.asarray(moved)[live].std()) < 0.12
+  assert np.all(np.asarray(moved)[~live] == 0)
+
+
+@pytest.mark.parametrize(
+  ("init", "value"), [("gradient", -12.0), ("initial", 2 * 7.0), ("random", None)]
+)
+def test_grown_weights_start_where_rigl_is_told(init, value):
+  options = {"drop_fraction": 0.5, "grow_init": init, "grow_scale": 2}
+  tx = sj.rigl(SGD, 0.5, update_every=1, **options)
+  first = row(1.0, 2.0, 7.0, 9.0)
+  state = start(tx, first, row(1, 1, 0, 0, dtype=bool))
+  params = row(1.0, 2.0, 0.0, 0.0)
+  new, state = stepped(tx, params, state, row(0.25, 0.25, 6.0, 1.0))
+  assert bits(state) == [0, 1, 1, 0]
+  assert float(new[0, 1]) == 1.75
+  assert new[0, 0] == new[0, 3] == 0
+  if value is None:
+    assert float(new[0, 2]) not in (0.0, -6.0)
+  else:
+    assert float(new[0, 2]) == value
+  assert int(sj.skipped_updates(state)) == 0
+
+
+def test_rigl_sums_gradients_between_mask_updates():
+  for accumulate, grown in ((True, [0, 1, 1, 0]), (False, [0, 1, 0, 1])):
+    tx = sj.rigl(
+      SGD, 0.5, update_every=2, drop_fraction=0.5, accumulate_gradients=accumulate
+    )
+    params = row(1.0, 2.0, 0.0, 0.0)
+    state = start(tx, params, row(1, 1, 0, 0, dtype=bool))
+    for grads in (row(0.0, 0.0, 5.0, 0.0), row(0.0, 0.0, 1.0, 2.0)):
+      params, state = stepped(tx, params, state, grads)
+    assert bits(state) == grown
+  tx = sj.rigl(SGD, 0.5, update_every=1, drop_noise=100.0)
+  params = jnp.arange(1.0, 101.0).reshape(10, 10)
+  masks = params > 50
+  _, state = stepped(tx, params, start(tx, params, masks), 1 / params)
+  dropped = np.asarray(masks & ~sj.masks(state)["w"])
+  assert dropped.sum() == 15
+  assert params[dropped].max() > 65  # 15 of 50 go, and not the 15 smallest
+
+
+def test_exploration_rate():
+  tx = sj.track_exploration(sj.sparse_evolution(SGD, 0.25, drop_fraction=0.9))
+  params = {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  ever = sj.masks(state)["w"]
+  for flag in (True, False, True):
+    _, state = update(params, state, params, update_masks=flag)
+    ever = ever | sj.masks(state)["w"]
+    assert float(sj.exploration_rate((state,))) == float(ever.sum()) / 16
+  assert float(sj.exploration_rate(state)) > 0.25
+  with pytest.raises(ValueError, match="must come from an optimizer in"):
+    sj.exploration_rate(state.inner_state)
+
+
+@pytest.mark.parametrize(
+  ("make", "error", "message"),
+  [
+    (lambda: sj.rigl(SGD, 0.5, grow_init="ones"), ValueError, "init must be one of"),
+    (lambda: sj.rigl(SGD, 0.5, grow_init=1), TypeError, "init must be a name or"),
+    (lambda: sj.dsr(SGD, 0.5, threshold=0), ValueError, "threshold must be above 0"),
+    (lambda: sj.dsr(SGD, 0.5, tolerance=-1), ValueError, "tolerance must be at least"),
+    (lambda: sj.deep_r(SGD, 0.5, l1=-1), ValueError, "l1 must be at least 0, got -1"),
+    (lambda: sj.deep_r(SGD, 0.5, structure="2:4"), ValueError, "None for deep_r"),
+    (lambda: sj.snfs(SGD, 0.5, momentum=2), ValueError, r"decay must lie in \(0, 1\]"),
+    (
+      lambda: sj.initialize_grown(SGD, "random").init({"w": row(1.0)}),
+      TypeError,
+      "tx must be made by sparsify",
+    ),
+  ],
+)
+def test_refused(make, error, message):
+  with pytest.raises(error, match=message):
+    make()
