@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from sparsejax.core.structures.base import Structure, check_fits, check_fixed
+from sparsejax.core.structures.base import (
+  Structure,
+  check_fits,
+  check_fixed,
+  check_type,
+)
 from sparsejax.core.types import Distribution, MaskTransform
 from sparsejax.distributions.static import uniform
 
@@ -23,10 +28,7 @@ def check_structure(
   """
   if structure is None:
     return
-  if not isinstance(structure, Structure):
-    raise TypeError(
-      f"structure must be a Structure, such as sj.n_m(2, 4), got {structure!r}."
-    )
+  check_type(structure)
   if structure.density is None or density is None:
     return
   check_fixed(density, structure)

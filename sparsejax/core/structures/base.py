@@ -25,8 +25,8 @@ class Structure:
   Attributes:
     name: how messages call it.
     check: `(path, shape) -> None`; raises ValueError for a layer it does not fit.
-    unit: `(shape) -> int`: budgets are multiples of it; None where a layer's budget
-      cannot be chosen freely, so that nothing can be moved between layers.
+    unit: `(shape) -> int`: budgets, and what `keep` leaves, are multiples of it; None
+      where that does not hold, so that nothing can be moved between layers.
     fit: `(shapes, budgets) -> budgets`: the closest budgets that it can hold.
     select: `(scores, budgets, where) -> masks`: the best of the candidates.
     keep: `(scores, counts, masks) -> masks`: the best of the live ones, what `drop`
@@ -126,14 +126,26 @@ def density_of(density: Any, structure: Structure | None) -> Any:
     `density`, or the structure's.
 
   Raises:
+    TypeError: structure is not one.
     ValueError: the density is not the structure's.
   """
-  if structure is None or structure.density is None:
+  if structure is None:
+    return density
+  check_type(structure)
+  if structure.density is None:
     return density
   if density is None:
     return structure.density
   check_fixed(density, structure)
   return density
+
+
+def check_type(structure: Any) -> None:
+  """Raises TypeError unless it is a structure."""
+  if not isinstance(structure, Structure):
+    raise TypeError(
+      f"structure must be a Structure, such as sj.n_m(2, 4), got {structure!r}."
+    )
 
 
 def check_fixed(density: Any, structure: Structure) -> None:

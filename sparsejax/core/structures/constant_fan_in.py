@@ -42,8 +42,8 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
       closes none.
 
   Returns:
-    A structure. With ablation it goes with methods that grow only, and budgets cannot
-    be redistributed.
+    A structure. With ablation it goes with methods that grow only; budgets cannot be
+    redistributed.
 
   Raises:
     ValueError: ablation is outside (0, 1]; at init: a layer has fewer than two axes.
@@ -119,7 +119,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
   return Structure(
     name=name,
     check=check,
-    unit=neurons if ablation is None else None,
+    unit=None,  # a drop leaves neurons with unequal numbers of inputs
     fit=fit_units(neurons),
     select=select,
     keep=top_k_masks,
