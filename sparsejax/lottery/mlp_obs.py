@@ -3,6 +3,14 @@
 A neuron's Gauss-Newton block, `mean_i s_i x_i x_i^T` with `s` its output sensitivity,
 is taken as `mean(s) * mean_i x_i x_i^T`: layers share one inverse, and the rises of all
 rows are in units of the network's loss, so that they can be compared between layers.
+
+The bias is a weight that is never deleted, so it compensates too. With the best bias
+for any weights put in, what is left is a quadratic in the inputs less their means:
+
+  min_b mean ((v - w) x + b - b_0)^2 = (v - w) cov(x) (v - w)^T,
+  b = b_0 + (w - v) mean(x)
+
+Without it, deleting weights on inputs that are never negative shifts every output.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +30,8 @@ class Prepared(NamedTuple):
   Layers are in their order; kernels are `(in, out)`, as in the params.
   """
 
-  hessians: list[jax.Array]  # (in, in), mean of x x^T
+  hessians: list[jax.Array]  # (in, in), covariance of the inputs x
+  means: list[jax.Array]  # (in,), mean of x
   scores: list[jax.Array]  # (in, out), higher = worth more
   rises: list[
     jax.Array
@@ -56,27 +65,31 @@ def prepare(
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
-    >>> prepared = prepare([layer], jnp.eye(2), loss="squared", damping=0.0)
+    >>> x = jnp.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
+    >>> prepared = prepare([layer], x, loss="squared", damping=0.0)
     >>> [[round(x, 3) for x in row] for row in prepared.rises[0].tolist()]
-    [[0.25], [4.0]]
+    [[0.5], [8.0]]
 
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1 and
   section 4; the sensitivities are added here.
   """
   factors = mlp_factors(params, inputs, loss=loss, activation=activation)
-  hessians, scores, rises = [], [], []
+  hessians, means, scores, rises = [], [], [], []
   for layer, (x, s) in zip(dense_layers(params), factors, strict=True):
-    hessian = x.T @ x / x.shape[0]
+    mean = jnp.mean(x, 0) if "bias" in layer else jnp.zeros_like(x[0])
+    centred = x - mean[None]
+    hessian = centred.T @ centred / x.shape[0]
     order = layerwise_obs.deletion_order(
       layer["kernel"].T, hessian, damping=damping, batch_size=batch_size
     )
     order = order._replace(rise=order.rise * jnp.mean(s, 0)[:, None])
     hessians.append(hessian)
+    means.append(mean)
     scores.append(layerwise_obs.order_scores(order).T)
     empty = jnp.zeros_like(order.rise)
     rise = jax.vmap(lambda e, i, r: e.at[i].set(r))(empty, order.index, order.rise)
     rises.append(rise.T)
-  return Prepared(hessians, scores, rises)
+  return Prepared(hessians, means, scores, rises)
 
 
 def prune(
@@ -90,7 +103,7 @@ def prune(
   """Masks and compensated kernels of a net with `live` kernel weights in all.
 
   Args:
-    params: as given to `prepare`. Biases stay.
+    params: as given to `prepare`. Biases are never deleted; they are compensated.
     prepared: from `prepare`.
     live: kernel weights kept, an integer, possibly traced.
     uniform: the same density in every layer, instead of the best `live` of the net.
@@ -102,10 +115,13 @@ def prune(
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
-    >>> prepared = prepare([layer], jnp.eye(2), loss="squared", damping=0.0)
+    >>> x = jnp.array([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
+    >>> prepared = prepare([layer], x, loss="squared", damping=0.0)
     >>> pruned = prune([layer], prepared, 1, damping=0.0)
-    >>> pruned.params[0]["kernel"].tolist(), float(pruned.predicted)
-    ([[0.0], [4.0]], 0.25)
+    >>> pruned.params[0]["kernel"].tolist(), pruned.params[0]["bias"].tolist()
+    ([[0.0], [4.0]], [1.0])
+    >>> float(pruned.predicted)
+    0.5
   """
   layers = dense_layers(params)
   every = [jnp.ones(s.shape, bool) for s in prepared.scores]
@@ -121,7 +137,10 @@ def prune(
     compensation.compensate(layer["kernel"].T, h, m.T, damping=damping).T
     for layer, h, m in zip(layers, prepared.hessians, masks, strict=True)
   ]
-  new = [{**layer, "kernel": k} for layer, k in zip(layers, kernels, strict=True)]
+  new = [
+    with_kernel(layer, k, mean)
+    for layer, k, mean in zip(layers, kernels, prepared.means, strict=True)
+  ]
   tree = [{"kernel": m} for m in masks]
   predicted = sum(
     jnp.sum(jnp.where(m, 0, r)) for m, r in zip(masks, prepared.rises, strict=True)
@@ -131,3 +150,28 @@ def prune(
     new = dict(zip(names, new, strict=True))
     tree = dict(zip(names, tree, strict=True))
   return Pruned(new, tree, jnp.asarray(predicted))
+
+
+def with_kernel(layer: Mapping[str, jax.Array], kernel: jax.Array, mean: jax.Array):
+  """A layer with another kernel, and the bias that is best for it.
+
+  `b = b_0 + (w - v)^T mean(x)`: the layer's outputs keep their mean.
+
+  Args:
+    layer: `{"kernel": w, "bias": b_0}`, w of shape `(in, out)`; the bias may be absent.
+    kernel: v, `(in, out)`.
+    mean: `(in,)`, of the layer's inputs.
+
+  Returns:
+    The layer; without a bias only its kernel is another.
+
+  Example:
+    >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
+    >>> new = with_kernel(layer, jnp.array([[0.0], [4.0]]), jnp.array([1.0, 1.0]))
+    >>> new["bias"].tolist()
+    [1.0]
+  """
+  new = {**layer, "kernel": kernel}
+  if "bias" in layer:
+    new["bias"] = layer["bias"] + (layer["kernel"] - kernel).T @ mean
+  return new

@@ -182,17 +182,28 @@ def test_woodfisher_inverse_and_update():
 
 def test_mlp_pruning_predicts_a_linear_layers_loss_exactly():
   with jax.enable_x64(True):
-    x = np.random.default_rng(0).normal(size=(40, 6))
+    x = np.random.default_rng(0).normal(size=(40, 6)) + 1.0
     w = np.random.default_rng(1).normal(size=(6, 3))
-    params = {"Dense_0": {"kernel": jnp.asarray(w), "bias": jnp.zeros(3)}}
-    prepared = mlp_obs.prepare(params, jnp.asarray(x), loss="squared", damping=0.0)
-    for live, uniform in ((12, False), (5, False), (5, True)):
+    biased = {"kernel": jnp.asarray(w), "bias": jnp.ones(3)}
+    for layer, live, uniform in (
+      (biased, 12, False),
+      (biased, 5, True),
+      ({"kernel": jnp.asarray(w)}, 5, False),
+    ):
+      params = {"Dense_0": layer}
+      prepared = mlp_obs.prepare(params, jnp.asarray(x), loss="squared", damping=0.0)
       pruned = mlp_obs.prune(params, prepared, live, uniform=uniform, damping=0.0)
       kernel = np.asarray(pruned.params["Dense_0"]["kernel"])
       mask = np.asarray(pruned.masks["Dense_0"]["kernel"])
       assert mask.sum() == live
       assert not kernel[~mask].any()
-      actual = np.mean(np.sum((x @ (kernel - w)) ** 2, 1)) / 2
+      change = x @ (kernel - w)
+      if "bias" in layer:
+        # The best bias there is: least squares on the mean.
+        change -= change.mean(0)
+        shift = np.asarray(pruned.params["Dense_0"]["bias"]) - 1.0
+        np.testing.assert_allclose(shift, -(x @ (kernel - w)).mean(0), atol=1e-12)
+      actual = np.mean(np.sum(change**2, 1)) / 2
       np.testing.assert_allclose(pruned.predicted, actual, rtol=1e-6)
 
 
