@@ -1,6 +1,15 @@
-"""The tables through which every method goes. A new method is one line here."""
+"""The tables through which every method goes. A new method is one line here.
+
+A row takes about three seconds to compile, and there are thousands. By default a small
+selection runs in which every method, optimizer, container and dtype occurs.
+SPARSEJAX_CONTRACT=pairs runs one in which every pair of them does (a quarter of an
+hour), SPARSEJAX_CONTRACT=full the whole product of the methods with the optimizers,
+containers and dtypes in `PRODUCT` (well over half an hour).
+"""
 
 import functools
+import itertools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,12 +39,18 @@ class Method:
   name: str
   kwargs: dict[str, Any] = field(default_factory=dict)
   totals: tuple[int, int, int] = (20, 20, 20)  # at first, after step 3, after step 5
-  moves: bool = True
+  moves: tuple[int, ...] | None = DUE  # after which steps; None: maybe, but when due
   masked: bool = True  # the inner optimizer sees masked gradients
+  late: bool = False  # ... by the masks from before the step
+  fresh: bool = False  # grown weights start from a value of their own
+  suffix: str = ""
 
   def __call__(self, inner, **kwargs):
     kwargs = {"density": 0.4} | SCHEDULE | self.kwargs | kwargs
     return getattr(sj, self.name)(inner, **kwargs)
+
+  def __str__(self):
+    return self.name + self.suffix
 
 
 def _loose(f):
@@ -53,10 +68,34 @@ METHODS = [
   Method("sparse_momentum", masked=False),
   Method("sparse_evolution"),
   Method("rigl", {"drop_fraction": _loose(optax.cosine_decay_schedule(0.5, 20))}),
-  Method("static_sparse", moves=False),
+  Method("static_sparse", moves=()),
   Method("gradual_magnitude", totals=(50, 24, 20)),
-  Method("dense", totals=(50, 50, 50), moves=False, masked=False),
+  Method("dense", totals=(50, 50, 50), moves=(), masked=False),
+  Method("snfs"),
+  Method("dsr", {"drop_fraction": 0.5, "threshold": 0.5}),
+  Method("deep_r", {"l1": 0.0}, moves=None, late=True, fresh=True),
+  Method("one_shot", totals=(50, 20, 20), moves=(3,)),
+  Method("global_magnitude", totals=(50, 24, 20)),
+  Method("global_saliency", totals=(50, 24, 20)),
+  Method("movement_pruning", totals=(50, 24, 20)),
+  Method("ac_dc", totals=(50, 20, 20), moves=(3,)),
+  Method(
+    "rigl",
+    {"grow_init": "random", "accumulate_gradients": True, "drop_noise": 0.1},
+    fresh=True,
+    suffix="_options",
+  ),
+  Method(
+    "sparse_momentum",
+    {"drop_scope": "global", "redistribute_by": sj.nonzeros, "per_neuron": True},
+    masked=False,
+    suffix="_modes",
+  ),
 ]
+
+
+# One that steps first, one that masks first, one that never moves.
+QUICK = [METHODS[0], METHODS[2], METHODS[3]]
 
 
 def _loosely(inner):
@@ -176,18 +215,70 @@ class Row(NamedTuple):
   dtype: str = "float32"
 
   def __str__(self):
-    return "-".join((self.method.name, *self[1:]))
+    return "-".join((str(self.method), *self[1:]))
+
+
+DTYPES = ("float32", "bfloat16")
+# What every method is promised to go together with.
+PRODUCT = (
+  (
+    "momentum",
+    "adamw",
+    "lion",
+    "muon",
+    "inject_hyperparams",
+    "multi_steps_outside",
+    "partition_outside",
+  ),
+  ("dict", "tuple", "nnx"),
+  DTYPES,
+)
+SELECTION = os.environ.get("SPARSEJAX_CONTRACT", "quick")
 
 
 def rows() -> list[Row]:
-  """The whole table; every pair would take too long to compile."""
-  both = ("momentum", "adamw")
-  rows = [Row(m, o) for m in METHODS for o in both]
-  rows += [Row(m, dtype="bfloat16") for m in METHODS]
-  rows += [Row(METHODS[0], "adamw", dtype="bfloat16")]
-  widest = [m for m in METHODS if m.name in ("sparse_momentum", "rigl")]
-  rows += [Row(m, o) for m in widest for o in OPTIMIZERS if o not in both]
-  return rows + [Row(METHODS[0], container=c) for c in CONTAINERS if c != "dict"]
+  """The rows that the environment asks for."""
+  if SELECTION == "full":
+    return [Row(*row) for row in itertools.product(METHODS, *PRODUCT)]
+  factors = METHODS, tuple(OPTIMIZERS), tuple(CONTAINERS), DTYPES
+  if SELECTION == "pairs":
+    return [Row(*row) for row in _pairs(factors)]
+  if SELECTION != "quick":
+    raise ValueError(
+      f"SPARSEJAX_CONTRACT must be quick, pairs or full, got {SELECTION!r}."
+    )
+  # All of each factor, in step; dtypes change once a turn of the containers, or some
+  # container would see only one of them.
+  turns = max(len(factor) for factor in factors)
+  quick = []
+  for i in range(turns):
+    places = i, i, i, i + i // len(CONTAINERS)
+    quick.append(Row(*(f[p % len(f)] for f, p in zip(factors, places, strict=True))))
+  return quick
+
+
+def _pairs(factors):
+  """Rows that hold every pair of values of two factors, chosen greedily."""
+  ways = list(itertools.combinations(range(len(factors)), 2))
+  left = {
+    (a, b, x, y)
+    for a, b in ways
+    for x in range(len(factors[a]))
+    for y in range(len(factors[b]))
+  }
+  every = list(itertools.product(*(range(len(f)) for f in factors)))
+  chosen = []
+  while left:
+    best, most = None, 0
+    for row in every:
+      gain = sum((a, b, row[a], row[b]) in left for a, b in ways)
+      if gain > most:
+        best, most = row, gain
+      if most == len(ways):
+        break
+    left -= {(a, b, best[a], best[b]) for a, b in ways}
+    chosen.append(tuple(f[i] for f, i in zip(factors, best, strict=True)))
+  return chosen
 
 
 class Step(NamedTuple):
@@ -227,8 +318,10 @@ def train(row: Row) -> Run:
   def step(params, state, bare, grads):
     nonlocal traces
     traces += 1
+    before = sj.masks(state)
     updates, state = tx.update(grads, state, params, not_known=jnp.float32(0))
-    seen = sj.apply_masks(grads, sj.masks(state)) if row.method.masked else grads
+    masks = before if row.method.late else sj.masks(state)
+    seen = sj.apply_masks(grads, masks) if row.method.masked else grads
     expected, bare = alone.update(seen, bare, params)
     return optax.apply_updates(params, updates), state, bare, updates, expected
 
@@ -257,10 +350,10 @@ def budgets(state) -> list[int]:
 
 def pytest_generate_tests(metafunc):
   """Gives every test that asks for a `row` or a `method` the whole table."""
-  for name, table in (("row", rows()), ("method", METHODS)):
+  tables = {"row": rows, "method": lambda: METHODS if SELECTION != "quick" else QUICK}
+  for name, table in tables.items():
     if name in metafunc.fixturenames:
-      ids = [str(x) if name == "row" else x.name for x in table]
-      metafunc.parametrize(name, table, ids=ids)
+      metafunc.parametrize(name, table(), ids=str)
 
 
 @pytest.fixture(scope="session")

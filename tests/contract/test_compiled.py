@@ -60,7 +60,7 @@ def test_collectives_are_parsed():
   "name", ["sparse_momentum", "sparse_evolution", "gradual_magnitude"]
 )
 def test_only_counts_move_between_devices(name, axis_type, harness):
-  [method] = [m for m in harness.METHODS if m.name == name]
+  [method] = [m for m in harness.METHODS if str(m) == name]
   tx, params = method(SGD), _params(axis_type)
   step = jax.jit(tx.update).lower(params, tx.init(params), params).compile()
   found = _collectives(step.as_text())

@@ -52,7 +52,7 @@ class Update:
 # The one that uses every part of the algebra, and one that draws random numbers.
 @pytest.fixture(scope="module", params=["sparse_momentum", "sparse_evolution"])
 def update(request, harness):
-  [method] = [m for m in harness.METHODS if m.name == request.param]
+  [method] = [m for m in harness.METHODS if str(m) == request.param]
   return Update(method)
 
 
