@@ -17,7 +17,7 @@ from sparsejax.transforms.sparsify_forward import map_masked, sparsify_forward
 
 def top_kast(
   inner: optax.GradientTransformation,
-  density: float,
+  density: Any,
   *,
   update_every: int | None = 1,
   start_step: int = 0,
@@ -26,7 +26,7 @@ def top_kast(
   where: Where = None,
   stacked: Where = False,
   seed: Any = 0,
-  backward_density: float | None = None,
+  backward_density: Any = None,
   exploration: float = 1e-4,
 ) -> optax.GradientTransformationExtraArgs:
   """Top-KAST: a forward set and a larger backward set, both of the largest weights.
@@ -71,10 +71,11 @@ def top_kast(
     16
   """
   check_density(density)
+  traced = isinstance(density, jax.Array) or isinstance(backward_density, jax.Array)
   if backward_density is None:
-    backward_density = min(2 * density, 1.0)
+    backward_density = jnp.minimum(2 * density, 1) if traced else min(2 * density, 1.0)
   check_density(backward_density, "backward_density")
-  if backward_density < density:
+  if not traced and backward_density < density:
     raise ValueError(
       f"backward_density must be at least density = {density}, got {backward_density}."
     )
@@ -83,8 +84,9 @@ def top_kast(
 
   def with_decay(grads, params, state):
     def change(g, w, forward, backward):
-      strength = jnp.where(forward, exploration, exploration / density)
-      pulled = g + (strength.astype(w.dtype) * w).astype(g.dtype)
+      outer = jnp.asarray(exploration / density, w.dtype)
+      strength = jnp.where(forward, jnp.asarray(exploration, w.dtype), outer)
+      pulled = g + (strength * w).astype(g.dtype)
       return jnp.where(backward, pulled, jnp.zeros_like(g))
 
     return map_masked(change, grads, params, state.masks, state.transform_state)

@@ -100,6 +100,19 @@ def test_sr_ste_pulls_dead_weights_down():
   np.testing.assert_array_equal(params["bias"], jnp.zeros(2))
 
 
+def test_sr_ste_keeps_two_of_four_inputs():
+  """2:4 along the inputs: a dead weight takes a live one's place in its group only."""
+  columns = jnp.array([[4.0, 3.0, 2.0, 1.0], [-1.0, -2.0, 3.0, 9.0]]).T
+  params = {"kernel": columns, "bias": jnp.zeros(2)}
+  grads = {"kernel": jnp.zeros((4, 2)).at[3, 0].set(-5.0), "bias": jnp.zeros(2)}
+  tx = sj.sr_ste(SGD, None, refinement=0.1, structure=sj.n_m(2, 4))
+  (_, first), (params, last) = run(tx, params, grads)
+  masks = [sj.masks(s)["kernel"].T.astype(int).tolist() for s in (first, last)]
+  assert masks == [[[1, 1, 0, 0], [0, 0, 1, 1]], [[1, 0, 0, 1], [0, 0, 1, 1]]]
+  expected = [[4, 3, 1.8, 5.9], [-0.9, -1.8, 3, 9]]
+  np.testing.assert_allclose(params["kernel"].T, expected, rtol=1e-6)
+
+
 def test_top_kast_trains_the_backward_set_only():
   inner = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
   tx = sj.top_kast(inner, 0.25, backward_density=0.5, exploration=0.1)
@@ -182,6 +195,11 @@ def test_forward_side_contract():
     (lambda: sj.straight_through(None, 0.5), TypeError, "inner must be an optax"),
     (lambda: sj.straight_through(SGD, 0.0), ValueError, "density must lie in"),
     (lambda: sj.sr_ste(SGD, 0.5, refinement=-1), ValueError, "refinement .* got -1"),
+    (
+      lambda: sj.straight_through(SGD, 0.3, structure=sj.n_m(2, 4)),
+      ValueError,
+      "density must be 0.5 or None",
+    ),
     (lambda: sj.top_kast(SGD, 1.5), ValueError, "density must lie in"),
     (
       lambda: sj.top_kast(SGD, 0.5, backward_density=0.25),
