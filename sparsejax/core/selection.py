@@ -133,7 +133,7 @@ def _search(keys: list[Array], k: Array, rows: list[int], key_levels: int):
       # Ties are rare: only the tensors that have them pay for the index bytes.
       nothing = functools.partial(jnp.zeros_like, x, jnp.uint8)
       digits.append(lax.cond(done, nothing, extract))
-    d, reached, above = largest_byte(digits, s.missing, rows, s.done)
+    d, reached, above = largest_byte(digits, s.missing, rows)
     decided = decided | (d.astype(word) << shift)
     decided = jnp.where(s.done, jnp.where(on_key, s.key, s.index), decided)
     return _Search(
@@ -181,16 +181,13 @@ def _settled(done: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list
   return [jnp.all(flags) for flags in spread(done, tensors, rows)]
 
 
-def largest_byte(
-  digits: list[Array], missing: Array, rows: list[int], done: Array | None = None
-):
+def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
   """The largest byte d with count(digits >= d) >= missing, by eight counts.
 
   Args:
     digits: uint8 arrays; elements that take no part are 0.
     missing: integers (layers,), the counts to reach; or () for all arrays together.
     rows: 1 for an array whose leading axis stacks layers, else 0.
-    done: bool (layers,): layers that need no counts.
 
   Returns:
     d (int32), count(digits >= d) (-1 for d = 0), count(digits > d); of missing's
@@ -202,18 +199,11 @@ def largest_byte(
     if missing.ndim == 0:
       # The layers of one selection are summed in the wider type.
       return sum(count(x >= byte).astype(missing.dtype) for x in digits)
-    found = []
-    for x, b, r, skip in zip(
-      digits, spread(byte, digits, rows), rows, settled, strict=True
-    ):
-      n = x.shape[:r] if r else (1,)
-      found.append(
-        lax.cond(
-          skip,
-          functools.partial(jnp.zeros, n, jnp.int32),
-          lambda x=x, b=b, r=r, n=n: count(x >= b, r).reshape(n),
-        )
-      )
+    # Layers that are done are counted too: a branch a layer costs more than that.
+    found = [
+      count(x >= b, r).reshape(x.shape[:r] if r else (1,))
+      for x, b, r in zip(digits, spread(byte, digits, rows), rows, strict=True)
+    ]
     return jnp.concatenate(found)
 
   def bit(i, state):
@@ -227,7 +217,6 @@ def largest_byte(
       jnp.where(enough, above, n),
     )
 
-  settled = [] if done is None else _settled(done, digits, rows)
   d = jnp.zeros(missing.shape, jnp.int32)
   start = (d, jnp.full_like(missing, -1), jnp.zeros_like(missing))
   return lax.fori_loop(jnp.int32(0), jnp.int32(8), bit, start)
