@@ -100,8 +100,10 @@ def place_masks(
     # One seed after another: what finds masks may look at its numbers on the host.
     found = []
     for i, seen in enumerate(batches):
-      own = jax.tree.map(lambda x, i=i: x[i], (state.params, state.model_state))
-      found.append(find(*own, seen))
+      params, model_state = jax.tree.map(
+        lambda x, i=i: x[i], (state.params, state.model_state)
+      )
+      found.append(find(params, model_state, seen))
     masks = jax.tree.map(lambda *m: jnp.stack(m), *found)
   return state._replace(
     params=start(state.params, masks), opt_state=put(state.opt_state, masks)

@@ -95,7 +95,7 @@ def _one_of(names: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
 
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-  "dataset": _one_of(data.NAMES),
+  "dataset": _one_of((*data.NAMES, *data.NOT_IN_MEMORY)),
   "validation_fraction": _FRACTION,
   "augmentation": _one_of(tuple(augment.AUGMENTATIONS)),
   "method": _one_of(tuple(METHODS)),

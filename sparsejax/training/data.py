@@ -7,6 +7,8 @@ import numpy as np
 from sparsejax.training import errors, tfds_source
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
+# Configs may name it, for its recipe; it takes an input pipeline to train on it.
+NOT_IN_MEMORY = ("imagenet2012",)
 
 # The split must not depend on a run's seed: seeds trained side by side share the data.
 _SPLIT_SEED = 0
@@ -61,6 +63,11 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
     >>> [split.images.shape for split in load("digits")[:3]]
     [(1294, 8, 8, 1), (144, 8, 8, 1), (359, 8, 8, 1)]
   """
+  if name in NOT_IN_MEMORY:
+    raise errors.ConfigError(
+      f"dataset must be one that fits into memory, of {', '.join(NAMES)}; got {name!r}."
+      " Its configs give model and optimizer to an input pipeline of your own."
+    )
   if name not in NAMES:
     raise errors.ConfigError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
   if not 0 <= validation_fraction < 1:

@@ -6,12 +6,18 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import sparsejax as sj
+from sparsejax import models
 from sparsejax.training import config as config_lib
+from sparsejax.training import errors, functions, optimizers, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ["digits", "mnist_lenet300", "mnist_lenet5"]
+CONFIGS += ["cifar10_conv4", "cifar10_vgg16", "cifar10_wide_resnet"]
 QUICK = [
   "--config=configs/digits.py:dense",
   "--config.checkpoint_every=1000",
@@ -28,12 +34,36 @@ def _config(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("variant", config_lib.METHODS)
-def test_configs_are_complete_and_valid(name, variant):
+def test_configs_are_complete_and_valid(name):
   module = _config(name)
-  config = config_lib.complete(module.get_config(variant))
-  assert config.method == variant
+  for variant in config_lib.METHODS:
+    config = config_lib.complete(module.get_config(variant))
+    assert config.method == variant
+    models.create(config.model, **config.model_kwargs.to_dict())
   assert config_lib.complete(module.get_config()).method == "sparse_momentum"
+
+
+@pytest.mark.parametrize("variant", ["rigl", "sparse_momentum", "snip"])
+def test_imagenet_builds(variant):
+  """Model, optimizer and masks of ResNet-50, without a number being computed."""
+  c = config_lib.complete(_config("imagenet_resnet50").get_config(variant))
+  model = functions.from_flax(models.create(c.model, num_classes=1000))
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  params, state = jax.eval_shape(model.init, jax.random.key(0), images)
+  assert set(state) == {"batch_stats"}
+  steps_per_epoch = 1_281_167 // c.batch_size
+  tx = optimizers.make_tx(c, 100 * steps_per_epoch, 0)
+  masks = sj.masks(jax.eval_shape(tx.init, params))
+  assert sum(mask.size for mask in jax.tree.leaves(masks)) == 25_502_912
+  rate = optimizers.learning_rate(c, 100 * steps_per_epoch)
+  assert float(rate(29 * steps_per_epoch)) == pytest.approx(c.learning_rate)
+  assert float(rate(2 * steps_per_epoch)) < 0.41 * c.learning_rate
+  assert float(rate(31 * steps_per_epoch)) == pytest.approx(0.1 * c.learning_rate)
+
+
+def test_imagenet_says_that_it_needs_a_pipeline():
+  with pytest.raises(errors.ConfigError, match="one that fits into memory"):
+    run.prepare(_config("imagenet_resnet50").get_config())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

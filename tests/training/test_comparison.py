@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+
+from sparsejax.analysis import multiply_adds
+from sparsejax.training import (
+  comparison,
+  comparison_report,
+  default_config,
+  errors,
+  metrics,
+  published,
+  use_method,
+)
+from sparsejax.training import config as config_lib
+from sparsejax.training import workdir as workdir_lib
+
+
+def make_config(method):
+  config = default_config()
+  config.model_kwargs = {"features": (16,)}
+  config.update(batch_size=64, num_epochs=1)
+  use_method(config, method)
+  return config
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+  workdir, lines = tmp_path_factory.mktemp("compare"), []
+  grid = comparison.cells(["snip", "dense"], [0.1])
+  held = comparison.run_grid(
+    make_config, workdir, grid[:1], [0, 1], together=2, say=lines.append
+  )
+  held += comparison.run_grid(make_config, workdir, grid[1:], [0], say=lines.append)
+  assert held == []
+  return workdir, lines
+
+
+def test_cells():
+  assert comparison.cells(["rigl", "dense"], [0.05, 0.01]) == [
+    ("rigl", 0.01),
+    ("rigl", 0.05),
+    ("dense", 1.0),
+  ]
+  with pytest.raises(errors.ConfigError, match=r"methods must be of .*; got 'set'"):
+    comparison.cells(["set"], [0.1])
+  with pytest.raises(errors.ConfigError, match=r"in \(0, 1\]; got 0"):
+    comparison.cells(["rigl"], [0])
+
+
+def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
+  workdir, lines = two_runs
+  assert lines[0].startswith("snip, density 0.1, seed 0-1: ")
+  assert "(2 seeds)" in lines[0]
+  config = make_config("dense")
+  outcomes = comparison.collect(config, workdir)
+  snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
+  assert list(outcomes) == [snip, dense]
+  assert list(outcomes[snip]) == [0, 1]
+  # Masks from the first batch: one total, compared over the layers.
+  records = metrics.read(workdir / "snip/density=0.1/seeds=0-1")
+  live = [r["live"] for r in records if "live" in r]
+  totals = np.sum(list(live[-1].values()), axis=0)
+  assert totals.tolist() == [118, 118]  # round(0.1 * (64 * 16 + 16 * 10))
+  assert live[0] == live[-1]
+  assert outcomes[snip][0].inference == pytest.approx(118 / 1184)
+  assert outcomes[snip][0].training == pytest.approx(118 / 1184)
+  assert (outcomes[dense][0].inference, outcomes[dense][0].training) == (1, 1)
+  out, plot = tmp_path / "toy.json", tmp_path / "toy.png"
+  comparison_report.write(config, outcomes, out, plot)
+  rows = json.loads(out.read_text())["rows"]
+  assert [r["case"] for r in rows] == ["mlp/snip/density=0.1", "mlp/dense/density=1"]
+  assert rows[0]["n"] == 2
+  assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+  table = comparison_report.table(config, outcomes).splitlines()
+  assert table[1].split()[:2] == ["snip", "10"]
+  assert table[1].endswith("10.0%     10.0%")
+
+
+def test_what_is_finished_is_not_done_again(two_runs):
+  workdir, lines = two_runs
+  before = len(lines)
+  grid = comparison.cells(["snip"], [0.1])
+  comparison.run_grid(make_config, workdir, grid, [1, 0], say=lines.append)
+  assert len(lines) == before
+
+
+def test_another_recipe_is_refused(two_runs):
+  def longer(method):
+    config = make_config(method)
+    config.num_epochs = 2
+    return config
+
+  grid = comparison.cells(["snip"], [0.1])
+  with pytest.raises(errors.WorkdirError, match="num_epochs: 1 -> 2"):
+    comparison.run_grid(longer, two_runs[0], grid, [0])
+
+
+def test_what_another_process_holds_is_passed_over(tmp_path):
+  grid = comparison.cells(["dense"], [0.1])
+  with workdir_lib.exclusive(tmp_path / "dense/density=1/seeds=0"):
+    held = comparison.run_grid(make_config, tmp_path, grid, [0])
+  assert held == ["dense at 1, seeds 0"]
+
+
+def test_model_names_and_published_values():
+  config = make_config("dense")
+  assert comparison.model_name(config) == "mlp"
+  config.model_kwargs = {"depth": 28, "width": 2}
+  config.model = "wide_resnet"
+  assert comparison.model_name(config_lib.complete(config)) == "wide_resnet_28_2"
+  value, source = published.accuracy("cifar10", "wide_resnet_28_2", "dsr", 0.2)
+  assert value == 94.40
+  assert "Dettmers" in source
+  assert published.accuracy("digits", "mlp", "dsr", 0.2) == (None, "")
+
+
+def test_multiply_adds():
+  live = {"a/kernel": 10, "b/kernel": 4}
+  sizes = {"a/kernel": 100, "b/kernel": 8}
+  uses = {"a/kernel": 1, "b/kernel": 9}
+  assert multiply_adds.forward(uses, live) == 46
+  assert multiply_adds.training(uses, live, sizes, False) == 3 * 46
+  assert multiply_adds.training(uses, live, sizes, True) == 2 * 46 + 172
