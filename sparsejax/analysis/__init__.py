@@ -18,6 +18,8 @@ from sparsejax.analysis.interpolation_sgd import (
   simulate,
   spectrum,
 )
+from sparsejax.analysis.isometry import end_to_end, single_layers
+from sparsejax.analysis.isometry_plots import plot_depth_scale, plot_spectra
 from sparsejax.analysis.toy_problems import Problem, monk, xor
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
   "Spectrum",
   "contraction",
   "critical_batch_size",
+  "end_to_end",
   "fit_features",
   "gaussian_kernel",
   "iterations_bound",
@@ -34,8 +37,11 @@ __all__ = [
   "monk",
   "optimal_contraction",
   "optimal_step_size",
+  "plot_depth_scale",
+  "plot_spectra",
   "random_fourier_features",
   "simulate",
+  "single_layers",
   "spectrum",
   "xor",
 ]

@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from sparsejax.models.alexnet import AlexNet
 from sparsejax.models.conv import conv2d
+from sparsejax.models.conv_stack import conv_layer, conv_stack
 from sparsejax.models.convnet import ConvNet
 from sparsejax.models.initialization import (
   glorot_normal,
@@ -15,10 +16,16 @@ from sparsejax.models.initialization import (
   torch_uniform,
 )
 from sparsejax.models.layers import Conv
+from sparsejax.models.learning_rate import (
+  calibrate_learning_rate,
+  check_centred,
+  scale_by_path,
+)
 from sparsejax.models.lenet import LeNet5, LeNet300
 from sparsejax.models.mlp import MLP
 from sparsejax.models.pooling import max_pool
 from sparsejax.models.resnet import ResNet, ResNet20, ResNet50
+from sparsejax.models.vanilla_cnn import VanillaCNN, space_to_depth
 from sparsejax.models.vgg import VGG16
 from sparsejax.models.wide_resnet import WideResNet
 
@@ -33,6 +40,7 @@ MODELS = {
   "mlp": MLP,
   "resnet20": ResNet20,
   "resnet50": ResNet50,
+  "vanilla_cnn": VanillaCNN,
   "vgg16_c": partial(VGG16, version="c"),
   "vgg16_d": partial(VGG16, version="d"),
   "vgg16_like": partial(VGG16, version="like"),
@@ -75,12 +83,19 @@ __all__ = [
   "ResNet",
   "ResNet20",
   "ResNet50",
+  "VanillaCNN",
   "WideResNet",
+  "calibrate_learning_rate",
+  "check_centred",
   "conv2d",
+  "conv_layer",
+  "conv_stack",
   "create",
   "glorot_normal",
   "he_normal_fan_out",
   "lecun_normal",
   "max_pool",
+  "scale_by_path",
+  "space_to_depth",
   "torch_uniform",
 ]

@@ -18,6 +18,8 @@ from sparsejax.transforms.grasp import grasp
 from sparsejax.transforms.grow import grow
 from sparsejax.transforms.grow_per_neuron import grow_per_neuron
 from sparsejax.transforms.initialize_grown import initialize_grown
+from sparsejax.transforms.isometric import isometric
+from sparsejax.transforms.keep import keep
 from sparsejax.transforms.movement_pruning import movement_pruning
 from sparsejax.transforms.one_shot import one_shot
 from sparsejax.transforms.prune_to import prune_to
@@ -66,6 +68,8 @@ __all__ = [
   "init_scores",
   "init_thresholds",
   "initialize_grown",
+  "isometric",
+  "keep",
   "masks_from_scores",
   "movement_pruning",
   "near_dense",

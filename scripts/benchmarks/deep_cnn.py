@@ -1,0 +1,171 @@
+r"""What a deep stack of convolutions costs, as ratios.
+
+  python scripts/benchmarks/deep_cnn.py --out=results/benchmarks_deep_cnn.json
+
+Compile time at 10,000 layers against 100, step time at 10,000 against 1,000, gradient
+steps against `lax.conv` in a scan, memory of `remat="sqrt"`, and initialization. About
+four minutes on two quiet CPU cores; `--quick` takes a tenth of the depths.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from sparsejax import initializers
+from sparsejax.models import conv_stack
+from sparsejax.training import results
+
+_OUT = flags.DEFINE_string("out", None, "The JSON file to write; none by default.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements a case.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "A tenth of the depths.")
+
+BATCH, SIZE = 16, 7
+NOTE = f"batch {BATCH}, {SIZE} x {SIZE} pixels, float32, zero padding"
+
+
+def shapes(depth: int, channels: int):
+  weights = jax.ShapeDtypeStruct((depth, 3, 3, channels, channels), jnp.float32)
+  x = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, channels), jnp.float32)
+  return x, weights, jax.ShapeDtypeStruct((depth, channels), jnp.float32)
+
+
+def compiled(depth: int, channels: int, **options):
+  """A step of gradient descent, compiled, and the seconds that took."""
+
+  def step(x, kernel, bias):
+    loss = lambda w, b: jnp.sum(conv_stack(x, w, b, **options) ** 2)
+    grads = jax.grad(loss, argnums=(0, 1))(kernel, bias)
+    return kernel - 1e-9 * grads[0], bias - 1e-9 * grads[1]
+
+  jax.clear_caches()
+  started = time.perf_counter()
+  program = jax.jit(step).lower(*shapes(depth, channels)).compile()
+  return program, time.perf_counter() - started
+
+
+def operands(depth: int, channels: int):
+  init = jax.jit(initializers.delta_orthogonal(stacked=True), static_argnums=1)
+  x, weights, bias = shapes(depth, channels)
+  kernel = init(jax.random.key(0), weights.shape)
+  x = jax.random.normal(jax.random.key(1), x.shape) * depth**-0.5
+  return x, kernel, jnp.zeros(bias.shape)
+
+
+def seconds(program, args) -> float:
+  started = time.perf_counter()
+  jax.block_until_ready(program(*args))
+  return time.perf_counter() - started
+
+
+def ratios(cases: dict, rounds: int) -> dict[str, list[float]]:
+  """Seconds of each case in rounds that take all in turn, so that load falls alike."""
+  found = {name: [] for name in cases}
+  for program, args in cases.values():
+    seconds(program, args)
+  for _ in range(rounds):
+    for name, (program, args) in cases.items():
+      found[name].append(seconds(program, args))
+  return found
+
+
+def compile_rows(long: int, rounds: int) -> list[dict]:
+  pairs = [(compiled(long, 16)[1], compiled(100, 16)[1]) for _ in range(rounds)]
+  case = f"compile/depth={long}"
+  return [
+    results.row(case, "seconds", [a for a, _ in pairs], note=NOTE),
+    results.row(case, "times_depth_100", [a / b for a, b in pairs], note=NOTE),
+  ]
+
+
+def linearity_rows(long: int, rounds: int) -> list[dict]:
+  cases = {}
+  for depth in (long, long // 10):
+    cases[str(depth)] = compiled(depth, 16)[0], operands(depth, 16)
+  found = ratios(cases, rounds)
+  tenfold = [
+    a / b for a, b in zip(found[str(long)], found[str(long // 10)], strict=True)
+  ]
+  case = f"step/depth={long}/channels=16"
+  return [
+    results.row(case, "seconds", found[str(long)], note=NOTE),
+    results.row(case, "times_a_tenth_of_the_depth", tenfold, note=NOTE),
+  ]
+
+
+def speed_rows(rounds: int, depth: int = 100) -> list[dict]:
+  rows = []
+  for channels in (16, 32):
+    args = operands(depth, channels)
+    found = ratios(
+      {
+        name: (compiled(depth, channels, lowering=name)[0], args)
+        for name in ("auto", "lax")
+      },
+      rounds,
+    )
+    gain = [b / a for a, b in zip(found["auto"], found["lax"], strict=True)]
+    case = f"step/depth={depth}/channels={channels}"
+    rows.append(results.row(case, "seconds", found["auto"], note=NOTE))
+    rows.append(results.row(case, "speedup_over_lax_conv_in_scan", gain, note=NOTE))
+  return rows
+
+
+def memory_rows(long: int) -> list[dict]:
+  """By XLA's own account of what the compiled program holds beside in and outputs."""
+
+  def temporary(**options):
+    return compiled(long, 16, **options)[0].memory_analysis().temp_size_in_bytes
+
+  plain, sqrt, lax = (
+    temporary(),
+    temporary(remat="sqrt"),
+    temporary(lowering="lax"),
+  )
+  case = f"memory/depth={long}/channels=16"
+  return [
+    results.row(case, "plain_megabytes", plain / 1e6, note=NOTE),
+    results.row(case, "sqrt_remat_ratio_to_plain", sqrt / plain, note=NOTE),
+    results.row(case, "plain_ratio_to_lax_conv", plain / lax, note=NOTE),
+  ]
+
+
+def init_rows(long: int, rounds: int) -> list[dict]:
+  shape = (long, 3, 3, 16, 16)
+  init = jax.jit(initializers.delta_orthogonal(stacked=True), static_argnums=1)
+  program = init.lower(jax.random.key(0), shape).compile()
+  found = [seconds(program, (jax.random.key(i),)) for i in range(rounds + 1)][1:]
+  w = np.asarray(program(jax.random.key(0))[:, 1, 1], np.float64)
+  error = np.abs(w @ w.transpose(0, 2, 1) - np.eye(16)).max()
+  case = f"initialization/{'x'.join(map(str, shape))}"
+  return [
+    results.row(case, "seconds_after_compilation", found),
+    results.row(case, "largest_distance_from_orthogonal", float(error)),
+  ]
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"no arguments but flags; got {argv[1:]}.")
+  long, rounds = (1000 if _QUICK.value else 10_000), _ROUNDS.value
+  rows = []
+  for part in (
+    lambda: compile_rows(long, rounds),
+    lambda: speed_rows(rounds),
+    lambda: memory_rows(long),
+    lambda: init_rows(long, rounds),
+    lambda: linearity_rows(long, rounds),
+  ):
+    new = part()
+    rows += new
+    for r in new:
+      print(f"{r['case']:44}{r['metric']:36}{np.median(r['values']):.4g}", flush=True)
+  if _OUT.value:
+    results.write_results(_OUT.value, pathlib.Path(_OUT.value).stem, rows)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,27 @@
+"""Initial kernels for networks of any depth, and the theory of which are critical."""
+
+from sparsejax.core.polar import nearest_orthogonal
+from sparsejax.initializers import mean_field
+from sparsejax.initializers.advice import how_deep
+from sparsejax.initializers.block_orthogonal import block_orthogonal
+from sparsejax.initializers.delta_orthogonal import delta_orthogonal
+from sparsejax.initializers.gaussian import gaussian, he, lecun
+from sparsejax.initializers.orthogonal import haar
+from sparsejax.initializers.sparse_orthogonal import (
+  orthogonal_support,
+  sparse_orthogonal,
+)
+
+__all__ = [
+  "block_orthogonal",
+  "delta_orthogonal",
+  "gaussian",
+  "haar",
+  "he",
+  "how_deep",
+  "lecun",
+  "mean_field",
+  "nearest_orthogonal",
+  "orthogonal_support",
+  "sparse_orthogonal",
+]

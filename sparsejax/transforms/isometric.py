@@ -1,0 +1,164 @@
+"""Dynamic sparse training of deep stacks that stay near isometry."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from sparsejax.core.leaves import Where, align, choose
+from sparsejax.core.polar import nearest_orthogonal
+from sparsejax.core.random import uniform_like
+from sparsejax.core.replace import with_masks
+from sparsejax.core.types import Distribution, Topology
+from sparsejax.distributions.static import uniform
+from sparsejax.scores.gradient import gradient
+from sparsejax.scores.magnitude import magnitude
+from sparsejax.transforms.chain import chain
+from sparsejax.transforms.drop import Fraction, drop
+from sparsejax.transforms.grow import grow
+from sparsejax.transforms.keep import holding, keep
+from sparsejax.transforms.sparsify import sparsify
+
+Array = jax.Array
+PyTree = Any
+# What the first masks are drawn with, apart from all other uses of the seed.
+_STREAM = 17
+
+
+def isometric(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Where = False,
+  seed: Any = 0,
+  drop_fraction: Fraction = 0.3,
+  retract: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  """RigL around an orthogonal matrix that each convolution keeps.
+
+  keep(drop(|w|, drop_fraction) > grow(|dL/dw|)), then W[center] on the support <- the
+  nearest orthogonal matrix
+
+  For networks too deep for a mask that does not hold an isometry: there a random mask
+  of a quarter of the weights passes no signal after some dozens of layers, and no
+  gradient. The support is what the initial kernels hold, so take
+  `initializers.delta_orthogonal` or, at densities below 1 / 9, `sparse_orthogonal`; the
+  first masks are that support and random other weights. The rest moves as in RigL.
+  Gradients are masked for the inner optimizer.
+
+  Args:
+    inner: any optax optimizer.
+    density: fraction of weights live, in (0, 1].
+    update_every: steps between mask updates; None fixes the first masks for good.
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the weights live at the start.
+    where: see `sparsify`; kernels of convolutions with an orthogonal center of gain 1.
+    stacked: see `sparsify`.
+    seed: see `sparsify`.
+    drop_fraction: share of each layer dropped at a mask update, before the support is
+      put back.
+    retract: whether the supported matrix is made orthogonal again after a mask update.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+
+  Example:
+    >>> import jax, optax, sparsejax as sj
+    >>> from sparsejax import initializers
+    >>> init = initializers.delta_orthogonal(stacked=True)
+    >>> params = {"kernel": init(jax.random.key(0), (10, 3, 3, 4, 4))}
+    >>> tx = sj.isometric(optax.sgd(0.1), density=0.25, stacked="kernel")
+    >>> masks = sj.masks(tx.init(params))["kernel"]
+    >>> bool(masks[:, 1, 1].all()), float(masks.mean())
+    (True, 0.25)
+  """
+  sparse = sparsify(
+    inner,
+    keep(chain(drop(magnitude, drop_fraction), grow(gradient))),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    seed=seed,
+    mask_gradients=True,
+  )
+
+  def init_fn(params):
+    state: Any = sparse.init(params)
+    chosen = [m is not None for m in align(params, state.masks)]
+    kernels = choose(params, chosen)
+    support = jax.tree.map(lambda p: p != 0, kernels)
+    key = jax.random.fold_in(jax.random.key(state.seed), _STREAM)
+    leaves, treedef = jax.tree.flatten(kernels)
+    draws = [
+      uniform_like(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)
+    ]
+    everything = jax.tree.map(jnp.ones_like, state.masks)
+    topology = Topology(everything, state.budgets, jnp.asarray(True))
+    masks = holding(support, treedef.unflatten(draws), topology)
+    return with_masks(state, masks)
+
+  def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    updates, after = sparse.update(
+      updates, state, params, update_masks=update_masks, **extra_args
+    )
+    after: Any = after
+    due, step = update_masks, after.count
+    if due is None and update_every is not None:
+      due = (step > start_step) & ((step - start_step) % update_every == 0)
+      if end_step is not None:
+        due = due & (step <= end_step)
+    if retract and due is not None:
+      support, _ = after.transform_state
+      updates = _retracted(due, updates, params, after, support)
+    return updates, after
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _retracted(due, updates, params, state, support):
+  """Updates that end where the supported matrices are orthogonal, where due."""
+  leaves, treedef = jax.tree.flatten(updates)
+  out = []
+  for u, p, mask, budget, held in zip(
+    leaves,
+    jax.tree.leaves(params),
+    align(params, state.masks),
+    treedef.flatten_up_to(state.budgets),
+    align(params, support),
+    strict=True,
+  ):
+    if mask is None or p.ndim - budget.ndim < 3:
+      out.append(u)
+      continue
+
+    def move(u=u, p=p, mask=mask, held=held, rows=budget.ndim):
+      end = _project(p + u.astype(p.dtype), held, rows)
+      return jnp.where(mask, (end - p).astype(u.dtype), u)
+
+    out.append(lax.cond(due, move, lambda u=u: u))
+  return treedef.unflatten(out)
+
+
+def _project(kernel: Array, support: Array, rows: int) -> Array:
+  """The kernel with the matrix on its center's support made orthogonal."""
+  taps = kernel.shape[rows:-2]
+  at = (*(slice(None),) * rows, *((k - 1) // 2 for k in taps))
+  matrix, held = kernel[at], support[at]
+  near = nearest_orthogonal(jnp.where(held, matrix, jnp.zeros_like(matrix)))
+  return kernel.at[at].set(jnp.where(held, near, matrix))
