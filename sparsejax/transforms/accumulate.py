@@ -58,7 +58,8 @@ def accumulate(
 
   def init(params: PyTree):
     def zeros(p):
-      return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
+      wide = jnp.finfo(p.dtype).bits > 32
+      return jnp.zeros_like(p, dtype=p.dtype if wide else jnp.float32)
 
     return AccumulateState(jax.tree.map(zeros, params), transform.init(params))
 

@@ -136,7 +136,10 @@ OPTIMIZERS: dict[str, Callable] = {
       optax.clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.1)
     )
   ),
-  "inject_hyperparams": _inside(optax.inject_hyperparams(optax.adam)(0.01)),
+  # Injected, b2 = 0.999 would be 1 in bfloat16.
+  "inject_hyperparams": _inside(
+    optax.inject_hyperparams(optax.adam, static_args=("b1", "b2", "eps"))(0.01)
+  ),
   "apply_if_finite": _inside(optax.apply_if_finite(SGD, 3)),
   "multi_steps_inside": _inside(
     optax.MultiSteps(SGD, every_k_schedule=2).gradient_transformation()
