@@ -6,7 +6,8 @@ LeNet-300-100 and LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py a
 configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or nine
 (LeNet-5) on one CPU core. Runs that are finished are not done again and
 one that was stopped goes on; several processes may share the workdir with different
---models or --densities. --write_only assembles the table from what is finished.
+--models or --densities. --write_only assembles the table from what is finished; cases
+of which the workdir has no run keep the row they have.
 """
 
 import importlib.util
@@ -77,19 +78,24 @@ def commit() -> str:
 
 
 def rows() -> list[dict]:
+  out = pathlib.Path(_OUT.value)
+  held = json.loads(out.read_text())["rows"] if out.exists() else []
+  before = {row["case"]: row for row in held}
   table = []
   for model, densities in PAPER.items():
     for density, paper in densities.items():
       dirs = [run_dir(model, density, seed) for seed in range(SEEDS[model])]
       done = [d for d in dirs if (d / "summary.json").exists()]
+      case = f"{model}/density={density:g}"
       if not done:
+        table += [before[case]] if case in before else []
         continue
       summaries = [json.loads((d / "summary.json").read_text()) for d in done]
       commits = sorted({(d / "commit").read_text() for d in done if d.exists()})
       sem = PAPER_SEM[model].get(density)
       table.append(
         results.row(
-          case=f"{model}/density={density:g}",
+          case=case,
           metric="test_error_percent",
           values=[s["test_error_percent"][0] for s in summaries],
           paper=paper,
