@@ -107,7 +107,7 @@ def _table():
   quick |= {("gradual_magnitude", name) for name in ("n_m", "fan_in")}
   for method, structure in itertools.product(METHODS, STRUCTURES):
     pair = method, structure
-    fast = pair in quick or pair in REFUSED or method in ("rigl", "static_sparse")
+    fast = pair in quick or pair in REFUSED or method == "rigl"
     yield pytest.param(*pair, marks=[] if fast else pytest.mark.slow)
 
 
@@ -227,8 +227,15 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", SHARDED)
+def _placements():
+  """All structures on all kinds of axes; a few of them where time is short."""
+  quick = {("n_m", AxisType.Auto), ("channel", AxisType.Explicit)}
+  quick |= {("ablation", AxisType.Auto), ("block", AxisType.Explicit)}
+  for pair in itertools.product(SHARDED, (AxisType.Auto, AxisType.Explicit)):
+    yield pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "axis_type"), list(_placements()))
 def test_sharded_kernels_stay_where_they_are(name, axis_type):
   structure, spec = SHARDED[name]
   mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)

@@ -62,8 +62,9 @@ def of_units(
     return jnp.all(mask, axes, keepdims=True)
 
   def spread(unit_mask: Array, mask: Array, like: Array) -> Array:
-    shape = jax.eval_shape(lambda x: view(x, like.ndim)[0], mask).shape
-    return restore(jnp.broadcast_to(unit_mask, shape), mask, like.ndim)
+    # Made of the mask, the units lie where it lies: `broadcast_to` would not know.
+    nothing = jnp.zeros_like(view(mask, like.ndim)[0])
+    return restore(jnp.logical_or(unit_mask, nothing), mask, like.ndim)
 
   def in_units(counts: Array, mask: Array) -> Array:
     n = unit(mask.shape[counts.ndim :])
