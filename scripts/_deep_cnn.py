@@ -58,7 +58,9 @@ class Case:
   curve: bool = False
 
 
-BATCH, WARM_UP, READOUT_RATE = 16, 10, 3.0
+BATCH, WARM_UP = 16, 10
+# Over the read-out's inputs, each of mean square 1, whose number they add up to.
+READOUT_RATE = 3.0
 
 
 def load(name: str, data_dir: str):
@@ -84,13 +86,15 @@ def make_model(case: Case) -> models.VanillaCNN:
   )
 
 
-def make_tx(case: Case, rate: float, seed: int = 0) -> optax.GradientTransformation:
+def make_tx(
+  case: Case, rate: float, width: int, seed: int
+) -> optax.GradientTransformation:
   def schedule(step):
     step = jnp.asarray(step, jnp.float32)
     rise = jnp.minimum((step + 1) / WARM_UP, 1)
     return rate * rise * jnp.maximum(1 - step / case.steps, 0)
 
-  scales = {"trunk/bias": 1 / case.depth, "readout": READOUT_RATE / rate}
+  scales = {"trunk/bias": 1 / case.depth, "readout": READOUT_RATE / width / rate}
   inner = optax.chain(optax.sgd(schedule), models.scale_by_path(scales))
   sparse = {"density": case.density, "where": TRUNK, "stacked": TRUNK, "seed": seed}
   sparse |= dict(case.method_kwargs)
@@ -135,16 +139,16 @@ def train(case: Case, seed: int, data_dir: str, folder: pathlib.Path) -> dict:
     return jnp.mean(losses), jnp.sum(jnp.argmax(logits, 1) == batch[1])
 
   params = jax.jit(model.init)(jax.random.key(seed), norm(jnp.asarray(images[:1])))
-  masks = None
+  masks, width = None, params["params"]["readout"]["kernel"].shape[0]
   kernel = params["params"]["trunk"]["kernel"]
   if case.method == "support":
     masks = initializers.orthogonal_support(kernel, stacked=True)
   elif case.method:
     # The method's own first masks; they depend on its seed and density alone.
-    masks = sj.masks(jax.jit(make_tx(case, 1.0, seed).init)(params))
+    masks = sj.masks(jax.jit(make_tx(case, 1.0, width, seed).init)(params))
     masks = masks["params"]["trunk"]["kernel"]
   rate = _rate(case, loss_fn, params, masks, [batch(i) for i in range(4)])
-  tx = make_tx(case, rate, seed)
+  tx = make_tx(case, rate, width, seed)
   state = jax.jit(tx.init)(params)
   if case.method == "support":
     empty = jax.tree.map(lambda m: None, params)
@@ -249,7 +253,7 @@ def _evaluation(model, norm):
 
 def _save(path, params, state, record):
   leaves = jax.tree.leaves((params, state))
-  arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}
+  arrays: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
   temporary = path.with_name("partial.tmp.npz")
   np.savez(temporary, record=np.array(json.dumps(record)), **arrays)
   temporary.replace(path)

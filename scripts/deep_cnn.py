@@ -41,6 +41,8 @@ DEEP = "mnist/depth=10000"
 SPARSE = {"kernel_init": "sparse_orthogonal", "method": "support", "density": 0.25}
 _ISOMETRIC = (("update_every", 20), ("end_step", 220))
 CASES = [
+  Case("mnist/depth=100/delta_orthogonal", 100),
+  Case("mnist/depth=100/readout_only", 100, trained="readout"),
   Case("mnist/depth=1000/delta_orthogonal", 1000, seeds=3),
   Case("mnist/depth=1000/sparse_orthogonal/density=0.25", 1000, seeds=3, **SPARSE),
   Case("mnist/depth=1000/random/density=0.25", 1000, method="random", density=0.25),

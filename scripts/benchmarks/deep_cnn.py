@@ -9,6 +9,7 @@ four minutes on two quiet CPU cores; `--quick` takes a tenth of the depths.
 
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,8 @@ def memory_rows(long: int) -> list[dict]:
   """By XLA's own account of what the compiled program holds beside in and outputs."""
 
   def temporary(**options):
-    return compiled(long, 16, **options)[0].memory_analysis().temp_size_in_bytes
+    analysis: Any = compiled(long, 16, **options)[0].memory_analysis()
+    return analysis.temp_size_in_bytes
 
   plain, sqrt, lax = (
     temporary(),

@@ -39,7 +39,7 @@ def how_deep(
 
   Example:
     >>> print(how_deep(1.3, 2.01e-5, depth=1000))
-    Chaotic: chi = 1.15, the correlation length is 111 layers, so about 660 layers can
+    Chaotic: chi = 1.02, the correlation length is 110 layers, so about 660 layers can
     be trained, not 1,000. The critical sigma_w^2 for this sigma_b^2 is 1.0500.
   """
   fixed = q_star(weight_variance, bias_variance, activation, q=1.0 if q is None else q)

@@ -8,7 +8,7 @@ meant to be traced.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -171,7 +171,7 @@ def critical_line(
     >>> f"{critical_line(q_star=0.025).bias_variance:.3e}"
     '1.812e-05'
   """
-  given = {
+  given: dict[str, Any] = {
     "bias_variance": bias_variance,
     "weight_variance": weight_variance,
     "q_star": q_star,

@@ -66,9 +66,10 @@ def sparse_orthogonal(
       )
     k_blocks, k_rows, k_columns = jax.random.split(key, 3)
     q = haar(k_blocks, (*layers, c_out // block), block, dtype)
-    place = jnp.eye(c_out // block, dtype=dtype)
+    n = c_out // block
+    place = jnp.eye(n, dtype=dtype).reshape(*(1 for _ in layers), n, 1, n, 1)
     # (..., blocks, b, blocks, b): block i stands at (i, i), zeros elsewhere.
-    wide = q[..., :, :, None, :] * place.reshape(place.shape[0], 1, -1, 1)
+    wide = q[..., :, :, None, :] * place
     w = wide.reshape(*layers, c_out, c_out) * np.asarray(gain, dtype)
     rows = _permutations(k_rows, layers, c_out)
     columns = _permutations(k_columns, layers, c_out)

@@ -13,7 +13,7 @@ Inside, images are (height, width, n, channels): a shift then moves long rows.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def conv_stack(
     (1, 4, 4, 2)
   """
   _check(x, kernel, bias, padding, lowering, remat, unroll)
-  run = partial(_run, activation=activation, options=(padding, lowering, unroll))
+  options = padding, lowering, unroll
+  run: Any = partial(_run, activation=activation, options=options)
   h = x.transpose(1, 2, 0, 3)
   if remat == "none":
     return run(h, kernel, bias).transpose(2, 0, 1, 3)
@@ -152,7 +153,7 @@ def _run(h, kernel, bias, activation, options):
     return _stack(h, kernel, bias, activation, options)
 
   def layer(h, weights):
-    return activation(_lax(h, *weights, padding)), None
+    return activation(_lax(h, *weights, padding=padding)), None
 
   return lax.scan(layer, h, (kernel, bias), unroll=unroll)[0]
 
@@ -182,12 +183,13 @@ def _by_platform(f, activation, options, **kwargs):
   kwargs = {"activation": activation, "unroll": unroll, **kwargs}
 
   def with_layer(forward, backward):
-    return partial(f, partial(forward, padding=padding), backward(padding), **kwargs)
+    parts = (partial(part, padding=padding) for part in (forward, backward))
+    return partial(f, *parts, **kwargs)
 
-  slices = with_layer(_slices, lambda padding: partial(_slices_vjp, padding=padding))
+  slices = with_layer(_slices, _slices_vjp)
   if lowering == "slices":
     return slices
-  other = with_layer(_lax, lambda padding: partial(_lax_vjp, padding=padding))
+  other = with_layer(_lax, _lax_vjp)
   return lambda *args: lax.platform_dependent(*args, cpu=slices, default=other)
 
 

@@ -150,7 +150,9 @@ class VanillaCNN(nn.Module):
   @property
   def q0(self) -> float:
     """Mean square of the scaled input."""
-    return 1 / self.depth if self.input_variance is None else self.input_variance
+    return (
+      1 / max(self.depth, 1) if self.input_variance is None else self.input_variance
+    )
 
   @property
   def sigma_w2(self) -> float:

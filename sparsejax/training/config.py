@@ -27,6 +27,7 @@ def default_config() -> config_dict.ConfigDict:
   c.data_dir = ""  # a TFDS folder; empty: TFDS_DATA_DIR, then TFDS's default
   c.validation_fraction = 0.1  # of the training images; the same ones for every seed
   c.augmentation = "none"
+  c.centering = "channel"  # or "pixel": the mean image is taken off
   # Model.
   c.model = "mlp"  # a name of sparsejax.models
   c.model_kwargs = config_dict.ConfigDict()
@@ -54,6 +55,7 @@ def default_config() -> config_dict.ConfigDict:
   c.momentum = 0.9
   c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
   c.label_smoothing = 0.0
+  c.lr_scales = config_dict.ConfigDict()  # {regex of paths: factor of their rate}
   # The run.
   c.batch_size = 100
   c.num_epochs = 10
@@ -120,6 +122,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "warmup_epochs": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
   "weight_decay": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
   "label_smoothing": _FRACTION,
+  "lr_scales": (
+    lambda v: all(type(s) in (int, float) and s >= 0 for s in v.values()),
+    "a dict of numbers at least 0",
+  ),
+  "centering": _one_of(("channel", "pixel")),
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
@@ -157,7 +164,7 @@ def complete(config: Mapping[str, Any]) -> Any:
       close = difflib.get_close_matches(name, list(full), 1)
       hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
       raise errors.ConfigError(f"config has no field {name!r}; {hint}")
-    if name.endswith("_kwargs"):
+    if name.endswith("_kwargs") or name == "lr_scales":
       if not isinstance(value, Mapping | config_dict.ConfigDict):
         raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
       full[name] = config_dict.ConfigDict(dict(value))

@@ -44,6 +44,7 @@ METHODS: dict[str, Method] = {
     {"drop_fraction": 0.5, "final_drop_fraction": 0.005}, dense_gradients=True
   ),
   "rigl": Method(_RIGL),
+  "isometric": Method({"drop_fraction": 0.3, "end_fraction": 0.75}),
   "snfs": Method(_RIGL, dense_gradients=True),
   "sparse_evolution": Method({**_RIGL, "distribution": "erdos_renyi"}),
   # The paper gives a number of weights, the same at every mask update.

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import sparsejax as sj
+from sparsejax import models
 from sparsejax.training import at_initialization, errors
 from sparsejax.training.methods import METHODS
 
@@ -121,6 +122,8 @@ def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
       last = optax.sgd(rate, momentum=config.momentum, nesterov=config.momentum > 0)
     # L2: added to the gradient, before the momentum.
     chain = optax.chain(optax.add_decayed_weights(decay), last) if decay else last
+  if config.lr_scales:
+    chain = optax.chain(chain, models.scale_by_path(config.lr_scales.to_dict()))
   # optax gives in after so many errors in a row; the loop ends the run long before.
   return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 1)
 

@@ -78,6 +78,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
   """
   c = config_lib.complete(config)
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
+  if c.centering == "pixel":
+    dataset = data.centered(dataset)
   examples = len(dataset.train.labels)
   if c.batch_size > examples:
     raise errors.ConfigError(

@@ -9,7 +9,7 @@ from jax import lax
 
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.polar import nearest_orthogonal
-from sparsejax.core.random import uniform_like
+from sparsejax.core.random import leaf_keys, true_like, uniform_like
 from sparsejax.core.replace import with_masks
 from sparsejax.core.types import Distribution, Topology
 from sparsejax.distributions.static import uniform
@@ -102,16 +102,7 @@ def isometric(
     state: Any = sparse.init(params)
     chosen = [m is not None for m in align(params, state.masks)]
     kernels = choose(params, chosen)
-    support = jax.tree.map(lambda p: p != 0, kernels)
-    key = jax.random.fold_in(jax.random.key(state.seed), _STREAM)
-    leaves, treedef = jax.tree.flatten(kernels)
-    draws = [
-      uniform_like(jax.random.fold_in(key, i), leaf) for i, leaf in enumerate(leaves)
-    ]
-    everything = jax.tree.map(jnp.ones_like, state.masks)
-    topology = Topology(everything, state.budgets, jnp.asarray(True))
-    masks = holding(support, treedef.unflatten(draws), topology)
-    return with_masks(state, masks)
+    return with_masks(state, _first_masks(kernels, state.budgets, state.seed))
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     updates, after = sparse.update(
@@ -129,6 +120,20 @@ def isometric(
     return updates, after
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+@jax.jit
+def _first_masks(kernels, budgets, seed):
+  """The support of each kernel, and random others up to its budget."""
+  key = jax.random.fold_in(jax.random.key(seed), _STREAM)
+  leaves, treedef = jax.tree.flatten(kernels)
+  draws = [
+    uniform_like(k, p) for k, p in zip(leaf_keys(key, leaves), leaves, strict=True)
+  ]
+  support = jax.tree.map(lambda p: p != 0, kernels)
+  everything = jax.tree.map(true_like, kernels)
+  topology = Topology(everything, budgets, jnp.asarray(True))
+  return holding(support, treedef.unflatten(draws), topology)
 
 
 def _retracted(due, updates, params, state, support):

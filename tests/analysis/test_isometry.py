@@ -14,7 +14,8 @@ KEY = jax.random.key(0)
 
 def trunk(init, depth=30, c=4, **kwargs):
   model = VanillaCNN(depth=depth, channels=c, **kwargs)
-  params = {"kernel": init(KEY, (depth, 3, 3, c, c)), "bias": jnp.zeros((depth, c))}
+  kernel = jax.jit(init, static_argnums=1)(KEY, (depth, 3, 3, c, c))
+  params = {"kernel": kernel, "bias": jnp.zeros((depth, c))}
   x = jax.random.normal(jax.random.key(1), (3, 3, c)) * model.q0**0.5
   return model, params, x
 
@@ -28,13 +29,14 @@ def test_end_to_end_is_the_jacobian():
       h = model.layer(jax.tree.map(lambda p, i=i: p[i], params), h)
     return h
 
-  jacobian = jax.jacrev(run)(x).reshape(x.size, x.size)
+  jacobian = jax.jit(jax.jacrev(run))(x).reshape(x.size, x.size)
   want = np.linalg.svd(jacobian, compute_uv=False)
   got = isometry.end_to_end(model.layer, params, x)
   np.testing.assert_allclose(10**got.log10, want, rtol=1e-3, atol=1e-6 * want[0])
   [first] = isometry.single_layers(model.layer, params, x, [0])
   weights = jax.tree.map(lambda p: p[0], params)
-  jacobian = jax.jacrev(lambda h: model.layer(weights, h))(x).reshape(x.size, x.size)
+  jacobian = jax.jit(jax.jacrev(lambda h: model.layer(weights, h)))(x)
+  jacobian = jacobian.reshape(x.size, x.size)
   np.testing.assert_allclose(
     10**first.log10, np.linalg.svd(jacobian, compute_uv=False), rtol=1e-3, atol=1e-6
   )

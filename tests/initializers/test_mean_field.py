@@ -14,7 +14,8 @@ def test_critical_line_of_tanh():
   assert abs(point.weight_variance - 1.05) < 1e-4
   assert abs(point.q_star / 0.02592 - 1) < 1e-3
   assert abs(mean_field.critical_line(q_star=0.025).bias_variance / 1.812e-5 - 1) < 0.01
-  assert mean_field.critical_line(bias_variance=0.0) == (1.0, 0.0, 0.0)
+  at_zero = mean_field.critical_line(bias_variance=0.0)
+  np.testing.assert_allclose(at_zero, (1, 0, 0), atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ COUNTS = [
   ("wide_resnet", CIFAR, {"depth": 28, "width": 2}, 1_463_984, 1_467_610),
   ("wide_resnet", CIFAR, {"depth": 28, "width": 10}, 36_461_232, 36_479_194),
   ("resnet20", CIFAR, {}, 270_896, 272_474),
+  ("vanilla_cnn", MNIST, {}, 238_240, 239_850),
   ("resnet50", (1, 224, 224, 3), {"num_classes": 1000}, 25_502_912, 25_557_032),
 ]
 

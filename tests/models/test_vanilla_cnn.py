@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.test_util import check_grads
 
 import sparsejax as sj
 from sparsejax import initializers, models
@@ -22,14 +23,15 @@ def operands(depth=5, n=2, size=5, c=3, dtype=np.float32):
   return tuple(jnp.asarray(a.astype(dtype)) for a in (x, kernel, bias))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def gradients(args, options, order=1):
+@functools.partial(jax.jit, static_argnums=1)
+def gradients(args, options):
   f = lambda *a: jnp.sum(jnp.sin(conv_stack(*a, **dict(options))))
   return jax.value_and_grad(f, argnums=(0, 1, 2))(*args)
 
 
-@pytest.mark.parametrize("padding", ["zero", "circular"])
-@pytest.mark.parametrize("remat", ["none", "sqrt"])
+@pytest.mark.parametrize(
+  ("padding", "remat"), [("zero", "none"), ("circular", "none"), ("zero", "sqrt")]
+)
 def test_gradients_are_those_of_lax_conv(padding, remat):
   args = operands()
   want = gradients(args, (("padding", padding), ("lowering", "lax")))
@@ -49,8 +51,8 @@ def test_other_platforms_get_lax_conv():
 def test_gradients_are_finite_differences():
   with jax.enable_x64(True):
     args = operands(depth=3, n=1, size=3, c=2, dtype=np.float64)
-    f = lambda *a: jnp.sum(jnp.sin(conv_stack(*a)))
-    jax.test_util.check_grads(f, args, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+    f = jax.jit(lambda *a: jnp.sum(jnp.sin(conv_stack(*a))))
+    check_grads(f, args, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 def test_program_does_not_grow_with_depth():
@@ -59,7 +61,7 @@ def test_program_does_not_grow_with_depth():
     x = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     grad = jax.make_jaxpr(jax.grad(lambda p, x: jnp.asarray(model.apply(p, x)).sum()))
-    return str(grad(params, x)).count("\n")
+    return str(grad(params, x)).count(" = ")
 
   assert size(20) == size(10_000)
 
@@ -88,9 +90,12 @@ def loss(params, batch):
   return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
 
+loss_and_grads = jax.jit(jax.value_and_grad(loss))
+
+
 def test_signal_passes_300_layers():
   model, x, params = deep()
-  logits = np.asarray(model.apply(params, x))
+  logits = np.asarray(jax.jit(model.apply)(params, x))
   assert 0.03 < logits.std() < 1
   kernel = params["params"]["trunk"]["kernel"]
   assert kernel.shape == (300, 3, 3, 4, 4)
@@ -104,7 +109,7 @@ def test_it_learns_at_the_calibrated_rate():
   rate = models.calibrate_learning_rate(loss, params, [batch], 0.3, scales)
   tx = optax.chain(optax.sgd(rate), models.scale_by_path(scales))
   tx = sj.isometric(tx, 0.25, update_every=4, where="trunk/ker", stacked="trunk/ker")
-  state = tx.init(params)
+  state = jax.jit(tx.init)(params)
   masks = sj.masks(state)["params"]["trunk"]["kernel"]
   # Each layer has a budget of its own, and its orthogonal matrix within it.
   assert (np.asarray(masks).sum((1, 2, 3, 4)) == 36).all()
@@ -139,11 +144,11 @@ def test_a_random_mask_passes_no_gradient_where_an_orthogonal_one_does():
   kernel = params["params"]["trunk"]["kernel"]
   random = jax.random.bernoulli(jax.random.key(2), 0.25, kernel.shape)
   init = initializers.sparse_orthogonal(0.25, stacked=True)
-  sparse = init(jax.random.key(0), kernel.shape)
+  sparse = jax.jit(init, static_argnums=1)(jax.random.key(0), kernel.shape)
   norms = []
   for new in (jnp.where(random, kernel, 0.0), sparse):
     trunk = {**params["params"]["trunk"], "kernel": new}
-    grads = jax.grad(loss)({"params": {**params["params"], "trunk": trunk}}, batch)
+    _, grads = loss_and_grads({"params": {**params["params"], "trunk": trunk}}, batch)
     norms.append(float(jnp.abs(grads["params"]["trunk"]["kernel"][0]).max()))
   assert norms[0] == 0
   assert norms[1] > 1e-3
@@ -155,8 +160,9 @@ def test_a_random_mask_passes_no_gradient_where_an_orthogonal_one_does():
 def test_what_is_trained(trained, still):
   model = VanillaCNN(depth=3, channels=4, trained=trained)
   x = jnp.ones((2, 4, 4, 1))
-  params = model.init(jax.random.key(0), x)
-  grads = jax.grad(lambda p: jnp.asarray(model.apply(p, x)).sum())(params)["params"]
+  params = jax.jit(model.init)(jax.random.key(0), x)
+  f = lambda p: jnp.asarray(model.apply(p, x)).sum()
+  grads = jax.jit(jax.grad(f))(params)["params"]
   assert not any(g.any() for g in jax.tree.leaves(grads[still]))
   assert all(g.any() for g in jax.tree.leaves(grads[trained]))
 
