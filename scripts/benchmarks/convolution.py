@@ -31,7 +31,7 @@ from sparsejax import models
 from sparsejax.training import results
 
 try:
-  import torch
+  import torch  # pyright: ignore[reportMissingImports]
 except ImportError:
   torch = None
 
