@@ -1,10 +1,12 @@
 """Checkpoints by orbax: exact, checked, and stamped with the run they belong to."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,13 +24,18 @@ _DIGESTS = "digests.json"
 FORMAT = 1  # raised when an older reader would misread what is written
 
 
+class _ForeignError(errors.CheckpointError):
+  """A checkpoint of another program."""
+
+
 class Restored(NamedTuple):
   """What `Checkpoints.restore` found.
 
   Attributes:
-    state: a tree like the target, with the target's types and shardings.
+    state: a tree like the target, with the target's types and shardings; None if there
+      is only one checkpoint and its writer was killed before it was finished.
     extra: what was saved beside it.
-    lost: one message a damaged checkpoint that was passed over.
+    lost: one message a checkpoint that was passed over.
   """
 
   state: PyTree
@@ -71,20 +78,34 @@ class Checkpoints:
       "arrays": _describe(arrays),
       "extra": extra,
     }
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-      ),
-    )
     folder = self._directory / str(step)
-    if jax.process_index() == 0 and folder.is_dir():
-      workdir_lib.write_text(folder / _DIGESTS, json.dumps(_digests(folder)) + "\n")
+    try:
+      with _silent():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+          ),
+        )
+      new = folder.is_dir() and not (folder / _DIGESTS).exists()
+      if jax.process_index() == 0 and new:
+        # Last: without them a checkpoint counts as not finished.
+        workdir_lib.write_text(folder / _DIGESTS, json.dumps(_digests(folder)) + "\n")
+    except Exception as e:  # orbax and tensorstore raise all kinds
+      for part in (folder, *self._directory.glob(f"{step}.*")):
+        shutil.rmtree(part, ignore_errors=True)
+      kept = [int(p.parent.name) for p in self._directory.glob(f"*/{_DIGESTS}")]
+      goes_on = f"from step {max(kept)}, which is kept" if kept else "from its start"
+      raise errors.CheckpointError(
+        f"the checkpoint of step {step} could not be written to {self._directory}:"
+        f" {_reason(e)}. Once that is mended, the same command goes on {goes_on}."
+      ) from e
 
   def restore(self, target: PyTree) -> Restored | None:
     """Reads the newest good checkpoint.
 
-    Damaged ones are moved to `<workdir>/damaged` and named in the result.
+    Others that are newer are moved to `<workdir>/damaged` and named in the result:
+    damaged ones, those whose writer was killed, and another program's.
 
     Args:
       target: a state of this run, or the abstract one of `jax.eval_shape`.
@@ -93,29 +114,45 @@ class Checkpoints:
       What was found, or None if there is no checkpoint at all.
 
     Raises:
-      CheckpointError: if a checkpoint is another run's or another program's, or if
-        there are some and none is good.
+      CheckpointError: if a checkpoint is another run's, or if there are some and none
+        is good.
     """
-    lost: list[str] = []
+    lost: dict[int, str] = {}
+    good = foreign = None
+    unfinished = False
     for step in sorted(self._manager.all_steps(), reverse=True):
+      what = f"the checkpoint of step {step}"
       try:
         # Before orbax reads it: what it makes of damaged files is not always an error.
-        _check_digests(self._directory / str(step))
+        finished = _check_digests(self._directory / str(step))
         meta = self._read_meta(step)
+        if not finished:
+          lost[step], unfinished = f"{what} was not finished", True
+          continue
         self._check_belongs(step, meta, target)
         arrays = self._read_arrays(step, target)
-        return Restored(_unflatten(target, arrays), meta["extra"], lost)
+        good = Restored(_unflatten(target, arrays), meta["extra"], [])
+        break
+      except _ForeignError as e:
+        foreign = e
+        lost[step] = f"{what} was not written by this program"
       except errors.CheckpointError:
         raise
       except Exception as e:  # orbax and tensorstore raise all kinds
-        reason = str(e).partition("\n")[0][:200] or type(e).__name__
-      lost.append(f"the checkpoint of step {step} is damaged ({reason})")
+        lost[step] = f"{what} is damaged ({_reason(e)})"
+    if good is None and foreign is not None:
+      raise foreign
+    for step in lost:
       self._set_aside(step)
+    if good is None and unfinished and len(lost) == 1:
+      good = Restored(None, {}, [])  # the first one: nothing but its steps is lost
+    if good is not None:
+      return good._replace(lost=list(lost.values()))
     if lost:
       raise errors.CheckpointError(
-        f"no checkpoint in {self._directory} can be read: {'; '.join(lost)}. They were"
-        f" moved to {self._directory.parent / 'damaged'}; started again, the run begins"
-        " at its first step."
+        f"no checkpoint in {self._directory} can be read: {'; '.join(lost.values())}."
+        f" They were moved to {self._directory.parent / 'damaged'}; started again, the"
+        " run begins at its first step."
       )
     return None
 
@@ -130,7 +167,7 @@ class Checkpoints:
   def _read_meta(self, step: int) -> dict[str, Any]:
     item = self._directory / str(step) / "meta"
     if not item.exists():
-      raise errors.CheckpointError(
+      raise _ForeignError(
         f"the checkpoint {item.parent} was not written by this program: it has no"
         f" 'meta' item. Give another --workdir."
       )
@@ -153,7 +190,7 @@ class Checkpoints:
   def _check_belongs(self, step: int, meta: dict[str, Any], target: PyTree) -> None:
     where = f"the checkpoint of step {step} in {self._directory}"
     if not isinstance(meta, dict) or "format" not in meta or "config" not in meta:
-      raise errors.CheckpointError(
+      raise _ForeignError(
         f"{where} was not written by this program. Give another --workdir."
       )
     if meta["format"] != FORMAT:
@@ -222,10 +259,32 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
   }
 
 
-def _check_digests(folder: pathlib.Path) -> None:
-  if not (folder / _DIGESTS).exists():  # not ours, or its writer was killed just then
-    return
+def _check_digests(folder: pathlib.Path) -> bool:
+  """Raises ValueError for a damaged checkpoint; False if it was not finished."""
+  if not (folder / _DIGESTS).exists():
+    return False
   expected = json.loads((folder / _DIGESTS).read_text())
   changed = sorted(name for name, _ in expected.items() ^ _digests(folder).items())
   if changed:
     raise ValueError(f"{changed[0]} is not what was written")
+  return True
+
+
+def _reason(e: Exception) -> str:
+  """The part of an error that a user can act on."""
+  text = str(e)
+  for known in ("No space left on device", "Read-only file system"):
+    if known in text:
+      return known
+  return text.partition("\n")[0][:200] or type(e).__name__
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Keeps orbax from logging the traceback of what is raised, and told in a line."""
+  logger = logging.getLogger("absl")
+  before, logger.disabled = logger.disabled, True
+  try:
+    yield
+  finally:
+    logger.disabled = before

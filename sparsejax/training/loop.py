@@ -12,7 +12,7 @@ import numpy as np
 from sparsejax.training import checkpoint as checkpoint_lib
 from sparsejax.training import config as config_lib
 from sparsejax.training import data as data_lib
-from sparsejax.training import errors, interrupt, optimizers, report
+from sparsejax.training import environment, errors, interrupt, optimizers, report
 from sparsejax.training import metrics as metrics_lib
 from sparsejax.training import progress as progress_lib
 from sparsejax.training import result as result_lib
@@ -29,10 +29,10 @@ def train_and_evaluate(
 ) -> result_lib.Result:
   """Trains a network sparse from the first step to the last, or goes on doing so.
 
-  The workdir then holds `config.json`, `metrics.jsonl` and `checkpoints/`, and at the
-  end `summary.json` and `report.png`. Called again with the same config it goes on
-  where it was stopped, bit for bit; a finished run is only shown again. SIGTERM and
-  SIGINT make it write a checkpoint and return.
+  The workdir then holds `config.json`, `environment.json`, `metrics.jsonl` and
+  `checkpoints/`, and at the end `summary.json` and `report.png`. Called again with the
+  same config it goes on where it was stopped, bit for bit; a finished run is only shown
+  again. SIGTERM and SIGINT make it write a checkpoint and return.
 
   Args:
     config: some or all fields of `default_config`; the rest is at its default.
@@ -102,13 +102,19 @@ def _train(
     (run.dataset.train, *(_padded(split) for split in run.dataset[1:3]))
   )
   restored = checkpoints.restore(jax.eval_shape(program.init, run.seeds))
-  state = restored.state if restored else run_lib.start(run, train)
-  before = 0.0 if restored is None else restored.extra["seconds"]
+  state = None if restored is None else restored.state
+  found = state is not None
+  before = 0.0 if restored is None else restored.extra.get("seconds", 0.0)
+  if state is None:
+    state = run_lib.start(run, train)
   # After the restore: a directory that could not be used is left as it was.
   workdir_lib.claim(path, config_lib.to_json(config))
   count = first = int(state.step)
+  if count < total:
+    environment.record(path, run, count)
   rate = optimizers.learning_rate(config, total)
   seen = jax.device_get(run_lib.observe(state))
+  moved = run_lib.turnover(state)
   order = None
   with (
     metrics_lib.Writer(path, count, config.tensorboard) as writer,
@@ -142,6 +148,7 @@ def _train(
       state, totals = program.run(state, train, order, np.int32(count))
       loss, accuracy = totals.means()
       seen = jax.device_get(run_lib.observe(state))
+      moved = run_lib.turnover(state, moved.masks)
       speed = progress.update(
         count,
         loss=f"{np.mean(loss):.4f}",
@@ -156,6 +163,9 @@ def _train(
           "train_accuracy": accuracy,
           "learning_rate": np.asarray(rate(count - 1)),
           "density": seen.density,
+          "dropped": np.asarray(moved.dropped),
+          "grown": np.asarray(moved.grown),
+          **({} if seen.explored is None else {"explored": seen.explored}),
           "skipped_steps": seen.skipped_steps,
           "skipped_mask_updates": seen.skipped_mask_updates,
           "steps_per_second": speed,
@@ -173,7 +183,7 @@ def _train(
         )
       if epoch % config.checkpoint_every == 0 and count < total:
         save()
-    new = count > first or restored is None
+    new = count > first or not found
     if new:
       save()
     spent = seconds() if new else before  # a finished run is only shown again
@@ -211,6 +221,8 @@ def _messages(
   if restored is None:
     return messages
   messages += [f"Warning: {message}." for message in restored.lost]
+  if restored.state is None:
+    return [*messages, "The run begins at its first step."]
   if count == total:
     return [*messages, f"This run is finished: all {total:,} steps are done."]
   again = " The steps after it are done again." if restored.lost else ""

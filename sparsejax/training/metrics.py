@@ -1,5 +1,6 @@
 """Metrics as JSON lines, and to TensorBoard if asked."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparsejax.training import errors
 from sparsejax.training import workdir as workdir_lib
 
 FILE = "metrics.jsonl"
@@ -77,8 +79,15 @@ class Writer:
     if self._file is None:
       return
     record = {"step": step, **_plain(values)}
-    self._file.write(json.dumps(record) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(record) + "\n")
+      self._file.flush()
+    except OSError as e:
+      with contextlib.suppress(OSError):  # what is left in its buffer fails again
+        self._file.close()
+      raise errors.WorkdirError(
+        f"{self._file.name} cannot be written: {e.strerror or e}"
+      ) from e
     if self._tensorboard is not None:
       for name, value in _flatten(values):
         mean = float(np.mean(value))

@@ -97,14 +97,27 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file's text; a reader sees the old or the new, never a half."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+  """Replaces a file's text; a reader sees the old or the new, never a half.
+
+  Args:
+    path: of the file, in a directory that is there.
+    text: all of it.
+
+  Raises:
+    WorkdirError: if it cannot be written.
+  """
   try:
-    with os.fdopen(handle, "w") as file:
-      file.write(text)
-    # `mkstemp` makes files that only their owner reads.
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+    handle, temporary = tempfile.mkstemp(
+      dir=path.parent, prefix=path.name, suffix=".tmp"
+    )
+    try:
+      with os.fdopen(handle, "w") as file:
+        file.write(text)
+      # `mkstemp` makes files that only their owner reads.
+      os.chmod(temporary, 0o644)
+      os.replace(temporary, path)
+    except BaseException:
+      os.unlink(temporary)
+      raise
+  except OSError as e:
+    raise errors.WorkdirError(f"{path} cannot be written: {e.strerror or e}") from e

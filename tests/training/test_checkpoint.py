@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 import warnings
 
@@ -143,8 +145,69 @@ def test_all_damaged(saved):
     _restore(saved)
 
 
-def test_a_checkpoint_whose_writer_was_killed_before_the_digests_is_read(saved):
+def test_a_checkpoint_whose_writer_was_killed_before_the_digests_is_not_read(saved):
   (saved / "checkpoints" / "30" / "digests.json").unlink()
+  restored, steps = _restore(saved)
+  _equal(restored.state, _state(20))
+  assert restored.lost == ["the checkpoint of step 30 was not finished"]
+  assert steps == [20]
+
+
+def test_the_first_one_not_finished_costs_its_steps_only(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, STAMP)
+  checkpoints.save(10, _state(10), {})
+  checkpoints.close()
+  (tmp_path / "checkpoints" / "10" / "digests.json").unlink()
+  restored, steps = _restore(tmp_path)
+  assert restored.state is None
+  assert restored.lost == ["the checkpoint of step 10 was not finished"]
+  assert steps == []
+  assert _restore(tmp_path) == (None, [])
+
+
+def test_of_two_that_are_not_finished_none_is_read(saved):
+  for step in ("20", "30"):
+    (saved / "checkpoints" / step / "digests.json").unlink()
+  with pytest.raises(errors.CheckpointError, match=r"no checkpoint in .* can be read"):
+    _restore(saved)
+
+
+def test_a_foreign_checkpoint_beside_good_ones_is_passed_over(saved):
+  with ocp.CheckpointManager(saved / "checkpoints") as manager:
+    manager.save(50, args=ocp.args.StandardSave({"w": jnp.ones(3)}))
+  restored, steps = _restore(saved)
+  _equal(restored.state, _state(30))
+  assert restored.lost == ["the checkpoint of step 50 was not written by this program"]
+  assert steps == [20, 30]
+
+
+def test_a_step_that_is_there_is_not_stamped_again(saved):
+  """Else damage that came after it was written would be taken for what was meant."""
+  _damage_arrays(saved / "checkpoints" / "30")
+  checkpoints = checkpoint.Checkpoints(saved, STAMP)
+  checkpoints.save(30, _state(30), {})
+  checkpoints.close()
+  assert "step 30 is damaged" in _restore(saved)[0].lost[0]
+
+
+@pytest.mark.parametrize("where", ["orbax", "digests"])
+def test_a_full_disk_is_one_clear_error_and_costs_no_checkpoint(
+  saved, monkeypatch, where, caplog
+):
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  checkpoints = checkpoint.Checkpoints(saved, STAMP)
+  target = (ocp.CheckpointManager, "save") if where == "orbax" else (os, "replace")
+  with monkeypatch.context() as m:
+    m.setattr(*target, full)
+    with pytest.raises(errors.CheckpointError) as e:
+      checkpoints.save(40, _state(40), {})
+  checkpoints.close()
+  assert "step 40 could not be written to" in str(e.value)
+  assert "No space left on device. Once that is mended" in str(e.value)
+  assert "goes on from step 30, which is kept" in str(e.value)
+  assert caplog.text == ""
   restored, _ = _restore(saved)
   _equal(restored.state, _state(30))
   assert restored.lost == []
