@@ -66,6 +66,7 @@ def default_config() -> config_dict.ConfigDict:
   c.eval_every = 1  # epochs
   c.checkpoint_every = 10  # epochs; the end of the run is always kept
   c.tensorboard = False
+  c.track_exploration = False  # log which part of the weights was ever live
   return c.lock()
 
 

@@ -167,7 +167,9 @@ def make_tx(
       f"method_kwargs must be arguments of {config.method}"
       f" ({', '.join(accepted)}); got {', '.join(unknown)}"
     )
-  return method(inner(config, total_steps), config.density, **{**kwargs, **extra})
+  tx = method(inner(config, total_steps), config.density, **{**kwargs, **extra})
+  tracked = config.track_exploration and METHODS[config.method].moves
+  return sj.track_exploration(tx) if tracked else tx
 
 
 def updates_masks(config: Config, total_steps: int) -> bool:

@@ -98,21 +98,33 @@ def write_results(
     if key in seen:
       raise ValueError(f"rows must hold each case and metric once, got {key} twice.")
     seen.add(key)
-  whole = {
-    "name": name,
-    "command": _command(),
-    "commit": _commit(),
-    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    "hardware": _hardware(),
-    "versions": _versions(),
-    "rows": [dict(entry) for entry in rows],
-  }
+  whole = {"name": name, **environment(), "rows": [dict(entry) for entry in rows]}
   target = pathlib.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
   partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
   partial.write_text(text)
   partial.replace(target)
+
+
+def environment() -> dict[str, Any]:
+  """What makes figures now: `{"command", "commit", "date", "hardware", "versions"}`.
+
+  Returns:
+    JSON values; the commit is None outside of a checkout, and ends in `+` where files
+    differ from it.
+
+  Example:
+    >>> list(environment())
+    ['command', 'commit', 'date', 'hardware', 'versions']
+  """
+  return {
+    "command": _command(),
+    "commit": _commit(),
+    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    "hardware": _hardware(),
+    "versions": _versions(),
+  }
 
 
 def _command():
@@ -135,6 +147,8 @@ def _commit():
     ).stdout.strip()
 
   try:
+    # Installed into an environment inside another project's checkout, it is not ours.
+    git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
     return git("rev-parse", "HEAD") + ("+" if changed else "")
   except (OSError, subprocess.CalledProcessError):

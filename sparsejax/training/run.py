@@ -54,6 +54,7 @@ class Observation(NamedTuple):
     skipped_steps: steps whose gradient was not finite.
     stuck_steps: how many of them the last steps were, in a row.
     skipped_mask_updates: mask updates whose scores were not finite.
+    explored: weights that were ever live / weights; None where nothing tracks it.
   """
 
   live: dict[str, Any]
@@ -61,6 +62,21 @@ class Observation(NamedTuple):
   skipped_steps: Any
   stuck_steps: Any
   skipped_mask_updates: Any
+  explored: Any = None
+
+
+class Turnover(NamedTuple):
+  """What two masks of a run differ by; counts int32, () or (num_seeds,).
+
+  Attributes:
+    dropped: weights that were live and are not.
+    grown: weights that were dead and live now.
+    masks: the later ones, in buffers of their own: a step donates its state.
+  """
+
+  dropped: Any
+  grown: Any
+  masks: Any
 
 
 def prepare(config: Mapping[str, Any]) -> Run:
@@ -195,4 +211,38 @@ def _observe(opt_state: Any, stacked: int) -> Observation:
     skipped_steps=optax.tree.get(opt_state, "total_notfinite"),
     stuck_steps=optax.tree.get(opt_state, "notfinite_count"),
     skipped_mask_updates=sj.skipped_updates(opt_state),
+    explored=_explored(opt_state),
   )
+
+
+def _explored(opt_state: Any) -> Any:
+  try:
+    return sj.exploration_rate(opt_state)
+  except ValueError:  # nothing tracks it
+    return None
+
+
+@jax.jit
+def turnover(state: step.TrainState, before: Any = None) -> Turnover:
+  """Counts the weights that were dropped and grown since masks were last looked at.
+
+  dropped = #{i : before_i and not m_i}, grown = #{i : m_i and not before_i}
+
+  Args:
+    state: of one seed, or stacked over seeds.
+    before: `masks` of an earlier turnover; None at the start of a run.
+
+  Returns:
+    The counts. A weight that was dropped and grown again in between is in neither.
+  """
+  masks = jax.tree.map(jnp.copy, sj.masks(state.opt_state))
+  seeds = state.key.ndim
+
+  def count(old: Any, new: Any) -> Any:
+    went = jax.tree.map(lambda o, n: jnp.logical_and(o, ~n), old, new)
+    axes = lambda x: tuple(range(seeds, x.ndim))
+    counts = [jnp.sum(w, axes(w), dtype=jnp.int32) for w in jax.tree.leaves(went)]
+    return sum(counts, jnp.zeros(state.key.shape, jnp.int32))
+
+  old = masks if before is None else before
+  return Turnover(count(old, masks), count(masks, old), masks)

@@ -12,6 +12,7 @@ import pytest
 import sparsejax as sj
 from sparsejax.training import (
   checkpoint,
+  environment,
   errors,
   interrupt,
   metrics,
@@ -76,6 +77,7 @@ def test_a_run_learns_and_leaves_its_files(whole):
     ".lock",
     "checkpoints",
     "config.json",
+    "environment.json",
     "metrics.jsonl",
     "report.png",
     "summary.json",
@@ -105,6 +107,24 @@ def test_metrics_have_every_part_and_every_epoch(whole):
   assert [r["step"] for r in records if "live" in r] == [0, 40, 80, 120, 160]
   assert records[-1]["validation_accuracy"] > 0.8
   assert {r["learning_rate"] for r in records if "train_loss" in r} == {0.1}
+
+
+def test_turnover_adds_up(whole):
+  """Sparse momentum grows what it drops; no mask update falls between some records."""
+  records = [r for r in metrics.read(whole[0]) if "grown" in r]
+  assert [r["grown"] for r in records] == [r["dropped"] for r in records]
+  assert sum(r["grown"] for r in records) > 20
+  # Masks change in steps 11, 21, ...: twice in a record's 15 steps or once.
+  assert all(r["grown"] > 0 for r in records[:-1])
+
+
+def test_the_environment_is_noted(whole):
+  noted = environment.read(whole[0])
+  assert noted["image_shape"] == [8, 8, 1]
+  assert noted["num_classes"] == 10
+  assert [part["step"] for part in noted["parts"]] == [0]
+  assert {"commit", "date", "hardware"} <= set(noted["parts"][0])
+  assert noted["parts"][0]["versions"]["jax"] == jax.__version__
 
 
 @pytest.mark.parametrize("step", [15, 40, 110])

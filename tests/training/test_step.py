@@ -126,6 +126,35 @@ def test_initial_weights_are_masked(prepared, tiny):
   np.testing.assert_allclose(seen.density, 0.3, atol=1e-3)
 
 
+def test_turnover_by_hand():
+  def state(*rows):
+    masks = {"a": jnp.array(rows[0]) > 0, "b": jnp.array(rows[1]) > 0}
+    params = jax.tree.map(lambda m: m.astype(jnp.float32), masks)
+    opt_state = sj.with_masks(sj.dense(optax.sgd(0.1)).init(params), masks)
+    return step.TrainState(
+      jnp.zeros((), jnp.int32), jax.random.key(0), params, {}, opt_state
+    )
+
+  first = run_lib.turnover(state([[1, 1, 0]], [[0, 1]]))
+  assert (int(first.dropped), int(first.grown)) == (0, 0)
+  then = run_lib.turnover(state([[0, 1, 1]], [[1, 1]]), first.masks)
+  assert (int(then.dropped), int(then.grown)) == (1, 2)
+
+
+def test_exploration_is_tracked_where_masks_move(tiny):
+  def explored(**fields):
+    config = config_lib.complete({**tiny, "update_every": 1, **fields})
+    tx = optimizers.make_tx(config, 100, 0)
+    state = jax.vmap(tx.init)({"kernel": jnp.ones((2, 8, 8))})
+    keys = jax.random.split(jax.random.key(0), 2)
+    start = step.TrainState(jnp.zeros((), jnp.int32), keys, None, {}, state)
+    return run_lib.observe(start).explored
+
+  np.testing.assert_allclose(explored(track_exploration=True), [19 / 64] * 2)
+  assert explored() is None
+  assert explored(track_exploration=True, method="snip") is None
+
+
 def test_seeds_side_by_side_are_the_seeds_alone(prepared, pruned, two_seeds):
   several = prepared(two_seeds)
   state = run_lib.place(several.program.init(several.seeds))
