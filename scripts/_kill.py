@@ -1,0 +1,184 @@
+"""SIGKILL at random moments of a digits run, and what comes of the run that goes on."""
+
+import hashlib
+import json
+import os
+import pathlib
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax.training import checkpoint, config, metrics, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# What no two runs share.
+_CLOCKS = ("seconds", "steps_per_second")
+
+
+def settings(epochs: int) -> dict[str, Any]:
+  """Fields of `configs/digits.py`, for a run that is often writing a checkpoint."""
+  return {
+    "model_kwargs.features": (64, 32),
+    "num_epochs": epochs,
+    "update_every": 15,
+    "log_every": 10,
+    "checkpoint_every": 1,
+  }
+
+
+class Trials:
+  """Kills a run at a drawn moment, lets it go on, compares how it ends.
+
+  Args:
+    folder: of the runs; an undisturbed one is made there first.
+    epochs: of each run; one takes 40 steps and ends with a checkpoint.
+  """
+
+  def __init__(self, folder: pathlib.Path, epochs: int = 10):
+    self._folder = folder
+    whole_config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"]()
+    whole_config.update_from_flattened_dict(settings(epochs))
+    self._flags = [f"--config.{k}={v}" for k, v in settings(epochs).items()]
+    self._prepared = run.prepare(whole_config)
+    self._target = jax.eval_shape(self._prepared.program.init, self._prepared.seeds)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / "undisturbed"
+    if not (whole / "summary.json").exists():
+      _finish(self._start(whole))
+    self._expected = self.outcome(whole)
+
+  def __call__(self, number: int) -> dict[str, Any]:
+    """Runs one trial.
+
+    Args:
+      number: seeds the moment of the kill.
+
+    Returns:
+      `ok`, what differs if anything does, when the run was killed, and what it was
+      doing then.
+    """
+    path = self._folder / f"killed{number}"
+    rng = np.random.default_rng([8, number])
+    while True:
+      shutil.rmtree(path, ignore_errors=True)
+      process = self._start(path)
+      moment = self._wait(process, path, rng)
+      process.send_signal(signal.SIGKILL)
+      process.communicate()
+      if process.returncode == -signal.SIGKILL:
+        break  # else it had ended before: another moment is drawn
+    doing = _doing(path)
+    shown = _finish(self._start(path))
+    outcome = self.outcome(path)
+    differs = [k for k, v in self._expected.items() if outcome[k] != v]
+    lost = [line for line in shown.splitlines() if line.startswith("Warning")]
+    shutil.rmtree(path)
+    record = {"ok": not differs, "differs": differs, "moment": moment, "lost": lost}
+    return {**record, "inside_write": doing != "between writes", "doing": doing}
+
+  def outcome(self, path: pathlib.Path) -> dict[str, str]:
+    """Digests of the last state's arrays, the metrics and the summary."""
+    checkpoints = checkpoint.Checkpoints(path, config.to_json(self._prepared.config))
+    try:
+      restored = checkpoints.restore(self._target)
+    finally:
+      checkpoints.close()
+    state: Any = None if restored is None else restored.state
+    state = state._replace(key=jax.random.key_data(state.key))
+    found = {}
+    for name, x in run.named(state).items():
+      x = np.asarray(x)
+      text = f"{x.dtype}{x.shape}".encode()
+      found[name] = hashlib.sha256(text + x.tobytes()).hexdigest()
+    records = [_timeless(record) for record in metrics.read(path)]
+    found["metrics"] = _digest(records)
+    summary = json.loads((path / "summary.json").read_text())
+    found["summary"] = _digest(_timeless(summary))
+    return found
+
+  def _start(self, path: pathlib.Path) -> subprocess.Popen:
+    # Compiled once for all runs: what is tested is what is written.
+    cache = {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "scripts/train.py",
+        "--config=configs/digits.py",
+        f"--workdir={path}",
+        *self._flags,
+      ],
+      cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def _wait(self, process, path: pathlib.Path, rng: np.random.Generator) -> str:
+    """Waits for a moment of a drawn kind; returns it in words."""
+    total = self._prepared.total_steps
+    kind = rng.choice(["start", "step", "write", "write"])
+    delay = float(rng.uniform(0, 0.1))
+    step = int(rng.integers(0, total))
+    if kind == "start":
+      delay, step = float(rng.uniform(0, 2)), 0
+      moment = f"{delay:.3f} s after the first file"
+      condition = path.exists
+    elif kind == "step":
+      moment = f"{delay:.3f} s after step {step}"
+      condition = lambda: _last_step(path) >= step
+    else:
+      moment = f"{delay:.3f} s into the first write after step {step}"
+      condition = lambda: _writing(path, step)
+    while process.poll() is None and not condition():
+      time.sleep(0.001)
+    time.sleep(delay)
+    return moment
+
+
+def _writing(path: pathlib.Path, step: int) -> bool:
+  found = (p.name.partition(".")[0] for p in (path / "checkpoints").glob("*.*"))
+  return any(name.isdigit() and int(name) > step for name in found)
+
+
+def _last_step(path: pathlib.Path) -> int:
+  records = metrics.read(path)
+  return records[-1]["step"] if records else -1
+
+
+def _doing(path: pathlib.Path) -> str:
+  """What a killed run has left half done."""
+  folders = list((path / "checkpoints").glob("*"))
+  if any(_TEMPORARY in p.name for p in folders):
+    return "writing a checkpoint"
+  if any(not (p / "digests.json").exists() for p in folders):
+    return "writing a checkpoint's digests"
+  return "between writes"
+
+
+def _finish(process: subprocess.Popen) -> str:
+  _, shown = process.communicate()
+  if process.returncode:
+    raise RuntimeError(f"a run ended with {process.returncode}:\n{shown}")
+  return shown
+
+
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in record.items() if k not in _CLOCKS}
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

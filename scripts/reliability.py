@@ -1,0 +1,127 @@
+"""What training survives, counted: kills, bad input, long runs, damage, infinities.
+
+  python scripts/reliability.py --workdir=reliability
+
+An hour on one CPU core, most of it for the kills; --cases=soak,checkpoint chooses, and
+the same command goes on with what is missing. Expect every trial of every case to pass:
+`resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
+`steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for
+`non_finite`, `exact` for `drift`.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from absl import app, flags, logging
+
+from sparsejax.training import results
+
+WORKDIR = flags.DEFINE_string("workdir", "reliability", "where trials are recorded")
+CASES = flags.DEFINE_list("cases", [], "which cases; all if empty")
+RESULTS = flags.DEFINE_string("results", "results/reliability.json", "results file")
+WRITE_ONLY = flags.DEFINE_bool("write_only", False, "write what is recorded, run none")
+QUICK = flags.DEFINE_bool("quick", False, "a few trials of each, no results file")
+
+
+class Case(NamedTuple):
+  """A kind of trouble.
+
+  Attributes:
+    metric: what a trial that went well counts as.
+    number: of trials.
+    quick: of them with --quick.
+    make: from a folder of its own to `trial(i) -> record`, whose `ok` is a bool, and
+      whose numbers and bools other than it are added up in the results.
+    what: one trial, in words.
+  """
+
+  metric: str
+  number: int
+  quick: int
+  make: Callable[[pathlib.Path], Callable[[int], dict[str, Any]]]
+  what: str
+
+
+def kill(folder):
+  import _kill
+
+  return _kill.Trials(folder)
+
+
+TABLE = {
+  "kill": Case(
+    "resumed_bit_identical",
+    50,
+    2,
+    kill,
+    "a digits run killed by SIGKILL at a random moment and started again; compared:"
+    " every array of the state, metrics.jsonl and summary.json",
+  ),
+}
+
+
+def recorded(path: pathlib.Path) -> list[dict[str, Any]]:
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(name: str, case: Case, workdir: pathlib.Path, number: int) -> None:
+  """Does the trials that are not recorded yet."""
+  file = workdir / f"{name}.jsonl"
+  left = sorted(set(range(number)) - {r["trial"] for r in recorded(file)})
+  if not left:
+    return
+  trial = case.make(workdir / name)
+  for i in left:
+    record = {"trial": i, **trial(i)}
+    with open(file, "a") as out:
+      out.write(json.dumps(record) + "\n")
+    done = recorded(file)
+    good = sum(r["ok"] for r in done)
+    shown = "" if record["ok"] else f"; FAILED: {json.dumps(record)}"
+    print(f"{name} {len(done)}/{number}: {good} {case.metric}{shown}", file=sys.stderr)
+
+
+def rows(name: str, case: Case, records: Iterable[dict[str, Any]]) -> list[dict]:
+  """A row for the trials, one for those that passed, one for each number in them."""
+  records = list(records)
+  counts: dict[str, float] = {case.metric: sum(r["ok"] for r in records)}
+  counts["tried"] = len(records)
+  for key, value in records[0].items():
+    if key not in ("trial", "ok") and isinstance(value, bool | int | float):
+      counts[key] = sum(r[key] for r in records)
+  notes = {case.metric: case.what}
+  return [
+    results.row(name, metric, float(n), note=notes.get(metric, ""))
+    for metric, n in counts.items()
+  ]
+
+
+def main(_):
+  logging.set_verbosity(logging.WARNING)
+  workdir = pathlib.Path(WORKDIR.value).absolute()
+  workdir.mkdir(parents=True, exist_ok=True)
+  names = CASES.value or list(TABLE)
+  unknown = sorted(set(names) - set(TABLE))
+  if unknown:
+    sys.exit(f"Error: cases must be of {', '.join(TABLE)}; got {', '.join(unknown)}")
+  if not WRITE_ONLY.value:
+    for name in names:
+      case = TABLE[name]
+      run(name, case, workdir, case.quick if QUICK.value else case.number)
+  if QUICK.value:
+    return
+  found = []
+  for name, case in TABLE.items():
+    records = recorded(workdir / f"{name}.jsonl")
+    if records:
+      found += rows(name, case, records)
+  results.write_results(RESULTS.value, "reliability", found)
+
+
+if __name__ == "__main__":
+  app.run(main)
