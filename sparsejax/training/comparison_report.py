@@ -7,28 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib import figure, ticker
 
-from sparsejax.training import published, results
+from sparsejax.training import published, report_style, results
 from sparsejax.training.comparison import Cell, Outcome, model_name
+from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
-_INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
-# Okabe and Ito's colours; with the markers they tell 21 methods apart.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
-_MARKERS = "osD"
-_NAMES = {
-  "ac_dc": "AC/DC",
-  "deep_r": "Deep-R",
-  "dsr": "DSR",
-  "grasp": "GraSP",
-  "rigl": "RigL",
-  "snfs": "SNFS",
-  "snip": "SNIP",
-  "sparse_evolution": "SET",
-  "sr_ste": "SR-STE",
-  "synflow": "SynFlow",
-  "top_kast": "Top-KAST",
-}
+_MARKERS = "osD"  # with the colours they tell 21 methods apart
 
 
 def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -120,14 +105,14 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   fig = figure.Figure(figsize=(8.6, 5.2), facecolor="white")
   axes = fig.subplots()
   fig.subplots_adjust(left=0.09, right=0.76, top=0.88, bottom=0.12)
-  axes.set_title(title, loc="left", size=13, weight="bold", color=_INK, pad=14)
+  axes.set_title(title, loc="left", size=13, weight="bold", color=INK, pad=14)
   methods = list(dict.fromkeys(cell.method for cell in outcomes if cell.density < 1))
   for i, method in enumerate(methods):
-    color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS) % 3]
+    color, marker = COLORS[i % len(COLORS)], _MARKERS[i // len(COLORS) % 3]
     own = {c.density: o for c, o in outcomes.items() if c.method == method}
     points = [(d, *_mean([o.accuracy for o in own[d].values()])) for d in sorted(own)]
     x, y, error = np.array(points).T
-    label = _NAMES.get(method, method.replace("_", " ").capitalize())
+    label = report_style.method_name(method)
     axes.errorbar(
       x, y, error, color=color, marker=marker, ms=5, lw=1.6, capsize=2, label=label
     )
@@ -138,26 +123,26 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   dense = outcomes.get(Cell("dense", 1.0))
   if dense:
     mean, sem = _mean([o.accuracy for o in dense.values()])
-    axes.axhline(mean, color=_INK, lw=1.2, ls=(0, (5, 3)), label="Dense")
-    axes.axhspan(mean - sem, mean + sem, color=_INK, alpha=0.1, lw=0)
+    axes.axhline(mean, color=INK, lw=1.2, ls=(0, (5, 3)), label="Dense")
+    axes.axhspan(mean - sem, mean + sem, color=INK, alpha=0.1, lw=0)
   densities = sorted({cell.density for cell in outcomes if cell.density < 1})
   axes.set_xscale("log")
   axes.xaxis.set_major_locator(ticker.FixedLocator(densities))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
-  axes.set_xlabel("weights kept", color=_FAINT, size=10)
-  axes.set_ylabel("test accuracy, %", color=_FAINT, size=10)
-  axes.grid(axis="y", color=_GRID, linewidth=0.8)
+  axes.set_xlabel("weights kept", color=FAINT, size=10)
+  axes.set_ylabel("test accuracy, %", color=FAINT, size=10)
+  axes.grid(axis="y", color=GRID, linewidth=0.8)
   axes.set_axisbelow(True)
-  axes.tick_params(colors=_FAINT, length=0, labelsize=9.5)
+  axes.tick_params(colors=FAINT, length=0, labelsize=9.5)
   for side in ("top", "right", "left"):
     axes.spines[side].set_visible(False)
-  axes.spines["bottom"].set_color(_GRID)
+  axes.spines["bottom"].set_color(GRID)
   handles, labels = axes.get_legend_handles_labels()
   if handles:
     fig.legend(
       handles, labels, loc="center left", bbox_to_anchor=(0.77, 0.5), frameon=False,
-      fontsize=9.5, labelcolor=_INK,
+      fontsize=9.5, labelcolor=INK,
     )  # fmt: skip
   return fig
 

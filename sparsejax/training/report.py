@@ -7,24 +7,12 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from sparsejax.training import metrics
+from sparsejax.training import metrics, report_style
 from sparsejax.training import result as result_lib
 from sparsejax.training import run as run_lib
+from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
 
 FILE = "report.png"
-
-_INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
-# Okabe and Ito's colours: told apart with any kind of sight.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
-_NAMES = {
-  "mnist": "MNIST",
-  "fashion_mnist": "Fashion-MNIST",
-  "cifar10": "CIFAR-10",
-  "mlp": "MLP",
-  "lenet300": "LeNet-300-100",
-  "lenet5": "LeNet-5",
-  "rigl": "RigL",
-}
 
 
 def write(path: pathlib.Path, run: run_lib.Run, result: result_lib.Result) -> None:
@@ -37,11 +25,11 @@ def write(path: pathlib.Path, run: run_lib.Run, result: result_lib.Result) -> No
   """
   masks = run_lib.named(result_lib.first_seed(result)[1])
   c = run.config
-  method = _NAMES.get(c.method, c.method.replace("_", " ").capitalize())
+  method = report_style.method_name(c.method)
   drawn = draw(
     metrics.read(path),
     sizes={name: int(mask.size) for name, mask in masks.items()},
-    title=f"{_NAMES.get(c.model, c.model)} on {_NAMES.get(c.dataset, c.dataset)}",
+    title=report_style.title(c),
     subtitle=f"{method}, density {result.density:.3g}, {result.total_steps:,} steps",
     score=result_lib.percent(result.test_accuracy),
   )
@@ -72,32 +60,32 @@ def draw(
   fig = figure.Figure(figsize=(11, 4.8), facecolor="white")
   left, right = fig.subplots(1, 2, width_ratios=(1, 1.15))
   fig.subplots_adjust(left=0.06, right=0.845, top=0.745, bottom=0.12, wspace=0.24)
-  fig.text(0.022, 0.915, title, size=16, weight="bold", color=_INK)
-  fig.text(0.022, 0.855, subtitle, size=10.5, color=_FAINT)
+  fig.text(0.022, 0.915, title, size=16, weight="bold", color=INK)
+  fig.text(0.022, 0.855, subtitle, size=10.5, color=FAINT)
   if score:
-    fig.text(0.978, 0.915, score, size=16, weight="bold", color=_INK, ha="right")
-    fig.text(0.978, 0.855, "test accuracy", size=10.5, color=_FAINT, ha="right")
+    fig.text(0.978, 0.915, score, size=16, weight="bold", color=INK, ha="right")
+    fig.text(0.978, 0.855, "test accuracy", size=10.5, color=FAINT, ha="right")
   _accuracy(left, records)
   _live(right, records, sizes)
   for axes in (left, right):
-    axes.set_xlabel("epoch", color=_FAINT, size=9.5)
+    axes.set_xlabel("epoch", color=FAINT, size=9.5)
     axes.margins(x=0)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_FAINT, length=0, labelsize=9)
+    axes.tick_params(colors=FAINT, length=0, labelsize=9)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     for side in ("top", "right", "left"):
       axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)
   return fig
 
 
 def _accuracy(axes, records: list[dict[str, Any]]) -> None:
-  axes.set_title("Accuracy", loc="left", size=11, color=_INK, pad=10)
+  axes.set_title("Accuracy", loc="left", size=11, color=INK, pad=10)
   lowest = []
   for label, name, color in (
     ("training", "train_accuracy", "#aab1c0"),
-    ("validation", "validation_accuracy", _INK),
+    ("validation", "validation_accuracy", INK),
   ):
     epochs, values = _series(records, name)
     if len(epochs):
@@ -108,17 +96,17 @@ def _accuracy(axes, records: list[dict[str, Any]]) -> None:
     # press it against the edge: the axis begins at the lowest tenth of the points.
     low = min(lowest)
     axes.set_ylim(max(0, low - 0.25 * (1 - low)), 1 + 0.01 * (1 - low))
-    axes.legend(loc="lower right", frameon=False, fontsize=9.5, labelcolor=_INK)
+    axes.legend(loc="lower right", frameon=False, fontsize=9.5, labelcolor=INK)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
 
 
 def _live(axes, records: list[dict[str, Any]], sizes: dict[str, int]) -> None:
-  axes.set_title("Live weights by layer", loc="left", size=11, color=_INK, pad=10)
+  axes.set_title("Live weights by layer", loc="left", size=11, color=INK, pad=10)
   with_live = [r for r in records if "live" in r]
   if not with_live:
     return
   epochs = np.array([r["epoch"] for r in with_live])
-  colors = _COLORS
+  colors = COLORS
   if len(sizes) > len(colors):  # then by depth, dark to light
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
   ends = {}
@@ -139,7 +127,7 @@ def _label(axes, ends: dict[str, tuple[float, Any]], sizes: dict[str, int]) -> N
   """Writes at each line's end what it is, moved apart where two would overlap."""
   if len(ends) > 24:
     note = f"{len(ends)} layers,\nfirst (dark)\nto last (light)"
-    axes.text(1.02, 0.5, note, transform=axes.transAxes, color=_FAINT, size=8.5)
+    axes.text(1.02, 0.5, note, transform=axes.transAxes, color=FAINT, size=8.5)
     return
   long = len(ends) <= 8
   low, high = np.log10(axes.get_ylim())
