@@ -1,4 +1,4 @@
-"""Theory made executable: double descent, interpolation SGD, toy problems."""
+"""What networks cost and compute; theory made executable."""
 
 from sparsejax.analysis.double_descent import (
   Fit,
@@ -20,16 +20,22 @@ from sparsejax.analysis.interpolation_sgd import (
 )
 from sparsejax.analysis.isometry import end_to_end, single_layers
 from sparsejax.analysis.isometry_plots import plot_depth_scale, plot_spectra
+from sparsejax.analysis.multiply_adds import Cost, LayerCost, flops
+from sparsejax.analysis.sizes import Sizes, sizes
 from sparsejax.analysis.toy_problems import Problem, monk, xor
 
 __all__ = [
+  "Cost",
   "Fit",
+  "LayerCost",
   "Problem",
+  "Sizes",
   "Spectrum",
   "contraction",
   "critical_batch_size",
   "end_to_end",
   "fit_features",
+  "flops",
   "gaussian_kernel",
   "iterations_bound",
   "kernel_spectrum",
@@ -42,6 +48,7 @@ __all__ = [
   "random_fourier_features",
   "simulate",
   "single_layers",
+  "sizes",
   "spectrum",
   "xor",
 ]

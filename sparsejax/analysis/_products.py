@@ -1,0 +1,152 @@
+"""Counts the multiply-adds of a program's products."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.analysis import _liveness, _program
+
+_CONTRACTIONS = ("conv_general_dilated", "dot_general")
+_UNKNOWN = ("cond", "while")
+
+
+class Product(NamedTuple):
+  """One product's share of the count."""
+
+  made_of: tuple[str, ...]  # paths of parameters, or the primitive
+  multiply_adds: int
+  dense: int
+
+
+def count(program, live, names, varies, times, found) -> None:
+  """Adds what each product costs to `found`.
+
+  Args:
+    program: whose products are counted.
+    live: flags of the elements of values that are made of parameters alone; those that
+      are missing are live.
+    names: the parameters that such a value is made of.
+    varies: the values that depend on inputs.
+    times: how often the program runs.
+    found: the products by the number of their output.
+  """
+  live, names = dict(live), dict(names)
+  for i, constant in program.constants.items():
+    if not jnp.issubdtype(constant.dtype, jax.dtypes.extended):
+      live[i] = np.asarray(constant) != 0
+  for operation in program.operations:
+    made_of = [names.get(i, ()) for i in _program.operands(operation)]
+    every = tuple(dict.fromkeys(name for part in made_of for name in part))
+    if operation.name in _UNKNOWN:
+      raise ValueError(
+        "apply_fn must have loops of known length and no branches that depend on "
+        f"values, got a {operation.name!r}."
+      )
+    if not varies.intersection(operation.outputs):
+      outputs = _liveness.propagate(operation, program.shapes, live)
+      live.update(zip(operation.outputs, outputs, strict=True))
+      names.update(dict.fromkeys(operation.outputs, every))
+    elif operation.name == "scan":
+      _count_scan(operation, live, names, varies, times, found)
+    elif operation.name in _CONTRACTIONS:
+      weights = [i for i in _program.operands(operation) if i not in varies]
+      side = operation.inputs.index(weights[0]) if weights else None
+      uses, whole = _uses(operation, program.shapes, side)
+      key = names.get(weights[0], ()) if weights else ()
+      sparse = whole
+      if weights:
+        flags = _liveness.read(weights[0], program.shapes, live)
+        sparse = uses * int(np.count_nonzero(flags))
+      number = operation.outputs[0]
+      before = found.get(number, Product((), 0, 0))
+      found[number] = Product(
+        key or (operation.name,),
+        before.multiply_adds + times * sparse,
+        before.dense + times * whole,
+      )
+
+
+def nonzero(apply_fn, params, entries, inputs) -> dict[int, float]:
+  """Multiply-adds of two factors that are not zero, by the number of the product."""
+  leaves = jax.tree.leaves(params)
+  entries = [None] * len(leaves) if entries is None else entries
+  leaves = [
+    leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+    for leaf, mask in zip(leaves, entries, strict=True)
+  ]
+  program, _ = _program.trace(apply_fn, params, inputs)
+  products = []
+
+  def visit(operation, values):
+    if operation.name not in _CONTRACTIONS:
+      return None
+    flags = [(value != 0).astype(jnp.float32) for value in values]
+    p = {**operation.params, "preferred_element_type": jnp.dtype("float32")}
+    # Each count is exact in float32; sums over whole arrays would not be.
+    return operation.primitive.bind(*flags, **p).astype(jnp.int32).sum(-1)
+
+  @jax.jit
+  def run(leaves, inputs):
+    seen = _program.evaluate(program, leaves, inputs, visit)[1]
+    products[:] = [operation.outputs[0] for operation, _ in seen]
+    return [result for _, result in seen]
+
+  examples = jax.tree.leaves(inputs)[0].shape[0]
+  counts = run(leaves, jax.tree.leaves(inputs))
+  totals = [int(np.sum(np.asarray(c), dtype=np.int64)) for c in counts]
+  return {i: total / examples for i, total in zip(products, totals, strict=True)}
+
+
+def _count_scan(operation, live, names, varies, times, found) -> None:
+  """A loop whose kernels are stacked counts each layer with its own masks."""
+  body, p = operation.params["body"], operation.params
+  stacked = p["num_consts"] + p["num_carry"]
+  inner_varies = _scan_varies(operation, varies)
+  inner_names, fixed, slices = {}, {}, {}
+  for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
+    if inner in inner_varies or not isinstance(outer, int):
+      continue
+    inner_names[inner] = names.get(outer, ())
+    if outer in live and k >= stacked:
+      slices[inner] = live[outer]
+    elif outer in live and k < p["num_consts"]:
+      fixed[inner] = live[outer]
+  repeats = p["length"] if not slices else 1
+  for i in range(p["length"] if slices else 1):
+    here = {**fixed, **{inner: flags[i] for inner, flags in slices.items()}}
+    count(body, here, inner_names, inner_varies, times * repeats, found)
+
+
+def _scan_varies(operation, varies) -> set[int]:
+  """Values of a loop's body that depend on inputs, in any of its rounds."""
+  body, p = operation.params["body"], operation.params
+  flags = [isinstance(i, int) and i in varies for i in operation.inputs]
+  carry = slice(p["num_consts"], p["num_consts"] + p["num_carry"])
+  while True:
+    inner = _program.varying(body, flags)
+    after = [isinstance(o, int) and o in inner for o in body.outputs[: p["num_carry"]]]
+    merged = [a or b for a, b in zip(flags[carry], after, strict=True)]
+    if merged == flags[carry]:
+      return inner
+    flags[carry] = merged
+
+
+def _uses(operation, shapes, side: int | None) -> tuple[int, int]:
+  """How often each element of one operand is used, and the product's multiply-adds."""
+  left, right = (
+    shapes[i] if isinstance(i, int) else np.shape(i) for i in operation.inputs
+  )
+  out = math.prod(shapes[operation.outputs[0]])
+  p = operation.params
+  if operation.name == "dot_general":
+    (contracted, _), _ = p["dimension_numbers"]
+    whole = out * math.prod(left[axis] for axis in contracted)
+    return whole // max(math.prod((left, right)[side or 0]), 1), whole
+  features = right[p["dimension_numbers"].rhs_spec[0]]
+  # Zeros put between pixels, as a transposed convolution does, are not multiplied.
+  uses = out // features // math.prod(p["lhs_dilation"])
+  whole = uses * math.prod(right)
+  return (uses if side else whole // max(math.prod(left), 1)), whole

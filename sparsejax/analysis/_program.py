@@ -1,0 +1,247 @@
+"""A traced function as one flat list of operations, with every call inlined."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+PyTree = Any
+# Calls that compute what their body computes; each keeps it under one of two names.
+_CALLS = {
+  "closed_call",
+  "core_call",
+  "checkpoint",
+  "custom_jvp_call",
+  "custom_vjp_call",
+  "jit",
+  "pjit",
+  "remat",
+  "remat2",
+}
+
+
+class Operation(NamedTuple):
+  """One primitive; values are known by number, a literal stands for itself."""
+
+  primitive: core.Primitive
+  params: dict[str, Any]
+  inputs: tuple[Any, ...]  # of int, or arrays where a literal was written
+  outputs: tuple[int, ...]
+
+  @property
+  def name(self) -> str:
+    """Of the primitive."""
+    return self.primitive.name
+
+
+class Program(NamedTuple):
+  """A function `(params, inputs) -> outputs`, or the body of a loop."""
+
+  operations: tuple[Operation, ...]
+  params: tuple[int, ...]
+  inputs: tuple[int, ...]
+  outputs: tuple[Any, ...]
+  constants: dict[int, Any]
+  shapes: dict[int, tuple[int, ...]]
+  dtypes: dict[int, Any]
+
+
+def trace(
+  apply_fn: Callable, params: PyTree, inputs: PyTree, platform: str | None = None
+) -> tuple[Program, Any]:
+  """Traces `apply_fn(params, inputs)`.
+
+  Args:
+    apply_fn: any traceable function.
+    params: pytree of arrays or of their abstract values.
+    inputs: the same.
+    platform: whose branch of `jax.lax.platform_dependent` is taken; None is the
+      default backend's.
+
+  Returns:
+    The program, without operations that nothing depends on, and the outputs' treedef.
+  """
+  params, inputs = jax.tree.map(_abstract, (params, inputs))
+  closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(params, inputs)
+  platform = jax.default_backend() if platform is None else platform
+  builder = _Builder(platform)
+  count = len(jax.tree.leaves(params))
+  program = builder.program(closed.jaxpr, closed.consts, count)
+  return program, jax.tree.structure(out)
+
+
+def varying(program: Program, inputs: Sequence[bool] | None = None) -> set[int]:
+  """The numbers of all values that depend on the program's inputs."""
+  flags = [True] * len(program.inputs) if inputs is None else inputs
+  found = {i for i, flag in zip(program.inputs, flags, strict=True) if flag}
+  for operation in program.operations:
+    if any(isinstance(i, int) and i in found for i in operation.inputs):
+      found.update(operation.outputs)
+  return found
+
+
+def operands(operation: Operation) -> Iterator[int]:
+  """The numbers of an operation's operands that are not literals."""
+  return (i for i in operation.inputs if isinstance(i, int))
+
+
+def evaluate(
+  program: Program,
+  params: Sequence[Any],
+  inputs: Sequence[Any],
+  visit: Callable[[Operation, list], Any] = lambda operation, values: None,
+) -> tuple[list, list[tuple[Operation, Any]]]:
+  """Computes a program, and something else on the way.
+
+  Args:
+    program: from `trace`.
+    params: the leaves of the parameters.
+    inputs: the leaves of the inputs.
+    visit: `(operation, values of its operands) -> arrays or None`.
+
+  Returns:
+    The leaves of the outputs, and what `visit` gave, in order; of a loop's body with a
+    leading axis of rounds.
+  """
+  env: dict[int, Any] = {i: jax.numpy.asarray(c) for i, c in program.constants.items()}
+  env.update(zip(program.params, params, strict=True))
+  env.update(zip(program.inputs, inputs, strict=True))
+  read = lambda i: env[i] if isinstance(i, int) else jax.numpy.asarray(i)
+  seen = []
+  for operation in program.operations:
+    values = [read(i) for i in operation.inputs]
+    result = visit(operation, values)
+    if result is not None:
+      seen.append((operation, result))
+    if operation.name == "scan":
+      outputs, inside = _scan(operation, values, visit)
+      seen.extend(inside)
+    else:
+      outputs = operation.primitive.bind(*values, **operation.params)
+    several = operation.primitive.multiple_results
+    env.update(zip(operation.outputs, outputs if several else [outputs], strict=True))
+  return [read(i) for i in program.outputs], seen
+
+
+def _scan(operation, values, visit):
+  p, body = operation.params, operation.params["body"]
+  consts, carries = p["num_consts"], p["num_carry"]
+  visited = []
+
+  def step(carry, slices):
+    inputs = [*values[:consts], *carry, *slices]
+    outputs, seen = evaluate(body, (), inputs, visit)
+    visited[:] = [inner for inner, _ in seen]
+    return outputs[:carries], (outputs[carries:], [result for _, result in seen])
+
+  carry, (stacked, results) = jax.lax.scan(
+    step,
+    values[consts : consts + carries],
+    values[consts + carries :],
+    length=p["length"],
+    reverse=p["reverse"],
+    unroll=p["unroll"],
+  )
+  return [*carry, *stacked], list(zip(visited, results, strict=True))
+
+
+def _abstract(leaf):
+  return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+
+class _Builder:
+  """Numbers values while it inlines."""
+
+  def __init__(self, platform: str):
+    self.platform = platform
+    self.shapes: dict[int, tuple[int, ...]] = {}
+    self.dtypes: dict[int, Any] = {}
+
+  def program(self, jaxpr, consts, params: int) -> Program:
+    env, operations, constants = {}, [], {}
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+      env[var] = self.new(var.aval)
+      constants[env[var]] = value
+    for var in jaxpr.invars:
+      env[var] = self.new(var.aval)
+    self.inline(jaxpr, env, operations, constants)
+    numbers = [env[var] for var in jaxpr.invars]
+    outputs = tuple(self.read(env, var) for var in jaxpr.outvars)
+    return Program(
+      _needed(operations, outputs),
+      tuple(numbers[:params]),
+      tuple(numbers[params:]),
+      outputs,
+      constants,
+      self.shapes,
+      self.dtypes,
+    )
+
+  def new(self, aval) -> int:
+    number = len(self.shapes)
+    self.shapes[number] = tuple(getattr(aval, "shape", ()))
+    self.dtypes[number] = getattr(aval, "dtype", None)
+    return number
+
+  def read(self, env, var):
+    if isinstance(var, core.Literal):
+      return np.asarray(var.val, getattr(var.aval, "dtype", None))
+    return env[var]
+
+  def inline(self, jaxpr, env, operations, constants) -> None:
+    for eqn in jaxpr.eqns:
+      inputs = tuple(self.read(env, var) for var in eqn.invars)
+      name, params = eqn.primitive.name, eqn.params
+      if name == "platform_index":
+        # Only the `cond` that follows reads it, and that is decided here.
+        env[eqn.outvars[0]] = -1
+        continue
+      inner = None
+      if name in _CALLS:
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+      elif name == "cond":
+        inner, inputs = self.branch(params, inputs)
+      if inner is not None:
+        for var, out in zip(
+          eqn.outvars, self.call(inner, inputs, operations, constants), strict=True
+        ):
+          env[var] = out
+        continue
+      if name == "scan":
+        body = params["jaxpr"]
+        params = {**params, "body": self.program(body.jaxpr, body.consts, 0)}
+      outputs = tuple(self.new(var.aval) for var in eqn.outvars)
+      env.update(zip(eqn.outvars, outputs, strict=True))
+      operations.append(Operation(eqn.primitive, params, inputs, outputs))
+
+  def call(self, inner, inputs, operations, constants) -> list:
+    jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+    env = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+      env[var] = self.new(var.aval)
+      constants[env[var]] = value
+    self.inline(jaxpr, env, operations, constants)
+    return [self.read(env, var) for var in jaxpr.outvars]
+
+  def branch(self, params, inputs):
+    """The branch of a `cond` that will be taken, if that is known."""
+    index, rest = inputs[0], inputs[1:]
+    branches, platforms = params["branches"], params.get("branches_platforms")
+    if platforms is not None:
+      known = [self.platform in (p or (self.platform,)) for p in platforms]
+      return branches[known.index(True)], rest
+    if not isinstance(index, int):
+      return branches[min(max(int(index), 0), len(branches) - 1)], rest
+    return None, inputs
+
+
+def _needed(operations, outputs) -> tuple[Operation, ...]:
+  needed = {out for out in outputs if isinstance(out, int)}
+  kept = []
+  for operation in reversed(operations):
+    if needed.intersection(operation.outputs):
+      needed.update(operands(operation))
+      kept.append(operation)
+  return tuple(reversed(kept))
