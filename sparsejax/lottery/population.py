@@ -1,0 +1,201 @@
+"""Populations: tickets, controls and seeds, trained by `vmap` of the same step."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.lottery import member as member_lib
+from sparsejax.lottery.member import Loss, Member, Population
+
+PyTree = Any
+
+
+def stack_members(
+  tx: optax.GradientTransformation,
+  keys: jax.Array,
+  params: PyTree,
+  masks: PyTree = None,
+  model_state: PyTree = None,
+) -> Member:
+  """Makes members from what is stacked on a leading axis.
+
+  Args:
+    tx: the optimizer of all of them.
+    keys: typed PRNG keys (members,). A member's data order and what its loss draws
+      follow from its key alone: equal keys mean equal data.
+    params: tree of arrays (members, ...).
+    masks: tree of bool arrays (members, ...), None at leaves without a mask; None to
+      keep those that `tx.init` gives.
+    model_state: tree of arrays (members, ...) that the model keeps beside its params.
+
+  Returns:
+    Members, masked weights exactly zero, optimizer states fresh.
+
+  Raises:
+    ValueError: leading axes differ; masks do not fit the params or the optimizer.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=1.0)
+    >>> params = {"kernel": jnp.ones((3, 2, 2))}
+    >>> masks = {"kernel": jnp.ones((3, 2, 2), bool).at[2, 0, 1].set(False)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> stack_members(tx, keys, params, masks).params["kernel"][2].tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
+  """
+  for name, tree in (
+    ("params", params),
+    ("masks", masks),
+    ("model_state", model_state),
+  ):
+    for leaf in jax.tree.leaves(tree):
+      if leaf.shape[:1] != keys.shape:
+        raise ValueError(
+          f"{name} must have the leading axis of keys, {keys.shape}, got shape "
+          f"{leaf.shape}."
+        )
+  return member_lib.make(
+    tx, keys, params, masks, {} if model_state is None else model_state
+  )
+
+
+def train_population(
+  loss: Loss,
+  tx: optax.GradientTransformation,
+  members: Member,
+  data: PyTree,
+  *,
+  batch_size: int,
+  steps: int,
+  start: int = 0,
+  validate: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None,
+  every: int = 100,
+  measure: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
+  measure_at: Sequence[int] = (),
+  held_out: PyTree = None,
+  due: Callable[[jax.Array], jax.Array] | None = None,
+  together: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  progress: Callable[[int, int, np.ndarray], None] | None = None,
+) -> Population:
+  """Trains networks that differ in weights, masks, seeds or data order side by side.
+
+  Every member takes the same step, vmapped over a leading axis: gradient, `tx.update`,
+  `optax.apply_updates`, so any model and any optimizer of this package will do. Each
+  sees epochs of the data in an order of its own, which its key decides; a batch that an
+  epoch cannot fill is dropped. Early stopping is recorded and never done: all train to
+  the end, and what each was at its lowest validation loss is measured afterwards.
+
+  Args:
+    loss: `(params, model_state, batch, key) -> (scalar, model_state)`; batch is a slice
+      of `data`, the key is new at every step. Methods of the forward pass are seen
+      through `sj.effective`.
+    tx: an optimizer of this package, or of optax.
+    members: of `stack_members`; a copy is trained.
+    data: tree of arrays (examples, ...), shared by all members.
+    batch_size: examples of a step.
+    steps: after how many updates to end, those before `start` included.
+    start: how many the members had before, for a run that is rewound or goes on; data
+      order and `due` follow from it, the optimizer's own count does not.
+    validate: `(params, model_state, held_out) -> scalar loss`.
+    every: steps from one validation to the next.
+    measure: `(params, model_state, held_out) -> tree of arrays`, such as test accuracy.
+    measure_at: after which steps; the last one and the early stop are added.
+    held_out: what `validate` and `measure` look at.
+    due: `(updates so far) -> bool`, whether this one changes masks, the same for all
+      members; it is passed on as `update_masks`. Without it a schedule of `tx` decides,
+      whose counter is batched: under `vmap` its branch becomes a select that does both
+      sides at every step.
+    together: members of one `vmap`; the others come after them. None for one at a time
+      on a CPU, where nothing is gained, and all elsewhere. Where memory does not
+      suffice, half as many, and so on.
+    devices: to spread each `together` over; their number must divide it.
+    progress: called with (members done, step, validation losses so far) at each
+      validation.
+
+  Returns:
+    A `Population`, its metrics on the host.
+
+  Raises:
+    ValueError: an argument is outside its range.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> data = x, x @ jnp.array([[1.0], [0.0], [0.0], [2.0]])
+    >>> def loss(params, state, batch, key):
+    ...   return jnp.mean((batch[0] @ params["kernel"] - batch[1]) ** 2), state
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=1.0)
+    >>> params = {"kernel": jnp.zeros((2, 4, 1))}
+    >>> masks = {"kernel": jnp.ones((2, 4, 1), bool).at[1, 3].set(False)}
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> members = stack_members(tx, keys, params, masks)
+    >>> done = train_population(loss, tx, members, data, batch_size=16, steps=100)
+    >>> done.members.params["kernel"].squeeze(-1).round(1).tolist()
+    [[1.0, 0.0, 0.0, 2.0], [1.0, 0.0, 0.0, 0.0]]
+  """
+  count = len(members.key)
+  examples = {len(leaf) for leaf in jax.tree.leaves(data)}
+  if len(examples) != 1:
+    raise ValueError(f"data must share one leading axis, got {sorted(examples)}.")
+  (n,) = examples
+  for name, value, low, high in (
+    ("batch_size", batch_size, 1, n),
+    ("start", start, 0, None),
+    ("steps", steps, start + 1, None),
+    ("every", every, 1, None),
+    ("together", together, 1, None),
+    *(("measure_at", at, start + 1, steps) for at in measure_at),
+  ):
+    if value is not None and not (low <= value and (high is None or value <= high)):
+      limit = f"in [{low}, {high}]" if high else f"at least {low}"
+      raise ValueError(f"{name} must be {limit}, got {value}.")
+  if together is None:
+    together = 1 if jax.default_backend() == "cpu" and not devices else count
+  together = min(together, count)
+  if devices and together % len(devices):
+    raise ValueError(
+      f"together must be a multiple of the {len(devices)} devices, got {together}."
+    )
+  plan = member_lib.Plan(
+    batch_size=batch_size,
+    examples=n,
+    start=start,
+    steps=steps,
+    validations=np.arange(start - start % every + every, steps + 1, every),
+    measurements=np.unique([*measure_at, steps]),
+  )
+
+  def chunk(low, high):
+    program = member_lib.program(loss, tx, validate, measure, due, n, high - low > 1)
+    part = jax.tree.map(lambda x: x[low:high], members)
+    show = None if progress is None else lambda at, losses: progress(low, at, losses)
+    try:
+      return [program(part, data, held_out, plan, devices, show)]
+    except jax.errors.JaxRuntimeError as e:
+      least = max(1, len(devices or ()))
+      if "RESOURCE_EXHAUSTED" not in str(e) or high - low <= least:
+        raise
+    middle = low + math.ceil((high - low) / 2 / least) * least
+    return chunk(low, middle) + chunk(middle, high)
+
+  parts = []
+  for low in range(0, count, together):
+    parts += chunk(low, min(low + together, count))
+  if len(parts) == 1:
+    return parts[0]
+  stacked = jax.tree.map(
+    lambda *x: _join(x), *[p._replace(steps=None, measured=None) for p in parts]
+  )
+  return stacked._replace(steps=parts[0].steps, measured=parts[0].measured)
+
+
+def _join(arrays):
+  if isinstance(arrays[0], np.ndarray):
+    return np.concatenate(arrays)
+  return jnp.concatenate(arrays)
