@@ -27,7 +27,7 @@ def default_config() -> config_dict.ConfigDict:
   c.data_dir = ""  # a TFDS folder; empty: TFDS_DATA_DIR, then TFDS's default
   c.validation_fraction = 0.1  # of the training images; the same ones for every seed
   c.augmentation = "none"
-  c.centering = "channel"  # or "pixel": the mean image is taken off
+  c.centering = "channel"  # "pixel": the mean image is taken off; "none": x / 255
   # Model.
   c.model = "mlp"  # a name of sparsejax.models
   c.model_kwargs = config_dict.ConfigDict()
@@ -127,7 +127,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: all(type(s) in (int, float) and s >= 0 for s in v.values()),
     "a dict of numbers at least 0",
   ),
-  "centering": _one_of(("channel", "pixel")),
+  "centering": _one_of(("channel", "pixel", "none")),
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),

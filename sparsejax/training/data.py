@@ -148,6 +148,12 @@ def centered(dataset: Dataset) -> Dataset:
   )
 
 
+def unit(dataset: Dataset) -> Dataset:
+  """The data set with statistics that leave pixels in [0, 1]: mean 0 and std 255."""
+  zeros = np.zeros((1, 1, 1, 1), np.float32)
+  return dataset._replace(mean=zeros, std=zeros + 255)
+
+
 def _digits() -> tuple[Split, Split]:
   """Scikit-learn's 1,797 digits of 8x8 pixels in 17 levels; a fifth is for testing."""
   # Slow to import, and only this data set needs it.

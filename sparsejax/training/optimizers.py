@@ -112,7 +112,24 @@ def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
   Returns:
     An optax optimizer whose state counts the steps it passed over.
   """
-  rate, decay = learning_rate(config, total_steps), config.weight_decay
+  rate = learning_rate(config, total_steps)
+  # optax gives in after so many errors in a row; the loop ends the run long before.
+  return optax.apply_if_finite(
+    unguarded(config, rate), max_consecutive_errors=2**31 - 1
+  )
+
+
+def unguarded(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Returns the dense optimizer alone.
+
+  Args:
+    config: a complete config.
+    rate: its learning rate, `step -> float`.
+
+  Returns:
+    An optax optimizer.
+  """
+  decay = config.weight_decay
   if config.optimizer == "adamw":
     chain = optax.adamw(rate, b1=config.momentum, weight_decay=decay)
   else:
@@ -124,8 +141,7 @@ def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
     chain = optax.chain(optax.add_decayed_weights(decay), last) if decay else last
   if config.lr_scales:
     chain = optax.chain(chain, models.scale_by_path(config.lr_scales.to_dict()))
-  # optax gives in after so many errors in a row; the loop ends the run long before.
-  return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 1)
+  return chain
 
 
 def make_tx(

@@ -96,6 +96,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
   if c.centering == "pixel":
     dataset = data.centered(dataset)
+  elif c.centering == "none":
+    dataset = data.unit(dataset)
   examples = len(dataset.train.labels)
   if c.batch_size > examples:
     raise errors.ConfigError(
