@@ -17,6 +17,8 @@ from sparsejax.training import (
   interrupt,
   metrics,
   progress,
+  report_page,
+  report_run,
   train_and_evaluate,
 )
 from sparsejax.training import config as config_lib
@@ -86,6 +88,17 @@ def test_a_run_learns_and_leaves_its_files(whole):
   summary = json.loads((path / "summary.json").read_text())
   error = 100 * (1 - result.test_accuracy[0])
   np.testing.assert_allclose(summary["test_error_percent"], [error], atol=1e-5)
+
+
+def test_a_report_reads_the_run(whole):
+  path, result = whole
+  (run,) = report_run.read([path])
+  masks = run_lib.named(result_lib.first_seed(result)[1])
+  assert (run.step, list(run.masks)) == (160, list(masks))
+  for name, mask in masks.items():
+    np.testing.assert_array_equal(run.masks[name], mask)
+  page = report_page.page([run])
+  assert f"{100 * result.test_accuracy[0]:.2f} %" in page
 
 
 def test_masked_weights_are_exactly_zero_and_their_number_never_changes(whole):

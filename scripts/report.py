@@ -1,0 +1,50 @@
+r"""Writes one HTML page of a run, or of several side by side.
+
+  python scripts/report.py runs/digits
+  python scripts/report.py runs/rigl runs/sparse_momentum --out=rigl_or_momentum.html
+
+Each WORKDIR is the directory of a run, under way or finished, or a folder of runs as
+scripts/compare.py makes them. The page shows accuracy and loss, each layer's budget
+over time, turnover, masks and filters as pictures, multiply-adds and sizes, the configs
+and what trained them; it needs no network and can be sent as it is. Runs trained with
+--config.track_exploration=True show which part of the weights was ever live.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from absl import logging
+
+from sparsejax.training import TrainingError, report_page, report_run
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    "workdir", nargs="+", type=pathlib.Path, help="a run, or a folder of runs"
+  )
+  parser.add_argument(
+    "--out",
+    type=pathlib.Path,
+    help="the page; default: report.html in WORKDIR, of several in the current folder",
+  )
+  args = parser.parse_args()
+  logging.set_verbosity(logging.ERROR)  # orbax warns of files that it does without
+  alone = args.workdir[0] if len(args.workdir) == 1 else pathlib.Path()
+  out = args.out or alone / report_page.FILE
+  try:
+    runs = report_run.read(args.workdir)
+    report_page.write(out, runs)
+  except (TrainingError, OSError) as e:
+    print(f"Error: {e}", file=sys.stderr)
+    return 1
+  what = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+  print(f"Wrote {out}, of {what}.")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,109 @@
+"""Masks and filters as PNGs whose opacity is the value, for any background."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+_BLUE, _RED = (0, 114, 178), (213, 94, 0)
+_LONGEST = 128
+_MOST_FILTERS = 64
+
+
+def connected_pixels(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+  """Counts the live weights that leave each pixel of the input.
+
+  c_p = sum_o m_(p, o), over the channels of p
+
+  Args:
+    mask: bool (pixels * channels, features), of a dense layer on flattened images.
+    image_shape: (height, width, channels).
+
+  Returns:
+    int (height, width).
+
+  Raises:
+    ValueError: the mask is not of a layer on such images.
+
+  Example:
+    >>> connected_pixels(np.array([[1, 1], [0, 0], [0, 1], [0, 0]]) > 0, (2, 2, 1))
+    array([[2, 0],
+           [1, 0]])
+  """
+  if mask.ndim != 2 or mask.shape[0] != int(np.prod(image_shape)):
+    raise ValueError(
+      f"mask must have shape ({int(np.prod(image_shape))}, features) for images of"
+      f" {image_shape}, got {mask.shape}."
+    )
+  return mask.sum(1).reshape(image_shape).sum(-1)
+
+
+def connections(mask: np.ndarray) -> np.ndarray:
+  """Returns how dense a layer is, place by place.
+
+  Args:
+    mask: bool (..., in, out); of a convolution, all positions of a kernel together.
+
+  Returns:
+    float (rows, columns) in [0, 1], at most 128 each: the mean over blocks.
+
+  Example:
+    >>> connections(np.array([[True, False], [True, True]]))
+    array([[1., 0.],
+           [1., 1.]])
+  """
+  dense = mask.reshape(-1, *mask.shape[-2:]).mean(0)
+  for axis in (0, 1):
+    n = dense.shape[axis]
+    if n > _LONGEST:
+      starts = np.linspace(0, n, _LONGEST + 1).astype(int)
+      lengths = np.diff(starts)
+      sums = np.add.reduceat(dense, starts[:-1], axis=axis)
+      dense = sums / (lengths[:, None] if axis == 0 else lengths)
+  return dense
+
+
+def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Lays the filters of a convolution on images out in a grid.
+
+  Args:
+    kernel: float (height, width, in, out).
+    mask: bool, of the same shape.
+
+  Returns:
+    float (rows, columns) in [-1, 1], the mean over `in` of at most 64 filters, over
+    the largest of them; NaN where all is dead and between filters.
+  """
+  live = np.where(mask, kernel, 0.0).sum(2) / np.maximum(mask.sum(2), 1)
+  live = np.where(mask.any(2), live, np.nan)[..., :_MOST_FILTERS]
+  height, width, n = live.shape
+  columns = int(np.ceil(np.sqrt(2 * n)))
+  rows = -(-n // columns)
+  grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+  for i in range(n):
+    top, left = i // columns * (height + 1), i % columns * (width + 1)
+    grid[top : top + height, left : left + width] = live[..., i]
+  largest = np.nanmax(np.abs(grid)) if np.isfinite(grid).any() else 0.0
+  return grid / (largest or 1.0)
+
+
+def png(values: np.ndarray) -> str:
+  """Encodes values as a picture: opacity their size, blue positive, orange negative.
+
+  Args:
+    values: float (rows, columns) in [-1, 1]; NaN is left blank.
+
+  Returns:
+    A `data:` URI.
+  """
+  blank = ~np.isfinite(values)
+  values = np.where(blank, 0.0, values)
+  pixels = np.zeros((*values.shape, 4), np.uint8)
+  pixels[..., :3] = np.where((values >= 0)[..., None], _BLUE, _RED)
+  # What is live but small, or dead inside a frame, is to be seen as a place.
+  alpha = 0.07 + 0.93 * np.clip(np.abs(values), 0, 1)
+  pixels[..., 3] = np.where(blank, 0, np.round(255 * alpha))
+  buffer = io.BytesIO()
+  Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
+  return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
