@@ -31,15 +31,7 @@ def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
     ...   sj.load_masks(file.name, like=masks)
     {'bias': None, 'kernel': Array([[ True, False]], dtype=bool)}
   """
-  flat = {
-    path_string(key): jnp.asarray(mask)
-    for key, mask in jax.tree_util.tree_leaves_with_path(masks)
-  }
-  arrays = {}
-  for name, bits in jax.device_get(pack(flat)).items():
-    # The prefixes keep a leaf called "file" apart from savez's own arguments.
-    arrays[f"mask:{name}"] = bits
-    arrays[f"shape:{name}"] = np.asarray(flat[name].shape, np.int64)
+  arrays = mask_arrays(masks)
   with open(path, "wb") as file:
     np.savez(file, **arrays)
 
@@ -79,3 +71,27 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
     for name in names
   }
   return treedef.unflatten(found.get(path_string(key)) for key, _ in leaves)
+
+
+def mask_arrays(masks: PyTree) -> dict[str, Any]:
+  """What `save_masks` writes, for files that hold more than masks.
+
+  Args:
+    masks: as in `save_masks`.
+
+  Returns:
+    `mask:<path>`, packed bits, and `shape:<path>` of every mask.
+
+  Raises:
+    TypeError: a leaf is not bool.
+  """
+  flat = {
+    path_string(key): jnp.asarray(mask)
+    for key, mask in jax.tree_util.tree_leaves_with_path(masks)
+  }
+  arrays = {}
+  for name, bits in jax.device_get(pack(flat)).items():
+    # The prefixes keep a leaf called "file" apart from savez's own arguments.
+    arrays[f"mask:{name}"] = bits
+    arrays[f"shape:{name}"] = np.asarray(flat[name].shape, np.int64)
+  return arrays

@@ -3,6 +3,7 @@
 from sparsejax.lottery.compensation import compensate
 from sparsejax.lottery.criteria import CRITERIA, criterion
 from sparsejax.lottery.freeze import freeze_masked
+from sparsejax.lottery.instability import error_on_line, instability, interpolate
 from sparsejax.lottery.layerwise_obs import deletion_order, order_scores
 from sparsejax.lottery.levenberg_marquardt import (
   levenberg_marquardt,
@@ -42,6 +43,18 @@ from sparsejax.lottery.second_order import (
 from sparsejax.lottery.sparse_gpt import sparse_gpt
 from sparsejax.lottery.strong import StrongTicket, approximate
 from sparsejax.lottery.strong_network import run_effective, run_network
+from sparsejax.lottery.supermask import (
+  SupermaskState,
+  edge_popup,
+  rescaled_effective,
+)
+from sparsejax.lottery.supermask_bernoulli import bernoulli_masks, bernoulli_supermask
+from sparsejax.lottery.supermask_files import (
+  Supermask,
+  load_supermask,
+  save_supermask,
+  weights_hash,
+)
 from sparsejax.lottery.woodfisher import block_inverse as woodfisher_inverse
 from sparsejax.lottery.woodfisher import woodfisher_compensate, woodfisher_saliency
 
@@ -52,18 +65,27 @@ __all__ = [
   "Member",
   "Population",
   "StrongTicket",
+  "Supermask",
+  "SupermaskState",
   "approximate",
+  "bernoulli_masks",
+  "bernoulli_supermask",
   "compensate",
   "criterion",
   "deletion_order",
   "dense_masks",
   "downdate_inverse",
+  "edge_popup",
+  "error_on_line",
   "freeze_masked",
+  "instability",
+  "interpolate",
   "keep_rate",
   "ladder",
   "layer_rates",
   "levenberg_marquardt",
   "live_inverse",
+  "load_supermask",
   "mask_one",
   "mask_zero",
   "obd_rule",
@@ -76,14 +98,17 @@ __all__ = [
   "prune_mlp_obs",
   "prune_retrain",
   "random_masks",
+  "rescaled_effective",
   "rewind",
   "run_effective",
   "run_network",
+  "save_supermask",
   "score_rule",
   "sparse_gpt",
   "stack_members",
   "surgeon_rule",
   "train_population",
+  "weights_hash",
   "woodfisher_compensate",
   "woodfisher_inverse",
   "woodfisher_saliency",

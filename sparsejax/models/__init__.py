@@ -1,5 +1,6 @@
 """Models: flax linen modules whose parameters are plain pytrees."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,12 @@ from sparsejax.models.conv import conv2d
 from sparsejax.models.conv_stack import conv_layer, conv_stack
 from sparsejax.models.convnet import ConvNet
 from sparsejax.models.initialization import (
+  Initialization,
   glorot_normal,
   he_normal_fan_out,
+  kaiming_normal,
   lecun_normal,
+  signed_kaiming_constant,
   torch_uniform,
 )
 from sparsejax.models.layers import Conv
@@ -35,6 +39,7 @@ MODELS = {
   "conv2": partial(ConvNet, depth=2),
   "conv4": partial(ConvNet, depth=4),
   "conv6": partial(ConvNet, depth=6),
+  "conv8": partial(ConvNet, depth=8),
   "lenet300": LeNet300,
   "lenet5": LeNet5,
   "mlp": MLP,
@@ -48,19 +53,40 @@ MODELS = {
 }
 
 
-def create(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
+# What a config may call an initialization.
+INITIALIZATIONS: dict[str, Callable[..., Any]] = {
+  "glorot_normal": glorot_normal,
+  "he_normal_fan_out": he_normal_fan_out,
+  "kaiming_normal": kaiming_normal,
+  "lecun_normal": lecun_normal,
+  "signed_kaiming_constant": signed_kaiming_constant,
+  "torch_uniform": torch_uniform,
+}
+
+
+def create(
+  name: str,
+  num_classes: int = 10,
+  initialization: str | Initialization | None = None,
+  initialization_kwargs: Mapping[str, Any] | None = None,
+  **kwargs: Any,
+) -> nn.Module:
   """Builds a model by its name.
 
   Args:
     name: one of `MODELS`.
     num_classes: number of logits.
+    initialization: a layer's fan-in to its initializers, or the name of one of
+      `INITIALIZATIONS`; None for the model's own.
+    initialization_kwargs: more arguments for it.
     **kwargs: the model's own attributes.
 
   Returns:
     A flax linen module that maps images (n, height, width, channels) to logits.
 
   Raises:
-    ValueError: where there is no such model.
+    ValueError: where there is no such model or initialization, or there are arguments
+      for none.
 
   Example:
     >>> create("mlp", features=(64,)).num_classes
@@ -68,10 +94,27 @@ def create(name: str, num_classes: int = 10, **kwargs: Any) -> nn.Module:
   """
   if name not in MODELS:
     raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
+  if isinstance(initialization, str):
+    if initialization not in INITIALIZATIONS:
+      raise ValueError(
+        f"initialization must be one of {', '.join(INITIALIZATIONS)}; got "
+        f"{initialization!r}."
+      )
+    initialization = INITIALIZATIONS[initialization]
+  if initialization_kwargs:
+    if initialization is None:
+      raise ValueError(
+        "initialization must be given with initialization_kwargs; got None and "
+        f"{dict(initialization_kwargs)}."
+      )
+    initialization = partial(initialization, **initialization_kwargs)
+  if initialization is not None:
+    kwargs["initialization"] = initialization
   return MODELS[name](num_classes=num_classes, **kwargs)
 
 
 __all__ = [
+  "INITIALIZATIONS",
   "MLP",
   "MODELS",
   "VGG16",
@@ -93,9 +136,11 @@ __all__ = [
   "create",
   "glorot_normal",
   "he_normal_fan_out",
+  "kaiming_normal",
   "lecun_normal",
   "max_pool",
   "scale_by_path",
+  "signed_kaiming_constant",
   "space_to_depth",
   "torch_uniform",
 ]

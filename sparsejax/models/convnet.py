@@ -1,27 +1,31 @@
-"""Conv-2, Conv-4 and Conv-6, the small VGGs of the lottery ticket hypothesis."""
+"""Conv-2, Conv-4, Conv-6 and Conv-8, small VGGs of lottery tickets and supermasks."""
 
 import flax.linen as nn
 import jax
 
 from sparsejax.models.conv import Lowering
 from sparsejax.models.initialization import Initialization, glorot_normal
-from sparsejax.models.layers import Conv
+from sparsejax.models.layers import Conv, plain_norm
 from sparsejax.models.pooling import max_pool
 
 
 class ConvNet(nn.Module):
   """Pairs of 3 x 3 convolutions and a max pool, then dense layers of 256 and 256.
 
-  The pairs have 64, 128 and 256 features (Frankle and Carbin 2019, figure 2). On
-  32 x 32 images of three channels and 10 classes the kernels hold 4,300,992 (Conv-2),
-  2,425,024 (Conv-4) and 2,261,184 weights (Conv-6, for which the paper prints 1.7M).
+  The pairs have 64, 128, 256 and 512 features (Frankle and Carbin 2019, figure 2; the
+  fourth pair is Ramanujan et al.'s, 2020). On 32 x 32 images of three channels and 10
+  classes the kernels hold 4,300,992 (Conv-2), 2,425,024 (Conv-4), 2,261,184 (Conv-6,
+  for which the paper prints 1.7M) and 5,275,840 weights (Conv-8).
 
   Pooling comes before the pair's last ReLU: the function is the same, see `LeNet5`.
 
   Attributes:
-    depth: number of convolutions: 2, 4 or 6.
+    depth: number of convolutions: 2, 4, 6 or 8.
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers.
+    use_bias: whether layers have biases.
+    normalize: whether the outputs of each layer but the last are normalized over the
+      batch, without scale or shift, before ReLU.
     lowering: see `sparsejax.models.conv2d`.
 
   Example:
@@ -35,29 +39,41 @@ class ConvNet(nn.Module):
   depth: int = 4
   num_classes: int = 10
   initialization: Initialization = glorot_normal
+  use_bias: bool = True
+  normalize: bool = False
   lowering: Lowering = "auto"
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
-    if self.depth not in (2, 4, 6):
-      raise ValueError(f"depth must be 2, 4 or 6; got {self.depth}.")
+    if self.depth not in (2, 4, 6, 8):
+      raise ValueError(f"depth must be 2, 4, 6 or 8; got {self.depth}.")
     for i in range(self.depth):
       kernel_init, bias_init = self.initialization(9 * x.shape[-1])
       x = Conv(
         64 * 2 ** (i // 2),
         kernel_size=(3, 3),
+        use_bias=self.use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
         lowering=self.lowering,
         name=f"conv{i + 1}",
       )(x)
+      if self.normalize:
+        x = plain_norm(train, name=f"norm{i + 1}")(x)
       x = nn.relu(max_pool(x, lowering=self.lowering) if i % 2 else x)
     x = x.reshape(x.shape[0], -1)
     for i, features in enumerate((256, 256, self.num_classes), 1):
-      x = nn.relu(x) if i > 1 else x
+      if i > 1:
+        if self.normalize:
+          x = plain_norm(train, name=f"norm{self.depth + i - 1}")(x)
+        x = nn.relu(x)
       kernel_init, bias_init = self.initialization(x.shape[-1])
       x = nn.Dense(
-        features, kernel_init=kernel_init, bias_init=bias_init, name=f"dense{i}"
+        features,
+        use_bias=self.use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        name=f"dense{i}",
       )(x)
     return x

@@ -1,5 +1,6 @@
 """Initial weights and biases of the models, chosen by a layer's fan-in."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -75,6 +76,76 @@ def glorot_normal(fan_in: int) -> tuple[Initializer, Initializer]:
   """
   del fan_in
   return nn.initializers.glorot_normal(), nn.initializers.zeros_init()
+
+
+def kaiming_normal(
+  fan_in: int, density: float = 1.0
+) -> tuple[Initializer, Initializer]:
+  """He et al.'s (2015) for the forward pass: w ~ N(0, 2 / (fan_in density)), b = 0.
+
+  With the density of a supermask the outputs of a layer vary as if all of it were
+  live: the "scaled" weights of Ramanujan et al. (2020), section 4.
+
+  Args:
+    fan_in: inputs of one output: height x width x channels of a kernel.
+    density: fraction of the weights that a mask will keep, in (0, 1]; 1 for unscaled.
+
+  Returns:
+    Initializers of the kernel and of the bias.
+
+  Raises:
+    ValueError: density is outside (0, 1].
+
+  Example:
+    >>> kernel_init, _ = kaiming_normal(fan_in=200, density=0.25)
+    >>> round(float(kernel_init(jax.random.key(0), (200, 500)).std()), 2)
+    0.2
+  """
+  std = _kaiming_std(fan_in, density)
+
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    del out_sharding
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(std, dtype)
+
+  return init, nn.initializers.zeros_init()
+
+
+def signed_kaiming_constant(
+  fan_in: int, density: float = 1.0
+) -> tuple[Initializer, Initializer]:
+  """A constant with random signs: w = +-sqrt(2 / (fan_in density)), b = 0.
+
+  The random weights in which supermasks are best found (Ramanujan et al. 2020, sections
+  4 and 5.4). A weight is worth one bit.
+
+  Args:
+    fan_in: inputs of one output: height x width x channels of a kernel.
+    density: see `kaiming_normal`.
+
+  Returns:
+    Initializers of the kernel and of the bias.
+
+  Raises:
+    ValueError: density is outside (0, 1].
+
+  Example:
+    >>> kernel_init, _ = signed_kaiming_constant(fan_in=8)
+    >>> jnp.unique(kernel_init(jax.random.key(0), (8, 4)))
+    Array([-0.5,  0.5], dtype=float32)
+  """
+  constant = _kaiming_std(fan_in, density)
+
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    del out_sharding
+    return jax.random.rademacher(key, shape, dtype) * jnp.asarray(constant, dtype)
+
+  return init, nn.initializers.zeros_init()
+
+
+def _kaiming_std(fan_in: int, density: float) -> float:
+  if not 0 < density <= 1:
+    raise ValueError(f"density must lie in (0, 1], got {density}.")
+  return math.sqrt(2 / (fan_in * density))
 
 
 def he_normal_fan_out(fan_in: int) -> tuple[Initializer, Initializer]:

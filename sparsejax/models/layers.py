@@ -69,6 +69,25 @@ class Conv(nn.Module):
     return y.reshape(*batch, *y.shape[1:]) if len(batch) != 1 else y
 
 
+def plain_norm(train: bool, name: str) -> nn.BatchNorm:
+  """Batch normalization that learns nothing: neither scale nor shift.
+
+  Args:
+    train: whether a batch normalizes itself, or running averages do it.
+    name: in its parent.
+
+  Returns:
+    The layer.
+  """
+  return nn.BatchNorm(
+    use_running_average=not train,
+    momentum=0.9,
+    use_scale=False,
+    use_bias=False,
+    name=name,
+  )
+
+
 def residual_conv(
   parent: Any, features: int, x: jax.Array, size: int, strides: int, name: str
 ) -> Conv:

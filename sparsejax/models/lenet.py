@@ -11,7 +11,10 @@ from sparsejax.models.pooling import max_pool
 
 
 def LeNet300(
-  num_classes: int = 10, initialization: Initialization = torch_uniform
+  num_classes: int = 10,
+  initialization: Initialization = torch_uniform,
+  use_bias: bool = True,
+  normalize: bool = False,
 ) -> MLP:
   """LeNet-300-100: hidden layers of 300 and 100 units and ReLU (LeCun et al. 1998).
 
@@ -21,6 +24,8 @@ def LeNet300(
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers; by default PyTorch's, from
       which the results of Dettmers and Zettlemoyer (2019) started.
+    use_bias: see `MLP`.
+    normalize: see `MLP`.
 
   Returns:
     The model.
@@ -29,7 +34,13 @@ def LeNet300(
     >>> LeNet300().features
     (300, 100)
   """
-  return MLP((300, 100), num_classes, initialization=initialization)
+  return MLP(
+    (300, 100),
+    num_classes,
+    initialization=initialization,
+    use_bias=use_bias,
+    normalize=normalize,
+  )
 
 
 class LeNet5(nn.Module):

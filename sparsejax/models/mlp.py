@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from sparsejax.models.initialization import Initialization, torch_uniform
+from sparsejax.models.layers import plain_norm
 
 
 class MLP(nn.Module):
@@ -18,6 +19,9 @@ class MLP(nn.Module):
     num_classes: number of logits.
     activation: elementwise, after each hidden layer.
     initialization: a layer's fan-in to its initializers.
+    use_bias: whether layers have biases.
+    normalize: whether the outputs of each hidden layer are normalized over the batch,
+      without scale or shift, before the activation.
 
   Example:
     >>> import jax.numpy as jnp
@@ -34,17 +38,25 @@ class MLP(nn.Module):
   num_classes: int = 10
   activation: Callable[[jax.Array], jax.Array] = nn.relu
   initialization: Initialization = torch_uniform
+  use_bias: bool = True
+  normalize: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps (n, ...) to logits (n, num_classes)."""
     x = x.reshape(x.shape[0], -1)
     widths = (*self.features, self.num_classes)
     for i, width in enumerate(widths, 1):
       kernel_init, bias_init = self.initialization(x.shape[-1])
       x = nn.Dense(
-        width, kernel_init=kernel_init, bias_init=bias_init, name=f"dense{i}"
+        width,
+        use_bias=self.use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        name=f"dense{i}",
       )(x)
       if i < len(widths):
+        if self.normalize:
+          x = plain_norm(train, name=f"norm{i}")(x)
         x = self.activation(x)
     return x

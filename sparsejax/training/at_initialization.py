@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import sparsejax as sj
-from sparsejax.training import errors, functions, step
+from sparsejax.training import errors, functions, methods, step
 from sparsejax.training.methods import METHODS
 
 PyTree = Any
@@ -39,7 +39,7 @@ def mask_finder(
   """
   if not METHODS[config.method].prunes_at_init:
     return None
-  method = getattr(sj, config.method)
+  method = methods.function(config.method)
   kwargs: dict[str, Any] = {
     "distribution": distribution(config.distribution),
     **config.method_kwargs.to_dict(),

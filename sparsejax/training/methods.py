@@ -1,21 +1,25 @@
 """The methods a config may name: a line each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import sparsejax as sj
+from sparsejax import lottery
 
 
 class Method(NamedTuple):
-  """What training has to know of a method beside its function `sj.<name>`.
+  """What training has to know of a method beside its `function`.
 
   Attributes:
     fields: config fields as its paper has them. Density is not among them, for that is
       what a comparison varies, and `update_every` only where the method would be
       another one without it.
     moves: whether masks change while training.
-    prunes_at_init: whether `sj.<name>` finds masks before the first step, which
+    prunes_at_init: whether the function finds masks before the first step, which
       `sj.static_sparse` then trains.
     forward: whether the loss sees `sj.effective(params, opt_state)`, the params staying
       dense.
+    rescaled: whether it sees `lottery.rescaled_effective` in its place.
     dense_gradients: whether every step takes the gradients of dead weights too; it
       counts in the estimate of a run's cost.
   """
@@ -24,6 +28,7 @@ class Method(NamedTuple):
   moves: bool = True
   prunes_at_init: bool = False
   forward: bool = False
+  rescaled: bool = False
   dense_gradients: bool = False
 
 
@@ -62,6 +67,16 @@ METHODS: dict[str, Method] = {
   "sr_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   # It brings its own weight decay.
   "top_kast": Method({"update_every": 100, "weight_decay": 0.0}, forward=True),
+  # Masks of weights that are never trained; weight decay is the scores'.
+  "edge_popup": Method(
+    {**_EVERY_STEP, "weight_decay": 1e-4}, forward=True, dense_gradients=True
+  ),
+  "bernoulli_supermask": Method(
+    {**_EVERY_STEP, "weight_decay": 0.0},
+    forward=True,
+    rescaled=True,
+    dense_gradients=True,
+  ),
   # At initialization.
   "snip": Method(_GLOBAL, moves=False, prunes_at_init=True),
   "grasp": Method(_GLOBAL, moves=False, prunes_at_init=True),
@@ -70,3 +85,30 @@ METHODS: dict[str, Method] = {
   "static_sparse": Method({"distribution": "erk"}, moves=False),
   "dense": Method({"density": 1.0}, moves=False),
 }
+
+
+def function(name: str) -> Callable[..., Any]:
+  """Returns a method's function: `sj.<name>`, or `lottery.<name>`.
+
+  Args:
+    name: one of `METHODS`.
+
+  Returns:
+    `(inner, density, ...) -> optimizer`, or what finds masks before training.
+  """
+  return getattr(sj if hasattr(sj, name) else lottery, name)
+
+
+def seen_weights(name: str) -> Callable[[Any, Any], Any]:
+  """Returns `(params, opt_state) -> params` that the model sees.
+
+  Args:
+    name: one of `METHODS`.
+
+  Returns:
+    The params themselves, unless the method's masks act in the forward pass only.
+  """
+  method = METHODS[name]
+  if not method.forward:
+    return lambda params, opt_state: params
+  return lottery.rescaled_effective if method.rescaled else sj.effective

@@ -11,7 +11,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.training import at_initialization, errors
+from sparsejax.training import at_initialization, errors, methods
 from sparsejax.training.methods import METHODS
 
 Config = Any  # a frozen config of `config.complete`
@@ -155,7 +155,7 @@ def make_tx(
     seed: of the masks, an integer that may be traced.
 
   Returns:
-    `sj.<method>(inner, density, ...)`; `sj.static_sparse` for a method that prunes at
+    `<method>(inner, density, ...)`; `sj.static_sparse` for a method that prunes at
     initialization.
 
   Raises:
@@ -164,7 +164,7 @@ def make_tx(
   if METHODS[config.method].prunes_at_init:
     # The masks are put in place before the first step; until then any will do.
     return sj.static_sparse(inner(config, total_steps), config.density, seed=seed)
-  method = getattr(sj, config.method)
+  method = methods.function(config.method)
   start, end = window(config, total_steps)
   fields: dict[str, Any] = {
     "update_every": config.update_every,

@@ -16,6 +16,7 @@ from sparsejax.training import (
   augment,
   data,
   errors,
+  methods,
   optimizers,
   step,
 )
@@ -130,7 +131,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
       label_smoothing=c.label_smoothing,
       sparsify_params=None if find_masks or method.forward else mask,
-      **({"effective": sj.effective} if method.forward else {}),
+      effective=methods.seen_weights(c.method),
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)

@@ -53,6 +53,7 @@ COUNTS = [
   ("conv2", CIFAR, {}, 4_300_992, 4_301_642),
   ("conv4", CIFAR, {}, 2_425_024, 2_425_930),
   ("conv6", CIFAR, {}, 2_261_184, 2_262_602),
+  ("conv8", CIFAR, {}, 5_275_840, 5_278_282),
   ("vgg16_c", CIFAR, {}, 11_307_712, 11_323_466),
   ("vgg16_d", CIFAR, {}, 15_239_872, 15_255_626),
   ("vgg16_like", CIFAR, {}, 14_977_728, 14_991_946),
@@ -87,7 +88,7 @@ def test_every_model_is_counted():
 @pytest.mark.parametrize(
   ("name", "kwargs", "match"),
   [
-    ("conv4", {"depth": 3}, "depth must be 2, 4 or 6; got 3"),
+    ("conv4", {"depth": 3}, "depth must be 2, 4, 6 or 8; got 3"),
     ("wide_resnet", {"depth": 27}, "depth must be 10, 16, .* got 27 and 2"),
     ("wide_resnet", {"width": 0}, "width at least 1; got 28 and 0"),
     ("vgg16_d", {"version": "e"}, "version must be 'c', 'd' or 'like'; got 'e'"),

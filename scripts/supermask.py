@@ -1,0 +1,167 @@
+r"""Networks inside random networks: results/supermask.json, and accuracy against k.
+
+  python scripts/supermask.py --workdir=runs/supermask
+
+Edge-popup on LeNet-300-100 (MNIST) over the fraction kept and on Conv-4, by the configs
+of configs/*_supermask.py with fewer epochs; Zhou et al.'s Bernoulli supermask, and
+their masks of magnitudes and signs, which learn no scores; what the selection of the
+top k costs of a step. Half an hour on one quiet CPU core, most of it Conv-4. Runs that
+are finished are not done again and one that was stopped goes on; several processes may
+share the workdir with different --parts. --write_only assembles the table from what is
+finished.
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Any
+
+import _supermask
+import _theory
+import numpy as np
+from absl import app, flags, logging
+
+from sparsejax import training
+from sparsejax.training import results
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
+INITIALIZATIONS = ("signed_constant", "kaiming_normal")
+PARTS = ("lenet300", "scaled", "bernoulli", "heuristics", "conv4", "selection")
+SEEDS, EPOCHS = 3, 10  # of LeNet-300-100
+CONV_IMAGES, CONV_KEPT = 12_000, (0.5, 0.3, 0.7, 0.1, 0.9)
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/supermask.json"), "The table to write."
+)
+_PLOTS = flags.DEFINE_string("plots", "plots", "Folder of the plot.")
+_PARTS = flags.DEFINE_multi_enum("parts", list(PARTS), list(PARTS), "What to run.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+
+
+def get_config(name: str, variant: str):
+  path = ROOT / f"configs/{name}.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def cases() -> dict[str, tuple[str, Any]]:
+  """Case -> part and config, in the order in which they are run."""
+  found = {}
+
+  def lenet(part, name, variant):
+    config = get_config("mnist_lenet300_supermask", variant)
+    config.update(num_epochs=EPOCHS, num_seeds=SEEDS, log_every=1000)
+    found[f"lenet300/{name}"] = part, config
+
+  for kept in KEPT:
+    for init in INITIALIZATIONS:
+      lenet("lenet300", f"{init}/kept={kept:g}", f"{init},{kept}")
+  for kept in (0.5, 0.3):
+    for init in INITIALIZATIONS:
+      lenet("scaled", f"{init}_scaled/kept={kept:g}", f"{init},scaled,{kept}")
+  lenet("bernoulli", "bernoulli/signed_constant", "bernoulli")
+  for kept in CONV_KEPT:
+    for init in INITIALIZATIONS:
+      config = get_config("cifar10_conv4_supermask", f"{init},{kept}")
+      config.update(dataset="mnist", augmentation="none", num_epochs=1)
+      config.update(validation_fraction=1 - CONV_IMAGES / 60_000, log_every=20)
+      found[f"conv4_mnist/{init}/kept={kept:g}"] = "conv4", config
+  return found
+
+
+def train(case: str, config) -> bool:
+  """Runs a case to its end and writes what is to be known of it."""
+  workdir = pathlib.Path(_WORKDIR.value) / case
+  if (workdir / "measured.json").exists():
+    return True
+  print(case, flush=True)
+  result = training.train_and_evaluate(config, workdir, summarize=False)
+  if result.finished:
+    found = _supermask.measure(config, result, workdir)
+    print(f"  {found}", flush=True)
+    (workdir / "measured.json").write_text(json.dumps(found))
+  return result.finished
+
+
+def once(part: str, function) -> None:
+  """Runs one of the parts that are no training runs, unless it is done."""
+  path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
+  if not path.exists():
+    print(part, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(function()))
+
+
+def rows() -> list[dict]:
+  table = []
+  for case, (part, config) in cases().items():
+    path = pathlib.Path(_WORKDIR.value) / case / "measured.json"
+    if not path.exists():
+      continue
+    found = json.loads(path.read_text())
+    examples = f"{CONV_IMAGES:,} images" if part == "conv4" else "54,000 images"
+    note = (
+      f"MNIST, {config.num_epochs} epochs of {examples} in batches of"
+      f" {config.batch_size}; weights unchanged (SHA-256)"
+    )
+    if part == "bernoulli":
+      note += (
+        f"; mean over {_supermask.DRAWS} draws; {found['live_percent']:.1f} % live"
+      )
+    for metric, value in found.items():
+      table.append(results.row(case, metric, value, note=note))
+  for part in ("heuristics", "selection"):
+    path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
+    if path.exists():
+      table += [results.row(**row) for row in json.loads(path.read_text())]
+  return sorted(table, key=lambda row: row["case"])
+
+
+def plot(table: list[dict]) -> None:
+  found = {r["case"]: r for r in table if r["metric"] == "test_accuracy_percent"}
+  models = {"lenet300": "LeNet-300-100", "conv4_mnist": "Conv-4"}
+  figure, panels = _theory.axes(1, len(models))
+  for axis, (model, title) in zip(panels, models.items(), strict=True):
+    for init, color in zip(INITIALIZATIONS, _theory.COLORS, strict=False):
+      kept = [k for k in sorted(KEPT) if f"{model}/{init}/kept={k:g}" in found]
+      chosen = [found[f"{model}/{init}/kept={k:g}"] for k in kept]
+      values = [r["values"] for r in chosen]
+      label = init.replace("_", " ")
+      percent = 100 * np.array(kept)
+      axis.plot(
+        percent, [np.mean(v) for v in values], "o-", ms=4, color=color, label=label
+      )
+      low, high = [min(v) for v in values], [max(v) for v in values]
+      axis.fill_between(percent, low, high, alpha=0.15, lw=0, color=color)
+    axis.set(xlabel="weights kept, %", ylabel="test accuracy, %", xlim=(0, 100))
+    axis.set_title(f"{title} on MNIST, weights never trained")
+    axis.legend(loc="lower center")
+  _theory.save(figure, _PLOTS.value, "supermask")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  if not _WRITE_ONLY.value:
+    if "selection" in _PARTS.value:
+      once("selection", _supermask.selection)
+    for case, (part, config) in cases().items():
+      if part in _PARTS.value and not train(case, config):
+        sys.exit(130)
+    if "heuristics" in _PARTS.value:
+      once("heuristics", lambda: _supermask.heuristics(SEEDS, EPOCHS))
+  table = rows()
+  results.write_results(_OUT.value, "supermask", table)
+  plot(table)
+  print(f"Wrote {_OUT.value}.")
+
+
+if __name__ == "__main__":
+  app.run(main)
