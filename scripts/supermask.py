@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
 INITIALIZATIONS = ("signed_constant", "kaiming_normal")
 PARTS = ("lenet300", "scaled", "bernoulli", "heuristics", "conv4", "selection")
-SEEDS, EPOCHS = 3, 10  # of LeNet-300-100
+SEEDS, EPOCHS = 3, 6  # of LeNet-300-100
 CONV_IMAGES, CONV_KEPT = 12_000, (0.5, 0.3, 0.7, 0.1, 0.9)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
