@@ -8,7 +8,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from sparsejax.core.leaves import Where, align, choose, matches, selected
+from sparsejax.core.checks import check_flag, check_number, check_optimizer
+from sparsejax.core.leaves import (
+  Where,
+  align,
+  check_where,
+  choose,
+  matches,
+  path_string,
+  selected,
+)
+from sparsejax.core.select import select
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
   Distribution,
@@ -18,12 +28,20 @@ from sparsejax.core.types import (
   SparseState,
   Topology,
 )
-from sparsejax.distributions.static import check_density, uniform
+from sparsejax.distributions.static import (
+  check_density,
+  check_distribution,
+  uniform,
+)
 from sparsejax.transforms.moments import complete, find_moments
 from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.start import budget_template, placed_like, start
 from sparsejax.transforms.structured import check_layers, check_structure
-from sparsejax.transforms.when import mask_update_due
+from sparsejax.transforms.when import (
+  check_schedule,
+  check_update_masks,
+  mask_update_due,
+)
 
 Array = jax.Array
 
@@ -91,7 +109,20 @@ def sparsify(
     >>> transform = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
     >>> tx = sj.sparsify(optax.sgd(0.1), transform, density=0.1)
   """
-  _check(inner, mask_transform, density, update_every, start_step, end_step, seed)
+  check_optimizer("inner", inner)
+  if not isinstance(mask_transform, MaskTransform):
+    raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
+  if density is not None:
+    check_density(density)
+  check_schedule(update_every, start_step, end_step)
+  check_distribution(distribution)
+  check_where("where", where)
+  check_where("stacked", stacked)
+  _check_seed(seed)
+  check_flag("mask_gradients", mask_gradients)
+  if momentum_decay is not None:
+    rule = "lie in [0, 1]"
+    check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
   check_structure(structure, density, distribution)
   inner = optax.with_extra_args_support(inner)
 
@@ -102,6 +133,10 @@ def sparsify(
       rows = [False] * len(chosen)
     else:
       rows = matches(params, stacked, "stacked")
+      if not any(c and r for c, r in zip(chosen, rows, strict=True)):
+        raise ValueError(
+          f"stacked must select a leaf that is sparsified, got {stacked!r}."
+        )
     like = budget_template(params, kernels, chosen, rows)
     if structure is not None:
       check_layers(structure, mask_transform, layer_shapes(kernels, like))
@@ -134,11 +169,7 @@ def sparsify(
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     grads = updates
-    if params is None:
-      raise ValueError(
-        "params must be passed to update: tx.update(grads, opt_state, params); "
-        "got None."
-      )
+    check_update(grads, state, params, update_masks)
     chosen = [m is not None for m in align(params, state.masks)]
     step = jnp.asarray(optax.safe_increment(state.count))
     due = mask_update_due(step, update_masks, update_every, start_step, end_step)
@@ -232,27 +263,47 @@ def _where_live(entries, updates, params=None, zeros=False):
   out = []
   for mask, u, p in zip(entries, leaves, values, strict=True):
     dead = jnp.zeros_like(u) if zeros else -p.astype(u.dtype)
-    out.append(u if mask is None else jnp.where(mask, u, dead))
+    out.append(u if mask is None else select(mask, u, dead))
   return treedef.unflatten(out)
 
 
-def _check(inner, mask_transform, density, update_every, start_step, end_step, seed):
-  if not (callable(getattr(inner, "init", None)) and callable(inner.update)):
-    raise TypeError(f"inner must be an optax optimizer, got {inner!r}.")
-  if not isinstance(mask_transform, MaskTransform):
-    raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
-  if density is not None:
-    check_density(density)
-  for name, value, least in (
-    ("update_every", update_every, 1),
-    ("start_step", start_step, 0),
-    ("end_step", end_step, 0),
-  ):
-    if (value is None and name != "start_step") or isinstance(value, jax.Array):
-      continue
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-      raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < least:
-      raise ValueError(f"{name} must be at least {least}, got {value}.")
+def check_update(updates, state, params, update_masks) -> None:
+  """Raises for arguments of an update that do not fit its state.
+
+  Args:
+    updates: the gradients.
+    state: a `SparseState`.
+    params: the params.
+    update_masks: see `sparsify`.
+
+  Raises:
+    TypeError: state is another optimizer's, or update_masks no bool.
+    ValueError: params are not given, or updates have another structure or other shapes.
+  """
+  if not isinstance(state, SparseState):
+    raise TypeError(
+      f"state must be what init gave, a SparseState, got {type(state).__name__}."
+    )
+  if params is None:
+    raise ValueError(
+      "params must be passed to update: tx.update(grads, opt_state, params); got None."
+    )
+  check_update_masks(update_masks)
+  got, wanted = _shapes(updates), _shapes(params)
+  if got != wanted:
+    raise ValueError(f"updates must have the params' shapes {wanted}, got {got}.")
+
+
+def _shapes(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {path_string(path): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def _check_seed(seed) -> None:
   if not isinstance(seed, (int, np.integer, jax.Array)) or isinstance(seed, bool):
     raise TypeError(f"seed must be an integer, got {seed!r}.")
+  if isinstance(seed, jax.Array):
+    if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
+      raise TypeError(f"seed must be one integer, got {seed.dtype}{list(seed.shape)}.")
+  elif not -(2**31) <= seed < 2**31:
+    raise ValueError(f"seed must fit into 32 bits, got {seed}.")
