@@ -117,7 +117,8 @@ def _train(
   moved = run_lib.turnover(state)
   order = None
   with (
-    metrics_lib.Writer(path, count, config.tensorboard) as writer,
+    # What a run wrote whose first checkpoint never came is written again, all of it.
+    metrics_lib.Writer(path, count if found else -1, config.tensorboard) as writer,
     progress_lib.Progress(total, count, verbose) as progress,
   ):
 

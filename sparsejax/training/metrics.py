@@ -47,7 +47,7 @@ class Writer:
 
   Args:
     workdir: the run's directory.
-    step: where the run goes on.
+    step: where the run goes on; -1 if it begins.
     tensorboard: whether to write event files to `<workdir>/tensorboard` too.
   """
 

@@ -222,6 +222,18 @@ def test_a_run_that_was_killed_between_checkpoints_goes_on(whole, tmp_path, tiny
   assert _records(path) == _records(whole[0])
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+  whole, tmp_path, tiny
+):
+  """The record of step 0 too is written once."""
+  path = tmp_path / "copy"
+  shutil.copytree(whole[0], path)
+  shutil.rmtree(path / "checkpoints")
+  (path / "checkpoints").mkdir()
+  train_and_evaluate(tiny, path, verbose=False)
+  assert _records(path) == _records(whole[0])
+
+
 def test_another_config_is_refused_with_the_difference(whole, tiny):
   path = whole[0]
   before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
