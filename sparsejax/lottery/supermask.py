@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.reduce import count
-from sparsejax.core.types import Distribution, PyTree, SparseState
+from sparsejax.core.types import Distribution, MaskTransform, PyTree, SparseState
 from sparsejax.distributions.static import uniform
-from sparsejax.scores.magnitude import magnitude
-from sparsejax.transforms.sparsify_forward import effective
-from sparsejax.transforms.straight_through import straight_through
+from sparsejax.transforms.sparsify_forward import effective, sparsify_forward
 from sparsejax.transforms.supermask import init_scores
 
 
@@ -36,7 +35,7 @@ def edge_popup(
   inner: optax.GradientTransformation,
   density: float,
   *,
-  distribution: Distribution | None = uniform,
+  distribution: Distribution = uniform,
   where: Where = None,
   seed: Any = 0,
   update_every: int | None = 1,
@@ -54,10 +53,14 @@ def edge_popup(
   weights of `models.signed_kaiming_constant`, no biases, and batch normalization
   without scale and shift.
 
+  The density matters in `init` alone: from then on the state's budgets say how many
+  weights each layer keeps, so states of other densities, of `sj.with_masks` too, are
+  trained by one compiled program.
+
   Args:
     inner: any optax optimizer, of the scores.
     density: fraction of weights kept, in (0, 1).
-    distribution: of the live weights over the layers; None compares over all layers.
+    distribution: of the live weights over the layers.
     where: which leaves are masked; see `sparsify`.
     seed: of the first scores, an integer that may be traced.
     update_every: steps between mask updates; see `sparsify`.
@@ -87,13 +90,13 @@ def edge_popup(
   """
   check_kept(density)
   return frozen(
-    straight_through(
+    sparsify_forward(
       inner,
+      _BEST,
       density,
       distribution=distribution,
       where=lambda path, leaf: True,
       seed=seed,
-      score=magnitude,
       update_every=update_every,
       start_step=start_step,
       end_step=end_step,
@@ -201,3 +204,14 @@ def check_kept(density: Any) -> None:
       "density must lie inside (0, 1): at 0 nothing is left of the network, at 1 there "
       f"is no mask to learn; got {density}."
     )
+
+
+def _best(inputs, topology, state):
+  scores = jax.tree.map(jnp.abs, inputs.params)
+  everything = jax.tree.map(jnp.ones_like, topology.masks)
+  finite = topology.finite & usable(scores, everything)
+  masks = top_k_masks(scores, topology.budgets, everything)
+  return topology._replace(masks=masks, finite=finite), state
+
+
+_BEST = MaskTransform(lambda params: (), _best)
