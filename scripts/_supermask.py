@@ -1,10 +1,12 @@
 """What scripts/supermask.py measures of networks inside random networks."""
 
 import functools as ft
+import json
 import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ import optax
 import sparsejax as sj
 from sparsejax import lottery, models, training
 from sparsejax.lottery.criteria import criterion
-from sparsejax.training import data, functions, run, step
+from sparsejax.training import config as config_lib
+from sparsejax.training import data, functions, optimizers, run, step
 from sparsejax.training import supermask as variants
 
 DRAWS = 10  # of a Bernoulli supermask, as in the paper's program
@@ -22,64 +25,130 @@ DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
 ZHOU = "Zhou et al. (2019), as quoted in its abstract"
 
 
-def measure(config, result: training.Result, workdir: pathlib.Path) -> dict:
-  """Metrics of a finished run; raises if a weight changed or a file does not match."""
-  state = result.state
-  prepared = run.prepare({**config.to_dict(), "num_seeds": 1})
-  start = prepared.program.init(prepared.seeds)
-  params, masks, model_state = (
-    jax.tree.map(lambda x: x[0] if state.key.ndim else x, tree)
-    for tree in (state.params, sj.masks(state.opt_state), state.model_state)
+class Program(NamedTuple):
+  """What the cases of one network share, so that they compile once."""
+
+  dataset: data.Dataset
+  loss: Callable
+  count_right: Callable
+  tx: optax.GradientTransformationExtraArgs
+  steps: int
+
+
+def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
+  """Trains the mask of one network, and writes it with its seed.
+
+  Args:
+    config: of configs/*_supermask.py.
+    seed: of weights, scores and the order of the data.
+    file: where the seed and the mask go.
+
+  Returns:
+    Metrics; raises if a weight changed, or the file does not give the network back.
+  """
+  full: Any = config_lib.complete(config)
+  # What compiles: the rest of a config is in the members' weights and budgets.
+  same = {"density": 0.5, "model_kwargs": {"use_bias": False, "normalize": True}}
+  program = _program(json.dumps({**config_lib.to_json(full), **same}))
+  model = functions.from_flax(models.create(full.model, **full.model_kwargs.to_dict()))
+  shape = (1, *program.dataset.train.images.shape[1:])
+
+  def init(seed):
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(shape))
+
+  params, model_state = init(seed)
+  before = lottery.weights_hash(params)
+  tx = optimizers.make_tx(
+    config_lib.complete({**config_lib.to_json(full), "seed": seed}), program.steps, seed
   )
-  if lottery.weights_hash(params) != lottery.weights_hash(start.params):
+  key = jax.random.key(seed)
+  member = lottery.Member(key, params, model_state, jax.jit(tx.init)(params))
+  train, _, test = (split for split in program.dataset[:3])
+  done = lottery.train_population(
+    program.loss,
+    program.tx,
+    jax.tree.map(lambda x: x[None], member),
+    (jnp.asarray(train.images), jnp.asarray(train.labels)),
+    batch_size=full.batch_size,
+    steps=program.steps,
+  ).members
+  done = jax.tree.map(lambda x: x[0], done)
+  if lottery.weights_hash(done.params) != before:
     raise RuntimeError("a weight changed while its mask was trained")
-  file = workdir / "supermask.npz"
-  lottery.save_supermask(file, masks, config.seed, params, model_state)
-  loaded = lottery.load_supermask(
-    file,
-    lambda seed: prepared.program.init(np.array([seed], np.int32)).params,
-    model_state,
-  )
-  if not jax.tree.all(
-    jax.tree.map(lambda a, b: bool((a == b).all()), loaded.masks, masks)
-  ):
-    raise RuntimeError("the masks in the file are not those of the network")
-  dense = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  accuracy = 100 * result.test_accuracy
-  found = {}
-  if config.method == "bernoulli_supermask":
-    live = [np.mean(m) * m.size for m in jax.tree.leaves(masks)]
-    size = sum(m.size for m in jax.tree.leaves(masks))
-    found["live_percent"] = float(100 * sum(live) / size)
-    accuracy = over_draws(prepared, state)
+  masks = sj.masks(done.opt_state)
+  lottery.save_supermask(file, masks, seed, params, done.model_state)
+  loaded = lottery.load_supermask(file, lambda seed: init(seed)[0], done.model_state)
+  exported = program.count_right(loaded.params, loaded.state, test)
+  if full.method != "bernoulli_supermask":
+    seen = sj.effective(done.params, done.opt_state)
+    if program.count_right(seen, done.model_state, test) != exported:
+      raise RuntimeError("the file does not give back the network that was trained")
+    accuracy = 100 * exported / len(test.labels)
+  else:
+    right = []
+    for draw in range(DRAWS):
+      masks = lottery.bernoulli_masks(done.opt_state.scores, jax.random.key(draw))
+      drawn = sj.with_masks(done.opt_state, masks)
+      seen = lottery.rescaled_effective(done.params, drawn)
+      right.append(program.count_right(seen, done.model_state, test))
+    accuracy = 100 * float(np.mean(right)) / len(test.labels)
+  leaves = jax.tree.leaves(masks)
+  live = sum(int(m.sum()) for m in leaves)
   return {
-    "test_accuracy_percent": np.asarray(accuracy).tolist(),
-    **found,
-    "file_bytes_ratio": os.path.getsize(file) / dense,
+    "test_accuracy_percent": accuracy,
+    "live_percent": 100 * live / sum(m.size for m in leaves),
+    "file_bytes_ratio": os.path.getsize(file)
+    / sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
   }
 
 
-def over_draws(prepared: run.Run, state: step.TrainState) -> np.ndarray:
-  """Percent for each seed: the mean accuracy over draws of its masks."""
-  split = data.pad(prepared.dataset.test, step.evaluation_batch(10_000))
-  members = len(state.key) if state.key.ndim else 1
-  means = []
-  for one in (_member(state, i) for i in range(members)):
-    found = []
-    for draw in range(DRAWS):
-      masks = lottery.bernoulli_masks(one.opt_state.scores, jax.random.key(draw))
-      drawn = one._replace(opt_state=sj.with_masks(one.opt_state, masks))
-      found.append(float(prepared.program.evaluate(drawn, split).means()[1]))
-    means.append(100 * np.mean(found))
-  return np.array(means)
+@ft.lru_cache
+def _program(text: str) -> Program:
+  config: Any = config_lib.complete(json.loads(text, object_hook=_tuples))
+  dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+  model = functions.from_flax(
+    models.create(config.model, **config.model_kwargs.to_dict())
+  )
+  steps = len(dataset.train.labels) // config.batch_size * config.num_epochs
+  tx = optimizers.make_tx(config, steps, 0)
+  rescaled = config.method == "bernoulli_supermask"
+
+  def logits(params, model_state, images, key):
+    images = (images.astype(jnp.float32) - dataset.mean) / dataset.std
+    return model.apply(params, model_state, images, key)
+
+  def loss(params, model_state, batch, key):
+    if rescaled:
+      params = _rescaled(params)
+    out, model_state = logits(params, model_state, batch[0], key)
+    return step.cross_entropy(out, batch[1])[0], model_state
+
+  @jax.jit
+  def right(params, model_state, images, labels):
+    out, _ = logits(params, model_state, images, None)
+    return jnp.sum(out.argmax(-1) == labels)
+
+  def count_right(params, model_state, split):
+    parts = [slice(i, i + 500) for i in range(0, len(split.labels), 500)]
+    return sum(
+      int(right(params, model_state, split.images[p], split.labels[p])) for p in parts
+    )
+
+  return Program(dataset, loss, count_right, tx, steps)
 
 
-def _member(state: step.TrainState, index: int) -> step.TrainState:
-  """One seed of a state that may stack several."""
-  if not state.key.ndim:
-    return state
-  rest = state._replace(step=state.key)  # the step is shared, and not stacked
-  return jax.tree.map(lambda x: x[index], rest)._replace(step=state.step)
+def _rescaled(effective):
+  """Dynamic rescaling of what `sj.effective` gave: no random weight is zero."""
+
+  def one(weights):
+    live = jax.lax.stop_gradient(jnp.sum(weights != 0)).astype(jnp.float32)
+    return weights * (weights.size / jnp.maximum(live, 1))
+
+  return jax.tree.map(one, effective)
+
+
+def _tuples(fields: dict) -> dict:
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def heuristics(seeds: int, epochs: int) -> list[dict]:

@@ -5,16 +5,18 @@ r"""Networks inside random networks: results/supermask.json, and accuracy agains
 Edge-popup on LeNet-300-100 (MNIST) over the fraction kept and on Conv-4, by the configs
 of configs/*_supermask.py with fewer epochs; Zhou et al.'s Bernoulli supermask, and
 their masks of magnitudes and signs, which learn no scores; what the selection of the
-top k costs of a step. Half an hour on one quiet CPU core, most of it Conv-4. Runs that
-are finished are not done again and one that was stopped goes on; several processes may
-share the workdir with different --parts. --write_only assembles the table from what is
-finished.
+top k costs of a step. Half an hour on one quiet CPU core, most of it Conv-4. A run that
+has its record is not done again; several processes may share the workdir with different
+--parts. --write_only assembles the table from the records.
+
+All densities and initializations of a network are trained by one compiled program, a
+member of a population each (`lottery.train_population`); `scripts/train.py` trains one
+of them by the same config.
 """
 
 import importlib.util
 import json
 import pathlib
-import sys
 from typing import Any
 
 import _supermask
@@ -22,7 +24,6 @@ import _theory
 import numpy as np
 from absl import app, flags, logging
 
-from sparsejax import training
 from sparsejax.training import results
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,7 +58,7 @@ def cases() -> dict[str, tuple[str, Any]]:
 
   def lenet(part, name, variant):
     config = get_config("mnist_lenet300_supermask", variant)
-    config.update(num_epochs=EPOCHS, num_seeds=SEEDS, log_every=1000)
+    config.update(num_epochs=EPOCHS)
     found[f"lenet300/{name}"] = part, config
 
   for kept in KEPT:
@@ -66,28 +67,32 @@ def cases() -> dict[str, tuple[str, Any]]:
   for kept in (0.5, 0.3):
     for init in INITIALIZATIONS:
       lenet("scaled", f"{init}_scaled/kept={kept:g}", f"{init},scaled,{kept}")
-  lenet("bernoulli", "bernoulli/signed_constant", "bernoulli")
+  lenet("bernoulli", "signed_constant/bernoulli", "bernoulli")
   for kept in CONV_KEPT:
     for init in INITIALIZATIONS:
       config = get_config("cifar10_conv4_supermask", f"{init},{kept}")
       config.update(dataset="mnist", augmentation="none", num_epochs=1)
-      config.update(validation_fraction=1 - CONV_IMAGES / 60_000, log_every=20)
+      config.update(validation_fraction=1 - CONV_IMAGES / 60_000)
       found[f"conv4_mnist/{init}/kept={kept:g}"] = "conv4", config
   return found
 
 
-def train(case: str, config) -> bool:
-  """Runs a case to its end and writes what is to be known of it."""
-  workdir = pathlib.Path(_WORKDIR.value) / case
-  if (workdir / "measured.json").exists():
-    return True
-  print(case, flush=True)
-  result = training.train_and_evaluate(config, workdir, summarize=False)
-  if result.finished:
-    found = _supermask.measure(config, result, workdir)
-    print(f"  {found}", flush=True)
-    (workdir / "measured.json").write_text(json.dumps(found))
-  return result.finished
+def record(case: str, seed: int) -> pathlib.Path:
+  return pathlib.Path(_WORKDIR.value) / case / f"seed={seed}.json"
+
+
+def train(part: str) -> None:
+  """Trains the cases of a part that have no record yet, a seed at a time."""
+  for seed in range(1 if part == "conv4" else SEEDS):
+    for case, (its_part, config) in cases().items():
+      path = record(case, seed)
+      if its_part != part or path.exists():
+        continue
+      print(f"{case}, seed {seed}", end=" ", flush=True)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      found = _supermask.train(config, seed, path.with_suffix(".npz"))
+      print(f"{found}", flush=True)
+      path.write_text(json.dumps(found))
 
 
 def once(part: str, function) -> None:
@@ -102,21 +107,20 @@ def once(part: str, function) -> None:
 def rows() -> list[dict]:
   table = []
   for case, (part, config) in cases().items():
-    path = pathlib.Path(_WORKDIR.value) / case / "measured.json"
-    if not path.exists():
+    paths = [record(case, seed) for seed in range(SEEDS)]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if not found:
       continue
-    found = json.loads(path.read_text())
-    examples = f"{CONV_IMAGES:,} images" if part == "conv4" else "54,000 images"
+    examples = CONV_IMAGES if part == "conv4" else 54_000
     note = (
-      f"MNIST, {config.num_epochs} epochs of {examples} in batches of"
+      f"MNIST, {config.num_epochs} epochs of {examples:,} images in batches of"
       f" {config.batch_size}; weights unchanged (SHA-256)"
     )
     if part == "bernoulli":
-      note += (
-        f"; mean over {_supermask.DRAWS} draws; {found['live_percent']:.1f} % live"
-      )
-    for metric, value in found.items():
-      table.append(results.row(case, metric, value, note=note))
+      note += f"; each the mean over {_supermask.DRAWS} draws of the masks"
+    for metric in found[0]:
+      values = [one[metric] for one in found]
+      table.append(results.row(case, metric, values, note=note))
   for part in ("heuristics", "selection"):
     path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
     if path.exists():
@@ -149,14 +153,13 @@ def plot(table: list[dict]) -> None:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
-  if not _WRITE_ONLY.value:
-    if "selection" in _PARTS.value:
-      once("selection", _supermask.selection)
-    for case, (part, config) in cases().items():
-      if part in _PARTS.value and not train(case, config):
-        sys.exit(130)
-    if "heuristics" in _PARTS.value:
-      once("heuristics", lambda: _supermask.heuristics(SEEDS, EPOCHS))
+  for part in () if _WRITE_ONLY.value else _PARTS.value:
+    if part == "selection":
+      once(part, _supermask.selection)
+    elif part == "heuristics":
+      once(part, lambda: _supermask.heuristics(SEEDS, EPOCHS))
+    else:
+      train(part)
   table = rows()
   results.write_results(_OUT.value, "supermask", table)
   plot(table)
