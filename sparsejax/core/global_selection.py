@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.core.leaves import check_arrays, check_masks
 from sparsejax.core.ordered import byte_at, ordered_bits
 from sparsejax.core.reduce import count
 from sparsejax.core.selection import largest_byte
@@ -30,7 +31,8 @@ def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
     int32 array (layers,): the counts; they sum to k, clipped to the candidates.
 
   Raises:
-    TypeError: the scores' dtypes differ.
+    TypeError: the scores are no floats of one dtype, `k` no integer, `where` not bool.
+    ValueError: there are not as many candidates as scores, or shapes differ.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -38,11 +40,21 @@ def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
     >>> sj.split_k(scores, 3, [s > 0 for s in scores])
     Array([1, 2], dtype=int32)
   """
+  check_arrays("scores", scores)
+  check_masks(where, "where")
+  scores, where = jax.tree.leaves(scores), jax.tree.leaves(where)
+  shapes = [x.shape for x in scores], [x.shape for x in where]
+  if shapes[0] != shapes[1]:
+    raise ValueError(f"where must have scores' shapes {shapes[0]}, got {shapes[1]}.")
+  if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+    raise TypeError(f"k must be an integer, got {jnp.result_type(k)}.")
   dtypes = {x.dtype for x in scores}
   if len(dtypes) != 1:
     raise TypeError(
       f"scores must share one dtype to be compared, got {sorted(map(str, dtypes))}."
     )
+  if not jnp.issubdtype(scores[0].dtype, jnp.floating):
+    raise TypeError(f"scores must be floating point, got {scores[0].dtype}.")
   keys = [ordered_bits(s, w) for s, w in zip(scores, where, strict=True)]
   word = keys[0].dtype
   levels = -(-max(jnp.finfo(scores[0].dtype).bits, 16) // 8)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_callable, check_regex
+
 PyTree = Any
 Where = PyTree | str | Callable[[str, jax.Array], bool] | None
 
@@ -77,14 +79,13 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
   leaves = jax.tree_util.tree_leaves_with_path(params)
   if not leaves:
     raise ValueError("params must hold at least one array, got an empty tree.")
+  check_arrays("params", params)
+  check_where(name, where)
   paths = [path_string(path) for path, _ in leaves]
   if where is None:
     where = is_kernel
   if isinstance(where, str):
-    try:
-      pattern = re.compile(where)
-    except re.error as e:
-      raise ValueError(f"{name} must be a valid regex, got {where!r}: {e}.") from None
+    pattern = re.compile(where)
     chosen = [bool(pattern.search(path)) for path in paths]
   elif callable(where):
     chosen = [bool(where(p, leaf)) for p, (_, leaf) in zip(paths, leaves, strict=True)]
@@ -93,18 +94,55 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
       chosen = jax.tree.leaves(jax.tree.broadcast(where, params))
     except ValueError as e:
       raise ValueError(f"{name} must be a tree that fits params: {e}") from None
-    if not all(isinstance(flag, bool) for flag in chosen):
-      bad = next(flag for flag in chosen if not isinstance(flag, bool))
-      raise TypeError(
-        f"{name} must be a tree of bools, a regex or a function of (path, leaf), "
-        f"got {bad!r}."
-      )
   if not any(chosen):
     raise ValueError(
       f"{name} must select at least one leaf, got none: {where!r} matches nothing "
       f"among {_few(paths)}."
     )
   return chosen
+
+
+def check_where(name: str, where: Where) -> None:
+  """Raises unless a value is a choice of leaves; see `matches`.
+
+  Args:
+    name: the argument's name.
+    where: what was given.
+
+  Raises:
+    TypeError: it is none.
+    ValueError: it is a string that is no regular expression.
+  """
+  if isinstance(where, str):
+    check_regex(name, where)
+  elif callable(where):
+    check_callable(name, where, "a function of (path, leaf)", 2)
+  else:
+    for flag in jax.tree.leaves(where):
+      if not isinstance(flag, bool):
+        raise TypeError(
+          f"{name} must be a tree of bools, a regex or a function of (path, leaf), "
+          f"got {flag!r}."
+        )
+
+
+def check_arrays(name: str, tree: PyTree) -> None:
+  """Raises TypeError unless every leaf of a tree is an array, or abstract."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+      raise TypeError(
+        f"{name} must be a tree of arrays, got {leaf!r} at {path_string(path)!r}."
+      )
+
+
+def check_masks(masks: PyTree, name: str = "masks") -> None:
+  """Raises TypeError unless every leaf of a tree is a bool array, or abstract."""
+  check_arrays(name, masks)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(masks):
+    if leaf.dtype != bool:
+      raise TypeError(
+        f"{name} must be bool, got {leaf.dtype} at {path_string(path)!r}."
+      )
 
 
 def selected(params: PyTree, where: Where) -> list[bool]:
@@ -170,6 +208,8 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   Raises:
     ValueError: the structures or shapes differ.
   """
+  check_arrays("params", params)
+  check_arrays("masks", masks)
   flat, treedef = jax.tree_util.tree_flatten_with_path(params)
   paths = [path_string(path) for path, _ in flat]
   try:

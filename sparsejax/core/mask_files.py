@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core.leaves import path_string
+from sparsejax.core.archives import read_archive, write_archive
+from sparsejax.core.leaves import check_masks, path_string
 from sparsejax.core.masks import pack, unpack
 
 PyTree = Any
@@ -17,11 +18,12 @@ def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
   """Writes masks to an uncompressed .npz without pickle, one bit a weight.
 
   Args:
-    path: of the file; it is replaced if it is there.
+    path: of the file; it is replaced whole if it is there.
     masks: what `sj.masks` gives, or any tree of bool arrays and None.
 
   Raises:
-    TypeError: a leaf is not bool.
+    TypeError: a leaf is not bool, or path no path.
+    OSError: the file cannot be written; what was there stays.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj, tempfile
@@ -31,9 +33,7 @@ def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
     ...   sj.load_masks(file.name, like=masks)
     {'bias': None, 'kernel': Array([[ True, False]], dtype=bool)}
   """
-  arrays = mask_arrays(masks)
-  with open(path, "wb") as file:
-    np.savez(file, **arrays)
+  write_archive(path, mask_arrays(masks))
 
 
 def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
@@ -49,15 +49,24 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
     none; for `sj.with_masks` and `sj.apply_masks`.
 
   Raises:
-    ValueError: the file holds something else, a mask that `like` has no leaf for, or
-      one of another shape.
+    TypeError: path is no path.
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged or holds something else, a mask that `like` has no
+      leaf for, or one of another shape.
   """
-  with np.load(path, allow_pickle=False) as file:
-    names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
-    if not names:
-      raise ValueError(f"path must be a file of save_masks, got {os.fspath(path)!r}.")
-    bits = {name: file[f"mask:{name}"] for name in names}
-    shapes = {name: tuple(file[f"shape:{name}"].tolist()) for name in names}
+  file = read_archive(path, "save_masks")
+  names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
+  whole = all(
+    f"shape:{name}" in file
+    and file[f"shape:{name}"].dtype == np.int64
+    and file[f"shape:{name}"].ndim == 1
+    and file[f"mask:{name}"].dtype == np.uint8
+    for name in names
+  )
+  if not names or not whole:
+    raise ValueError(f"path must be a file of save_masks, got {os.fspath(path)!r}.")
+  bits = {name: file[f"mask:{name}"] for name in names}
+  shapes = {name: tuple(file[f"shape:{name}"].tolist()) for name in names}
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
   places = {path_string(key): jnp.shape(leaf) for key, leaf in leaves}
   for name, shape in shapes.items():
@@ -85,6 +94,7 @@ def mask_arrays(masks: PyTree) -> dict[str, Any]:
   Raises:
     TypeError: a leaf is not bool.
   """
+  check_masks(masks)
   flat = {
     path_string(key): jnp.asarray(mask)
     for key, mask in jax.tree_util.tree_leaves_with_path(masks)

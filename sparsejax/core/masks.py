@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core.leaves import align, path_string
+from sparsejax.core.leaves import align, check_arrays, check_masks, path_string
 from sparsejax.core.types import SparseState
 
 Array = jax.Array
@@ -106,6 +106,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     The same container with the same dtypes; leaves without a mask unchanged.
 
   Raises:
+    TypeError: a leaf is no array, or a mask not bool.
     ValueError: structures or shapes differ.
 
   Example:
@@ -114,6 +115,7 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     >>> sj.apply_masks({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks)
     {'b': Array([1., 1.], dtype=float32), 'w': Array([[1., 0.]], dtype=float32)}
   """
+  check_masks(masks)
   leaves, treedef = jax.tree.flatten(params)
   entries = align(params, masks, strict=False)
   return treedef.unflatten(
@@ -140,10 +142,9 @@ def pack(masks: PyTree) -> PyTree:
     >>> sj.pack(jnp.array([True, False, True]))
     Array([160], dtype=uint8)
   """
+  check_masks(masks)
 
   def pack_one(mask):
-    if mask.dtype != bool:
-      raise TypeError(f"masks must be bool, got {mask.dtype}.")
     return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
 
   return jax.tree.map(pack_one, masks)
@@ -161,15 +162,25 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
     tree of bool arrays of those shapes.
 
   Raises:
-    ValueError: a packed leaf does not fit its shape.
+    TypeError: a leaf of either is no array, or a packed one not uint8.
+    ValueError: a packed leaf does not fit its shape, or the structures differ.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
     >>> sj.unpack(jnp.array([160], jnp.uint8), jnp.ones(3))
     Array([ True, False,  True], dtype=bool)
   """
+  for name, tree in (("packed", packed), ("like", like)):
+    check_arrays(name, tree)
+  if jax.tree.structure(packed) != jax.tree.structure(like):
+    raise ValueError(
+      f"packed must have the structure of like, {jax.tree.structure(like)}, got "
+      f"{jax.tree.structure(packed)}."
+    )
 
   def unpack_one(bits, leaf):
+    if bits.dtype != jnp.uint8:
+      raise TypeError(f"packed must be uint8, got {bits.dtype}.")
     shape = leaf.shape or (1,)
     expected = (*shape[:-1], -(-shape[-1] // 8))
     if bits.shape != expected:
@@ -209,6 +220,7 @@ def summary(params: PyTree, masks: PyTree) -> str:
     sparsified            2     1   0.5000
     all                   4     3   0.7500
   """
+  check_masks(masks)
   entries = align(params, masks, strict=False)
   flat = jax.tree_util.tree_leaves_with_path(params)
   live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])

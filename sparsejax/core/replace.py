@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.experimental.shard_alike import shard_alike
 
-from sparsejax.core.leaves import path_string
+from sparsejax.core.leaves import check_arrays, path_string
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.reduce import count
 from sparsejax.core.types import SparseState
@@ -53,6 +53,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     (3, False)
   """
   find_masks(opt_state)  # raises where there is nothing to replace
+  check_arrays("masks", masks)
   given = {
     path_string(path): mask for path, mask in jax.tree_util.tree_leaves_with_path(masks)
   }
@@ -119,7 +120,7 @@ def densify(opt_state: PyTree) -> PyTree:
 
 def _checked(name: str, mask, old: Array) -> Array:
   """The new mask as an array that lies where the old one does."""
-  dtype, shape = jnp.result_type(mask), jnp.shape(mask)
+  dtype, shape = mask.dtype, mask.shape
   if dtype != jnp.bool_:
     raise TypeError(f"masks must be bool, got {dtype} at {name!r}.")
   if shape != old.shape:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core.leaves import align
+from sparsejax.core.leaves import align, check_masks
 from sparsejax.core.reduce import count
 from sparsejax.core.types import PyTree
 
@@ -45,6 +45,7 @@ def rescale(params: PyTree, masks: PyTree) -> PyTree:
     live = jnp.maximum(count(mask), 1).astype(jnp.float32)
     return p * jnp.sqrt(jnp.float32(mask.size) / live).astype(p.dtype)
 
+  check_masks(masks)
   leaves, treedef = jax.tree.flatten(params)
   pairs = zip(leaves, align(params, masks), strict=True)
   return treedef.unflatten([scaled(p, m) for p, m in pairs])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sparsejax.core.ordered import byte_at, ordered_bits
@@ -237,6 +238,9 @@ def _reversed_index(like: Array, rows: int) -> Array:
 
 
 def _check(scores, k, where):
+  for name, value in (("scores", scores), ("k", k)):
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float, list)):
+      raise TypeError(f"{name} must be an array, got {value!r}.")
   scores = jnp.asarray(scores)
   if not jnp.issubdtype(scores.dtype, jnp.floating):
     raise TypeError(f"scores must be floating point, got {scores.dtype}.")

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sparsejax.core.budgets import apportion
+from sparsejax.core.checks import (
+  check_callable,
+  check_integer,
+  check_mapping,
+  check_regex,
+)
 from sparsejax.core.types import Distribution
 
 Array = jax.Array
@@ -28,13 +35,16 @@ def uniform(shapes: Shapes, density) -> Array:
     layer, at least one weight a layer where the total allows it.
 
   Raises:
-    ValueError: density is outside (0, 1], or gives fewer weights than layers.
+    TypeError: shapes is no mapping to tuples of integers, density no number.
+    ValueError: density is outside (0, 1], or gives fewer weights than layers; there is
+      no layer, or one without weights.
 
   Example:
     >>> import sparsejax as sj
     >>> sj.uniform({"a": (10, 10), "b": (10, 5)}, 0.1)
     Array([10,  5], dtype=int32)
   """
+  _check_shapes(shapes, 0)
   return _distribute(_sizes(shapes), shapes, density)
 
 
@@ -64,6 +74,7 @@ def erdos_renyi(shapes: Shapes, density) -> Array:
     >>> sj.erdos_renyi({"a": (100, 100), "b": (100, 10)}, 0.1)
     Array([710, 390], dtype=int32)
   """
+  _check_shapes(shapes, 2)
   weights = [sum(_in_out(s)) * int(np.prod(s[:-2])) for s in shapes.values()]
   return _distribute(weights, shapes, density)
 
@@ -91,6 +102,7 @@ def erk(shapes: Shapes, density) -> Array:
     >>> sj.erk({"conv": (3, 3, 8, 8), "dense": (64, 10)}, 0.25)
     Array([ 70, 234], dtype=int32)
   """
+  _check_shapes(shapes, 2)
   weights = [sum(s[:-2]) + sum(_in_out(s)) for s in shapes.values()]
   return _distribute(weights, shapes, density)
 
@@ -112,6 +124,7 @@ def override(
     A distribution.
 
   Raises:
+    TypeError: distribution is no function, densities not from regexes to numbers.
     ValueError: a density is outside [0, 1]; a pattern matches no layer; or the fixed
       layers alone pass the total.
 
@@ -121,7 +134,12 @@ def override(
     >>> keep_head({"body": (10, 10), "head": (10, 2)}, 0.5)
     Array([40, 20], dtype=int32)
   """
+  check_distribution(distribution)
+  check_mapping("densities", densities, "from a regex to a density")
   for pattern, value in densities.items():
+    check_regex("densities", pattern)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+      raise TypeError(f"densities must be numbers, got {value!r} for {pattern!r}.")
     if not 0 <= value <= 1:
       raise ValueError(f"densities must lie in [0, 1], got {value} for {pattern!r}.")
 
@@ -179,6 +197,51 @@ def total_budget(shapes: Shapes, density):
   return max(1, round(float(density) * size))
 
 
+def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
+  """What a distribution says, checked: it may be anybody's function.
+
+  Args:
+    distribution: `(shapes, density) -> budgets`.
+    shapes: the layers' kernel shapes by path.
+    density: fraction kept.
+
+  Returns:
+    int32 (layers,).
+
+  Raises:
+    ValueError: it is not an integer a layer, or (where the values are known) more than
+      the layer holds.
+  """
+  budgets = jnp.asarray(distribution(shapes, density))
+  if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
+    raise ValueError(
+      f"distribution must give an integer a layer, {len(shapes)} in all, got "
+      f"{budgets.dtype}{list(budgets.shape)}."
+    )
+  sizes = np.asarray(_sizes(shapes))
+  if not isinstance(budgets, Tracer):
+    for path, budget, size in zip(shapes, np.asarray(budgets), sizes, strict=True):
+      if not 0 <= budget <= size:
+        raise ValueError(
+          f"distribution must give each layer 0 to all of its weights, got {budget} of "
+          f"{size} at {path!r}."
+        )
+  return jnp.clip(budgets.astype(jnp.int32), 0, jnp.asarray(sizes, jnp.int32))
+
+
+def check_distribution(distribution, none: bool = False) -> None:
+  """Raises TypeError unless a value is a function of (shapes, density).
+
+  Args:
+    distribution: what was given.
+    none: whether None will do.
+  """
+  if distribution is None and none:
+    return
+  what = "a function of (shapes, density), such as sj.erk"
+  check_callable("distribution", distribution, what, 2)
+
+
 def check_density(density, name: str = "density") -> None:
   """Raises unless a static density lies in (0, 1]; traced ones pass."""
   if isinstance(density, jax.Array):
@@ -220,6 +283,21 @@ def _apportion(weights, total, sizes) -> Array:
 
 
 _apportion_jit = jax.jit(apportion)
+
+
+def _check_shapes(shapes: Shapes, rank: int) -> None:
+  check_mapping("shapes", shapes, "from a path to a kernel's shape")
+  if not shapes:
+    raise ValueError("shapes must hold at least one layer, got an empty mapping.")
+  for path, shape in shapes.items():
+    if not isinstance(shape, (tuple, list)):
+      raise TypeError(f"shapes must be tuples, got {shape!r} for {path!r}.")
+    for n in shape:
+      check_integer("shapes", n, 1)
+    if len(shape) < rank:
+      raise ValueError(
+        f"shapes must have {rank} axes or more, got {shape} for {path!r}."
+      )
 
 
 def _sizes(shapes: Shapes) -> list[int]:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import jax
 
-from sparsejax.core.leaves import merge
+from sparsejax.core.checks import check_callable, check_integer
+from sparsejax.core.leaves import check_arrays, merge
 from sparsejax.core.types import PyTree, Score, ScoreInputs
 from sparsejax.scores.hessian import hutchinson_diagonal
 from sparsejax.scores.obd import obd_saliency
@@ -30,6 +31,7 @@ def hutchinson(
     A score; it costs `samples` Hessian-vector products where it is used.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: `samples` is below 1.
 
   References:
@@ -41,8 +43,9 @@ def hutchinson(
     >>> loss = lambda params: jnp.sum(params["kernel"] ** 4)
     >>> tx = sj.drop(sj.hutchinson(loss, {"kernel": jnp.ones((4, 4))}), 0.3)
   """
-  if samples < 1:
-    raise ValueError(f"samples must be at least 1, got {samples}.")
+  check_callable("loss", loss, "a function of the params", 1)
+  check_arrays("params", params)
+  check_integer("samples", samples, 1)
 
   def score(inputs: ScoreInputs) -> PyTree:
     def of_kernels(kernels):

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sparsejax.core.checks import check_number, check_score
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.types import PyTree, Score, ScoreInputs
 
@@ -24,6 +26,7 @@ def noisy(score: Score, deviation: float) -> Score:
     weights are sharded.
 
   Raises:
+    TypeError: score is no function, deviation no number.
     ValueError: deviation is negative.
 
   References:
@@ -33,8 +36,8 @@ def noisy(score: Score, deviation: float) -> Score:
     >>> import sparsejax as sj
     >>> transform = sj.drop(sj.noisy(sj.magnitude, 1e-3), 0.3)
   """
-  if not deviation >= 0:
-    raise ValueError(f"deviation must be at least 0, got {deviation}.")
+  check_score("score", score)
+  check_number("deviation", deviation, "be at least 0", lambda v: 0 <= v < np.inf)
 
   def with_noise(inputs: ScoreInputs) -> PyTree:
     leaves, treedef = jax.tree.flatten(score(inputs))

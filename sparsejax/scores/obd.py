@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.leaves import check_arrays
 from sparsejax.core.types import ScoreInputs
 
 Score = Callable[[ScoreInputs], Any]
@@ -45,6 +46,9 @@ def obd(diagonal: Any) -> Score:
   Returns:
     A score, higher = worth more.
 
+  Raises:
+    TypeError: diagonal is no tree of arrays.
+
   Example:
     >>> from sparsejax.core.types import Moments
     >>> score = obd(jnp.array([4.0, 0.5]))
@@ -55,6 +59,7 @@ def obd(diagonal: Any) -> Score:
 
   Reference: LeCun, Denker and Solla, Optimal brain damage (1990), Eq. 3.
   """
+  check_arrays("diagonal", diagonal)
 
   def score(inputs: ScoreInputs) -> Any:
     # Params are None where nothing is sparsified; the diagonal has arrays there.

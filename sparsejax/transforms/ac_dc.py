@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.core.budgets import from_vector, layer_sizes
+from sparsejax.core.checks import check_callable
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, check_fits, density_of
 from sparsejax.core.types import (
@@ -21,6 +22,7 @@ from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.transforms.prune_to import prune_to
 from sparsejax.transforms.sparsify import sparsify
+from sparsejax.transforms.when import check_schedule
 
 
 def ac_dc(
@@ -81,6 +83,7 @@ def ac_dc(
     >>> int(sj.masks(state)["kernel"].sum())
     64
   """
+  check_schedule(update_every, start_step, end_step)
   if sparse is None:
     if update_every is None:
       raise ValueError(
@@ -120,7 +123,7 @@ def alternate(
     A mask transform.
 
   Raises:
-    TypeError: transform is not a mask transform.
+    TypeError: transform is not a mask transform, or when no function.
 
   Example:
     >>> import sparsejax as sj
@@ -129,6 +132,7 @@ def alternate(
   """
   if not isinstance(transform, MaskTransform):
     raise TypeError(f"transform must be a MaskTransform, got {transform!r}.")
+  check_callable("when", when, "a function of the step", 1)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     new, state = transform.update(inputs, topology, state)

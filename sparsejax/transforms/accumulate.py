@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_flag, check_number, check_score
 from sparsejax.core.structures.base import check_fits
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
@@ -44,17 +45,18 @@ def accumulate(
     A mask transform that keeps the sum in its state.
 
   Raises:
-    TypeError: transform is not a mask transform.
+    TypeError: an argument has the wrong type.
     ValueError: decay is outside (0, 1].
 
   Example:
     >>> import sparsejax as sj
     >>> transform = sj.accumulate(sj.movement, sj.prune_to(sj.accumulated, 0.1))
   """
+  check_score("quantity", quantity)
+  check_flag("reset", reset)
   if not isinstance(transform, MaskTransform):
     raise TypeError(f"transform must be a MaskTransform, got {transform!r}.")
-  if not 0 < decay <= 1:
-    raise ValueError(f"decay must lie in (0, 1], got {decay}.")
+  check_number("decay", decay, "lie in (0, 1]", lambda v: 0 < v <= 1)
 
   def init(params: PyTree):
     def zeros(p):

@@ -5,17 +5,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from sparsejax.core.budgets import from_vector
+from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where, choose, selected
 from sparsejax.core.random import true_like
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, PyTree
-from sparsejax.distributions.static import check_density, total_budget, uniform
+from sparsejax.distributions.static import (
+  check_density,
+  check_distribution,
+  laid_out,
+  total_budget,
+  uniform,
+)
 from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.structured import check_structure
 
@@ -117,7 +123,7 @@ def amounts(
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
     return [total_budget(shapes, d) for d in ladder]
-  budgets = [distribution(shapes, d) for d in ladder]
+  budgets = [laid_out(distribution, shapes, d) for d in ladder]
   if structure is None:
     return budgets
   for path, shape in shapes.items():
@@ -150,6 +156,7 @@ def check_selection(
   density: Any, distribution: Distribution | None, structure: Structure | None
 ) -> Any:
   """Checks what says how many weights are kept, and gives the density."""
+  check_distribution(distribution, none=True)
   check_structure(structure, density, distribution or uniform)
   if structure is not None and distribution is None:
     raise ValueError(
@@ -172,10 +179,7 @@ def check_usable(flag: Array, round_: int) -> None:
 
 def check_rounds(rounds: int) -> None:
   """Raises unless `rounds` is an integer of at least 1."""
-  if isinstance(rounds, bool) or not isinstance(rounds, (int, np.integer)):
-    raise TypeError(f"rounds must be an integer, got {rounds!r}.")
-  if rounds < 1:
-    raise ValueError(f"rounds must be at least 1, got {rounds}.")
+  check_integer("rounds", rounds, 1)
 
 
 def check_batches(batches: Any) -> None:
@@ -188,6 +192,14 @@ def check_batches(batches: Any) -> None:
     )
   if not batches:
     raise ValueError("batches must hold at least one batch, got an empty list.")
+
+
+def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
+  """Raises unless a loss takes params and a batch to one float; computes nothing."""
+  check_callable("loss_fn", loss_fn, "a function of (params, batch)", 2)
+  loss = jax.eval_shape(loss_fn, params, batch)
+  if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+    raise ValueError(f"loss_fn must give one float, got {loss}.")
 
 
 def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from sparsejax.core.checks import check_mapping, check_optimizer, check_regex
 from sparsejax.core.leaves import path_string
 
 Method = Callable[[optax.GradientTransformation], optax.GradientTransformation]
@@ -36,7 +37,8 @@ def by_path(
     An optax transformation; `sj.masks` of its state has the params' whole tree.
 
   Raises:
-    TypeError: inner is not an optimizer, or a method neither a function nor one.
+    TypeError: inner is not an optimizer, methods not a mapping from regexes, or a
+      method neither a function nor an optimizer.
     ValueError: methods is empty or a pattern no regular expression; in `init`, two
       patterns match one leaf, or a pattern matches none.
 
@@ -54,18 +56,13 @@ def by_path(
     >>> int(masks["body"].sum()), int(masks["head"].sum()), masks["stem"] is None
     (4, 8, True)
   """
-  if not callable(getattr(inner, "init", None)):
-    raise TypeError(f"inner must be an optax optimizer, got {inner!r}.")
+  check_optimizer("inner", inner)
+  check_mapping("methods", methods, "from a regex to a method")
   if not methods:
     raise ValueError("methods must name at least one group, got an empty mapping.")
   transforms: dict[str, Any] = {}
   for pattern, method in methods.items():
-    try:
-      re.compile(pattern)
-    except re.error as e:
-      raise ValueError(
-        f"methods must have valid regexes as keys, got {pattern!r}: {e}."
-      ) from None
+    check_regex("methods", pattern)
     made: Any = method
     if not hasattr(method, "init") and callable(method):
       made = method(inner)

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_callable, check_flag, check_key
 from sparsejax.core.layerwise import top_k_masks
-from sparsejax.core.leaves import Where, matches, selected
+from sparsejax.core.leaves import Where, check_masks, matches, selected
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.reduce import count
 from sparsejax.core.types import PyTree
@@ -30,7 +31,8 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Where = False) -> P
     A tree like `masks`.
 
   Raises:
-    TypeError: a leaf is not bool.
+    TypeError: a leaf is not bool, or `key` no key.
+    ValueError: there is no mask.
 
   References:
     Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing
@@ -44,9 +46,10 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Where = False) -> P
     (5, None)
   """
   leaves, treedef = jax.tree.flatten(masks)
-  for leaf in leaves:
-    if leaf.dtype != bool:
-      raise TypeError(f"masks must be bool, got {leaf.dtype}.")
+  check_masks(masks)
+  if not leaves:
+    raise ValueError("masks must hold at least one array, got an empty tree.")
+  check_key("key", key)
   rows = (
     [False] * len(leaves) if stacked is False else matches(masks, stacked, "stacked")
   )
@@ -83,7 +86,8 @@ def reinitialize(
     A tree like `params`.
 
   Raises:
-    TypeError: `where` has the wrong type or selects a leaf that is not floating point.
+    TypeError: an argument has the wrong type, or `where` selects a leaf that is not
+      floating point.
     ValueError: no leaf is selected.
 
   References:
@@ -99,6 +103,9 @@ def reinitialize(
     >>> bool((new["kernel"] < 0).all()), new["bias"].tolist()
     (True, [0.0, 0.0])
   """
+  check_callable("init", init, "a function of (key, shape, dtype)", 3)
+  check_key("key", key)
+  check_flag("keep_signs", keep_signs)
   leaves, treedef = jax.tree.flatten(params)
   new = []
   for leaf, chosen, leaf_key in zip(

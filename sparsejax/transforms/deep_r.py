@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from sparsejax.core.checks import check_number
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.structures.base import Structure
@@ -18,7 +20,7 @@ from sparsejax.core.types import (
   SparseState,
   Topology,
 )
-from sparsejax.distributions.static import uniform
+from sparsejax.distributions.static import check_density, uniform
 from sparsejax.scores.noisy import normal_like
 from sparsejax.scores.random import random
 from sparsejax.transforms.chain import chain
@@ -111,8 +113,8 @@ def deep_r(
       f"{getattr(structure, 'name', structure)}."
     )
   for name, value in (("l1", l1), ("noise", noise)):
-    if not value >= 0:
-      raise ValueError(f"{name} must be at least 0, got {value}.")
+    check_number(name, value, "be at least 0", lambda v: 0 <= v < np.inf)
+  check_density(density)
   sparse = sparsify(
     inner,
     chain(),

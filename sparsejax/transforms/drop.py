@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
+from sparsejax.core.checks import check_number, check_score
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import layers, top_k_masks, usable
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
@@ -50,6 +51,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     >>> import sparsejax as sj
     >>> evolve = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
   """
+  check_score("score", score)
   rule = fraction_rule(fraction)
   if scope not in _SCOPES:
     raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
@@ -122,10 +124,11 @@ def fraction_rule(
     return lambda inputs, topology: rule(inputs.step)
   if isinstance(fraction, (jax.Array, np.ndarray)):
     if fraction.ndim == 0:
+      if isinstance(fraction, np.ndarray):
+        check_number(name, fraction[()], "lie in [0, 1)", lambda v: 0 <= v < 1)
       return lambda inputs, topology: jnp.asarray(fraction)
   elif isinstance(fraction, (int, float, np.number)) and not isinstance(fraction, bool):
-    if not 0 <= fraction < 1:
-      raise ValueError(f"{name} must lie in [0, 1), got {fraction}.")
+    check_number(name, fraction, "lie in [0, 1)", lambda v: 0 <= v < 1)
     return lambda inputs, topology: jnp.asarray(fraction)
   raise TypeError(
     f"{name} must be a float in [0, 1), a schedule or a function of (inputs, "

@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
+from sparsejax.core.checks import check_number
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
@@ -137,6 +139,7 @@ def drop_below(
     A mask transform with H in its state. It knows no structures.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range.
 
   References:
@@ -147,10 +150,8 @@ def drop_below(
     >>> import sparsejax as sj
     >>> transform = sj.chain(sj.drop_below(1e-3, 0.1), sj.grow(sj.random))
   """
-  if not threshold > 0:
-    raise ValueError(f"threshold must be above 0, got {threshold}.")
-  if not tolerance >= 0:
-    raise ValueError(f"tolerance must be at least 0, got {tolerance}.")
+  check_number("threshold", threshold, "be above 0", lambda v: 0 < v < np.inf)
+  check_number("tolerance", tolerance, "be at least 0", lambda v: 0 <= v < np.inf)
   rule = fraction_rule(fraction, "drop_fraction")
 
   def init(params: PyTree):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core.checks import check_optimizer
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.reduce import count
 from sparsejax.core.types import PyTree
@@ -39,6 +40,7 @@ def track_exploration(
     An optax transformation whose state holds that of `tx` and one bool a weight.
 
   Raises:
+    TypeError: `tx` is no optimizer.
     ValueError: in `init`, there is no sparsified optimizer in the state.
 
   References:
@@ -52,6 +54,7 @@ def track_exploration(
     >>> float(sj.exploration_rate(state))
     0.25
   """
+  check_optimizer("tx", tx, "an optimizer with a sparse one in it")
   tx = optax.with_extra_args_support(tx)
 
   def init_fn(params):

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core.checks import check_integer
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -12,6 +14,7 @@ from sparsejax.distributions.static import check_density, uniform
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.transforms.prune_to import prune_to
 from sparsejax.transforms.sparsify import sparsify
+from sparsejax.transforms.when import check_schedule
 
 
 def gradual_magnitude(
@@ -61,7 +64,8 @@ def gradual_magnitude(
     Zhu & Gupta 2018, "To prune, or not to prune", eq. 1.
 
   Example:
-    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> import jax
+  import jax.numpy as jnp, optax, sparsejax as sj
     >>> tx = sj.gradual_magnitude(optax.adam(1e-3), density=0.25, end_step=1000)
     >>> state = tx.init({"kernel": jnp.ones((8, 8))})
     >>> int(sj.masks(state)["kernel"].sum())
@@ -106,14 +110,21 @@ def gradual_density(
     A schedule `step -> density`, at its end at the last mask update.
 
   Raises:
+    TypeError: as in `gradual_magnitude`.
     ValueError: as in `gradual_magnitude`.
   """
   if end_step is None:
     raise ValueError("end_step must be given: the density is reached there; got None.")
+  check_schedule(update_every, start_step, end_step)
   if callable(density):
     return density
   check_density(density)
   check_density(initial_density, "initial_density")
+  traced = isinstance(density, jax.Array) or isinstance(initial_density, jax.Array)
+  if not traced and initial_density < density:
+    raise ValueError(
+      f"initial_density must be at least density = {density}, got {initial_density}."
+    )
   if update_every is None:
     raise ValueError("update_every must be an integer of at least 1, got None.")
   updates = (end_step - start_step) // update_every
@@ -139,11 +150,19 @@ def cubic(initial: float, final: Any, start_step: int, steps: int):
   Returns:
     A schedule `step -> float32`.
 
+  Raises:
+    TypeError: a density is no number, a step no integer.
+    ValueError: an argument is outside its range.
+
   Example:
     >>> schedule = cubic(1.0, 0.1, start_step=0, steps=100)
     >>> print(schedule(0), schedule(50), schedule(100))
     1.0 0.2125 0.1
   """
+  check_density(initial, "initial")
+  check_density(final, "final")
+  check_integer("start_step", start_step, 0)
+  check_integer("steps", steps, 1)
 
   def schedule(step):
     t = (jnp.asarray(step, jnp.float32) - start_step) / steps

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 
-from sparsejax.core.leaves import Where, choose, merge, selected
+from sparsejax.core.leaves import Where, check_arrays, choose, merge, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, PyTree
 from sparsejax.scores.hessian import hessian_vector_product
 from sparsejax.transforms.at_initialization import (
   check_batches,
+  check_loss,
   check_rounds,
   check_selection,
   comparable,
@@ -76,6 +77,8 @@ def grasp(
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
+  check_arrays("params", params)
+  check_loss(loss_fn, params, batches[0])
   kernels = choose(params, selected(params, where))
 
   def loss(weights, batch):

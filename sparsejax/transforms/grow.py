@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
+from sparsejax.core.checks import check_score
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.structures.base import fits_any
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
@@ -23,10 +24,14 @@ def grow(score: Score) -> MaskTransform:
   Returns:
     A mask transform; after it every layer holds exactly its budget.
 
+  Raises:
+    TypeError: score is no function.
+
   Example:
     >>> import sparsejax as sj
     >>> rigl = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.gradient))
   """
+  check_score("score", score)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure = topology

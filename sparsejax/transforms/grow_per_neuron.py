@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.budgets import apportion, live_counts, mean_scores
+from sparsejax.core.checks import check_score
 from sparsejax.core.layerwise import usable
 from sparsejax.core.reduce import count
 from sparsejax.core.selection import select
@@ -29,6 +30,7 @@ def grow_per_neuron(score: Score) -> MaskTransform:
     structures.
 
   Raises:
+    TypeError: score is no function.
     ValueError: in the update, a layer is not a matrix or a kernel.
 
   References:
@@ -40,6 +42,7 @@ def grow_per_neuron(score: Score) -> MaskTransform:
     >>> grow = sj.grow_per_neuron(sj.momentum)
     >>> transform = sj.chain(sj.drop(sj.magnitude, 0.3), grow)
   """
+  check_score("score", score)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets = topology.masks, topology.budgets

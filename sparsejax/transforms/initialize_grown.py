@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from sparsejax.core.checks import check_callable, check_number, check_optimizer
 from sparsejax.core.leaves import align, choose
 from sparsejax.core.random import leaf_keys
 from sparsejax.core.types import Moments, PyTree, Score, ScoreInputs, SparseState
@@ -51,8 +52,9 @@ def initialize_grown(
     An optax transformation; its state holds that of `tx`.
 
   Raises:
-    TypeError: init is neither a name nor a function; `tx` is no sparse optimizer.
-    ValueError: init is an unknown name.
+    TypeError: init is neither a name nor a function; scale is no number; `tx` is no
+      sparse optimizer.
+    ValueError: init is an unknown name; scale is not finite.
 
   References:
     Evci et al. 2020, "Rigging the lottery", appendix (zeros did best).
@@ -64,10 +66,14 @@ def initialize_grown(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  check_optimizer("tx", tx, "made by sparsify or a method of sparsejax")
+  check_number("scale", scale, "be finite", np.isfinite)
   if isinstance(init, str) and init not in _NAMES:
     raise ValueError(f"init must be one of {list(_NAMES)}, got {init!r}.")
   if not isinstance(init, str) and not callable(init):
     raise TypeError(f"init must be a name or a function of the inputs, got {init!r}.")
+  if callable(init):
+    check_callable("init", init, "a name or a function of the inputs", 1)
   tx = optax.with_extra_args_support(tx)
   if init == "zeros":
     return tx

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from sparsejax.core.checks import check_flag
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.polar import nearest_orthogonal
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
 from sparsejax.core.replace import with_masks
 from sparsejax.core.types import Distribution, Topology
-from sparsejax.distributions.static import uniform
+from sparsejax.distributions.static import check_density, uniform
 from sparsejax.scores.gradient import gradient
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.transforms.chain import chain
@@ -84,6 +85,8 @@ def isometric(
     >>> bool(masks[:, 1, 1].all()), float(masks.mean())
     (True, 0.25)
   """
+  check_density(density)
+  check_flag("retract", retract)
   sparse = sparsify(
     inner,
     keep(chain(drop(magnitude, drop_fraction), grow(gradient))),

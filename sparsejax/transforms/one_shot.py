@@ -11,6 +11,7 @@ from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.transforms.prune_to import prune_to
 from sparsejax.transforms.sparsify import sparsify
+from sparsejax.transforms.when import check_schedule
 
 
 def one_shot(
@@ -66,6 +67,7 @@ def one_shot(
     >>> int(sj.masks(state)["kernel"].sum())
     64
   """
+  check_schedule(update_every, start_step, end_step)
   if update_every is not None:
     once = start_step + update_every
     if end_step is not None and end_step < once:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
+from sparsejax.core.checks import check_callable, check_score
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import layers, top_k_masks, usable
 from sparsejax.core.structures.base import check_fixed
@@ -16,7 +17,13 @@ from sparsejax.core.types import (
   ScoreInputs,
   Topology,
 )
-from sparsejax.distributions.static import check_density, total_budget, uniform
+from sparsejax.distributions.static import (
+  check_density,
+  check_distribution,
+  laid_out,
+  total_budget,
+  uniform,
+)
 from sparsejax.transforms.shapes import layer_shapes
 
 
@@ -39,13 +46,18 @@ def prune_to(
     A mask transform.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: a static density is outside (0, 1].
 
   Example:
     >>> import sparsejax as sj
     >>> one_shot = sj.prune_to(sj.magnitude, 0.1, sj.erk)
   """
-  if not callable(density):
+  check_score("score", score)
+  check_distribution(distribution, none=True)
+  if callable(density):
+    check_callable("density", density, "a number or a function of the step", 1)
+  else:
     check_density(density)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
@@ -64,7 +76,7 @@ def prune_to(
       total = total_budget(shapes, target)
       budget = split_k(layers(scores, budgets), total, layers(everything, budgets))
     else:
-      budget = distribution(shapes, target)
+      budget = laid_out(distribution, shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
     if structure is None:
       budgets = from_vector(budget, budgets)

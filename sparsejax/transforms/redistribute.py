@@ -14,6 +14,7 @@ from sparsejax.core.budgets import (
   mean_scores,
   to_vector,
 )
+from sparsejax.core.checks import check_score
 from sparsejax.core.layerwise import usable
 from sparsejax.core.structures.base import common_unit
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
@@ -42,6 +43,9 @@ def redistribute(score: Score | Rule) -> MaskTransform:
   Returns:
     A mask transform that changes budgets only.
 
+  Raises:
+    TypeError: score is no function.
+
   References:
     Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", algorithm 1. The
     reference rounds up and corrects the total later; here it is exact at once.
@@ -50,6 +54,8 @@ def redistribute(score: Score | Rule) -> MaskTransform:
     >>> import sparsejax as sj
     >>> move = sj.redistribute(sj.momentum)
   """
+  if not callable(score) or required_arguments(score) < 2:
+    check_score("score", score)
   by_score: Any = score  # which of the two it is, only its signature tells
   rule: Any = score if required_arguments(score) >= 2 else None
 

@@ -34,6 +34,7 @@ def reselect(
     A mask transform.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: a static density is outside (0, 1].
 
   Example:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import optax
 
+from sparsejax.core.checks import check_flag, check_number
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score
@@ -85,6 +87,8 @@ def rigl(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  check_flag("accumulate_gradients", accumulate_gradients)
+  check_number("drop_noise", drop_noise, "be at least 0", lambda v: 0 <= v < np.inf)
   drop_score = noisy(magnitude, drop_noise) if drop_noise else magnitude
   if accumulate_gradients:
     changes = chain(drop(drop_score, drop_fraction), grow(accumulated_magnitude))

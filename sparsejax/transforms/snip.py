@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core.leaves import Where, choose, merge, selected
+from sparsejax.core.leaves import Where, check_arrays, choose, merge, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, PyTree
 from sparsejax.transforms.at_initialization import (
   check_batches,
+  check_loss,
   check_rounds,
   check_selection,
   comparable,
@@ -73,6 +74,8 @@ def snip(
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
+  check_arrays("params", params)
+  check_loss(loss_fn, params, batches[0])
   kernels = choose(params, selected(params, where))
 
   @jax.jit

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sparsejax.core.leaves import Where, choose, selected
+from sparsejax.core.checks import check_number
+from sparsejax.core.leaves import Where, check_arrays, choose, selected
 from sparsejax.core.types import PyTree
 
 
@@ -94,13 +96,22 @@ def init_thresholds(
     >>> sj.init_thresholds({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
     {'bias': None, 'kernel': Array(-5., dtype=float32)}
   """
+  check_number("initial", initial, "be finite", np.isfinite)
   kernels = choose(params, selected(params, where))
   return jax.tree.map(lambda leaf: jnp.full((), initial, leaf.dtype), kernels)
 
 
 def _map(function: Any, params: PyTree, thresholds: PyTree, dense: bool = True):
+  check_arrays("params", params)
+  check_arrays("thresholds", thresholds)
   leaves, treedef = jax.tree.flatten(params)
-  entries = treedef.flatten_up_to(thresholds)
+  try:
+    entries = treedef.flatten_up_to(thresholds)
+  except ValueError as e:
+    raise ValueError(f"thresholds must have the params' structure: {e}") from None
+  for s in jax.tree.leaves(entries):
+    if s.shape:
+      raise ValueError(f"thresholds must be scalars, got shape {s.shape}.")
   return treedef.unflatten(
     (w if dense else None) if s is None else function(w, s)
     for w, s in zip(leaves, entries, strict=True)

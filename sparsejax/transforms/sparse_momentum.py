@@ -12,6 +12,7 @@ from sparsejax.core.budgets import (
   mean_scores,
   quantize,
 )
+from sparsejax.core.checks import check_flag
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score, ScoreInputs, Topology
@@ -104,6 +105,7 @@ def sparse_momentum(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  check_flag("per_neuron", per_neuron)
   return sparsify(
     inner,
     chain(

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core.checks import check_callable
 from sparsejax.core.leaves import Where, align
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import Distribution, MaskTransform, PyTree, SparseState
 from sparsejax.distributions.static import uniform
-from sparsejax.transforms.sparsify import sparsify
+from sparsejax.transforms.sparsify import check_update, sparsify
 
 
 def effective(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -136,6 +137,12 @@ def sparsify_forward(
     )
 
   masked_by(inner)  # complains of bad arguments, the optimizer's too
+  for name, value, what, arguments in (
+    ("gradients", gradients, "a function of (gradients, params, state)", 3),
+    ("movable", movable, "a function of the state", 1),
+  ):
+    if value is not None:
+      check_callable(name, value, what, arguments)
   inner = optax.with_extra_args_support(inner)
 
   def untouched(updates, state, params=None):
@@ -162,11 +169,7 @@ def sparsify_forward(
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     grads = updates
-    if params is None:
-      raise ValueError(
-        "params must be passed to update: tx.update(grads, opt_state, params); "
-        "got None."
-      )
+    check_update(grads, state, params, update_masks)
     seen = grads if gradients is None else gradients(grads, params, state)
     updates, inner_state = inner.update(seen, state.inner_state, params, **extra_args)
     if movable is not None:
@@ -176,7 +179,7 @@ def sparsify_forward(
         u if m is None else jnp.where(m, u, jnp.zeros_like(u))
         for u, m in zip(leaves, free, strict=True)
       )
-    after = optax.apply_updates(params, updates)
+    after = optax.apply_updates(params, updates)  # pyright: ignore[reportArgumentType]
     state = state._replace(inner_state=inner_state)
     _, state = masking.update(grads, state, after, update_masks=update_masks)
     return updates, state

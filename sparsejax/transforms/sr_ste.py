@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from sparsejax.core.checks import check_number
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -69,8 +71,7 @@ def sr_ste(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
-  if refinement < 0:
-    raise ValueError(f"refinement must be at least 0, got {refinement}.")
+  check_number("refinement", refinement, "be at least 0", lambda v: 0 <= v < np.inf)
   density = density_of(density, structure)
 
   def refined(grads, params, state):

@@ -13,6 +13,7 @@ from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.leaves import path_string
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
 from sparsejax.core.types import PyTree
+from sparsejax.distributions.static import laid_out
 from sparsejax.transforms.shapes import layer_shapes
 
 
@@ -34,7 +35,7 @@ def start(
   if density is None:
     budgets = jnp.asarray([int(np.prod(s)) for s in shapes.values()], jnp.int32)
     return live, from_vector(budgets, like), seed
-  budgets = distribution(shapes, density)
+  budgets = laid_out(distribution, shapes, density)
   if structure is not None:
     budgets = structure.fit(shapes, budgets)
   budgets = from_vector(budgets, like)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax.core.leaves import Where, choose, selected
+from sparsejax.core.checks import check_flag, check_key
+from sparsejax.core.leaves import Where, align, check_arrays, choose, selected
 from sparsejax.core.random import leaf_keys
 from sparsejax.core.types import Distribution, PyTree
 from sparsejax.distributions.static import uniform
@@ -60,9 +61,7 @@ def supermask(
   masks = supermask_masks(scores, density, distribution=distribution, absolute=absolute)
   leaves, treedef = jax.tree.flatten(params)
   out = []
-  for w, s, m in zip(
-    leaves, treedef.flatten_up_to(scores), treedef.flatten_up_to(masks), strict=True
-  ):
+  for w, s, m in zip(leaves, align(params, scores), align(params, masks), strict=True):
     if s is not None:
       w = _gated(w, (jnp.abs(s) if absolute else s).astype(w.dtype), m)
     out.append(w)
@@ -99,6 +98,8 @@ def supermask_masks(
     >>> sj.supermask_masks(scores, 0.5)["kernel"]
     Array([[False,  True,  True, False]], dtype=bool)
   """
+  check_arrays("scores", scores)
+  check_flag("absolute", absolute)
   scores = jax.tree.map(lax.stop_gradient, scores)
   values = jax.tree.map(jnp.abs, scores) if absolute else scores
   return masks_from_scores(
@@ -129,6 +130,7 @@ def init_scores(params: PyTree, key: jax.Array, where: Where = None) -> PyTree:
     >>> bool(jnp.all(jnp.abs(scores["kernel"]) <= 0.5))
     True
   """
+  check_key("key", key)
   kernels = choose(params, selected(params, where))
   leaves, treedef = jax.tree.flatten(kernels)
   scores = []

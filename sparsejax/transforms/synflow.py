@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
+from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, choose, merge, selected
 from sparsejax.core.masks import apply_masks
@@ -81,6 +82,11 @@ def synflow(
   """
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
+  check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
+  if not isinstance(input_shape, (tuple, list)):
+    raise TypeError(f"input_shape must be a tuple of integers, got {input_shape!r}.")
+  for n in input_shape:
+    check_integer("input_shape", n, 1)
   chosen = selected(params, where)
   with jax.enable_x64(True):
     ladder = amounts(choose(params, chosen), density, rounds, distribution, structure)

@@ -4,8 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from sparsejax.core.checks import check_number
 from sparsejax.core.leaves import Where
 from sparsejax.core.random import true_like
 from sparsejax.core.types import Distribution, MaskTransform, ScoreInputs, Topology
@@ -79,8 +81,7 @@ def top_kast(
     raise ValueError(
       f"backward_density must be at least density = {density}, got {backward_density}."
     )
-  if exploration < 0:
-    raise ValueError(f"exploration must be at least 0, got {exploration}.")
+  check_number("exploration", exploration, "be at least 0", lambda v: 0 <= v < np.inf)
 
   def with_decay(grads, params, state):
     def change(g, w, forward, backward):

@@ -3,6 +3,9 @@
 from typing import Any
 
 import jax
+import numpy as np
+
+from sparsejax.core.checks import check_integer
 
 Array = jax.Array
 
@@ -32,3 +35,37 @@ def mask_update_due(
     return update_masks
   due = (step > start_step) & ((step - start_step) % update_every == 0)
   return due if end_step is None else due & (step <= end_step)
+
+
+def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> None:
+  """Raises unless the arguments say when mask updates are due; traced ones pass.
+
+  Args:
+    update_every: see `mask_update_due`.
+    start_step: see `mask_update_due`.
+    end_step: see `mask_update_due`.
+
+  Raises:
+    TypeError: one is not an integer.
+    ValueError: one is below its least value.
+  """
+  for name, value, least in (
+    ("update_every", update_every, 1),
+    ("start_step", start_step, 0),
+    ("end_step", end_step, 0),
+  ):
+    if (value is None and name != "start_step") or isinstance(value, jax.Array):
+      continue
+    check_integer(name, value, least)
+
+
+def check_update_masks(update_masks: Any) -> None:
+  """Raises TypeError unless a value is None or one bool, traced or not."""
+  if update_masks is None or isinstance(update_masks, (bool, np.bool_)):
+    return
+  got = repr(update_masks)
+  if isinstance(update_masks, (jax.Array, np.ndarray)):
+    if update_masks.ndim == 0 and update_masks.dtype == bool:
+      return
+    got = f"{update_masks.dtype}{list(update_masks.shape)}"
+  raise TypeError(f"update_masks must be one bool, got {got}.")

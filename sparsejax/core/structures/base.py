@@ -126,13 +126,14 @@ def density_of(density: Any, structure: Structure | None) -> Any:
     `density`, or the structure's.
 
   Raises:
-    TypeError: structure is not one.
+    TypeError: structure is not one; density is None and the structure has none.
     ValueError: the density is not the structure's.
   """
-  if structure is None:
-    return density
-  check_type(structure)
-  if structure.density is None:
+  if structure is not None:
+    check_type(structure)
+  if structure is None or structure.density is None:
+    if density is None:
+      raise TypeError("density must be a number in (0, 1], got None.")
     return density
   if density is None:
     return structure.density

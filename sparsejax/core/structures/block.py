@@ -6,7 +6,7 @@ import jax
 
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.structures.layout import check_tuple, reshape_keeping
-from sparsejax.core.structures.units import of_units
+from sparsejax.core.structures.units import check_pooling, of_units
 
 Array = jax.Array
 
@@ -42,6 +42,7 @@ def block(shape: tuple[int, int], score: str = "sum") -> Structure:
     4
   """
   check_tuple("shape", shape, 2)
+  check_pooling(score)
   return _block(tuple(int(n) for n in shape), score)
 
 

@@ -5,9 +5,10 @@ import math
 
 import jax
 
+from sparsejax.core.checks import check_integer
 from sparsejax.core.structures.base import Structure
-from sparsejax.core.structures.layout import check_axis, check_integer, layer_axis
-from sparsejax.core.structures.units import of_units
+from sparsejax.core.structures.layout import check_axis, layer_axis
+from sparsejax.core.structures.units import check_pooling, of_units
 
 Array = jax.Array
 
@@ -43,6 +44,7 @@ def channel(axis: int = -1, score: str = "sum") -> Structure:
     4
   """
   check_integer("axis", axis)
+  check_pooling(score)
   return _channel(axis, score)
 
 

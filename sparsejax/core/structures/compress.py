@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from sparsejax.core.structures.layout import check_integer, layer_axis
+from sparsejax.core.checks import check_integer
+from sparsejax.core.leaves import check_arrays
+from sparsejax.core.structures.layout import layer_axis
 
 Array = jax.Array
 
@@ -41,13 +43,15 @@ def compress_n_m(
     [5. 7.] [1 3]
   """
   _check(n, m, axis)
+  check_arrays("kernel", kernel)
+  check_arrays("mask", mask)
   if mask.dtype != bool:
     raise TypeError(f"mask must be bool, got {mask.dtype}.")
   if mask.shape != kernel.shape:
     raise ValueError(
       f"mask must have the shape of kernel {kernel.shape}, got {mask.shape}."
     )
-  at = layer_axis(axis, kernel.ndim, 0)
+  at = _axis(axis, kernel.ndim)
   groups = _split(mask, at, m)
   if not isinstance(mask, Tracer) and not bool((groups.sum(at + 1) == n).all()):
     raise ValueError(
@@ -74,8 +78,8 @@ def expand_n_m(values: Array, indices: Array, n: int, m: int, axis: int = -2) ->
     Array of the values' dtype, m / n times as long along axis.
 
   Raises:
-    TypeError: n, m or axis is not an integer.
-    ValueError: shapes do not fit.
+    TypeError: n, m or axis is not an integer, or indices not uint8.
+    ValueError: shapes do not fit, or (where values are known) an index is not below m.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -84,11 +88,17 @@ def expand_n_m(values: Array, indices: Array, n: int, m: int, axis: int = -2) ->
     [0. 0. 5. 0.]
   """
   _check(n, m, axis)
+  check_arrays("values", values)
+  check_arrays("indices", indices)
+  if indices.dtype != jnp.uint8:
+    raise TypeError(f"indices must be uint8, got {indices.dtype}.")
   if values.shape != indices.shape:
     raise ValueError(
       f"indices must have the shape of values {values.shape}, got {indices.shape}."
     )
-  at = layer_axis(axis, values.ndim, 0)
+  at = _axis(axis, values.ndim)
+  if not isinstance(indices, Tracer) and not bool((indices < m).all()):
+    raise ValueError(f"indices must be places in groups of {m}, got {indices.max()}.")
   place = _split(indices, at, n)
   packed = _split(values, at, n)
   along = tuple(m if i == at + 1 else 1 for i in range(place.ndim))
@@ -108,6 +118,12 @@ def _check(n: int, m: int, axis: int) -> None:
   check_integer("axis", axis)
   if m > 256:
     raise ValueError(f"m must be at most 256, for indices of a byte, got {m}.")
+
+
+def _axis(axis: int, ndim: int) -> int:
+  if not -ndim <= axis < ndim:
+    raise ValueError(f"axis must lie in [{-ndim}, {ndim}), got {axis}.")
+  return layer_axis(axis, ndim, 0)
 
 
 def _split(x: Array, at: int, length: int) -> Array:

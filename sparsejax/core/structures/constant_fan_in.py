@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.core.checks import check_number
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.reduce import count
@@ -46,6 +47,7 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
     redistributed.
 
   Raises:
+    TypeError: ablation is not a number.
     ValueError: ablation is outside (0, 1]; at init: a layer has fewer than two axes.
 
   References:
@@ -60,8 +62,9 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
     >>> print(sj.masks(state)["kernel"].sum(0))
     [2 2 2]
   """
-  if ablation is not None and not 0 < ablation <= 1:
-    raise ValueError(f"ablation must be None or lie in (0, 1], got {ablation}.")
+  if ablation is not None:
+    rule = "be None or lie in (0, 1]"
+    check_number("ablation", ablation, rule, lambda v: 0 < v <= 1)
   return _constant_fan_in(None if ablation is None else float(ablation))
 
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparsejax.core.checks import check_integer
+
 Array = jax.Array
 
 
@@ -43,14 +45,6 @@ def check_axis(name: str, axis: int, path: str, shape: tuple[int, ...]) -> None:
       f"structure must fit every layer: {name} names axis {axis}, got shape {shape} at "
       f"{path!r}."
     )
-
-
-def check_integer(name: str, value: Any, least: int | None = None) -> None:
-  """Raises TypeError or ValueError unless value is an integer of at least `least`."""
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise TypeError(f"{name} must be an integer, got {value!r}.")
-  if least is not None and value < least:
-    raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_tuple(name: str, value: Any, length: int) -> None:

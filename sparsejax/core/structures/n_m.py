@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.core.checks import check_integer
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.structures.layout import (
   check_axis,
-  check_integer,
   layer_axis,
   reshape_keeping,
 )

@@ -18,6 +18,12 @@ View = Callable[[Array, int], tuple[Array, tuple[int, ...]]]
 _BITS = 29
 
 
+def check_pooling(score: Any) -> None:
+  """Raises ValueError unless a unit's score is one that `of_units` knows."""
+  if score not in ("sum", "mean", "max"):
+    raise ValueError(f"score must be 'sum', 'mean' or 'max', got {score!r}.")
+
+
 def of_units(
   name: str,
   check: Callable[[str, tuple[int, ...]], None],
@@ -46,8 +52,7 @@ def of_units(
   Raises:
     ValueError: score is none of these.
   """
-  if score not in ("sum", "mean", "max"):
-    raise ValueError(f"score must be 'sum', 'mean' or 'max', got {score!r}.")
+  check_pooling(score)
 
   def pool(x: Array, like: Array) -> Array:
     rows = like.ndim

@@ -1,0 +1,123 @@
+"""Checks of arguments: an error names the argument, the rule and the value.
+
+A wrong type raises TypeError, a value outside its range ValueError, before any work is
+done. Traced values pass: of them only the type is known.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
+  """Raises TypeError unless a value can be called with so many arguments.
+
+  Args:
+    name: the argument's name.
+    value: what was given.
+    what: what it must be, in words.
+    arguments: how many it is called with.
+  """
+  if not callable(value):
+    raise TypeError(f"{name} must be {what}, got {value!r}.")
+  try:
+    signature = inspect.signature(value)
+  except (TypeError, ValueError):  # a builtin or a compiled function
+    return
+  try:
+    signature.bind(*range(arguments))
+  except TypeError as e:
+    raise TypeError(f"{name} must be {what}, got {value!r}: {e}.") from None
+
+
+def check_score(name: str, value: Any) -> None:
+  """Raises TypeError unless a value is a function of the score's inputs."""
+  check_callable(name, value, "a function of the inputs, such as sj.magnitude", 1)
+
+
+def check_optimizer(name: str, value: Any, what: str = "an optax optimizer") -> None:
+  """Raises TypeError unless a value has optax's `init` and `update`."""
+  for part in ("init", "update"):
+    if not callable(getattr(value, part, None)):
+      raise TypeError(f"{name} must be {what}, got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+  """Raises TypeError unless a value is True or False."""
+  if not isinstance(value, (bool, np.bool_)):
+    raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_number(
+  name: str, value: Any, rule: str, holds: Callable[[Any], bool]
+) -> None:
+  """Raises unless a value is a number for which a rule holds; arrays of jax pass.
+
+  Args:
+    name: the argument's name.
+    value: what was given.
+    rule: the rule in words, as in "must be at least 0".
+    holds: the rule; of NaN none should hold.
+
+  Raises:
+    TypeError: it is no number.
+    ValueError: the rule does not hold.
+
+  Example:
+    >>> check_number("l1", -1, "be at least 0", lambda v: v >= 0)
+    Traceback (most recent call last):
+      ...
+    ValueError: l1 must be at least 0, got -1.
+  """
+  if isinstance(value, jax.Array):
+    return
+  if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+    raise TypeError(f"{name} must be a number, got {value!r}.")
+  if not holds(value):
+    raise ValueError(f"{name} must {rule}, got {value}.")
+
+
+def check_integer(name: str, value: Any, least: int | None = None) -> None:
+  """Raises TypeError or ValueError unless value is an integer of at least `least`."""
+  if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    raise TypeError(f"{name} must be an integer, got {value!r}.")
+  if least is not None and value < least:
+    raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_key(name: str, value: Any) -> None:
+  """Raises TypeError unless a value is one PRNG key, typed or raw."""
+  if isinstance(value, jax.Array):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
+      return
+    if value.dtype == jnp.uint32 and value.ndim == 1:
+      return
+    value = f"{value.dtype}{list(value.shape)}"
+  raise TypeError(f"{name} must be a PRNG key, such as jax.random.key(0), got {value}.")
+
+
+def check_regex(name: str, value: Any) -> None:
+  """Raises TypeError or ValueError unless a value is a regular expression."""
+  if not isinstance(value, str):
+    raise TypeError(f"{name} must be a regex, got {value!r}.")
+  try:
+    re.compile(value)
+  except re.error as e:
+    raise ValueError(f"{name} must be a valid regex, got {value!r}: {e}.") from None
+
+
+def check_mapping(name: str, value: Any, what: str) -> None:
+  """Raises TypeError unless a value is a mapping.
+
+  Args:
+    name: the argument's name.
+    value: what was given.
+    what: from what to what it must map, in words.
+  """
+  if not isinstance(value, Mapping):
+    raise TypeError(f"{name} must be a mapping {what}, got {value!r}.")
