@@ -58,9 +58,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
 
   params, model_state = init(seed)
   before = lottery.weights_hash(params)
-  tx = optimizers.make_tx(
-    config_lib.complete({**config_lib.to_json(full), "seed": seed}), program.steps, seed
-  )
+  tx = optimizers.make_tx(full, program.steps, seed)
   key = jax.random.key(seed)
   member = lottery.Member(key, params, model_state, jax.jit(tx.init)(params))
   train, _, test = (split for split in program.dataset[:3])
