@@ -1,0 +1,59 @@
+"""Grow-and-prune synthesis (NeST): seeds, four policies, capacity, the loop.
+
+Needs flax, for models are looked at through it; `import sparsejax` does not import this
+package.
+"""
+
+from sparsejax.growth.bridging import bridge
+from sparsejax.growth.capacity import carry_over
+from sparsejax.growth.chain import (
+  Layer,
+  Size,
+  candidates,
+  layers,
+  live_units,
+  size,
+)
+from sparsejax.growth.connections import grow_connections
+from sparsejax.growth.feature_maps import grow_feature_map
+from sparsejax.growth.neurons import grow_neurons
+from sparsejax.growth.new_weights import warm_up
+from sparsejax.growth.partial_area import (
+  contributions,
+  partial_area_conv,
+  prune_areas,
+  with_areas,
+)
+from sparsejax.growth.prune import (
+  effective_weights,
+  prune_connections,
+  prune_units,
+  remove_dead,
+  unit_importance,
+)
+from sparsejax.growth.seeds import seed
+
+__all__ = [
+  "Layer",
+  "Size",
+  "bridge",
+  "candidates",
+  "carry_over",
+  "contributions",
+  "effective_weights",
+  "grow_connections",
+  "grow_feature_map",
+  "grow_neurons",
+  "layers",
+  "live_units",
+  "partial_area_conv",
+  "prune_areas",
+  "prune_connections",
+  "prune_units",
+  "remove_dead",
+  "seed",
+  "size",
+  "unit_importance",
+  "warm_up",
+  "with_areas",
+]

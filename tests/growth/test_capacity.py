@@ -1,0 +1,151 @@
+"""Capacity, warm-up and partial areas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax import growth, models
+
+
+@pytest.fixture(autouse=True)
+def adam():
+  with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+    yield
+
+
+def _setup(features):
+  model = models.create("mlp", features=features, num_classes=3)
+  chain = growth.layers(model, (2, 2, 1))
+  params = model.init(jax.random.key(0), jnp.ones((1, 2, 2, 1)))["params"]
+  tx = growth.warm_up(sj.static_sparse(optax.adam(0.02), density=1.0), steps=3)
+  return model, chain, params, tx
+
+
+def test_doubling_leaves_function_and_trajectory_unchanged():
+  x = jax.random.normal(jax.random.key(1), (32, 2, 2, 1))
+  y = jnp.argmax(x.reshape(32, 4)[:, :3], axis=1)
+
+  def steps(model, tx, params, state, n):
+    def loss(params):
+      logits = model.apply({"params": params}, x)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    @jax.jit
+    def step(params, state):
+      value, grads = jax.value_and_grad(loss)(params)
+      updates, state = tx.update(grads, state, params)
+      return optax.apply_updates(params, updates), state, value
+
+    values = []
+    for _ in range(n):
+      params, state, value = step(params, state)
+      values.append(float(value))
+    return params, state, values
+
+  model, chain, params, tx = _setup((6, 4))
+  masks = growth.seed(chain, 0.5, 0.6, jax.random.key(2))
+  state = sj.with_masks(tx.init(params), masks)
+  params, state, _ = steps(model, tx, sj.apply_masks(params, masks), state, 4)
+
+  wide_model, wide_chain, wide_params, wide_tx = _setup((12, 8))
+  wide_state = wide_tx.init(wide_params)
+  none = jax.tree.map(jnp.zeros_like, sj.masks(wide_state))
+  wide_state = sj.with_masks(wide_state, none)
+  carry = lambda tree, wider: growth.carry_over(tree, wider, chain, wide_chain)
+  wide_params, wide_state = carry(params, wide_params), carry(state, wide_state)
+  wide_masks = sj.masks(wide_state)
+  wide_params = sj.apply_masks(wide_params, wide_masks)
+  assert growth.size(wide_masks, wide_chain) == growth.size(sj.masks(state), chain)
+  np.testing.assert_allclose(
+    wide_model.apply({"params": wide_params}, x),
+    model.apply({"params": params}, x),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  narrow = steps(model, tx, params, state, 5)
+  wide = steps(wide_model, wide_tx, wide_params, wide_state, 5)
+  np.testing.assert_allclose(wide[2], narrow[2], rtol=1e-5)
+  np.testing.assert_allclose(
+    wide[0]["dense2"]["kernel"][:6, :4], narrow[0]["dense2"]["kernel"], atol=1e-5
+  )
+  moment = lambda state: optax.tree.get(state, "mu")["dense2"]["kernel"]
+  np.testing.assert_allclose(moment(wide[1])[:6, :4], moment(narrow[1]), atol=1e-6)
+  assert int(optax.tree.get(wide[1].inner_state.inner_state, "count")) == 9
+  with pytest.raises(ValueError, match="at least as wide"):
+    growth.carry_over(wide_params, params, wide_chain, chain)
+
+
+def test_channels_find_their_rows_after_flattening():
+  narrow = growth.Layer(("c",), (1, 1, 1, 2), 1, 4), growth.Layer(("d",), (8, 1), 2, 1)
+  wide = growth.Layer(("c",), (1, 1, 1, 4), 1, 4), growth.Layer(("d",), (16, 1), 4, 1)
+  kernel = {"d": {"kernel": jnp.arange(8.0)[:, None]}}
+  fresh = {"d": {"kernel": jnp.full((16, 1), -1.0)}}
+  carried = growth.carry_over(kernel, fresh, narrow, wide)["d"]["kernel"]
+  expected = [[0, 1, -1, -1], [2, 3, -1, -1], [4, 5, -1, -1], [6, 7, -1, -1]]
+  np.testing.assert_array_equal(carried.reshape(4, 4), expected)
+
+
+def test_woken_weights_warm_up_and_dropped_ones_go_at_once():
+  tx = growth.warm_up(sj.static_sparse(optax.adam(1.0), density=1.0), steps=4)
+  params = {"kernel": jnp.array([[1.0, 0.0]])}
+  first = {"kernel": jnp.array([[True, False]])}
+  state = sj.with_masks(tx.init(params), first)
+  update = jax.jit(tx.update)
+  ones = {"kernel": jnp.ones((1, 2))}
+  for _ in range(300):
+    updates, state = update(ones, state, {"kernel": jnp.zeros((1, 2))})
+  state = sj.densify(state)
+  steps = []
+  for _ in range(5):
+    updates, state = update(ones, state, {"kernel": jnp.zeros((1, 2))})
+    steps.append(-float(updates["kernel"][0, 1]))
+    assert updates["kernel"][0, 0] == pytest.approx(-1.0, abs=1e-3)
+  bare = optax.adam(1.0)
+  state_ = bare.init(ones)
+  for i in range(305):
+    grads = {"kernel": jnp.array([[1.0, float(i >= 300)]])}
+    updates_, state_ = bare.update(grads, state_, ones)
+    if i == 300:
+      assert -float(updates_["kernel"][0, 1]) > 1.6  # what it is there for
+  assert steps[0] < 0.5
+  assert steps[4] == pytest.approx(-float(updates_["kernel"][0, 1]), rel=1e-4)
+  state = sj.with_masks(state, first)
+  updates, _ = update(ones, state, {"kernel": jnp.array([[1.0, 5.0]])})
+  assert updates["kernel"][0, 1] == -5.0
+
+
+def test_partial_areas_by_hand():
+  x = jnp.arange(9.0).reshape(1, 3, 3, 1) * jnp.array([1.0, -1.0])[None, None, None]
+  kernel = jnp.ones((2, 2, 2, 1)).at[..., 1, :].set(2.0)
+  terms = growth.contributions(x, kernel)
+  np.testing.assert_array_equal(terms[0, :, :, 0, 0], [[8, 12], [20, 24]])
+  np.testing.assert_array_equal(terms[0, :, :, 1, 0], [[-16, -24], [-40, -48]])
+  areas = growth.prune_areas(
+    jnp.ones((2, 2, 2, 1), bool), jnp.mean(jnp.abs(terms), axis=0), 0.5
+  )
+  np.testing.assert_array_equal(areas[..., 0, 0], [[False, False], [True, True]])
+  areas = areas.at[0, 0, 0, 0].set(True)
+  y = growth.partial_area_conv(x, kernel, areas)
+  np.testing.assert_array_equal(y[0, ..., 0], [[8, 0], [-20, -24]])
+  left = growth.prune_areas(areas, jnp.mean(jnp.abs(terms), axis=0), 0.99)
+  assert [int(n) for n in left.sum((0, 1)).ravel()] == [1, 1]
+  with pytest.raises(ValueError, match="areas must be of shape"):
+    growth.partial_area_conv(x, kernel, areas[..., :1, :])
+
+
+def test_a_model_with_areas_is_not_edited():
+  model = models.LeNet5()
+  x = jax.random.normal(jax.random.key(0), (2, 12, 12, 1))
+  variables = model.init(jax.random.key(1), jnp.zeros((1, 16, 16, 1)))
+  x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  areas = {"conv1": jnp.ones((12, 12, 1, 20), bool)}
+  apply = growth.with_areas(model.apply, areas)
+  np.testing.assert_allclose(
+    apply(variables, x), model.apply(variables, x), rtol=1e-4, atol=1e-5
+  )
+  nothing = {"conv1": jnp.zeros((12, 12, 1, 20), bool)}
+  blind = growth.with_areas(model.apply, nothing)(variables, x)
+  np.testing.assert_array_equal(blind[0], blind[1])
