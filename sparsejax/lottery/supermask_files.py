@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.archives import read_archive, write_archive
 from sparsejax.core.leaves import path_string
 from sparsejax.core.mask_files import load_masks, mask_arrays
 from sparsejax.core.masks import apply_masks
@@ -77,7 +78,8 @@ def save_supermask(
     state: what the model keeps beside them, such as running averages; written whole.
 
   Raises:
-    TypeError: a mask is not bool, or the seed is not an integer.
+    TypeError: a mask is not bool, the seed is not an integer, or path is no path.
+    OSError: the file cannot be written; what was there stays.
 
   Example:
     >>> import jax, jax.numpy as jnp, tempfile
@@ -96,8 +98,7 @@ def save_supermask(
   arrays[_HASH] = np.asarray(weights_hash(params))
   for key, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
     arrays[_STATE + path_string(key)] = np.asarray(leaf)
-  with open(path, "wb") as file:
-    np.savez(file, **arrays)
+  write_archive(path, arrays)
 
 
 def load_supermask(
@@ -117,18 +118,19 @@ def load_supermask(
     A `Supermask`.
 
   Raises:
-    ValueError: the file holds something else, the masks or the state do not fit, or
-      `init` draws other weights than those the masks are of.
+    FileNotFoundError: there is no such file.
+    ValueError: the file is damaged or holds something else, the masks or the state do
+      not fit, or `init` draws other weights than those the masks are of.
   """
-  with np.load(path, allow_pickle=False) as file:
-    if not {_SEED, _HASH} <= set(file):
-      raise ValueError(
-        f"path must be a file of save_supermask, got {os.fspath(path)!r}."
-      )
-    seed, expected = int(file[_SEED]), str(file[_HASH])
-    saved = {
-      name.removeprefix(_STATE): file[name] for name in file if name.startswith(_STATE)
-    }
+  file = read_archive(path, "save_supermask")
+  if not {_SEED, _HASH} <= set(file) or file[_SEED].shape or file[_HASH].shape:
+    raise ValueError(f"path must be a file of save_supermask, got {os.fspath(path)!r}.")
+  seed, expected = int(file[_SEED]), str(file[_HASH])
+  saved = {
+    name.removeprefix(_STATE): value
+    for name, value in file.items()
+    if name.startswith(_STATE)
+  }
   params = init(seed)
   masks = load_masks(path, params)
   if (found := weights_hash(params)) != expected:
