@@ -101,14 +101,14 @@ def check_key(name: str, value: Any) -> None:
   raise TypeError(f"{name} must be a PRNG key, such as jax.random.key(0), got {value}.")
 
 
-def check_regex(name: str, value: Any) -> None:
+def check_regex(name: str, value: Any, rule: str = "be a valid regex") -> None:
   """Raises TypeError or ValueError unless a value is a regular expression."""
   if not isinstance(value, str):
-    raise TypeError(f"{name} must be a regex, got {value!r}.")
+    raise TypeError(f"{name} must {rule}, got {value!r}.")
   try:
     re.compile(value)
   except re.error as e:
-    raise ValueError(f"{name} must be a valid regex, got {value!r}: {e}.") from None
+    raise ValueError(f"{name} must {rule}, got {value!r}: {e}.") from None
 
 
 def check_mapping(name: str, value: Any, what: str) -> None:

@@ -62,7 +62,7 @@ def by_path(
     raise ValueError("methods must name at least one group, got an empty mapping.")
   transforms: dict[str, Any] = {}
   for pattern, method in methods.items():
-    check_regex("methods", pattern)
+    check_regex("methods", pattern, "have valid regexes as keys")
     made: Any = method
     if not hasattr(method, "init") and callable(method):
       made = method(inner)
