@@ -199,11 +199,12 @@ def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
     count = stop
     if count % epoch == 0:
       order = orders(members.key, count // epoch)
-    if validate is not None and count in plan.validations:
-      now, best = look(members, best, held_out, jnp.int32(count))
-      losses.append(np.atleast_1d(now))
+    if count in plan.validations:
+      if validate is not None:
+        now, best = look(members, best, held_out, jnp.int32(count))
+        losses.append(np.atleast_1d(now))
       if show is not None:
-        show(count, np.stack(losses, axis=-1))
+        show(count, np.stack(losses, -1) if losses else np.zeros((len(keys), 0)))
     if measure is not None and count in plan.measurements:
       results.append(
         gauge(members.params, members.model_state, members.opt_state, held_out)

@@ -115,8 +115,8 @@ def train_population(
       on a CPU, where nothing is gained, and all elsewhere. Where memory does not
       suffice, half as many, and so on.
     devices: to spread each `together` over; their number must divide it.
-    progress: called with (members done, step, validation losses so far) at each
-      validation.
+    progress: called every `every` steps with (members done before, step, validation
+      losses so far of those under way, (members, validations)).
 
   Returns:
     A `Population`, its metrics on the host.
@@ -136,8 +136,8 @@ def train_population(
     >>> keys = jax.random.split(jax.random.key(1), 2)
     >>> members = stack_members(tx, keys, params, masks)
     >>> done = train_population(loss, tx, members, data, batch_size=16, steps=100)
-    >>> done.members.params["kernel"].squeeze(-1).round(1).tolist()
-    [[1.0, 0.0, 0.0, 2.0], [1.0, 0.0, 0.0, 0.0]]
+    >>> jnp.abs(done.members.params["kernel"][:, 3, 0]).round(1).tolist()
+    [2.0, 0.0]
   """
   count = len(members.key)
   examples = {len(leaf) for leaf in jax.tree.leaves(data)}
