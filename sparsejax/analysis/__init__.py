@@ -22,6 +22,12 @@ from sparsejax.analysis.isometry import end_to_end, single_layers
 from sparsejax.analysis.isometry_plots import plot_depth_scale, plot_spectra
 from sparsejax.analysis.multiply_adds import Cost, LayerCost, flops
 from sparsejax.analysis.sizes import Sizes, sizes
+from sparsejax.analysis.ticket_plots import (
+  plot_connectivity,
+  plot_instability,
+  plot_tickets,
+)
+from sparsejax.analysis.tickets import input_connectivity, layer_densities, overlap
 from sparsejax.analysis.toy_problems import Problem, monk, xor
 
 __all__ = [
@@ -37,14 +43,20 @@ __all__ = [
   "fit_features",
   "flops",
   "gaussian_kernel",
+  "input_connectivity",
   "iterations_bound",
   "kernel_spectrum",
+  "layer_densities",
   "minimum_norm_fit",
   "monk",
   "optimal_contraction",
   "optimal_step_size",
+  "overlap",
+  "plot_connectivity",
   "plot_depth_scale",
+  "plot_instability",
   "plot_spectra",
+  "plot_tickets",
   "random_fourier_features",
   "simulate",
   "single_layers",
