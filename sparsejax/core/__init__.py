@@ -1,5 +1,6 @@
 """What everything stands on: exact selection, mask trees, leaf selection, budgets."""
 
+from sparsejax.core.checksum import check_replicas, mask_checksum, replica_checksums
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.mask_files import load_masks, save_masks
 from sparsejax.core.masks import (
@@ -40,14 +41,17 @@ __all__ = [
   "apply_masks",
   "block",
   "channel",
+  "check_replicas",
   "compress_n_m",
   "constant_fan_in",
   "densify",
   "expand_n_m",
   "load_masks",
+  "mask_checksum",
   "masks",
   "n_m",
   "pack",
+  "replica_checksums",
   "rescale",
   "save_masks",
   "skipped_updates",

@@ -178,8 +178,13 @@ class Checkpoints:
 
   def _read_arrays(self, step: int, target: PyTree) -> dict[str, jax.Array]:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # Tracing, which names the arrays, loses where they lie.
+    places = {
+      _name(path): getattr(x, "sharding", None)
+      for path, x in jax.tree_util.tree_leaves_with_path(target)
+    }
     abstract = {
-      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name] or device)
       for name, x in jax.eval_shape(_flatten, target).items()
     }
     restored = self._manager.restore(

@@ -13,6 +13,7 @@ from sparsejax.training.methods import METHODS
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "step", "cosine")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -31,6 +32,7 @@ def default_config() -> config_dict.ConfigDict:
   # Model.
   c.model = "mlp"  # a name of sparsejax.models
   c.model_kwargs = config_dict.ConfigDict()
+  c.compute_dtype = "float32"  # of the model; parameters and moments stay float32
   # What is sparse, and how that moves.
   c.method = "sparse_momentum"
   c.method_kwargs = config_dict.ConfigDict()
@@ -56,6 +58,13 @@ def default_config() -> config_dict.ConfigDict:
   c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
   c.label_smoothing = 0.0
   c.lr_scales = config_dict.ConfigDict()  # {regex of paths: factor of their rate}
+  # Devices; see sparsejax.training.mesh.
+  c.mesh = config_dict.ConfigDict()
+  c.mesh.data = 1  # parts that a batch is cut into; -1: all devices that `model` leaves
+  c.mesh.model = 1  # parts that each kernel is cut into
+  c.mesh.fsdp = False  # cut parameters, masks and moments over `data` too
+  c.mesh.rules = config_dict.ConfigDict()  # {regex of paths: an axis of the mesh or
+  # None for each of the parameter's}, such as {"experts": ("model", None, None)}
   # The run.
   c.batch_size = 100
   c.num_epochs = 10
@@ -127,6 +136,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: all(type(s) in (int, float) and s >= 0 for s in v.values()),
     "a dict of numbers at least 0",
   ),
+  "compute_dtype": _one_of(COMPUTE_DTYPES),
+  "mesh": (
+    lambda v: v.model >= 1 and (v.data >= 1 or v.data == -1),
+    "of at least 1 along data (or -1) and model",
+  ),
   "centering": _one_of(("channel", "pixel", "none")),
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
@@ -170,6 +184,9 @@ def complete(config: Mapping[str, Any]) -> Any:
         raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
       full[name] = config_dict.ConfigDict(dict(value))
       continue
+    if name == "mesh":
+      full.mesh = _mesh(full.mesh, value)
+      continue
     kind = type(full[name])
     # bool is an int to Python, but `num_epochs=True` is a mistake.
     exact = kind is float and type(value) is int
@@ -191,14 +208,46 @@ def complete(config: Mapping[str, Any]) -> Any:
   return config_dict.FrozenConfigDict(full)
 
 
+def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
+  """Fills the mesh's fields up and checks their types."""
+  if not isinstance(given, Mapping | config_dict.ConfigDict):
+    raise errors.ConfigError(f"mesh must be a dict; got {given!r}")
+  for name, value in given.items():
+    if name not in mesh:
+      raise errors.ConfigError(
+        f"mesh has no field {name!r}; there are: {', '.join(mesh)}"
+      )
+    if name == "rules":
+      value = _rules(value)
+    elif type(value) is not type(mesh[name]):
+      raise errors.ConfigError(
+        f"mesh.{name} must be {type(mesh[name]).__name__}; got {value!r}"
+      )
+    mesh[name] = value
+  return mesh
+
+
+def _rules(given: Any) -> config_dict.ConfigDict:
+  axes = ("data", "model", None)
+  mapping = isinstance(given, Mapping | config_dict.ConfigDict)
+  for value in given.values() if mapping else (given,):
+    if not (isinstance(value, tuple | list) and set(value) <= set(axes)):
+      raise errors.ConfigError(
+        f"mesh.rules must be a dict of tuples of {axes}; got {given!r}"
+      )
+  rules: Any = given
+  return config_dict.ConfigDict({name: tuple(rule) for name, rule in rules.items()})
+
+
 def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a config as what `json` would read back: comparable, tuples as lists."""
   as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyright: ignore
   return json.loads(json.dumps(as_dict))
 
 
-# Where the data lie may change between two parts of one run.
-_NOT_THE_RUN = ("data_dir",)
+# Where the data lie, and over which devices the arrays, may change between two parts of
+# one run.
+_NOT_THE_RUN = ("data_dir", "mesh")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -209,8 +258,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     new: of `to_json`.
 
   Returns:
-    The lines, sorted; none if the two are the same run. `data_dir` is not compared,
-    and a field that came in later stands at its default in an older config.
+    The lines, sorted; none if the two are the same run. `data_dir` and `mesh` are not
+    compared: on another mesh a run goes on, its gradients rounded otherwise. A field
+    that came in later stands at its default in an older config.
   """
   defaults = to_json(default_config().to_dict())
 

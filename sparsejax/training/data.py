@@ -106,11 +106,12 @@ def pad(split: Split, multiple: int) -> Split:
     A split whose length is the next multiple; evaluation passes over labels of -1.
   """
   missing = -len(split.labels) % multiple
-  rest = [(0, 0)] * (split.images.ndim - 1)
-  return Split(
-    np.pad(split.images, [(0, missing), *rest]),
-    np.pad(split.labels, (0, missing), constant_values=-1),
-  )
+
+  def filled(x, value):
+    width = [(0, missing), *[(0, 0)] * (x.ndim - 1)]
+    return np.pad(x, width, constant_values=value)
+
+  return Split(filled(split.images, 0), filled(split.labels, -1))
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

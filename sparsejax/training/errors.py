@@ -27,3 +27,7 @@ class WorkdirInUseError(WorkdirError):
 
 class NonFiniteError(TrainingError, FloatingPointError):
   """Training brought forth nothing finite for a whole epoch."""
+
+
+class ReplicaError(TrainingError, RuntimeError):
+  """Devices that must hold the same masks do not."""

@@ -1,5 +1,6 @@
 """Training from a config to a result: `train_and_evaluate`."""
 
+import json
 import os
 import pathlib
 import time
@@ -12,7 +13,15 @@ import numpy as np
 from sparsejax.training import checkpoint as checkpoint_lib
 from sparsejax.training import config as config_lib
 from sparsejax.training import data as data_lib
-from sparsejax.training import environment, errors, interrupt, optimizers, report
+from sparsejax.training import (
+  distributed,
+  environment,
+  errors,
+  interrupt,
+  optimizers,
+  replicas,
+  report,
+)
 from sparsejax.training import metrics as metrics_lib
 from sparsejax.training import progress as progress_lib
 from sparsejax.training import result as result_lib
@@ -50,15 +59,17 @@ def train_and_evaluate(
   """
   complete = config_lib.complete(config)
   stamp = config_lib.to_json(complete)
+  distributed.check_same("config", json.dumps(stamp, sort_keys=True))
+  first = jax.process_index() == 0
   with interrupt.listen() as stop, workdir_lib.exclusive(workdir) as path:
     workdir_lib.check(path, stamp)
     run = run_lib.prepare(complete)
     checkpoints = checkpoint_lib.Checkpoints(path, stamp)
     try:
-      result = _train(run, path, checkpoints, stop, verbose)
+      result = _train(run, path, checkpoints, stop, verbose and first)
     finally:
       checkpoints.close()
-    if result.finished:
+    if result.finished and first:
       result_lib.write(path, result)
       report.write(path, run, result)
     if verbose and summarize:
@@ -99,16 +110,18 @@ def _train(
   config, program, total = run.config, run.program, run.total_steps
   started = time.monotonic()
   train, validation, test = run_lib.place(
-    (run.dataset.train, *(_padded(split) for split in run.dataset[1:3]))
+    (run.dataset.train, *(_padded(run, split) for split in run.dataset[1:3])),
+    run.layout,
   )
-  restored = checkpoints.restore(jax.eval_shape(program.init, run.seeds))
+  restored = checkpoints.restore(run_lib.target(run))
   state = None if restored is None else restored.state
   found = state is not None
   before = 0.0 if restored is None else restored.extra.get("seconds", 0.0)
   if state is None:
     state = run_lib.start(run, train)
   # After the restore: a directory that could not be used is left as it was.
-  workdir_lib.claim(path, config_lib.to_json(config))
+  if jax.process_index() == 0:
+    workdir_lib.claim(path, config_lib.to_json(config))
   count = first = int(state.step)
   if count < total:
     environment.record(path, run, count)
@@ -142,11 +155,11 @@ def _train(
       progress.note(message)
     if count == 0:
       evaluate()
-    while count < total and not stop:
+    while count < total and not distributed.agree(stop):
       if order is None or count % run.steps_per_epoch == 0:
         order = program.order(state)
-      count = next_stop(count, run.steps_per_epoch, config.log_every)
-      state, totals = program.run(state, train, order, np.int32(count))
+      begin, count = count, next_stop(count, run.steps_per_epoch, config.log_every)
+      state, totals = replicas.advance(run, state, train, order, begin, count)
       loss, accuracy = totals.means()
       seen = jax.device_get(run_lib.observe(state))
       moved = run_lib.turnover(state, moved.masks)
@@ -206,8 +219,9 @@ def _train(
   )
 
 
-def _padded(split: data_lib.Split) -> data_lib.Split:
-  return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels)))
+def _padded(run: run_lib.Run, split: data_lib.Split) -> data_lib.Split:
+  shards = run.layout.shards if run.layout else 1
+  return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels), shards))
 
 
 def _messages(

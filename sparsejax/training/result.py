@@ -113,7 +113,7 @@ def show(result: Result, path: pathlib.Path) -> None:
     result: of a run.
     path: its directory.
   """
-  console = rich.console.Console(highlight=False)
+  console = rich.console.Console(highlight=False, quiet=jax.process_index() > 0)
   if not result.finished:
     name = result.stopped_by.name if result.stopped_by else "a signal"
     console.print(

@@ -21,6 +21,7 @@ from sparsejax.training import (
   step,
 )
 from sparsejax.training import config as config_lib
+from sparsejax.training import mesh as mesh_lib
 from sparsejax.training.methods import METHODS
 
 
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     seeds: int32 (num_seeds,).
     steps_per_epoch: full batches of an epoch.
     total_steps: of the whole run.
+    layout: the mesh of devices; None for one device.
   """
 
   config: Any
@@ -44,6 +46,7 @@ class Run(NamedTuple):
   seeds: np.ndarray
   steps_per_epoch: int
   total_steps: int
+  layout: mesh_lib.Layout | None = None
 
 
 class Observation(NamedTuple):
@@ -94,6 +97,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
     DatasetNotFoundError: if the data set is not on this machine.
   """
   c = config_lib.complete(config)
+  layout = mesh_lib.from_config(c)
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
   if c.centering == "pixel":
     dataset = data.centered(dataset)
@@ -131,13 +135,23 @@ def prepare(config: Mapping[str, Any]) -> Run:
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
       label_smoothing=c.label_smoothing,
       sparsify_params=None if find_masks or method.forward else mask,
+      compute_dtype=c.compute_dtype,
+      layout=layout,
       effective=methods.seen_weights(c.method),
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)
   except (TypeError, ValueError) as e:
     raise errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
-  return Run(c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps)
+  return Run(
+    c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps, layout
+  )
+
+
+def target(run: Run) -> step.TrainState:
+  """Returns a state of the run without its values, to restore one from a checkpoint."""
+  state = jax.eval_shape(run.program.init, run.seeds)
+  return mesh_lib.with_shardings(run.layout, state)
 
 
 def start(run: Run, train: data.Split) -> step.TrainState:
@@ -153,7 +167,8 @@ def start(run: Run, train: data.Split) -> step.TrainState:
   Raises:
     ConfigError: if the batches to find masks from are more than an epoch has.
   """
-  state = place(run.program.init(run.seeds))
+  state = run.program.init(run.seeds)
+  state = place(state) if run.layout is None else state
   if run.find_masks is None:
     return state
   n = run.config.pruning_batches
@@ -163,23 +178,13 @@ def start(run: Run, train: data.Split) -> step.TrainState:
     )
   batches = run.program.batches(state, train, n)
   rescale = run.config.rescale_start
-  return place(at_initialization.place_masks(run.find_masks, state, batches, rescale))
+  state = at_initialization.place_masks(run.find_masks, state, batches, rescale)
+  if run.layout is None:
+    return place(state)
+  return jax.device_put(state, mesh_lib.of_state(run.layout, state))
 
 
-def place(tree: Any) -> Any:
-  """Puts arrays on the device that trains, as restored checkpoints are.
-
-  All that goes into the compiled functions goes through here: arrays that are placed
-  and arrays that are not would each cost a compilation.
-
-  Args:
-    tree: arrays of numpy or jax.
-
-  Returns:
-    The tree, on the device.
-  """
-  device = jax.local_devices()[0]
-  return jax.device_put(tree, jax.sharding.SingleDeviceSharding(device))
+place = mesh_lib.place
 
 
 def named(tree: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import optax
 from sparsejax.training import augment as augment_lib
 from sparsejax.training import data as data_lib
 from sparsejax.training import functions
+from sparsejax.training import mesh as mesh_lib
 
 PyTree = Any
 
@@ -87,8 +88,8 @@ def cross_entropy(
   loss = -(1 - s) log p_label - s mean_c log p_c
 
   Args:
-    logits: float (n, classes).
-    labels: int32 (n,), -1 where there is no example.
+    logits: float (n, ..., classes).
+    labels: int32 (n, ...), -1 where there is no example.
     smoothing: s, in [0, 1); the target spreads so much over all classes.
 
   Returns:
@@ -123,8 +124,9 @@ def train_step(
 
   Args:
     state: of one seed.
-    images: float32 (n, height, width, channels), normalized.
-    labels: int32 (n,).
+    images: float32 (n, height, width, channels), normalized; or tokens, int32
+      (n, length).
+    labels: int32 (n,), or (n, length).
     update_masks: bool (); whether a mask update is due.
     apply: as of `functions.Functions`.
     tx: the sparse optimizer.
@@ -139,8 +141,9 @@ def train_step(
   def loss(params):
     seen = effective(params, state.opt_state)
     logits, model_state = apply(seen, state.model_state, images, key)
+    auxiliary, model_state = functions.auxiliary_loss(model_state)
     mean, totals = cross_entropy(logits, labels, label_smoothing)
-    return mean, (totals, model_state)
+    return mean + auxiliary, (totals, model_state)
 
   (_, (totals, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(
     state.params
@@ -170,6 +173,8 @@ def make_program(
   label_smoothing: float = 0.0,
   sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
   effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
+  compute_dtype: str = "float32",
+  layout: mesh_lib.Layout | None = None,
 ) -> Program:
   """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
 
@@ -185,21 +190,32 @@ def make_program(
     label_smoothing: of the loss that is trained on; see `cross_entropy`.
     sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
     effective: `(params, opt_state) -> params` that the model sees.
+    compute_dtype: see `functions.from_flax`.
+    layout: the mesh that the state and each batch are cut over; None for one device.
 
   Returns:
     A `Program`.
   """
-  tx, model = make_tx(0), functions.from_flax(model)
+  tx, model = make_tx(0), functions.from_flax(model, compute_dtype)
   examples = len(dataset.train.labels)
   steps_per_epoch = examples // batch_size
-  mean, scale = dataset.mean, 1 / dataset.std
+  tokens = dataset.mean is None
 
   def normalize(images):
-    return (images.astype(jnp.float32) - mean) * scale
+    if tokens:
+      return images.astype(jnp.int32)
+    return (images.astype(jnp.float32) - dataset.mean) * (1 / dataset.std)
+
+  def cut(batch):
+    """Each device takes the rows that it computes, from data that all devices hold."""
+    if layout is None:
+      return batch
+    return jax.lax.with_sharding_constraint(batch, layout.batch)
 
   def init_one(seed):
     key = jax.random.key(seed)
-    blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
+    dtype = jnp.int32 if tokens else jnp.float32
+    blank = jnp.zeros((1, *dataset.train.images.shape[1:]), dtype)
     params, model_state = model.init(jax.random.fold_in(key, _INIT), blank)
     opt_state = make_tx(seed).init(params)
     if sparsify_params is not None:
@@ -221,14 +237,14 @@ def make_program(
     ]
 
   def step_one(state, train, indices, update_masks):
-    images = train.images[indices]
+    images, labels = cut((train.images[indices], train.labels[indices]))
     if augment is not None:
       key = jax.random.fold_in(state.key, _AUGMENT)
       images = augment(jax.random.fold_in(key, state.step), images)
     return train_step(
       state,
       normalize(images),
-      train.labels[indices],
+      labels,
       update_masks,
       apply=model.apply,
       tx=tx,
@@ -243,12 +259,12 @@ def make_program(
       take = functools.partial(
         jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
       )
-      images = normalize(take(split.images))
-      logits, _ = model.apply(params, state.model_state, images, None)
-      _, new = cross_entropy(logits, take(split.labels))
+      images, labels = cut((take(split.images), take(split.labels)))
+      logits, _ = model.apply(params, state.model_state, normalize(images), None)
+      _, new = cross_entropy(logits, labels)
       return jax.tree.map(jnp.add, totals, new)
 
-    size = evaluation_batch(len(split.labels))
+    size = evaluation_batch(len(split.labels), layout.shards if layout else 1)
     return jax.lax.fori_loop(0, len(split.labels) // size, body, _zeros(()))
 
   if num_seeds is None:
@@ -268,25 +284,47 @@ def make_program(
       state, totals = carry
       start = count % steps_per_epoch * batch_size
       indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
-      state, new = step(state, train, indices, due(count))
+      state, new = constrained(step(state, train, indices, due(count)))
       return state, jax.tree.map(jnp.add, totals, new)
 
     # A loop over a traced number of steps: as fast as `scan`, much faster on CPU than
     # a jitted step called from Python, and compiled once for every length.
     return jax.lax.fori_loop(state.step, stop, body, (state, _zeros(shape)))
 
+  def start(seeds):
+    return TrainState(jnp.zeros((), jnp.int32), *init(seeds))
+
+  places = whole = None  # as the compiler likes it: all on one device
+  constrained = lambda x: x
+  if layout is not None:
+    abstract = jax.eval_shape(start, jax.ShapeDtypeStruct((1,), jnp.int32))
+    places, whole = mesh_lib.of_state(layout, abstract), layout.replicated
+    # Else the loop might carry the state in another layout, and gather it at its end.
+    constrained = lambda x: jax.lax.with_sharding_constraint(x, (places, whole))
   return Program(
-    init=jax.jit(lambda seeds: TrainState(jnp.zeros((), jnp.int32), *init(seeds))),
-    order=jax.jit(lambda state: order(state.key, state.step // steps_per_epoch)),
+    init=jax.jit(start, out_shardings=places),
+    order=jax.jit(
+      lambda state: order(state.key, state.step // steps_per_epoch),
+      out_shardings=whole,
+    ),
     batches=batches,
-    run=jax.jit(run, donate_argnums=0),
-    evaluate=jax.jit(evaluate),
+    run=jax.jit(run, donate_argnums=0, out_shardings=(places, whole)),
+    evaluate=jax.jit(evaluate, out_shardings=whole),
   )
 
 
-def evaluation_batch(examples: int) -> int:
-  """Returns the batch size evaluation uses for a split of that many examples."""
-  return max(1, min(examples, 500))
+def evaluation_batch(examples: int, shards: int = 1) -> int:
+  """Returns the batch size evaluation uses for a split of that many examples.
+
+  Args:
+    examples: of the split.
+    shards: into how many parts a batch is cut.
+
+  Returns:
+    At least 1, a multiple of `shards`.
+  """
+  size = max(1, min(examples, 500))
+  return -(-size // shards) * shards
 
 
 def _zeros(shape: tuple[int, ...]) -> Totals:

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from sparsejax.training import config as config_lib
 from sparsejax.training import errors
 
@@ -39,6 +41,9 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
       f"workdir must be a directory that can be written; got {path}: {e.strerror or e}"
     ) from e
   with lock:
+    if jax.process_index() > 0:  # the first process keeps others out for all
+      yield path
+      return
     try:
       import fcntl
     except ImportError:  # Windows: no lock, everything else works
