@@ -32,13 +32,26 @@ from sparsejax.growth.prune import (
   unit_importance,
 )
 from sparsejax.growth.seeds import seed
+from sparsejax.growth.synthesis import (
+  Actions,
+  Milestone,
+  Plan,
+  Position,
+  check_plan,
+  synthesize,
+)
 
 __all__ = [
+  "Actions",
   "Layer",
+  "Milestone",
+  "Plan",
+  "Position",
   "Size",
   "bridge",
   "candidates",
   "carry_over",
+  "check_plan",
   "contributions",
   "effective_weights",
   "grow_connections",
@@ -53,6 +66,7 @@ __all__ = [
   "remove_dead",
   "seed",
   "size",
+  "synthesize",
   "unit_importance",
   "warm_up",
   "with_areas",

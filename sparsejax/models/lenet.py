@@ -1,5 +1,7 @@
 """LeNet-300-100 and LeNet-5, as sparse-training papers use them on MNIST."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 
@@ -58,6 +60,7 @@ class LeNet5(nn.Module):
     initialization: a layer's fan-in to its initializers; by default PyTorch's, from
       which the results of Dettmers and Zettlemoyer (2019) started.
     lowering: see `sparsejax.models.conv2d`.
+    features: of the two convolutions and of the hidden dense layer.
 
   Example:
     >>> import jax.numpy as jnp
@@ -71,11 +74,12 @@ class LeNet5(nn.Module):
   num_classes: int = 10
   initialization: Initialization = torch_uniform
   lowering: Lowering = "auto"
+  features: Sequence[int] = (20, 50, 500)
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
-    for i, features in enumerate((20, 50), 1):
+    for i, features in enumerate(self.features[:2], 1):
       kernel_init, bias_init = self.initialization(25 * x.shape[-1])
       x = Conv(
         features,
@@ -88,7 +92,7 @@ class LeNet5(nn.Module):
       )(x)
       x = nn.relu(max_pool(x, lowering=self.lowering))
     x = x.reshape(x.shape[0], -1)
-    for i, features in enumerate((500, self.num_classes), 1):
+    for i, features in enumerate((self.features[2], self.num_classes), 1):
       x = nn.relu(x) if i > 1 else x
       kernel_init, bias_init = self.initialization(x.shape[-1])
       x = nn.Dense(

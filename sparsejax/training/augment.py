@@ -47,6 +47,64 @@ def flip(key: jax.Array, images: jax.Array) -> jax.Array:
   return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
+def affine(
+  key: jax.Array,
+  images: jax.Array,
+  degrees: float = 7.5,
+  scale: float = 0.06,
+  shear: float = 0.075,
+  shift: float = 1.0,
+) -> jax.Array:
+  """Turns, stretches, shears and shifts each image at random, about its center.
+
+  x' = R(t) [[1, h], [0, 1]] diag(s1, s2) x + d, by bilinear interpolation
+
+  What is beyond the border is black. Each of the six numbers is uniform.
+
+  Args:
+    key: a PRNG key.
+    images: (n, height, width, channels) of any dtype.
+    degrees: t is at most so much, either way.
+    scale: s1 and s2 are in 1 - scale to 1 + scale.
+    shear: h is at most so much, either way.
+    shift: d is at most so many pixels on each axis, either way.
+
+  Returns:
+    float32 (n, height, width, channels).
+  """
+  n, height, width, channels = images.shape
+  most = jnp.array([jnp.pi * degrees / 180, scale, scale, shear, shift, shift])
+  drawn = jax.random.uniform(key, (n, 6), jnp.float32, -1.0, 1.0) * most[None]
+  t, s1, s2, h, d1, d2 = (x[:, None, None] for x in drawn.T)
+  cos, sin = jnp.cos(t), jnp.sin(t)
+  a, b = cos * (1 + s1), (cos * h - sin) * (1 + s2)
+  c, d = sin * (1 + s1), (sin * h + cos) * (1 + s2)
+  rows, columns = jnp.meshgrid(
+    jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2,
+    jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2,
+    indexing="ij",
+  )
+  rows, columns = rows[None], columns[None]
+  x = a * columns + b * rows + d1 + (width - 1) / 2
+  y = c * columns + d * rows + d2 + (height - 1) / 2
+  # A black border of one pixel stands for all that lies outside.
+  sides = ((0, 0), (1, 1), (1, 1), (0, 0))
+  padded = jnp.pad(images.astype(jnp.float32), sides).reshape(n, -1, channels)
+  x, y = jnp.clip(x + 1, 0, width + 1), jnp.clip(y + 1, 0, height + 1)
+  x0 = jnp.clip(jnp.floor(x), 0, width)
+  y0 = jnp.clip(jnp.floor(y), 0, height)
+  x, y = (x - x0).reshape(n, -1, 1), (y - y0).reshape(n, -1, 1)
+  stride = width + 2
+  corner = (y0 * stride + x0).astype(jnp.int32).reshape(n, -1, 1)
+
+  def at(offset):
+    return jnp.take_along_axis(padded, corner + offset, axis=1)
+
+  top = at(0) * (1 - x) + at(1) * x
+  bottom = at(stride) * (1 - x) + at(stride + 1) * x
+  return (top * (1 - y) + bottom * y).reshape(images.shape)
+
+
 def _crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
   key_crop, key_flip = jax.random.split(key)
   return flip(key_flip, crop(key_crop, images, 4))
@@ -55,6 +113,7 @@ def _crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 AUGMENTATIONS: dict[str, Augmentation] = {
   "none": lambda key, images: images,
   "shift": lambda key, images: crop(key, images, 2),
+  "affine": affine,
   "crop_flip": _crop_flip,
 }
 
@@ -63,7 +122,8 @@ def get(name: str) -> Augmentation:
   """Returns the augmentation of that name.
 
   Args:
-    name: `"none"`, `"shift"` (by up to two pixels) or `"crop_flip"` (the usual one for
+    name: `"none"`, `"shift"` (by up to two pixels), `"affine"` (distortion, for
+      digits) or `"crop_flip"` (the usual one for
       CIFAR: pad by four, crop, mirror).
 
   Returns:

@@ -1,0 +1,41 @@
+r"""Grows a network from a sparse seed, then prunes it to the bone (NeST).
+
+  python scripts/grow_and_prune.py --config=configs/mnist_lenet300_nest.py \
+    --workdir=runs/lenet300_nest
+
+A config may have variants (`file.py:variant`), and every field can be changed, as in
+`--config.seed=1`; the fields stand in sparsejax/training/synthesis_config.py. The same
+command again goes on after the last finished round; a workdir holds one run, and another
+config is refused there. At the end `connections.png` shows each layer's connections over
+time, and `inputs.png` which pixels are still looked at.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sparsejax import training
+from sparsejax.training import synthesis, synthesis_plots
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "A directory for this run alone.")
+
+
+def main(argv: list[str]) -> int:
+  logging.set_verbosity(logging.WARNING)
+  if len(argv) > 1:
+    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+  try:
+    found = synthesis.grow_and_prune(_CONFIG.value, str(_WORKDIR.value))
+  except (training.TrainingError, OSError) as e:
+    sys.exit(f"Error: {e}")
+  if len(found) < len(_CONFIG.value.milestones):
+    return 0  # stopped, or accuracy could not be recovered
+  synthesis_plots.write(str(_WORKDIR.value))
+  return 0
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,403 @@
+"""Grow-and-prune synthesis from a config to compact networks: `grow_and_prune`."""
+
+import functools
+import io
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from sparsejax import growth, models
+from sparsejax.training import augment, checkpoint, data, errors, interrupt
+from sparsejax.training import config as config_lib
+from sparsejax.training import metrics as metrics_lib
+from sparsejax.training import run as run_lib
+from sparsejax.training import step as step_lib
+from sparsejax.training import synthesis_config as fields
+from sparsejax.training import synthesis_growth as policies
+from sparsejax.training import workdir as workdir_lib
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """A network in its capacity.
+
+  Attributes:
+    doublings: of the config's capacity so far.
+    train: parameters, optimizer and masks.
+    error: in percent on the training images, as they were seen in the last epoch.
+  """
+
+  doublings: int
+  train: step_lib.TrainState
+  error: float = float("nan")
+
+
+class Capacity(NamedTuple):
+  """What is compiled for one set of widths."""
+
+  features: tuple[int, ...]
+  model: Any
+  chain: tuple[growth.Layer, ...]
+  program: step_lib.Program
+  gradients: Any
+
+
+class _StoppedError(Exception):
+  """The run is to end; it goes on after the last round that was saved."""
+
+
+def grow_and_prune(
+  config: Mapping[str, Any], workdir: os.PathLike | str, verbose: bool = True
+) -> list[dict[str, Any]]:
+  """Runs a synthesis, or goes on with it: `growth.synthesize` on real data.
+
+  The workdir then holds `config.json`, `metrics.jsonl` with a record a round,
+  checkpoints, and for each milestone i `milestone_i.json` and `milestone_i.npz`.
+  Called again with the same config it goes on after the last finished round. SIGTERM
+  and SIGINT end it.
+
+  Args:
+    config: some or all fields of `synthesis_config.default_config`.
+    workdir: a directory for this run alone.
+    verbose: whether to print a line a round.
+
+  Returns:
+    The records of the milestones that are reached, in order.
+
+  Raises:
+    TrainingError: before any work is done, if the config, the data set, the workdir or
+      its checkpoints cannot be used.
+  """
+  complete = fields.complete(config)
+  stamp = config_lib.to_json(complete)
+  with interrupt.listen() as stop, workdir_lib.exclusive(workdir) as path:
+    workdir_lib.check(path, stamp)
+    run = _Run(complete, stamp, path, stop, verbose)
+    try:
+      run.go()
+    except _StoppedError:
+      run.say("Stopped; the same command goes on.")
+    finally:
+      run.close()
+  return read_milestones(path)
+
+
+def read_milestones(workdir: os.PathLike | str) -> list[dict[str, Any]]:
+  """Returns what `grow_and_prune` wrote of each milestone, in order."""
+  found = sorted(pathlib.Path(workdir).glob("milestone_*.json"))
+  return [json.loads(file.read_text()) for file in found]
+
+
+def load_milestone(
+  workdir: os.PathLike | str, index: int
+) -> tuple[Any, PyTree, PyTree, PyTree]:
+  """Reads a network that `grow_and_prune` kept.
+
+  Args:
+    workdir: of the run.
+    index: of the milestone.
+
+  Returns:
+    The flax module, its params (masked), its masks, and what else it keeps.
+  """
+  path = pathlib.Path(workdir)
+  config = json.loads((path / "config.json").read_text())
+  record = json.loads((path / f"milestone_{index}.json").read_text())
+  model = models.create(
+    config["model"],
+    num_classes=record["num_classes"],
+    features=tuple(record["features"]),
+    **config["model_kwargs"],
+  )
+  trees: dict[str, Any] = {"params": {}, "masks": {}, "state": {}}
+  with np.load(path / f"milestone_{index}.npz") as arrays:
+    for name, array in arrays.items():
+      *parts, leaf = name.split("/")
+      node = trees
+      for part in parts:
+        node = node.setdefault(part, {})
+      node[leaf] = jnp.asarray(array)
+  return model, trees["params"], trees["masks"], trees["state"]
+
+
+class _Run:
+  """The actions of one synthesis, and what they share."""
+
+  def __init__(self, config, stamp, path, stop, verbose):
+    self.config, self.stamp, self.path, self.stop = config, stamp, path, stop
+    self.verbose, self.started, self.before = verbose, time.monotonic(), 0.0
+    dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+    self.dataset = dataset
+    self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    if not self.steps_per_epoch:
+      raise errors.ConfigError(
+        f"batch_size must be at most the {len(dataset.train.labels)} training images; "
+        f"got {config.batch_size}"
+      )
+    pad = lambda split: data.pad(split, step_lib.evaluation_batch(len(split.labels)))
+    self.train_data, self.validation, self.test = run_lib.place(
+      (dataset.train, pad(dataset.validation), pad(dataset.test))
+    )
+    self.capacity = functools.cache(self._capacity)
+    self.capacity(0)  # what does not fit shows here
+    self.stores: dict[int, checkpoint.Checkpoints] = {}
+    self.rounds = 0
+
+  def say(self, text: str) -> None:
+    if self.verbose:
+      print(text, flush=True)
+
+  def close(self) -> None:
+    for store in self.stores.values():
+      store.close()
+
+  def go(self) -> None:
+    network, best, position = self._restore()
+    workdir_lib.claim(self.path, self.stamp)
+    actions = growth.Actions(
+      self.grow, self.prune, self.train, self.error, self.size, self.keep, self.save
+    )
+    with metrics_lib.Writer(self.path, int(network.train.step)) as writer:
+      self.writer = writer
+      growth.synthesize(fields.plan(self.config), actions, network, best, position)
+
+  def _capacity(self, doublings: int) -> Capacity:
+    c = self.config
+    features = tuple(n * 2**doublings for n in c.features)
+    try:
+      model = models.create(
+        c.model,
+        num_classes=self.dataset.num_classes,
+        features=features,
+        **c.model_kwargs.to_dict(),
+      )
+      shape = self.dataset.train.images.shape[1:]
+      chain = growth.layers(model, shape)
+      program = step_lib.make_program(
+        model,
+        lambda seed: self._optimizer(),
+        dataset=self.dataset,
+        batch_size=c.batch_size,
+        due=lambda count: jnp.zeros((), bool),
+        augment=augment.get(c.augmentation),
+      )
+      jax.eval_shape(program.init, np.zeros(1, np.int32))
+    except (TypeError, ValueError) as e:
+      raise errors.ConfigError(f"model {c.model!r}: {e}") from e
+    found = policies.gradients(model, chain, self.dataset, c.growth_batches)
+    return Capacity(features, model, chain, program, found)
+
+  def _optimizer(self) -> optax.GradientTransformationExtraArgs:
+    c = self.config
+
+    def adam(learning_rate):
+      return optax.adamw(learning_rate, weight_decay=c.weight_decay)
+
+    inner = optax.inject_hyperparams(adam)(learning_rate=c.learning_rate)
+    inner = optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1)
+    return growth.warm_up(sj.static_sparse(inner, density=1.0), c.warm_up_steps)
+
+  def _seed(self) -> Network:
+    capacity, c = self.capacity(0), self.config
+    state = capacity.program.init(np.full(1, c.seed, np.int32))
+    key = jax.random.fold_in(jax.random.key(c.seed), 0x73)
+    try:
+      masks = growth.seed(capacity.chain, c.width_ratio, c.density, key)
+    except ValueError as e:
+      raise errors.ConfigError(str(e)) from e
+    state = policies.with_masks(state, masks)
+    params = sj.rescale(state.params, sj.masks(state.opt_state))
+    return Network(0, run_lib.place(state._replace(params=params)))
+
+  def _store(self, doublings: int) -> checkpoint.Checkpoints:
+    if doublings not in self.stores:
+      folder = self.path / f"capacity_{doublings}"
+      folder.mkdir(exist_ok=True)
+      self.stores[doublings] = checkpoint.Checkpoints(folder, self.stamp)
+    return self.stores[doublings]
+
+  def _restore(self):
+    folders = [int(f.name.split("_")[1]) for f in self.path.glob("capacity_*")]
+    for doublings in sorted(folders, reverse=True):
+      init = self.capacity(doublings).program.init
+      like = jax.eval_shape(init, np.zeros(1, np.int32))
+      found = self._store(doublings).restore({"state": like, "best": like})
+      if found is None:
+        continue
+      extra = found.extra
+      self.before, self.rounds = extra["seconds"], extra["rounds"]
+      network, best = (
+        Network(doublings, run_lib.place(found.state[name]), extra["errors"][i])
+        for i, name in enumerate(("state", "best"))
+      )
+      position = extra["position"]
+      position["start"] = tuple(position["start"])
+      self.say(f"Going on after round {self.rounds}.")
+      return network, best, growth.Position(**position)
+    network = self._seed()
+    return network, network, growth.Position()
+
+  def grow(self, network: Network, round_: int) -> Network:
+    del round_
+    c, units = self.config, self.config.growth_units
+    capacity = self.capacity(network.doublings)
+    masks = sj.masks(network.train.opt_state)
+    if units and policies.missing_units(masks, capacity.chain, units):
+      network = self._double(network)
+      capacity = self.capacity(network.doublings)
+      self.say(f"  capacity doubled to {capacity.features}")
+    state = network.train
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0x62), state.step)
+    found = capacity.gradients(state, self.train_data, key)
+    state = policies.grow(state, capacity.chain, found, self._batch_loss(network), c)
+    return network._replace(train=run_lib.place(state))
+
+  def _batch_loss(self, network: Network):
+    """The loss on the first images, for new feature maps."""
+    model, state = self.capacity(network.doublings).model, network.train
+    images = self.train_data.images[:500].astype(jnp.float32) - self.dataset.mean
+    labels = self.train_data.labels[:500]
+    variables = state.model_state
+
+    def loss(params):
+      logits = model.apply({"params": params, **variables}, images / self.dataset.std)
+      return step_lib.cross_entropy(logits, labels)[0]
+
+    return loss
+
+  def _double(self, network: Network) -> Network:
+    narrow, wide = (self.capacity(network.doublings + i) for i in range(2))
+    fresh = wide.program.init(np.full(1, self.config.seed, np.int32))
+    none = jax.tree.map(jnp.zeros_like, sj.masks(fresh.opt_state))
+    fresh = policies.with_masks(fresh, none)
+    state = growth.carry_over(network.train, fresh, narrow.chain, wide.chain)
+    return Network(network.doublings + 1, run_lib.place(state), network.error)
+
+  def prune(self, network: Network, connections: int, units: tuple[int, ...]):
+    state, chain = network.train, self.capacity(network.doublings).chain
+    masks, weights = sj.masks(state.opt_state), state.params
+    if "batch_stats" in state.model_state:
+      stats = state.model_state["batch_stats"]
+      weights = growth.effective_weights(weights, stats, chain)
+    if units:
+      keep = [np.int32(n) for n in units]
+      masks = growth.prune_units(masks, weights, chain, keep)
+    power, keep = self.config.uses_power, np.int32(connections)
+    masks = growth.prune_connections(masks, weights, chain, keep, powers=power)
+    return network._replace(train=run_lib.place(policies.with_masks(state, masks)))
+
+  def train(self, network: Network, epochs: int, first: float, last: float):
+    program, state = self.capacity(network.doublings).program, network.train
+    # The program donates its state, and the caller may still need this one.
+    state = jax.tree.map(jnp.copy, state)
+    accuracy = np.nan
+    for epoch in range(epochs):
+      if self.stop:
+        raise _StoppedError
+      along = (1 + np.cos(np.pi * (epoch + 0.5) / epochs)) / 2
+      rate = self.config.learning_rate * (last + (first - last) * along)
+      opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate))
+      state = run_lib.place(state._replace(opt_state=opt_state))
+      order = program.order(state)
+      end = np.int32(int(state.step) + self.steps_per_epoch)
+      state, totals = program.run(state, self.train_data, order, end)
+      accuracy = float(totals.means()[1])
+    return Network(network.doublings, state, 100 * (1 - accuracy))
+
+  def error(self, network: Network) -> float:
+    if not len(self.validation.labels):
+      return network.error
+    return self._error(network, self.validation)
+
+  def _error(self, network: Network, split: data.Split) -> float:
+    program = self.capacity(network.doublings).program
+    return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
+
+  def size(self, network: Network) -> tuple[int, tuple[int, ...]]:
+    chain = self.capacity(network.doublings).chain
+    masks = sj.masks(network.train.opt_state)
+    _, live = growth.unit_importance(masks, network.train.params, chain)
+    connections = int(growth.size(masks, chain).connections)
+    return connections, tuple(int(units.sum()) for units in live)
+
+  def _record(self, network: Network) -> dict[str, Any]:
+    chain = self.capacity(network.doublings).chain
+    masks = sj.masks(network.train.opt_state)
+    sizes = growth.size(masks, chain)
+    return {
+      **{name: int(n) for name, n in sizes._asdict().items()},
+      "units": list(self.size(network)[1]),
+      "live": {name: int(m.sum()) for name, m in run_lib.named(masks).items()},
+      "train_error": network.error,
+    }
+
+  def _seconds(self) -> float:
+    return self.before + time.monotonic() - self.started
+
+  def save(self, network, best, position: growth.Position, error: float) -> None:
+    self.rounds += 1
+    step = int(network.train.step)
+    record = {
+      "epoch": step / self.steps_per_epoch,
+      "phase": position.phase,
+      "round": self.rounds,
+      "error": error,
+      **self._record(network),
+    }
+    self.writer.write(step, record)
+    self.say(
+      f"{self._seconds():6.0f} s  epoch {record['epoch']:.0f}  {position.phase:5}"
+      f"  {record['connections']:,} connections, units {record['units']}"
+      f"  error {error:.2f} % (training {network.error:.2f} %)"
+    )
+    self._store(network.doublings).save(
+      step,
+      {"state": network.train, "best": best.train},
+      {
+        "position": position._asdict(),
+        "seconds": self._seconds(),
+        "rounds": self.rounds,
+        "errors": [network.error, best.error],
+      },
+    )
+
+  def keep(self, network: Network, milestone: int) -> None:
+    capacity, state = self.capacity(network.doublings), network.train
+    record = {
+      "features": list(capacity.features),
+      "num_classes": self.dataset.num_classes,
+      **self._record(network),
+      "error": self.error(network),
+      "test_error_percent": self._error(network, self.test),
+      "epochs": int(state.step) / self.steps_per_epoch,
+      "seconds": self._seconds(),
+    }
+    trees = {
+      "params": state.params,
+      "masks": sj.masks(state.opt_state),
+      "state": state.model_state,
+    }
+    arrays = {name: np.asarray(x) for name, x in run_lib.named(trees).items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    file = self.path / f"milestone_{milestone}.npz"
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(file)
+    text = json.dumps(record, indent=1) + "\n"
+    workdir_lib.write_text(self.path / f"milestone_{milestone}.json", text)
+    self.say(
+      f"  milestone {milestone}: {record['parameters']:,} parameters,"
+      f" {record['multiply_adds']:,} multiply-adds, test error"
+      f" {record['test_error_percent']:.2f} %"
+    )
