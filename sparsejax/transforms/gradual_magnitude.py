@@ -64,8 +64,7 @@ def gradual_magnitude(
     Zhu & Gupta 2018, "To prune, or not to prune", eq. 1.
 
   Example:
-    >>> import jax
-  import jax.numpy as jnp, optax, sparsejax as sj
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
     >>> tx = sj.gradual_magnitude(optax.adam(1e-3), density=0.25, end_step=1000)
     >>> state = tx.init({"kernel": jnp.ones((8, 8))})
     >>> int(sj.masks(state)["kernel"].sum())
