@@ -90,6 +90,14 @@ def check_integer(name: str, value: Any, least: int | None = None) -> None:
     raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
+def check_tuple(name: str, value: Any, length: int) -> None:
+  """Raises TypeError or ValueError unless value is so many positive integers."""
+  if not isinstance(value, (tuple, list)) or len(value) != length:
+    raise TypeError(f"{name} must be {length} integers, got {value!r}.")
+  for n in value:
+    check_integer(name, n, 1)
+
+
 def check_key(name: str, value: Any) -> None:
   """Raises TypeError unless a value is one PRNG key, typed or raw."""
   if isinstance(value, jax.Array):

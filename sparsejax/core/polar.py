@@ -26,13 +26,21 @@ def nearest_orthogonal(matrix: Array) -> Array:
     The polar factor U of X = U (X^T X)^(1/2), of the same shape: orthonormal rows where
     rows <= columns, columns otherwise.
 
+  Raises:
+    ValueError: matrix is none.
+
   Example:
     >>> x = nearest_orthogonal(jnp.array([[1.1, 0.0], [0.0, -0.8]]))
     >>> x.round(4)
     Array([[ 1.,  0.],
            [ 0., -1.]], dtype=float32)
   """
-  x = matrix
+  x = jnp.asarray(matrix)
+  if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      "matrix must be floating, of shape (..., rows, columns), got "
+      f"{x.dtype}{list(x.shape)}."
+    )
   if x.shape[-2] > x.shape[-1]:
     return nearest_orthogonal(x.mT).mT
   one, inf = jnp.sum(jnp.abs(x), -2).max(-1), jnp.sum(jnp.abs(x), -1).max(-1)

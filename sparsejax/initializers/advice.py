@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_callable, check_integer, check_number
 from sparsejax.initializers.mean_field import (
   chi,
   correlation_length,
@@ -37,11 +38,23 @@ def how_deep(
     A few sentences: the phase, how far a signal and a gradient go, how isometric the
     network is, and what to change.
 
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: a variance is negative, or depth below 1.
+
   Example:
     >>> print(how_deep(1.3, 2.01e-5, depth=1000))
     Chaotic: chi = 1.02, the correlation length is 110 layers, so about 660 layers can
     be trained, not 1,000. The critical sigma_w^2 for this sigma_b^2 is 1.0500.
   """
+  for name, value in (
+    ("weight_variance", weight_variance),
+    ("bias_variance", bias_variance),
+  ):
+    check_number(name, value, "be at least 0", lambda v: 0 <= v < np.inf)
+  if depth is not None:
+    check_integer("depth", depth, 1)
+  check_callable("activation", activation, "a function of an array", 1)
   fixed = q_star(weight_variance, bias_variance, activation, q=1.0 if q is None else q)
   if not np.isfinite(fixed):
     return "The variance grows without end: lower sigma_w^2."

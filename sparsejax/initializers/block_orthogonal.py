@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_key, check_number
 from sparsejax.initializers.orthogonal import (
   at_least_float32,
   check_channels,
+  check_stacked,
   haar,
   split_shape,
 )
@@ -48,9 +50,12 @@ def block_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
     >>> bool(jnp.abs(norm - jnp.eye(4)).max() < 1e-5)
     True
   """
+  check_number("gain", gain, "be above 0", lambda v: 0 < v < np.inf)
+  check_stacked(stacked)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     del out_sharding
+    check_key("key", key)
     layers, taps, c_in, c_out = split_shape(shape, stacked)
     check_channels(c_in, c_out)
     if len(set(taps)) > 1:

@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_key, check_number
 from sparsejax.initializers.orthogonal import (
   center,
   check_channels,
+  check_stacked,
   haar,
   split_shape,
 )
@@ -43,9 +45,12 @@ def delta_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
     >>> bool(jnp.abs(w @ w.mT - jnp.eye(4)[None]).max() < 1e-5)
     True
   """
+  check_number("gain", gain, "be above 0", lambda v: 0 < v < np.inf)
+  check_stacked(stacked)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     del out_sharding
+    check_key("key", key)
     layers, taps, c_in, c_out = split_shape(shape, stacked)
     check_channels(c_in, c_out)
     q = haar(key, layers, c_out, dtype)[..., :c_in, :] * np.asarray(gain, dtype)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_number
 from sparsejax.initializers.orthogonal import at_least_float32, split_shape
 
 
@@ -34,8 +35,7 @@ def gaussian(variance: float = 1.0, profile=None, *, stacked: bool | None = None
     >>> (400 * kernel.var(axis=(1, 2))).round(1)
     Array([0.5, 1. , 0.5], dtype=float32)
   """
-  if variance < 0:
-    raise ValueError(f"variance must be at least 0, got {variance}.")
+  check_number("variance", variance, "be at least 0", lambda v: 0 <= v < np.inf)
   given = None if profile is None else np.asarray(profile, np.float64)
   if given is not None and ((given < 0).any() or not given.sum() > 0):
     raise ValueError(f"profile must be at least 0 and not all 0, got {profile}.")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_flag
+
 Array = jax.Array
 
 
@@ -23,6 +25,12 @@ class KernelShape(NamedTuple):
   taps: tuple[int, ...]
   c_in: int
   c_out: int
+
+
+def check_stacked(stacked: bool | None) -> None:
+  """Raises TypeError unless `stacked` is True, False or None."""
+  if stacked is not None:
+    check_flag("stacked", stacked)
 
 
 def split_shape(shape: Sequence[int], stacked: bool | None) -> KernelShape:

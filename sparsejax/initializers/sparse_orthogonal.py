@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_number
 from sparsejax.initializers.orthogonal import (
   center,
   check_channels,
@@ -46,8 +47,7 @@ def sparse_orthogonal(
     >>> int((w != 0).sum()), bool(jnp.abs(w @ w.T - jnp.eye(8)).max() < 1e-5)
     (16, True)
   """
-  if not 0 < density <= 1:
-    raise ValueError(f"density must be in (0, 1], got {density}.")
+  check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     del out_sharding

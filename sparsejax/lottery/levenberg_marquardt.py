@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.checks import check_callable, check_integer, check_number
+from sparsejax.core.leaves import check_masks
 
 
 def levenberg_marquardt(
@@ -35,7 +39,9 @@ def levenberg_marquardt(
     Float array `(n,)`, exactly 0.0 where dead.
 
   Raises:
-    ValueError: `decay` is negative or `steps` below 1.
+    TypeError: an argument has the wrong type.
+    ValueError: `decay` is negative, `damping` not above 0 or `steps` below 1; `mask`
+      has another shape than `weights`.
 
   Example:
     >>> w = levenberg_marquardt(lambda w: w - 2, jnp.ones(2), jnp.array([True, False]))
@@ -45,10 +51,15 @@ def levenberg_marquardt(
   Reference: Marquardt, An algorithm for least-squares estimation of nonlinear
   parameters (1963).
   """
-  if decay < 0:
-    raise ValueError(f"decay must be at least 0, got {decay}.")
-  if steps < 1:
-    raise ValueError(f"steps must be at least 1, got {steps}.")
+  check_callable("residuals", residuals, "a function of the weights", 1)
+  check_masks(mask, "mask")
+  if mask.shape != weights.shape:
+    raise ValueError(
+      f"mask must have the shape of weights {weights.shape}, got {mask.shape}."
+    )
+  check_number("decay", decay, "be at least 0", lambda v: 0 <= v < np.inf)
+  check_integer("steps", steps, 1)
+  check_number("damping", damping, "be above 0", lambda v: 0 < v < np.inf)
   eye = jnp.eye(weights.size, dtype=weights.dtype)
   live = mask[:, None] & mask[None, :]
 

@@ -8,6 +8,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.core.checks import check_integer, check_number
+from sparsejax.core.leaves import check_masks
 
 
 def live_inverse(
@@ -30,8 +34,9 @@ def live_inverse(
     >>> live_inverse(jnp.diag(jnp.array([2.0, 4.0])), jnp.array([True, False])).tolist()
     [[0.5, 0.0], [0.0, 0.0]]
   """
-  if damping < 0:
-    raise ValueError(f"damping must be at least 0, got {damping}.")
+  check_number("damping", damping, "be at least 0", lambda v: 0 <= v < np.inf)
+  check_masks(mask, "mask")
+  _check_square("hessian", hessian, mask.size)
   live = mask[:, None] & mask[None, :]
   eye = jnp.eye(mask.size, dtype=hessian.dtype)
   inverse = jnp.linalg.inv(jnp.where(live, hessian + damping * eye, eye))
@@ -61,6 +66,7 @@ def obs_saliency(
   Reference: Hassibi and Stork, Second order derivatives for network pruning: optimal
   brain surgeon (1993), Eq. 5.
   """
+  _check_square("inverse", inverse, weights.size)
   diagonal = jnp.diagonal(inverse)
   mask = jnp.ones(weights.shape, bool) if mask is None else mask
   # A Hessian that is not positive must not make a deletion look like a gain.
@@ -89,6 +95,8 @@ def obs_update(weights: jax.Array, inverse: jax.Array, index: jax.Array) -> jax.
 
   Reference: Hassibi and Stork (1993), Eq. 5.
   """
+  _check_square("inverse", inverse, weights.size)
+  _check_index(index, weights.size)
   column = inverse[:, index]
   return (weights - weights[index] / column[index] * column).at[index].set(0)
 
@@ -112,9 +120,24 @@ def downdate_inverse(inverse: jax.Array, index: jax.Array) -> jax.Array:
 
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Lemma 1.
   """
+  _check_square("inverse", inverse, len(inverse))
+  _check_index(index, len(inverse))
   column = inverse[:, index]
   lower = inverse - column[:, None] * column[None, :] / column[index]
   return lower.at[index, :].set(0).at[:, index].set(0)
+
+
+def _check_square(name: str, matrix: jax.Array, n: int) -> None:
+  if jnp.shape(matrix) != (n, n):
+    raise ValueError(f"{name} must have shape ({n}, {n}), got {jnp.shape(matrix)}.")
+
+
+def _check_index(index, n: int) -> None:
+  if isinstance(index, jax.Array):
+    return
+  check_integer("index", index, 0)
+  if index >= n:
+    raise ValueError(f"index must be below {n}, got {index}.")
 
 
 class Surgery(NamedTuple):
@@ -161,6 +184,10 @@ def optimal_brain_surgeon(
 
   Reference: Hassibi and Stork (1993), section 2.
   """
+  if not isinstance(live, jax.Array):
+    check_integer("live", live, 0)
+    if live > weights.size:
+      raise ValueError(f"live must be at most {weights.size}, got {live}.")
   inverse = live_inverse(hessian, mask, damping)
 
   def unfinished(state):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from sparsejax.core import split_k, top_k_mask
+from sparsejax.core.checks import check_callable, check_number
 from sparsejax.lottery import obs
 from sparsejax.scores.obd import obd_saliency
 
@@ -111,6 +112,7 @@ def score_rule(score: Callable[[Params, Params], Params]) -> Rule:
     >>> rule(jnp.array([3.0, -1.0]), jnp.array([True, True]), 1).params.tolist()
     [3.0, 0.0]
   """
+  check_callable("score", score, "a function of (params, masks)", 2)
 
   def rule(params, masks, live):
     kept = keep_best(score(params, masks), masks, live)
@@ -136,6 +138,7 @@ def obd_rule(diagonal: Callable[[Params], Params]) -> Rule:
 
   Reference: LeCun, Denker and Solla, Optimal brain damage (1990), section 2.2.
   """
+  check_callable("diagonal", diagonal, "a function of the params", 1)
 
   def rule(params, masks, live):
     saliency = obd_saliency(params, diagonal(params))
@@ -170,8 +173,8 @@ def surgeon_rule(loss: Callable[[Params], jax.Array], *, damping: float = 0.0) -
   Reference: Hassibi and Stork, Second order derivatives for network pruning: optimal
   brain surgeon (1993).
   """
-  if damping < 0:
-    raise ValueError(f"damping must be at least 0, got {damping}.")
+  check_callable("loss", loss, "a function of the params", 1)
+  check_number("damping", damping, "be at least 0", lambda v: 0 <= v < float("inf"))
 
   def rule(params, masks, live):
     flat, unravel = ravel_pytree(params)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import top_k_mask
+from sparsejax.core.checks import check_integer, check_number, check_tuple
 from sparsejax.lottery.compensation import damped
 
 
@@ -54,13 +55,13 @@ def sparse_gpt(
   Reference: Frantar and Alistarh, SparseGPT (2023), Algorithm 1.
   """
   rows, n = weights.shape
-  if not 0 < density <= 1:
-    raise ValueError(f"density must be in (0, 1], got {density}.")
-  if block < 1:
-    raise ValueError(f"block must be at least 1, got {block}.")
-  if damping < 0:
-    raise ValueError(f"damping must be at least 0, got {damping}.")
+  if hessian.shape != (n, n):
+    raise ValueError(f"hessian must have shape ({n}, {n}), got {hessian.shape}.")
+  check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
+  check_integer("block", block, 1)
+  check_number("damping", damping, "be at least 0", lambda v: 0 <= v < float("inf"))
   if n_m is not None:
+    check_tuple("n_m", n_m, 2)
     if not 0 < n_m[0] <= n_m[1]:
       raise ValueError(f"n_m must be (N, M) with 0 < N <= M, got {n_m}.")
     if n % n_m[1]:

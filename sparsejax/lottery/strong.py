@@ -1,11 +1,12 @@
 """Strong lottery tickets: prune a random network, never train it, into a given one."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsejax.core.checks import check_number
 from sparsejax.lottery import golden_ratio, pick_one, strong_error, subset_sum
 from sparsejax.lottery.strong_network import LayerPlan, LayerTicket, random_weights
 from sparsejax.scores.gauss_newton import dense_layers
@@ -69,13 +70,14 @@ def approximate(
   Reference: Malach et al. (2020), Theorem 2.1; Pensia et al. (2020), Theorem 1; Orseau,
   Hutter and Rivasplata (2020), Theorem 1.
   """
+  if not isinstance(target_params, Mapping | list | tuple) or not len(target_params):
+    raise ValueError(f"target_params must hold a layer, got {target_params!r}.")
   if construction not in CONSTRUCTIONS:
     raise ValueError(
       f"construction must be one of {CONSTRUCTIONS}, got {construction!r}."
     )
   for name, value in (("eps", eps), ("delta", delta)):
-    if not 0 < value < 1:
-      raise ValueError(f"{name} must be in (0, 1), got {value}.")
+    check_number(name, value, "be in (0, 1)", lambda v: 0 < v < 1)
   target = _matrices(target_params)
   stacked = [
     np.concatenate([kernel, bias[None]]) if bias.any() else kernel

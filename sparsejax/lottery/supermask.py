@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from sparsejax.core.layerwise import top_k_masks, usable
-from sparsejax.core.leaves import Where, align, choose
+from sparsejax.core.leaves import Where, align, check_where, choose
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.reduce import count
 from sparsejax.core.types import Distribution, MaskTransform, PyTree, SparseState
@@ -89,6 +89,7 @@ def edge_popup(
     (32, True)
   """
   check_kept(density)
+  check_where("where", where)
   return frozen(
     sparsify_forward(
       inner,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core.checks import check_key
 from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, choose, selected
 from sparsejax.core.random import leaf_keys, uniform_like
@@ -102,6 +103,7 @@ def bernoulli_masks(logits: PyTree, key: jax.Array) -> PyTree:
     >>> bernoulli_masks({"kernel": jnp.array([-99.0, 99.0])}, jax.random.key(0))
     {'kernel': Array([False,  True], dtype=bool)}
   """
+  check_key("key", key)
   leaves, treedef = jax.tree.flatten(logits)
   keys = leaf_keys(key, logits)
   return treedef.unflatten(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core.archives import read_archive, write_archive
-from sparsejax.core.leaves import path_string
+from sparsejax.core.leaves import check_arrays, path_string
 from sparsejax.core.mask_files import load_masks, mask_arrays
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.types import PyTree
@@ -50,6 +50,7 @@ def weights_hash(params: PyTree) -> str:
     >>> weights_hash({"w": jnp.zeros(2)}) == weights_hash({"w": -jnp.zeros(2)})
     False
   """
+  check_arrays("params", params)
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
     leaf = np.asarray(leaf)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_integer
+
 
 def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
   """The inverse of `damping * I + mean_i g_i g_i^T`, one gradient at a time.
@@ -70,8 +72,10 @@ def block_inverse(
 
   Reference: Singh and Alistarh (2020), section 3.2.
   """
-  if block < 1:
-    raise ValueError(f"block must be at least 1, got {block}.")
+  check_integer("block", block, 1)
+  check_integer("batch_size", batch_size, 1)
+  if gradients.ndim != 2:
+    raise ValueError(f"gradients must have shape (N, n), got {gradients.shape}.")
   count, n = gradients.shape
   padded = jnp.pad(gradients, ((0, 0), (0, -n % block)))
   chunks = jnp.moveaxis(padded.reshape(count, -1, block), 1, 0)

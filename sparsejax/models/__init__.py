@@ -1,11 +1,13 @@
 """Models: flax linen modules whose parameters are plain pytrees."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
+from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.models.alexnet import AlexNet
 from sparsejax.models.conv import conv2d
 from sparsejax.models.conv_stack import conv_layer, conv_stack
@@ -85,8 +87,10 @@ def create(
     A flax linen module that maps images (n, height, width, channels) to logits.
 
   Raises:
-    ValueError: where there is no such model or initialization, or there are arguments
-      for none.
+    TypeError: where num_classes is no integer, or initialization neither a name nor a
+      function.
+    ValueError: where there is no such model, initialization or attribute, or there are
+      arguments for no initialization.
 
   Example:
     >>> create("mlp", features=(64,)).num_classes
@@ -94,6 +98,9 @@ def create(
   """
   if name not in MODELS:
     raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
+  check_integer("num_classes", num_classes, 1)
+  if initialization is not None and not isinstance(initialization, str):
+    check_callable("initialization", initialization, "a name or a function", 1)
   if isinstance(initialization, str):
     if initialization not in INITIALIZATIONS:
       raise ValueError(
@@ -110,6 +117,11 @@ def create(
     initialization = partial(initialization, **initialization_kwargs)
   if initialization is not None:
     kwargs["initialization"] = initialization
+  known = list(inspect.signature(MODELS[name]).parameters)
+  if unknown := sorted(set(kwargs) - set(known)):
+    raise ValueError(
+      f"kwargs of {name} must be among {', '.join(known)}; got {', '.join(unknown)}."
+    )
   return MODELS[name](num_classes=num_classes, **kwargs)
 
 

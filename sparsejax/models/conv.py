@@ -23,6 +23,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
+from sparsejax.core.checks import check_tuple
+from sparsejax.core.leaves import check_arrays
+
 Padding = str | Sequence[tuple[int, int]]
 Lowering = Literal["auto", "slices", "lax"]
 
@@ -67,6 +70,8 @@ def conv2d(
     Array([[9., 9.],
            [9., 9.]], dtype=float32)
   """
+  for name, value in (("x", x), ("kernel", kernel)):
+    check_arrays(name, value)
   if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
     raise ValueError(
       "conv2d takes x of shape (n, h, w, c) and a kernel of shape "
@@ -95,7 +100,11 @@ def explicit_padding(
   padding: Padding,
 ) -> tuple[tuple[int, int], ...]:
   """Turns "SAME" and "VALID" into (low, high) for each spatial axis."""
+  for name, value in (("strides", strides), ("window", window)):
+    check_tuple(name, value, 2)
   if isinstance(padding, str):
+    if padding not in ("SAME", "VALID", "SAME_LOWER"):
+      raise ValueError(f"padding must be 'SAME' or 'VALID' or pairs, got {padding!r}.")
     padding = lax.padtype_to_pads(shape, window, strides, padding)
   pads = tuple((int(low), int(high)) for low, high in padding)
   if any(n + sum(p) < k for n, p, k in zip(shape, pads, window, strict=True)):

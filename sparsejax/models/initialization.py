@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sparsejax.core.checks import check_integer, check_number
+
 Initializer = nn.initializers.Initializer
 # fan_in -> (initializer of the kernel, initializer of the bias)
 Initialization = Callable[[int], tuple[Initializer, Initializer]]
@@ -31,6 +33,7 @@ def torch_uniform(fan_in: int) -> tuple[Initializer, Initializer]:
     >>> bool(jnp.abs(kernel_init(jax.random.key(0), (100, 50))).max() <= 0.1)
     True
   """
+  check_integer("fan_in", fan_in, 1)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     del out_sharding
@@ -143,8 +146,7 @@ def signed_kaiming_constant(
 
 
 def _kaiming_std(fan_in: int, density: float) -> float:
-  if not 0 < density <= 1:
-    raise ValueError(f"density must lie in (0, 1], got {density}.")
+  check_number("density", density, "lie in (0, 1]", lambda v: 0 < v <= 1)
   return math.sqrt(2 / (fan_in * density))
 
 

@@ -10,6 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparsejax.core.checks import (
+  check_callable,
+  check_mapping,
+  check_number,
+  check_regex,
+)
 from sparsejax.core.leaves import path_string
 
 PyTree = Any
@@ -51,8 +57,8 @@ def calibrate_learning_rate(
     >>> calibrate_learning_rate(loss, {"w": jnp.ones(2)}, [jnp.array([3.0, 4.0])], 0.5)
     0.02
   """
-  if not eta > 0:
-    raise ValueError(f"eta must be above 0, got {eta}.")
+  check_callable("loss", loss, "a function of (params, batch)", 2)
+  check_number("eta", eta, "be above 0", lambda v: 0 < v < np.inf)
   factors = path_scales(params, scales or {})
 
   @jax.jit
@@ -89,7 +95,9 @@ def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
     An optax transformation without state, to be chained behind an optimizer.
 
   Raises:
-    ValueError: an expression is no regex, or (at init) matches nothing.
+    TypeError: scales is no mapping from regexes to numbers.
+    ValueError: an expression is no regex, a factor is negative, or (at init) an
+      expression matches nothing.
 
   Example:
     >>> tx = optax.chain(optax.sgd(1.0), scale_by_path({"bias": 0.1}))
@@ -98,6 +106,12 @@ def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
     >>> float(updates["kernel"][0]), round(float(updates["bias"][0]), 3)
     (-1.0, -0.1)
   """
+  check_mapping("scales", scales, "from a regex to a factor")
+  for pattern, factor in scales.items():
+    check_regex("scales", pattern)
+    check_number(
+      f"scales[{pattern!r}]", factor, "be at least 0", lambda v: 0 <= v < np.inf
+    )
 
   def init(params):
     path_scales(params, scales)
@@ -152,6 +166,8 @@ def check_centred(images: Any) -> float:
     0.0
   """
   images = np.asarray(images, np.float64)
+  if images.ndim < 2 or not images.size:
+    raise ValueError(f"images must be of shape (n, ...), got {images.shape}.")
   whole = np.mean(images**2)
   share = float(np.mean(images.mean(0) ** 2) / whole) if whole else 0.0
   # n images of independent noise have a mean image too, of share 1 / n.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sparsejax.core.leaves import check_arrays
 from sparsejax.models.conv import Lowering, Padding, explicit_padding
 
 
@@ -47,6 +48,7 @@ def max_pool(
     Array([[ 5.,  7.],
            [13., 15.]], dtype=float32)
   """
+  check_arrays("x", x)
   if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
       "max_pool takes floating x of shape (n, h, w, c); "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import initializers
+from sparsejax.core.checks import check_integer
 from sparsejax.initializers import mean_field
 from sparsejax.models.conv import Lowering
 from sparsejax.models.conv_stack import Padding, Remat, conv_layer, conv_stack
@@ -286,6 +287,12 @@ def space_to_depth(x: jax.Array, stride: int) -> jax.Array:
     >>> space_to_depth(jnp.ones((1, 28, 28, 1)), 4).shape
     (1, 7, 7, 16)
   """
+  check_integer("stride", stride, 1)
+  if jnp.ndim(x) != 4 or x.shape[1] % stride or x.shape[2] % stride:
+    raise ValueError(
+      f"x must be (n, h, w, c) with h and w multiples of stride {stride}, got "
+      f"{jnp.shape(x)}."
+    )
   n, h, w, c = x.shape
   x = x.reshape(n, h // stride, stride, w // stride, stride, c)
   x = x.transpose(0, 1, 3, 2, 4, 5)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from sparsejax.core.leaves import check_arrays
 from sparsejax.training import config as config_lib
 from sparsejax.training import errors
 from sparsejax.training import workdir as workdir_lib
@@ -70,7 +71,16 @@ class Checkpoints:
       step: updates done so far.
       state: a tree of arrays, typed PRNG keys among them.
       extra: JSON values kept beside it.
+
+    Raises:
+      ValueError: `step` is no count, or the state is empty.
+      CheckpointError: if it cannot be written; those before it are kept.
     """
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+      raise ValueError(f"step must be an integer of at least 0, got {step!r}.")
+    if not jax.tree.leaves(state):
+      raise ValueError("state must hold at least one array, got an empty tree.")
+    check_arrays("state", state)
     arrays = _flatten(state)
     meta = {
       "format": FORMAT,

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,6 +90,8 @@ def use_method(config: config_dict.ConfigDict, method: str) -> None:
   Raises:
     ConfigError: if it is none of them.
   """
+  if not isinstance(config, config_dict.ConfigDict):
+    raise errors.ConfigError(f"config must be a ConfigDict; got {config!r}")
   if method not in METHODS:
     raise errors.ConfigError(
       f"method must be one of {', '.join(METHODS)}; got {method!r}"
@@ -103,6 +106,14 @@ def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
 
 def _one_of(names: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
   return lambda v: v in names, "one of " + ", ".join(names)
+
+
+def _is_regex(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
 
 
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
@@ -133,8 +144,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "weight_decay": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
   "label_smoothing": _FRACTION,
   "lr_scales": (
-    lambda v: all(type(s) in (int, float) and s >= 0 for s in v.values()),
-    "a dict of numbers at least 0",
+    lambda v: all(
+      _is_regex(path) and type(s) in (int, float) and 0 <= s < float("inf")
+      for path, s in v.items()
+    ),
+    "a dict from regexes to finite numbers at least 0",
   ),
   "compute_dtype": _one_of(COMPUTE_DTYPES),
   "mesh": (
@@ -173,10 +187,12 @@ def complete(config: Mapping[str, Any]) -> Any:
     sparsejax.training.errors.ConfigError: config has no field 'densty'; did you mean
     'density'?
   """
+  if not isinstance(config, Mapping | config_dict.ConfigDict):
+    raise errors.ConfigError(f"config must be a dict of fields; got {config!r}")
   full: Any = default_config()
   for name, value in config.items():
     if name not in full:
-      close = difflib.get_close_matches(name, list(full), 1)
+      close = difflib.get_close_matches(str(name), list(full), 1)
       hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
       raise errors.ConfigError(f"config has no field {name!r}; {hint}")
     if name.endswith("_kwargs") or name == "lr_scales":

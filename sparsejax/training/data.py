@@ -70,7 +70,8 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
     )
   if name not in NAMES:
     raise errors.ConfigError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
-  if not 0 <= validation_fraction < 1:
+  number = isinstance(validation_fraction, int | float)
+  if not number or not 0 <= validation_fraction < 1:
     raise errors.ConfigError(
       f"validation_fraction must be in [0, 1); got {validation_fraction}"
     )

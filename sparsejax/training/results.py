@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 KEYS = ("case", "metric", "mean", "sem", "n", "values", "paper", "source", "note")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -52,6 +53,9 @@ def row(
     >>> r["mean"], r["sem"], r["n"]
     (99.0, 1.0, 2)
   """
+  numbers = values if isinstance(values, list | tuple) else [values]
+  if not all(isinstance(v, int | float | np.number) for v in numbers):
+    raise ValueError(f"values of {case} {metric} must be numbers, got {values!r}.")
   several = (
     [float(v) for v in values] if isinstance(values, Sequence) else [float(values)]
   )

@@ -141,7 +141,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)
-  except (TypeError, ValueError) as e:
+  except (TypeError, ValueError, ArithmeticError) as e:
     raise errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
   return Run(
     c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps, layout

@@ -30,8 +30,8 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
   Raises:
     WorkdirError: if it cannot be written, or another process is training there.
   """
-  if not str(workdir):
-    raise errors.WorkdirError("workdir must name a directory; got ''")
+  if not isinstance(workdir, str | os.PathLike) or not str(workdir):
+    raise errors.WorkdirError(f"workdir must name a directory; got {workdir!r}")
   path = pathlib.Path(workdir).expanduser().absolute()
   try:
     path.mkdir(parents=True, exist_ok=True)

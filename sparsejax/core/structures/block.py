@@ -4,8 +4,9 @@ import functools
 
 import jax
 
+from sparsejax.core.checks import check_tuple
 from sparsejax.core.structures.base import Structure
-from sparsejax.core.structures.layout import check_tuple, reshape_keeping
+from sparsejax.core.structures.layout import reshape_keeping
 from sparsejax.core.structures.units import check_pooling, of_units
 
 Array = jax.Array

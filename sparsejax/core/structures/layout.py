@@ -1,13 +1,10 @@
 """Small helpers of the structures: axes, arguments, reshapes that stay in place."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-
-from sparsejax.core.checks import check_integer
 
 Array = jax.Array
 
@@ -45,11 +42,3 @@ def check_axis(name: str, axis: int, path: str, shape: tuple[int, ...]) -> None:
       f"structure must fit every layer: {name} names axis {axis}, got shape {shape} at "
       f"{path!r}."
     )
-
-
-def check_tuple(name: str, value: Any, length: int) -> None:
-  """Raises TypeError or ValueError unless value is so many positive integers."""
-  if not isinstance(value, (tuple, list)) or len(value) != length:
-    raise TypeError(f"{name} must be {length} integers, got {value!r}.")
-  for n in value:
-    check_integer(name, n, 1)
