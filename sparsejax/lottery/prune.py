@@ -187,6 +187,14 @@ def layer_rates(
 ) -> list[float | Array]:
   """The fraction that goes of each layer; see `prune`.
 
+  Args:
+    paths: of the layers.
+    fraction: where no rate fits.
+    rates: `{regex of paths: fraction}`; the first that is found in a path counts.
+
+  Returns:
+    One fraction a path.
+
   Example:
     >>> layer_rates(["conv1/kernel", "dense1/kernel"], 0.2, {"conv": 0.1})
     [0.1, 0.2]
