@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsejax.core.checks import check_number
+
 
 class Fit(NamedTuple):
   """One least-squares fit."""
@@ -102,11 +104,17 @@ def gaussian_kernel(x: np.ndarray, y: np.ndarray, *, sigma: float = 5.0) -> np.n
   Returns:
     float64 `(n, m)`.
 
+  Raises:
+    ValueError: shapes do not fit, or sigma is not above 0.
+
   Example:
     >>> gaussian_kernel(np.zeros((1, 2)), np.array([[3.0, 4.0]])).round(4).tolist()
     [[0.6065]]
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+    raise ValueError(f"x and y must be (n, d) and (m, d), got {x.shape} and {y.shape}.")
+  check_number("sigma", sigma, "be above 0", lambda v: 0 < v < np.inf)
   squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
   return np.exp(-np.maximum(squares, 0) / (2 * sigma**2))
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core.checks import check_integer, check_key
+
 
 class Spectrum(NamedTuple):
   """What the theory needs of a problem `(inputs (n, d))`, `H = mean_i x_i x_i^T`."""
@@ -37,6 +39,8 @@ def spectrum(inputs: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
     (4.0, 2.0, 0.5)
   """
   inputs = np.asarray(inputs, np.float64)
+  if inputs.ndim != 2 or not inputs.size:
+    raise ValueError(f"inputs must be of shape (n, d), got {inputs.shape}.")
   singular = np.linalg.svd(inputs, compute_uv=False)
   values = singular**2 / len(inputs)
   values = values[values > tolerance * values[0]]
@@ -58,6 +62,9 @@ def kernel_spectrum(kernel: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
     >>> kernel_spectrum(np.eye(4)).values.tolist()
     [0.25, 0.25, 0.25, 0.25]
   """
+  shape = np.shape(kernel)
+  if len(shape) != 2 or shape[0] != shape[1]:
+    raise ValueError(f"kernel must be of shape (n, n), got {shape}.")
   values = np.linalg.eigvalsh(kernel)[::-1] / len(kernel)
   values = values[values > tolerance * values[0]]
   beta = float(np.diagonal(kernel).max())
@@ -230,8 +237,8 @@ def simulate(
     >>> simulate(jnp.ones((1, 1)), 1, 0.5, 2, jax.random.key(0), runs=1).tolist()
     [[0.25, 0.0625]]
   """
-  if batch < 1:
-    raise ValueError(f"batch must be at least 1, got {batch}.")
+  check_key("key", key)
+  check_integer("batch", batch, 1)
   count, dimension = inputs.shape
 
   def step(distance, key):
