@@ -5,9 +5,9 @@ r"""Grows a network from a sparse seed, then prunes it to the bone (NeST).
 
 A config may have variants (`file.py:variant`), and every field can be changed, as in
 `--config.seed=1`; the fields stand in sparsejax/training/synthesis_config.py. The same
-command again goes on after the last finished round; a workdir holds one run, and another
-config is refused there. At the end `connections.png` shows each layer's connections over
-time, and `inputs.png` which pixels are still looked at.
+command again goes on after the last finished round; a workdir holds one run, and
+another config is refused there. At the end `connections.png` shows each layer's
+connections over time, and `inputs.png` which pixels are still looked at.
 """
 
 import sys

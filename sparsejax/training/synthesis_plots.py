@@ -27,7 +27,7 @@ def write(workdir: os.PathLike | str) -> None:
   for i, _ in enumerate(milestones):
     mask = synthesis.load_milestone(path, i)[2]
     first = mask[min(mask)]["kernel"]
-    if first.ndim == 2 and int(round(first.shape[0] ** 0.5)) ** 2 == first.shape[0]:
+    if first.ndim == 2 and round(first.shape[0] ** 0.5) ** 2 == first.shape[0]:
       masks.append(np.asarray(first))
   if masks:
     inputs(masks).savefig(path / "inputs.png", dpi=160)
@@ -81,7 +81,7 @@ def inputs(masks: list[np.ndarray]) -> figure.Figure:
   panels = np.atleast_1d(fig.subplots(1, len(masks)))
   for axes, mask in zip(panels, masks, strict=True):
     counts = mask.sum(axis=1)
-    side = int(round(len(counts) ** 0.5))
+    side = round(len(counts) ** 0.5)
     image = np.where(counts > 0, counts, np.nan).reshape(side, side)
     axes.imshow(image, cmap="viridis")
     axes.set_title(f"{int((counts > 0).sum())} of {len(counts)} pixels", size=10)

@@ -1,0 +1,107 @@
+"""The synthesis loop, on numbers in the place of networks."""
+
+import math
+
+import pytest
+
+from sparsejax import growth
+
+
+class Interrupted(Exception):
+  pass
+
+
+def _actions(log, error, stop_after=None):
+  def save(state, best, position, error):
+    log.append((position.phase, state, best, position))
+    if len(log) == stop_after:
+      raise Interrupted
+
+  return growth.Actions(
+    grow=lambda n, round_: 2 * n,
+    prune=lambda n, connections, units: connections,
+    train=lambda n, epochs, first, last: n,
+    error=error,
+    size=lambda n: (n, ()),
+    keep=lambda n, i: log.append(("kept", n, i, None)),
+    save=save,
+  )
+
+
+PLAN = growth.Plan(
+  target_error=2.0,
+  growth_rounds=9,
+  growth_epochs=1,
+  milestones=(growth.Milestone(100, 2), growth.Milestone(25, 2)),
+  tolerated_error=5.0,
+  patience=2,
+)
+
+
+def _path(log):
+  return [(phase, state) for phase, state, *_ in log]
+
+
+def test_it_grows_to_the_target_and_prunes_to_each_milestone():
+  log = []
+  growth.synthesize(PLAN, _actions(log, lambda n: 400 / n if n > 200 else 4), 100)
+  assert _path(log) == [
+    ("grow", 100),
+    ("grow", 200),
+    ("prune", 400),
+    ("prune", 200),
+    ("tune", 100),
+    ("kept", 100),
+    ("prune", 100),
+    ("prune", 50),
+    ("tune", 25),
+    ("kept", 25),
+    ("done", 25),
+  ]
+
+
+def test_it_goes_back_to_the_best_where_accuracy_is_lost():
+  log = []
+  error = lambda n: 1.0 if n >= 100 else 6.0
+  end = growth.synthesize(PLAN, _actions(log, error), 400)
+  assert end == 100
+  # 50 connections are retrained twice more, then given up.
+  assert _path(log)[-6:] == [
+    ("prune", 100),
+    ("prune", 50),
+    ("prune", 50),
+    ("tune", 100),
+    ("kept", 100),
+    ("done", 100),
+  ]
+
+
+def test_growth_ends_after_its_rounds():
+  log = []
+  plan = PLAN._replace(growth_rounds=3, tolerated_error=math.inf)
+  growth.synthesize(plan, _actions(log, lambda n: 50.0), 10)
+  assert _path(log)[:3] == [("grow", 10), ("grow", 20), ("prune", 40)]
+  # A network that is smaller than a milestone is not made larger.
+  assert [state for phase, state, *_ in log if phase == "kept"] == [40, 25]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6, 7, 9])
+def test_it_goes_on_from_any_round(stop_after):
+  error = lambda n: 400 / n if n > 30 else 6.0
+  whole, first, rest = [], [], []
+  growth.synthesize(PLAN._replace(tolerated_error=9.0), _actions(whole, error), 100)
+  plan = PLAN._replace(tolerated_error=9.0)
+  with pytest.raises(Interrupted):
+    growth.synthesize(plan, _actions(first, error, stop_after), 100)
+  _, state, best, position = first[-1]
+  growth.synthesize(plan, _actions(rest, error), state, best, position)
+  assert first + rest == whole
+
+
+def test_plans_that_cannot_be_are_refused():
+  actions = _actions([], lambda n: 1.0)
+  up = (growth.Milestone(5, 1), growth.Milestone(6, 1))
+  with pytest.raises(ValueError, match="fewer and fewer"):
+    growth.synthesize(PLAN._replace(milestones=up), actions, 1)
+  with pytest.raises(ValueError, match="tune_epochs must be at least 1, got 0"):
+    growth.synthesize(PLAN._replace(tune_epochs=0), actions, 1)

@@ -1,0 +1,157 @@
+"""A synthesis on the digits: its path, its files, and that it goes on."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import growth
+from sparsejax.training import augment, errors, metrics, synthesis, synthesis_plots
+
+CONFIG = {
+  "features": (16, 8),
+  "density": 0.3,
+  "growth_rounds": 3,
+  "growth_units": (4, 2),
+  "growth_batches": 2,
+  "target_error": 1.0,
+  "milestones": (300, 150),
+  "milestone_rounds": (2, 1),
+  "tune_epochs": 2,
+  "batch_size": 64,
+  "augmentation": "affine",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard():
+  with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+    yield
+
+
+@pytest.fixture(scope="module")
+def compiled():
+  """One compilation for all runs."""
+  original, known = synthesis._Run._capacity, {}
+
+  def capacity(self, doublings):
+    if doublings not in known:
+      known[doublings] = original(self, doublings)
+    return known[doublings]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(synthesis._Run, "_capacity", capacity)
+    yield
+
+
+@pytest.fixture(scope="module")
+def run(compiled, tmp_path_factory):
+  path = tmp_path_factory.mktemp("synthesis")
+  return path, synthesis.grow_and_prune(CONFIG, path, verbose=False)
+
+
+def test_connections_rise_then_fall(run):
+  path, milestones = run
+  records = metrics.read(path)
+  counts = [r["connections"] for r in records]
+  top = counts.index(max(counts))
+  assert counts[0] < counts[1] < counts[2] == counts[top]
+  assert all(a >= b for a, b in zip(counts[top:], counts[top + 1 :], strict=False))
+  assert [r["units"][1:] for r in records[:3]] == [[8, 4], [12, 6], [16, 8]]
+  assert [m["connections"] <= n for m, n in zip(milestones, (300, 150), strict=True)]
+  assert milestones[0]["test_error_percent"] < 60
+  synthesis_plots.write(path)
+  assert (path / "connections.png").stat().st_size > 1000
+  assert (path / "inputs.png").stat().st_size > 1000
+
+
+def test_milestones_are_networks(run):
+  path, milestones = run
+  model, params, masks, _ = synthesis.load_milestone(path, 1)
+  chain = growth.layers(model, (8, 8, 1))
+  sizes = growth.size(masks, chain)
+  assert int(sizes.parameters) == milestones[1]["parameters"]
+  dead = jax.tree.map(
+    lambda m, p: jnp.all(m | (p == 0)),
+    [masks[layer.path[0]]["kernel"] for layer in chain],
+    [params[layer.path[0]]["kernel"] for layer in chain],
+  )
+  assert all(bool(d) for d in dead)
+
+
+def test_it_goes_on_where_it_was_stopped(run, compiled, tmp_path, monkeypatch):
+  class Killed(Exception):
+    pass
+
+  save = synthesis._Run.save
+
+  def killed(self, *args):
+    save(self, *args)
+    if self.rounds == 4:
+      raise Killed
+
+  monkeypatch.setattr(synthesis._Run, "save", killed)
+  with pytest.raises(Killed):
+    synthesis.grow_and_prune(CONFIG, tmp_path, verbose=False)
+  monkeypatch.setattr(synthesis._Run, "save", save)
+  synthesis.grow_and_prune(CONFIG, tmp_path, verbose=False)
+  assert metrics.read(tmp_path) == metrics.read(run[0])
+  with (
+    np.load(tmp_path / "milestone_1.npz") as a,
+    np.load(run[0] / "milestone_1.npz") as b,
+  ):
+    assert sorted(a) == sorted(b)
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+  before = json.loads((tmp_path / "milestone_1.json").read_text())
+  again = synthesis.grow_and_prune(CONFIG, tmp_path, verbose=False)
+  assert again[1] == before
+  with pytest.raises(errors.WorkdirError, match="density"):
+    synthesis.grow_and_prune({**CONFIG, "density": 0.4}, tmp_path, verbose=False)
+
+
+@pytest.mark.slow
+def test_capacity_doubles_where_it_is_full(tmp_path):
+  config = {
+    **CONFIG,
+    "growth_rounds": 4,
+    "milestones": (300,),
+    "milestone_rounds": (1,),
+  }
+  (found,) = synthesis.grow_and_prune(config, tmp_path, verbose=False)
+  assert found["features"] == [32, 16]
+  assert metrics.read(tmp_path)[3]["units"][1:] == [20, 10]
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "rule"),
+  [
+    ("density", 1.5, r"density must be in \(0, 1\]; got 1.5"),
+    ("milestone_rounds", (1,), "milestone_rounds must be of 2 numbers"),
+    ("growth_units", (1,), "or 2 numbers, one a hidden layer"),
+    ("connections_by", "chance", "must be gradient or random"),
+    ("milestones", (100, 200), "fewer and fewer connections"),
+    ("densty", 0.1, "did you mean 'density'"),
+  ],
+)
+def test_fields_are_checked_before_any_work(tmp_path, field, value, rule):
+  with pytest.raises(errors.ConfigError, match=rule):
+    synthesis.grow_and_prune({**CONFIG, field: value}, tmp_path / "run", verbose=False)
+  assert not (tmp_path / "run").exists()
+
+
+def test_affine_distortion():
+  images = jnp.zeros((3, 9, 9, 1), jnp.uint8).at[:, 4, 4].set(200)
+  images = images.at[:, 0].set(50)
+  key = jax.random.key(0)
+  still = augment.affine(key, images, 0.0, 0.0, 0.0, 0.0)
+  np.testing.assert_allclose(still, images, atol=1e-3)
+  moved = augment.affine(key, images, 0.0, 0.0, 0.0, 2.0)
+  assert moved.dtype == jnp.float32
+  assert float(jnp.abs(moved - still).max()) > 10
+  assert float(moved.max()) <= 200.0 + 1e-3
+  turned = augment.affine(key, images, 30.0, 0.0, 0.0, 0.0)
+  # The center stays in its place whatever the angle.
+  np.testing.assert_allclose(turned[:, 4, 4, 0], 200, atol=1e-2)
