@@ -20,17 +20,20 @@ def number(value: float | None) -> str:
   return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
+def cells(row: dict) -> tuple[str, ...]:
+  """Case, metric, mean and error, n, paper."""
+  ours = number(row["mean"])
+  if row["sem"] is not None:
+    ours += f" ± {row['sem']:.2g}"
+  return row["case"], row["metric"], ours, str(row["n"]), number(row["paper"])
+
+
 def table(name: str) -> str:
   """A results file as a Markdown table: case, metric, mean and error, n, paper."""
   path = ROOT / f"results/{name}.json"
   content = json.loads(path.read_text())
   lines = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"]
-  for row in content["rows"]:
-    ours = number(row["mean"])
-    if row["sem"] is not None:
-      ours += f" ± {row['sem']:.2g}"
-    cells = (row["case"], row["metric"], ours, str(row["n"]), number(row["paper"]))
-    lines.append(f"| {' | '.join(cells)} |")
+  lines += [f"| {' | '.join(cells(row))} |" for row in content["rows"]]
   where = f"`{content['command']}`, {content['hardware']}"
   return "\n".join([*lines, "", f"Made by {where}."]) + "\n"
 

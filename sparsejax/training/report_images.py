@@ -11,34 +11,6 @@ _LONGEST = 128
 _MOST_FILTERS = 64
 
 
-def connected_pixels(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-  """Counts the live weights that leave each pixel of the input.
-
-  c_p = sum_o m_(p, o), over the channels of p
-
-  Args:
-    mask: bool (pixels * channels, features), of a dense layer on flattened images.
-    image_shape: (height, width, channels).
-
-  Returns:
-    int (height, width).
-
-  Raises:
-    ValueError: the mask is not of a layer on such images.
-
-  Example:
-    >>> connected_pixels(np.array([[1, 1], [0, 0], [0, 1], [0, 0]]) > 0, (2, 2, 1))
-    array([[2, 0],
-           [1, 0]])
-  """
-  if mask.ndim != 2 or mask.shape[0] != int(np.prod(image_shape)):
-    raise ValueError(
-      f"mask must have shape ({int(np.prod(image_shape))}, features) for images of"
-      f" {image_shape}, got {mask.shape}."
-    )
-  return mask.sum(1).reshape(image_shape).sum(-1)
-
-
 def connections(mask: np.ndarray) -> np.ndarray:
   """Returns how dense a layer is, place by place.
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsejax.analysis import multiply_adds
+from sparsejax.analysis import multiply_adds, tickets
+from sparsejax.analysis.sizes import sizes
 from sparsejax.training import (
   progress,
   report_charts,
@@ -105,14 +106,13 @@ def _facts(run: Found) -> dict[str, str]:
   last = run.records[-1]["step"] if run.records else 0
   facts["steps"] = f"{last:,}" + ("" if done else " (not finished)")
   facts["time"] = progress.duration(done["seconds"]) if done else _NOTHING
-  facts |= dict.fromkeys(("parameters", "live parameters", "size as float32"), _NOTHING)
-  facts["size with one bit a mask"] = _NOTHING
+  formats = ("dense", "one bit a mask", "sparse rows")
+  names = ("parameters", "live parameters", *(f"bytes: {name}" for name in formats))
+  facts |= dict.fromkeys(names, _NOTHING)
   if run.params and size:
-    whole = sum(p.size for p in run.params.values())
-    facts["parameters"] = f"{whole:,}"
-    facts["live parameters"] = f"{whole - size + live:,}"
-    facts["size as float32"] = _bytes(4 * whole)
-    facts["size with one bit a mask"] = _bytes(4 * (whole - size + live) + size / 8)
+    found = sizes(run.params, {name: run.masks.get(name) for name in run.params})
+    counts = (f"{found.parameters:,}", f"{found.live:,}")
+    facts |= zip(names, (*counts, *map(_bytes, found[2:])), strict=True)
   facts |= dict.fromkeys(("multiply-adds an image", "to infer", "to train"), _NOTHING)
   cost = report_run.costs(run)
   if cost:
@@ -162,7 +162,7 @@ def _pictures(run: Found, most: int = 7):
       yield _picture(values, name, f"{n} filters; blank: dead")
       continue
     if shape and mask.ndim == 2 and mask.shape[0] == int(np.prod(shape)):
-      counts = report_images.connected_pixels(mask, shape)
+      counts = tickets.input_connectivity(mask, shape).sum(-1)
       text = f"live weights of each input pixel, 0 to {counts.max()}"
       yield _picture(counts / max(counts.max(), 1), name, text)
       continue

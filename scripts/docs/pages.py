@@ -1,0 +1,232 @@
+"""The pages of methods and results, from docstrings and results files.
+
+Nothing here needs mkdocs; scripts/docs/hooks.py hands the pages to it.
+"""
+
+import functools
+import inspect
+import json
+import math
+import pathlib
+import re
+import runpy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import reference
+
+from sparsejax.training import report_style
+from sparsejax.training.methods import METHODS, function
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "results"
+
+
+def method(name: str, prose: str) -> str:
+  """A method's page: its rule, then what a person wrote, then what was measured.
+
+  Args:
+    name: of `reference.methods`.
+    prose: Markdown that begins with the title.
+  """
+  title, _, text = prose.partition("\n")
+  paragraphs = (inspect.getdoc(function(name)) or "").split("\n\n")
+  references = [p for p in paragraphs if p.startswith("References:")]
+  parts = [title, "", f"**{paragraphs[0]}**", "", "```text", paragraphs[1], "```", ""]
+  if references:
+    source = " ".join(references[0].removeprefix("References:").split())
+    parts += [f"*{source}*", ""]
+  parts += [text.strip(), "", "## What it reached", "", measured(name)]
+  parts += ["", "## What it costs", "", costs(name), ""]
+  fields = METHODS[name].fields if name in METHODS else {}
+  if fields:
+    values = ", ".join(f"`{field} = {value!r}`" for field, value in fields.items())
+    parts += [f"In a config, `use_method` sets what the paper does: {values}.", ""]
+  target = reference.identifier(function(name))
+  parts.append(f"All arguments: [`{target}`][{target}].")
+  return "\n".join(parts) + "\n"
+
+
+def methods_index() -> str:
+  """A table of all methods."""
+  lines = ["| method | | gradients | state, bytes a weight |", "|---|---|---|---|"]
+  for name in reference.methods():
+    title = report_style.method_name(name)
+    first = reference.summary(function(name))
+    lines.append(
+      f"| [{title}]({name}.md) | {first} | {gradients(name)} | {state(name)} |"
+    )
+  return "\n".join(lines) + "\n"
+
+
+def measured(name: str) -> str:
+  """The rows of all results files that are of one method."""
+  tables: list[str] = []
+  for path in sorted(RESULTS.glob("*.json")):
+    if path.stem.startswith("benchmarks"):
+      continue
+    rows = [
+      row
+      for row in json.loads(path.read_text())["rows"]
+      if name in row["case"].split("/") or path.stem.endswith(f"_{name}")
+    ]
+    if rows:
+      title = path.stem.replace("_", " ")
+      tables += [f"From [{title}](../results/{path.stem}.md):", "", _table(rows), ""]
+  if tables:
+    return "\n".join(tables)
+  return (
+    "No results file has a row of it yet. `scripts/compare.py` puts it beside others:\n"
+    "\n```bash\npython scripts/compare.py --config=configs/digits.py"
+    f" --workdir=runs/compare \\\n  --methods={name},dense --densities=0.05,0.1"
+    " --seeds=0,1,2\n```"
+    if name in METHODS
+    else "No results file has a row of it yet."
+  )
+
+
+def costs(name: str) -> str:
+  """What a method takes in time and memory, as measured and as counted."""
+  lines = [
+    f"- Gradients: {gradients(name)}.",
+    f"- State beside the optimizer's: {state(name)}",
+  ]
+  lines[-1] += {"1": " byte a weight."}.get(state(name), " bytes a weight.")
+  texts = {
+    "off_step": "A step without a mask update takes {:.2f} times",
+    "mask_update": "A mask update takes {:.1f} times",
+  }
+  for kind, text in texts.items():
+    row = find("benchmarks", f"{kind}/resnet50/{name}", "times_plain_step")
+    if row is not None:
+      lines.append(
+        f"- {text.format(row['mean'])} a plain SGD-momentum step on ResNet-50's tree."
+      )
+  if name in METHODS and METHODS[name].dense_gradients:
+    lines.append(
+      "- Multiply-adds of a training step where zeros are skipped: (2 d + 1) / 3 of the"
+      " dense step's at density d, for the weights' gradients are dense."
+    )
+  return "\n".join(lines)
+
+
+def gradients(name: str) -> str:
+  """Which gradients a method lets through to the inner optimizer."""
+  if name in ("supermask", "soft_threshold"):
+    return "through the effective weights"
+  if name not in METHODS:
+    return "masked"
+  if METHODS[name].prunes_at_init:
+    return "masked (`static_sparse` trains the masks)"
+  if name == "dense":
+    return "all are live"
+  return "dense" if METHODS[name].dense_gradients else "masked"
+
+
+@functools.cache
+def state(name: str) -> str:
+  """Bytes a weight that a method's state adds to SGD with momentum, counted."""
+  if name in ("supermask", "soft_threshold"):
+    return "none"
+  n = 1024
+  params = {"kernel": jax.ShapeDtypeStruct((n, n), jnp.float32)}
+  inner = optax.sgd(0.1, momentum=0.9)
+  known = METHODS.get(name)
+  chosen = "static_sparse" if known and known.prunes_at_init else name
+  make = function(chosen)
+  fields = {"density": 0.1, "end_step": 1000, "update_every": 10}
+  accepted = inspect.signature(make).parameters
+  tx = make(inner, **{k: v for k, v in fields.items() if k in accepted})
+
+  def size(init):
+    leaves = jax.tree.leaves(jax.eval_shape(init, params))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+  return f"{(size(tx.init) - size(inner.init)) / n**2:.2g}"
+
+
+def results_index() -> str:
+  """A table of all results files."""
+  lines = ["| file | rows | with published values | made by |", "|---|---|---|---|"]
+  for path in sorted(RESULTS.glob("*.json")):
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    papers = sum(row["paper"] is not None for row in rows)
+    command = content["command"].split(" --")[0]
+    lines.append(
+      f"| [{path.stem}]({path.stem}.md) | {len(rows)} | {papers or ''} | `{command}` |"
+    )
+  return "\n".join(lines) + "\n"
+
+
+def results(stem: str, prose: str) -> str:
+  """The page of a results file: what a person wrote, the table, where it is from."""
+  content = json.loads((RESULTS / f"{stem}.json").read_text())
+  head = prose.strip() or f"# {stem.replace('_', ' ').capitalize()}"
+  rows = content["rows"]
+  few = [row for row in rows if row["paper"] is not None]
+  parts = [head, ""]
+  if few and len(few) < len(rows):
+    parts += ["Beside published values:", "", _table(few), "", "All rows:", ""]
+  parts += [_table(rows), "", f"Made by `{content['command']}` at commit"]
+  versions = ", ".join(f"{k} {v}" for k, v in content["versions"].items())
+  commit = (content["commit"] or "unknown")[:12]
+  parts[-1] += f" `{commit}`, {content['date']}, {content['hardware']}; {versions}."
+  sources = dict.fromkeys(row["source"] for row in rows if row["source"])
+  if sources:
+    parts += ["", "Published values:", "", *(f"- {source}" for source in sources)]
+  notes = dict.fromkeys(row["note"] for row in rows if row["note"])
+  if notes and len(notes) <= 12:
+    parts += ["", "Notes:", "", *(f"- {note}" for note in notes)]
+  return "\n".join(parts) + "\n"
+
+
+def find(stem: str, case: str, metric: str) -> dict[str, Any] | None:
+  """One row of a results file, or None."""
+  path = RESULTS / f"{stem}.json"
+  if not path.exists():
+    return None
+  for row in json.loads(path.read_text())["rows"]:
+    if (row["case"], row["metric"]) == (case, metric):
+      return row
+  return None
+
+
+_VALUE = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")
+
+
+def filled(text: str) -> str:
+  """Puts numbers in the places of `{{ file case metric }}`, or `... paper }}`.
+
+  Raises:
+    LookupError: there is no such row.
+  """
+
+  def value(match):
+    stem, case, metric, field = match.groups()
+    row = find(stem, case, metric)
+    if row is None:
+      raise LookupError(f"results/{stem}.json has no row {case} {metric}")
+    return number(row[field or "mean"])
+
+  return _VALUE.sub(value, text)
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+  return runpy.run_path(str(ROOT / "scripts/tables.py"))
+
+
+def number(value: float | None) -> str:
+  return _tables()["number"](value)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+  return tuple(text.replace("|", "\\|") for text in _tables()["cells"](row))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+  lines = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"]
+  return "\n".join([*lines, *(f"| {' | '.join(cells(row))} |" for row in rows)])
