@@ -33,7 +33,4 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.batch_size = 128
   c.num_epochs = 5
   supermask.use_variant(c, variant)
-  if c.method == "bernoulli_supermask":
-    # The paper's, for fully connected networks; a gradient of v is that small.
-    c.learning_rate = 100.0
   return c

@@ -34,7 +34,7 @@ def bernoulli_supermask(
   How many weights are live is learned too, and differs a little from draw to draw. The
   loss takes its weights from `rescaled_effective(params, opt_state)` (dynamic
   rescaling), or from `sj.effective(params, opt_state)`. Gradients of v are small: the
-  paper's learning rates are 20 to 100.
+  authors train LeNet-300-100 by SGD at a learning rate of 100.
 
   Args:
     inner: any optax optimizer, of v.

@@ -7,7 +7,7 @@ import jax
 
 from sparsejax.models.conv import Lowering
 from sparsejax.models.initialization import Initialization, torch_uniform
-from sparsejax.models.layers import Conv
+from sparsejax.models.layers import Conv, plain_norm
 from sparsejax.models.mlp import MLP
 from sparsejax.models.pooling import max_pool
 
@@ -59,6 +59,9 @@ class LeNet5(nn.Module):
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers; by default PyTorch's, from
       which the results of Dettmers and Zettlemoyer (2019) started.
+    use_bias: whether layers have biases.
+    normalize: whether the outputs of each layer but the last are normalized over the
+      batch, without scale or shift, before ReLU.
     lowering: see `sparsejax.models.conv2d`.
     features: of the two convolutions and of the hidden dense layer.
 
@@ -73,11 +76,13 @@ class LeNet5(nn.Module):
 
   num_classes: int = 10
   initialization: Initialization = torch_uniform
+  use_bias: bool = True
+  normalize: bool = False
   lowering: Lowering = "auto"
   features: Sequence[int] = (20, 50, 500)
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
     for i, features in enumerate(self.features[:2], 1):
       kernel_init, bias_init = self.initialization(25 * x.shape[-1])
@@ -85,17 +90,27 @@ class LeNet5(nn.Module):
         features,
         kernel_size=(5, 5),
         padding="VALID",
+        use_bias=self.use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
         lowering=self.lowering,
         name=f"conv{i}",
       )(x)
+      if self.normalize:
+        x = plain_norm(train, name=f"norm{i}")(x)
       x = nn.relu(max_pool(x, lowering=self.lowering))
     x = x.reshape(x.shape[0], -1)
     for i, features in enumerate((self.features[2], self.num_classes), 1):
-      x = nn.relu(x) if i > 1 else x
+      if i > 1:
+        if self.normalize:
+          x = plain_norm(train, name="norm3")(x)
+        x = nn.relu(x)
       kernel_init, bias_init = self.initialization(x.shape[-1])
       x = nn.Dense(
-        features, kernel_init=kernel_init, bias_init=bias_init, name=f"dense{i}"
+        features,
+        use_bias=self.use_bias,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        name=f"dense{i}",
       )(x)
     return x

@@ -13,7 +13,7 @@ METHODS = {"edge_popup": "edge_popup", "bernoulli": "bernoulli_supermask"}
 
 
 def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
-  """Sets method, density and the model's random weights.
+  """Sets method, density and the model's random weights; call it last.
 
   Args:
     config: of `default_config`, its model set; changed in place.
@@ -42,6 +42,9 @@ def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
       kept = _kept(word)
   config_lib.use_method(config, METHODS[method])
   config.density = kept
+  if method == "bernoulli":
+    # Zhou et al.'s for fully connected networks: gradients of v are that small.
+    config.learning_rate = 100.0
   config.model_kwargs = {
     "initialization": INITIALIZATIONS[initialization],
     "initialization_kwargs": {"density": kept} if scaled else {},

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sparsejax as sj
 from sparsejax import lottery, models
@@ -60,6 +61,41 @@ def test_edge_popup_is_supermask_as_an_optimizer():
     masks = sj.supermask_masks(scores, 0.3)
     np.testing.assert_array_equal(sj.masks(state)["kernel"], masks["kernel"])
     np.testing.assert_allclose(state.scores["kernel"], scores["kernel"], rtol=1e-5)
+
+
+def test_edge_popup_is_the_same_everywhere():
+  """Exact counts in bfloat16, one program for two densities, vmap and sharding."""
+  draw = lambda seed, *s: jax.random.normal(jax.random.key(seed), s, jnp.bfloat16)
+  params = {"a": draw(0, 8, 10), "b": draw(1, 10, 8), "bias": draw(2, 8)}
+  grads = {"a": draw(3, 8, 10), "b": draw(4, 10, 8), "bias": draw(5, 8)}
+  inner = optax.sgd(0.5, momentum=0.5)
+  tx = lottery.edge_popup(inner, 0.5)
+  step = jax.jit(lambda grads, state, params: tx.update(grads, state, params)[1])
+  states = [lottery.edge_popup(inner, kept).init(params) for kept in (0.5, 0.25)]
+  after = [step(grads, state, params) for state in states]
+  counts = [[int(m.sum()) for m in jax.tree.leaves(sj.masks(s))] for s in after]
+  assert counts == [[40, 40], [20, 20]]
+  assert after[0].scores["a"].dtype == jnp.bfloat16
+  assert step._cache_size() == 1
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+  both = jax.jit(jax.vmap(step, (None, 0, None)))(grads, stacked, params)
+  for i, one in enumerate(after):
+    member = jax.tree.map(lambda x, i=i: x[i], sj.masks(both))
+    jax.tree.map(np.testing.assert_array_equal, member, sj.masks(one))
+  mesh = Mesh(np.array(jax.devices()), ("d",))
+  place = {"a": PartitionSpec("d"), "b": PartitionSpec(None, "d")}
+  put = lambda tree: {
+    k: jax.device_put(p, NamedSharding(mesh, place.get(k, PartitionSpec())))
+    for k, p in tree.items()
+  }
+  sharded = put(params)
+  spread = step(put(grads), jax.jit(tx.init)(sharded), sharded)
+  assert spread.scores["a"].sharding.spec == PartitionSpec("d")
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    sj.masks(spread),
+    sj.masks(step(grads, states[0], params)),
+  )
 
 
 def test_bernoulli_by_hand():

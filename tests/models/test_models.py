@@ -206,3 +206,32 @@ def test_seeds_train_side_by_side():
 def test_unknown_name_lists_the_known():
   with pytest.raises(ValueError, match=r"lenet300, lenet5, mlp, .*; got 'lenet'"):
     models.create("lenet")
+
+
+@pytest.mark.parametrize(
+  ("name", "shape"), [("lenet300", MNIST), ("lenet5", MNIST), ("conv4", CIFAR)]
+)
+def test_without_biases_and_with_plain_norm_only_kernels_are_left(name, shape):
+  options = {"use_bias": False, "normalize": True}
+  model = models.create(name, initialization="signed_kaiming_constant", **options)
+  variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+  params = variables["params"]
+  assert len(jax.tree.leaves(params)) == len(kernels(params))
+  assert len(variables["batch_stats"]) == len(kernels(params)) - 1
+  assert sum(k.size for k in kernels(params)) == sum(
+    k.size for k in kernels(shapes(name, shape))
+  )
+
+
+def test_plain_norm_normalizes_a_batch_before_the_activation():
+  model, p = filled("mlp", (2, 3, 3, 1), features=(5,), use_bias=False, normalize=True)
+  x = images((6, 3, 3, 1))
+  stats = {"norm1": {"mean": jnp.zeros(5), "var": jnp.ones(5)}}
+  variables = {"params": p, "batch_stats": stats}
+  h = x.reshape(6, 9) @ p["dense1"]["kernel"]
+  plain = jax.nn.relu(h / jnp.sqrt(1 + 1e-5)) @ p["dense2"]["kernel"]
+  np.testing.assert_allclose(model.apply(variables, x), plain, rtol=1e-5, atol=1e-6)
+  h = (h - h.mean(0)[None]) / jnp.sqrt(h.var(0) + 1e-5)[None]
+  want = jax.nn.relu(h) @ p["dense2"]["kernel"]
+  got, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

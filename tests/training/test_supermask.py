@@ -13,7 +13,11 @@ from sparsejax.training import config as config_lib
 from sparsejax.training import errors, run, supermask
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = ["mnist_lenet300", *(f"cifar10_conv{n}" for n in (2, 4, 6, 8))]
+CONFIGS = [
+  "mnist_lenet300",
+  "mnist_lenet5",
+  *(f"cifar10_conv{n}" for n in (2, 4, 6, 8)),
+]
 
 
 def digits(variant, **fields):
