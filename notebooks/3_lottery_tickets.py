@@ -139,7 +139,7 @@ for round_ in range(ROUNDS + 1):
 #
 # Left, mean and range over seeds, read at the early stop: the digits are easy, and the
 # gap opens where few weights are left. Right, how the networks of the last round learn,
-# beside the dense one: the ticket follows it, its controls do not.
+# beside the dense one: the ticket well ahead of its controls.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
@@ -160,9 +160,9 @@ left.invert_xaxis()
 left.set_xticks([100, 50, 20, 10, 5], ["100", "50", "20", "10", "5"])
 left.minorticks_off()
 left.legend(frameon=False)
-right.set(xlabel="step", ylabel="validation loss", ylim=(0, None))
+right.set(xlabel="step", ylabel="validation loss", ylim=(0, 2.9))
 right.set_title(f"{levels[-1]['weights']:.1f} % of the weights", loc="left")
-right.legend(frameon=False)
+right.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
 plt.show()
 
 # %% [markdown]

@@ -47,7 +47,7 @@ print(initializers.how_deep(1.3, 2.01e-5, depth=10_000))
 print(initializers.how_deep(1.0, 0.0, depth=10_000, q=1e-4))
 
 # %%
-variances = np.linspace(0.8, 1.6, 9 if QUICK else 33)
+variances = np.linspace(0.85, 1.45, 7 if QUICK else 25)
 lengths = [mean_field.correlation_length(v, 2.01e-5) for v in variances]
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 axes.semilogy(variances, 6 * np.array(lengths), "o-", ms=4)
