@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import pathlib
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparsejax import training
 from sparsejax.training import checkpoint, config, metrics, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -46,10 +48,19 @@ class Trials:
     self._folder = folder
     whole_config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"]()
     whole_config.update_from_flattened_dict(settings(epochs))
-    self._flags = [f"--config.{k}={v}" for k, v in settings(epochs).items()]
     self._prepared = run.prepare(whole_config)
     self._target = jax.eval_shape(self._prepared.program.init, self._prepared.seeds)
     folder.mkdir(parents=True, exist_ok=True)
+    # Compiled once for all runs, and imported once: what is tested is what is written.
+    os.environ |= {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")]),
+    }
+    self._server = multiprocessing.get_context("forkserver")
+    self._server.set_forkserver_preload(["_kill", "sklearn.datasets"])
     whole = folder / "undisturbed"
     if not (whole / "summary.json").exists():
       _finish(self._start(whole))
@@ -71,16 +82,18 @@ class Trials:
       shutil.rmtree(path, ignore_errors=True)
       process = self._start(path)
       moment = self._wait(process, path, rng)
-      process.send_signal(signal.SIGKILL)
-      process.communicate()
-      if process.returncode == -signal.SIGKILL:
+      process.kill()
+      process.join()
+      if process.exitcode == -signal.SIGKILL:
         break  # else it had ended before: another moment is drawn
     doing = _doing(path)
-    shown = _finish(self._start(path))
+    _finish(self._start(path))
     outcome = self.outcome(path)
+    shown = _log(path).read_text()
     differs = [k for k, v in self._expected.items() if outcome[k] != v]
     lost = [line for line in shown.splitlines() if line.startswith("Warning")]
     shutil.rmtree(path)
+    _log(path).unlink()
     record = {"ok": not differs, "differs": differs, "moment": moment, "lost": lost}
     return {**record, "inside_write": doing != "between writes", "doing": doing}
 
@@ -104,28 +117,11 @@ class Trials:
     found["summary"] = _digest(_timeless(summary))
     return found
 
-  def _start(self, path: pathlib.Path) -> subprocess.Popen:
-    # Compiled once for all runs: what is tested is what is written.
-    cache = {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return subprocess.Popen(
-      [
-        sys.executable,
-        "scripts/train.py",
-        "--config=configs/digits.py",
-        f"--workdir={path}",
-        *self._flags,
-      ],
-      cwd=ROOT,
-      env={**os.environ, "PYTHONPATH": str(ROOT), **cache},
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+  def _start(self, path: pathlib.Path) -> multiprocessing.process.BaseProcess:
+    fields = self._prepared.config.to_dict()
+    process = self._server.Process(target=_train, args=(fields, path))
+    process.start()
+    return process
 
   def _wait(self, process, path: pathlib.Path, rng: np.random.Generator) -> str:
     """Waits for a moment of a drawn kind; returns it in words."""
@@ -143,7 +139,7 @@ class Trials:
     else:
       moment = f"{delay:.3f} s into the first write after step {step}"
       condition = lambda: _writing(path, step)
-    while process.poll() is None and not condition():
+    while process.is_alive() and not condition():
       time.sleep(0.001)
     time.sleep(delay)
     return moment
@@ -169,11 +165,22 @@ def _doing(path: pathlib.Path) -> str:
   return "between writes"
 
 
-def _finish(process: subprocess.Popen) -> str:
-  _, shown = process.communicate()
-  if process.returncode:
-    raise RuntimeError(f"a run ended with {process.returncode}:\n{shown}")
-  return shown
+def _train(fields: dict[str, Any], path: pathlib.Path) -> None:
+  """A process of its own; what it shows goes into a file."""
+  with open(_log(path), "w", buffering=1) as log:
+    os.dup2(log.fileno(), sys.stdout.fileno())
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    training.train_and_evaluate(fields, path)
+
+
+def _log(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(path.name + ".log")
+
+
+def _finish(process: multiprocessing.process.BaseProcess) -> None:
+  process.join()
+  if process.exitcode:
+    raise RuntimeError(f"a run ended with {process.exitcode}: see its log")
 
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:
