@@ -81,7 +81,8 @@ class Plan(NamedTuple):
     """Where the compiled loop must end: at looks, and at the ends of epochs."""
     epoch = self.examples // self.batch_size
     ends = np.arange(self.start - self.start % epoch + epoch, self.steps, epoch)
-    return np.unique([*self.validations, *self.measurements, *ends, self.steps])
+    every = (self.validations, self.measurements, ends, [self.steps])
+    return np.unique(np.concatenate(every))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,8 +110,8 @@ def seen(params: PyTree, opt_state: PyTree) -> PyTree:
 def program(
   loss: Loss,
   tx: Any,
-  validate: Callable | None,
-  measure: Callable | None,
+  validate: Any,
+  measure: Any,
   due: Callable | None,
   examples: int,
   stacked: bool,

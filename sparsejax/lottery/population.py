@@ -1,5 +1,6 @@
 """Populations: tickets, controls and seeds, trained by `vmap` of the same step."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def train_population(
   held_out: PyTree = None,
   due: Callable[[jax.Array], jax.Array] | None = None,
   together: int | None = None,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
   progress: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> Population:
   """Trains networks that differ in weights, masks, seeds or data order side by side.
@@ -174,7 +175,7 @@ def train_population(
   def chunk(low, high):
     program = member_lib.program(loss, tx, validate, measure, due, n, high - low > 1)
     part = jax.tree.map(lambda x: x[low:high], members)
-    show = None if progress is None else lambda at, losses: progress(low, at, losses)
+    show = None if progress is None else functools.partial(progress, low)
     try:
       return [program(part, data, held_out, plan, devices, show)]
     except jax.errors.JaxRuntimeError as e:

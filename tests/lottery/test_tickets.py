@@ -1,0 +1,226 @@
+"""Pruning, rewinding, criteria and actions, by tables worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax import lottery
+
+LENET = {"dense1": 235_200, "dense2": 30_000, "dense3": 1_000}
+
+
+def test_the_ladder_of_the_paper():
+  """Rounds 3, 7, 9, 15, 18, 20 of 20 %, and 10 % of the output, on all layers."""
+  steps = lottery.ladder(LENET, 0.2, 20, {"dense3": 0.1})
+  percent = {
+    r: round(100 * sum(steps[r].values()) / 266_200, 2) for r in (3, 7, 9, 15, 18, 20)
+  }
+  assert percent == {3: 51.28, 7: 21.07, 9: 13.52, 15: 3.58, 18: 1.85, 20: 1.19}
+  # 235200 - 47040, - 37632, - 30106 (of 30105.6); 1000 - 100, - 90, - 81.
+  assert list(steps[3].values()) == [120_422, 15_360, 729]
+  assert steps[0] == LENET
+
+
+def test_prune_climbs_down_the_ladder():
+  shapes = {"dense1": (30, 17), "dense2": (17, 10)}
+  keys = jax.random.split(jax.random.key(0), 2)
+  params = {
+    n: {"kernel": jax.random.normal(k, s), "bias": jnp.ones(s[1])}
+    for (n, s), k in zip(shapes.items(), keys, strict=True)
+  }
+  masks = lottery.dense_masks(params)
+  assert masks["dense1"]["bias"] is None
+  rates = {"dense2": 0.1}
+  steps = lottery.ladder({"dense1": 510, "dense2": 170}, 0.2, 4, rates)
+  for expected in steps[1:]:
+    before = masks
+    masks = lottery.prune(params, masks, 0.2, rates=rates)
+    assert {n: int(masks[n]["kernel"].sum()) for n in masks} == expected
+    for name in shapes:
+      kept, old = masks[name]["kernel"], before[name]["kernel"]
+      assert not bool((kept & ~old).any())
+      size = jnp.abs(params[name]["kernel"])
+      assert float(size[kept].min()) >= float(size[old & ~kept].max())
+
+
+def test_scope_and_score():
+  params = {"a": jnp.array([[5.0, 1.0, 4.0]]), "b": jnp.array([[-3.0, 2.0, 6.0]])}
+  masks = {"a": jnp.array([[True, True, True]]), "b": jnp.array([[True, True, False]])}
+  kept = lottery.prune(params, masks, 0.4, scope="global")  # 2 of 5
+  assert kept["a"].tolist() == [[True, False, True]]
+  assert kept["b"].tolist() == [[True, False, False]]
+  small = lottery.prune(
+    params, masks, 0.5, score=lambda p, m: jax.tree.map(lambda x: -jnp.abs(x), p)
+  )
+  assert small["a"].tolist() == [[False, True, False]]  # 1.5 goes to 2, half to even
+  assert small["b"].tolist() == [[False, True, False]]
+
+
+def test_a_traced_fraction_prunes_alike():
+  params = {"a": jnp.arange(1.0, 11.0).reshape(2, 5)}
+  masks = lottery.dense_masks(params)
+  fractions = jnp.array([0.2, 0.5, 0.999])
+  several = jax.vmap(lambda f: lottery.prune(params, masks, f))(fractions)["a"]
+  assert several.sum((1, 2)).tolist() == [8, 5, 1]  # the last one stays
+  one = lottery.prune(params, masks, 0.2)["a"]
+  np.testing.assert_array_equal(several[0], one)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "match"),
+  [
+    ({"fraction": 0.0}, r"fraction must be in \(0, 1\), got 0.0"),
+    ({"fraction": 1.0}, r"fraction must be in \(0, 1\), got 1.0"),
+    ({"rates": {"a": 2.0}}, r"rates\['a'\] must be in \(0, 1\), got 2.0"),
+    ({"rates": {"c": 0.1}}, "rates must match layers, got 'c'"),
+    ({"fraction": 0.9}, "leave a live weight in every layer, got 0.9 of the 2 in 'a'"),
+    ({"fraction": 0.7, "scope": "global"}, "leave a live weight in every layer"),
+    ({"scope": "net"}, "scope must be one of"),
+    ({"scope": "global", "rates": {"a": 0.1}}, "rates must be empty with scope"),
+    ({"score": lambda p, m: {**p, "a": p["a"] * jnp.nan}}, "score must be below"),
+  ],
+)
+def test_bad_pruning(kwargs, match):
+  params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+  with pytest.raises(ValueError, match=match):
+    lottery.prune(params, lottery.dense_masks(params), **kwargs)
+
+
+def test_keep_rate():
+  assert lottery.keep_rate(0.2107, 7) ** 7 == pytest.approx(0.2107)
+  with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
+    lottery.keep_rate(0, 7)
+  with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+    lottery.keep_rate(0.5, 0)
+
+
+# w_i and w_f; mean |w_i| is 2.5 and mean |w_f| is 5, so a = 0.5.
+INITIAL = jnp.array([[4.0, -3.0, 2.0, 1.0]])
+FINAL = jnp.array([[1.0, -8.0, -5.0, 6.0]])
+KEPT = {
+  "large_final": (1, 3),
+  "small_final": (0, 2),
+  "large_init": (0, 1),
+  "small_init": (2, 3),
+  "large_init_large_final": (1, 2),  # min of 4 .5, 3 4, 2 2.5, 1 3
+  "small_init_small_final": (2, 3),  # max of the same: 4, 4, 2.5, 3
+  "magnitude_increase": (1, 3),  # -3, 5, 3, 5
+  "movement": (1, 2),  # 3, 5, 7, 5: the tie goes to the first
+  "large_final_same_sign": (1, 3),
+  "large_init_diff_sign": (0, 2),  # of the changed one first, then the largest
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_criteria(name):
+  live = jnp.ones((1, 4), bool)
+
+  def score(params, masks):
+    return lottery.criterion(name, INITIAL, params, masks)
+
+  kept = lottery.prune(FINAL, live, 0.5, score=score)
+  assert np.flatnonzero(kept).tolist() == list(KEPT[name])
+
+
+def test_bad_criteria():
+  live = jnp.ones((1, 4), bool)
+  with pytest.raises(ValueError, match="name must be one of"):
+    lottery.criterion("largest", INITIAL, FINAL, live)
+  with pytest.raises(ValueError, match="key must be given"):
+    lottery.criterion("random", INITIAL, FINAL, live)
+  draw = lottery.criterion("random", INITIAL, FINAL, live, jax.random.key(0))
+  assert len(np.unique(draw)) == 4
+
+
+def test_mask_one_actions():
+  """What live weights start from; dead ones are zero, signs stay where asked."""
+  params = {"kernel": jnp.array([[4.0, -1.0], [2.0, 7.0]]), "bias": jnp.ones(2)}
+  masks = {"kernel": jnp.array([[True, True], [True, False]]), "bias": None}
+  key = jax.random.key(3)
+  fresh = lambda key: {"kernel": jnp.full((2, 2), 9.0), "bias": jnp.zeros(2)}
+  run = lambda action, **kw: lottery.mask_one(action, params, masks, key, **kw)
+  assert run("rewind")["kernel"].tolist() == [[4.0, -1.0], [2.0, 0.0]]
+  reinit = run("reinit", fresh=fresh)
+  assert reinit["kernel"].tolist() == [[9.0, 9.0], [9.0, 0.0]]
+  assert reinit["bias"].tolist() == [0.0, 0.0]
+  signed = run("reinit", fresh=fresh, keep_signs=True)
+  assert signed["kernel"].tolist() == [[9.0, -9.0], [9.0, 0.0]]
+  seen = set()
+  for seed in range(6):
+    k = lottery.mask_one("reshuffle", params, masks, jax.random.key(seed))["kernel"]
+    assert float(k[1, 1]) == 0
+    assert sorted(k.reshape(-1)[:3].tolist()) == [-1.0, 2.0, 4.0]
+    seen.add(tuple(k.reshape(-1).tolist()))
+  assert len(seen) > 2
+  constant = run("constant", keep_signs=True)["kernel"]
+  std = float(np.std([4.0, -1.0, 2.0]))
+  np.testing.assert_allclose(constant, [[std, -std], [std, 0.0]], rtol=1e-6)
+  with pytest.raises(ValueError, match="action must be one of"):
+    run("rewound")
+  with pytest.raises(ValueError, match="fresh must be given"):
+    run("reinit")
+
+
+def test_mask_zero_actions():
+  initial, final = jnp.array([[1.0, -2.0, 3.0]]), jnp.array([[0.5, 4.0, 9.0]])
+  masks = jnp.array([[False, False, True]])
+  values = {
+    action: lottery.mask_zero(action, initial, final, masks).tolist()
+    for action in lottery.MASK_ZERO
+  }
+  assert values == {
+    "zero": [[0.0, 0.0, 3.0]],
+    "init": [[1.0, -2.0, 3.0]],
+    "init_if_moved_away": [[0.0, -2.0, 3.0]],
+  }
+  with pytest.raises(ValueError, match="action must be one of"):
+    lottery.mask_zero("one", initial, final, masks)
+
+
+def test_frozen_weights_stand_where_they_are():
+  inner = optax.sgd(0.1, momentum=0.9)
+  tx = lottery.freeze_masked(sj.static_sparse(inner, density=1.0))
+  params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.zeros(2)}
+  masks = {"kernel": jnp.array([[True, False], [False, True]]), "bias": None}
+  state = sj.with_masks(tx.init(params), masks)
+  for _ in range(3):
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    params = optax.apply_updates(params, updates)
+  assert (params["kernel"][0, 1], params["kernel"][1, 0]) == (2.0, 3.0)
+  assert float(params["kernel"][0, 0]) < 1
+  assert float(params["bias"][0]) < 0
+  with pytest.raises(TypeError, match="tx must be an optax optimizer"):
+    lottery.freeze_masked(0.1)
+
+
+def test_random_masks_hold_their_counts():
+  a, b = jnp.arange(40).reshape(4, 10), jnp.arange(60).reshape(6, 10)
+  masks = {"a": a < 30, "b": b < 5}
+  found = {
+    scope: lottery.random_masks(masks, jax.random.key(1), scope=scope)
+    for scope in ("layer", "even", "global")
+  }
+  counts = {s: [int(m[n].sum()) for n in "ab"] for s, m in found.items()}
+  assert counts["layer"] == [30, 5]
+  assert counts["even"] == [14, 21]
+  assert sum(counts["global"]) == 35
+  assert counts["global"] != counts["layer"]
+  assert bool((found["layer"]["a"] != masks["a"]).any())
+  with pytest.raises(ValueError, match="scope must be"):
+    lottery.random_masks(masks, jax.random.key(1), scope="net")
+
+
+def test_prune_retrain_takes_the_same_pieces():
+  """A driver's rule made of `prune`'s own selection agrees with `prune`."""
+  params = {"a": jnp.array([[5.0, 1.0, 4.0]]), "b": jnp.array([[-3.0, 2.0, 6.0]])}
+  masks = lottery.dense_masks(params)
+  rule = lottery.score_rule(lambda p, m: jax.tree.map(jnp.abs, p))
+  trajectory = lottery.prune_retrain(
+    rule, lambda p, m: p, lambda p: jnp.sum(p["a"]), params, masks, jnp.array([3])
+  )
+  kept = lottery.prune(params, masks, 0.5, scope="global")
+  for name in params:
+    np.testing.assert_array_equal(trajectory.masks[name][0], kept[name])
