@@ -4,26 +4,31 @@ Launch:
   python scripts/lottery.py --config=configs/digits_lottery.py --workdir=runs/tickets
 
 Three seeds, eight levels of 20 % a round (10 % of the output layer), with the control
-of random reinitialization at three of them.
+of random reinitialization at three of them: half a minute on two CPU cores. The images
+are too easy for accuracies to differ; early stops do: tickets of 27 % stop after about
+650 steps, the dense network after 1,000 and reinitialized tickets after 1,300.
 """
 
 from ml_collections import config_dict
 
+from sparsejax import training
 from sparsejax.training import lottery_config
 
 
 def get_config() -> config_dict.ConfigDict:
+  train = training.default_config()
+  train.dataset = "digits"
+  train.model = "mlp"
+  train.model_kwargs = {"features": (64, 32)}
+  train.optimizer = "adam"
+  train.learning_rate = 3e-3
+  train.lr_schedule = "constant"
+  train.weight_decay = 0.0
+  train.batch_size = 32
+  train.num_epochs = 40
+  train.num_seeds = 3
   c = lottery_config.default_config()
-  c.train.dataset = "digits"
-  c.train.model = "mlp"
-  c.train.model_kwargs = {"features": (64, 32)}
-  c.train.optimizer = "adam"
-  c.train.learning_rate = 3e-3
-  c.train.lr_schedule = "constant"
-  c.train.weight_decay = 0.0
-  c.train.batch_size = 32
-  c.train.num_epochs = 40
-  c.train.num_seeds = 3
+  c.train = train
   c.rounds = 8
   c.prune_fraction = 0.2
   c.prune_rates = {"dense3": 0.1}

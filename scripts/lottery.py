@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   if len(argv) > 1:
     sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
-  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
       lottery.run_experiment(_CONFIG.value, workdir, commit=commit())

@@ -109,10 +109,10 @@ def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
     members = _dense_start(setup, path, digest, masks)
     population = _train(setup, members, setup.dense, cell, stop, progress)
   else:
-    weights, masks = start(setup, path, cell)
-    members = _members(setup, setup.restarted, *weights, masks)
+    (params, state), masks = start(setup, path, cell)
+    members = _members(setup, setup.restarted, params, state, masks)
     if setup.config.mask_zero != "zero":
-      members = members._replace(params=_held(setup, path, weights[0], masks))
+      members = members._replace(params=_held(setup, path, params, masks))
     population = _train(setup, members, setup.restarted, cell, stop, progress)
   if not np.isfinite(population.validation_loss[:, -1]).all():
     raise errors.NonFiniteError(

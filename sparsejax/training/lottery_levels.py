@@ -147,11 +147,11 @@ def read_metrics(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
 
 
 def cells(workdir: pathlib.Path) -> list[Cell]:
-  """Returns all cells with metrics, whatever their config; tickets by level first."""
+  """Returns all trained cells, whatever their config; tickets by level first."""
   found = [
     Cell(place.parent.name, int(place.name.removeprefix("level_")))
     for place in workdir.glob("*/level_*")
-    if (place / _STAMP).exists() and (place / METRICS).exists()
+    if (place / _STAMP).exists() and (place / MASKS).exists()
   ]
   order = {"dense": 0, "ticket": 1, "one_shot": 2}
   return sorted(found, key=lambda c: (order.get(c.kind, 3), c))

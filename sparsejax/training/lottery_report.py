@@ -1,10 +1,13 @@
 """What a lottery ticket experiment came to: curves, a table, plots."""
 
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from sparsejax import analysis
 from sparsejax.training import errors
 from sparsejax.training import lottery_levels as levels
 from sparsejax.training.lottery_levels import Cell
@@ -112,10 +115,68 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
 def write(workdir: pathlib.Path) -> str:
   """Draws the plots of an experiment into its directory.
 
+  `accuracy.png`, `last_accuracy.png` and `early_stop.png` against weights remaining,
+  and `pixels.png`: how many live weights each input has in the last ticket of a network
+  that begins with a dense layer.
+
   Args:
     workdir: of the experiment.
 
   Returns:
-    The table.
+    The table, and what the tickets of different seeds share.
+
+  Raises:
+    WorkdirError: if there is nothing.
   """
-  return table(read(workdir))
+  outcomes = read(workdir)
+  for name, label, field in (
+    ("accuracy", "test accuracy at the early stop, %", "accuracy"),
+    ("last_accuracy", "test accuracy, mean of the last looks, %", "final_accuracy"),
+    ("early_stop", "early stop, step", "early_stop"),
+  ):
+    curves: dict[str, dict[float, Any]] = {}
+    for cell, o in outcomes.items():
+      if cell.level:
+        curves.setdefault(cell.kind, {})[float(o.density.mean())] = getattr(o, field)
+    if curves:
+      dense = outcomes.get(Cell("dense", 0))
+      figure = analysis.plot_tickets(curves, label, getattr(dense, field, ()))
+      figure.savefig(workdir / f"{name}.png", dpi=160)
+  text = table(outcomes)
+  tickets = [cell for cell in outcomes if cell.kind == "ticket"]
+  return f"{text}\n\n{_last_ticket(workdir, tickets[-1])}" if tickets else text
+
+
+def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
+  """The picture of its first layer, and lines on its layers and seeds."""
+  with np.load(levels.folder(workdir, cell) / levels.MASKS) as file:
+    names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
+    like = {
+      n: jax.ShapeDtypeStruct(tuple(file[f"shape:{n}"].tolist()), bool) for n in names
+    }
+  masks = jax.tree.map(np.asarray, levels.read_masks(workdir, cell, like))
+  first = masks[min(masks)]
+  side = round((first.shape[1] / 3) ** 0.5), round(first.shape[1] ** 0.5)
+  shapes = [(side[1], side[1]), (side[0], side[0], 3)]
+  for shape in shapes:
+    if first.ndim == 3 and first.shape[1] == int(np.prod(shape)):
+      title = f"live weights of each input, {cell.kind} {cell.level}, first seed"
+      counts = analysis.input_connectivity(first[0], shape)
+      analysis.plot_connectivity(counts, title).savefig(workdir / "pixels.png", dpi=160)
+      break
+  densities = analysis.layer_densities(masks)
+  lines = [f"{cell.kind} {cell.level}: densities of the layers"]
+  lines += [f"  {name}  {d:.2%}" for name, d in densities.items()]
+  if len(first) > 1:
+    pairs = itertools.combinations(range(len(first)), 2)
+    shared = [
+      analysis.overlap(
+        {n: m[i] for n, m in masks.items()}, {n: m[j] for n, m in masks.items()}
+      )["all"]
+      for i, j in pairs
+    ]
+    real, chance = np.mean(shared, axis=0)
+    lines.append(
+      f"two seeds share {real:.2%} of either's weights; by chance {chance:.2%}"
+    )
+  return "\n".join(lines)

@@ -144,11 +144,11 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     }
 
   rate = optimizers.learning_rate(t, steps)
-  last = float(rate(jnp.int32(steps - 1)))
+  last = np.asarray(rate(jnp.int32(steps - 1)), np.float32)
   later = {
     "rewind": lambda count: rate(count + c.rewind_step),
     "learning_rate": lambda count: rate(count + c.rewind_step),
-    "fine_tune": lambda count: jnp.float32(last),
+    "fine_tune": lambda count: jnp.asarray(last),
   }[c.restart]
   restarted = _sparse(optimizers.unguarded(t, later), c.where)
   if c.mask_zero != "zero":

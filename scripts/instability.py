@@ -1,0 +1,52 @@
+r"""Measures from which step on a network is stable to the noise of SGD.
+
+  python scripts/instability.py --config=configs/digits_lottery.py \
+    --workdir=runs/tickets --steps=0,100,400
+
+For each step k a network is trained to k, then twice to the end with other data orders;
+what is shown is how far the test error rises on the line between the two (30 points).
+Below 2 points a network counts as stable. With --level the same for the tickets of an
+experiment that scripts/lottery.py ran in the workdir; k is then the step it rewinds to.
+Steps that are there are not done again. It ends with `instability.png`.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sparsejax import analysis
+from sparsejax.training import errors, lottery_instability
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "That of the experiment.")
+_STEPS = flags.DEFINE_list("steps", ["0"], "From which steps the data differ.")
+_LEVEL = flags.DEFINE_integer("level", 0, "0: dense; otherwise of which tickets.", 0)
+
+
+def main(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  if len(argv) > 1:
+    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+  workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
+  try:
+    steps = sorted({int(step) for step in _STEPS.value})
+    found = lottery_instability.run_instability(
+      _CONFIG.value, workdir, steps, _LEVEL.value
+    )
+  except KeyboardInterrupt:
+    print("Stopped. The same command goes on with the step that was under way.")
+    sys.exit(130)
+  except (errors.TrainingError, OSError, ValueError) as e:
+    sys.exit(f"Error: {e}")
+  for step, values in found.items():
+    print(f"step {step:>7,}  {values.mean():6.2f} points  {np.round(values, 2)}")
+  curves = {step: values.tolist() for step, values in found.items()}
+  analysis.plot_instability(curves).savefig(workdir / "instability.png", dpi=160)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

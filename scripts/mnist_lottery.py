@@ -1,0 +1,132 @@
+r"""Lottery tickets of LeNet-300-100 on MNIST: results/lottery.json.
+
+  python scripts/lottery.py --config=configs/mnist_lenet300_lottery.py --workdir=runs/lt
+  python scripts/instability.py --config=configs/mnist_lenet300_lottery.py \
+    --workdir=runs/lt --steps=0 --config.train.num_seeds=5
+  python scripts/mnist_lottery.py --workdir=runs/lt
+
+The first command trains (half an hour on one quiet CPU core), the second adds the
+instability analysis, this one writes down what is there. Differences to the dense
+network and to reinitialized tickets are taken seed by seed.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+from absl import app, flags
+
+from sparsejax.training import errors, lottery_levels, lottery_report, results
+from sparsejax.training.lottery_levels import Cell
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCE = "Frankle & Carbin 2019, section 2, figures 3 and 4"
+# (level, metric, against the control): the paper's, an independent reproduction's.
+PAPER = {
+  (7, "early_stop_reduction_percent", False): (38.0, 21.4),
+  (9, "accuracy_gain_points", False): (0.3, 0.21),
+  (15, "accuracy_gain_points", False): (0.0, 0.11),
+  (7, "early_stop_speedup", True): (2.51, 1.94),
+  (7, "accuracy_gain_points", True): (0.5, 0.39),
+}
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of the experiment.", required=True)
+_OUT = flags.DEFINE_string("out", str(ROOT / "results/lottery.json"), "The table.")
+
+
+def case(outcome, kind: str) -> str:
+  return f"lenet300/weights={outcome.density.mean():.3f}/{kind}"
+
+
+def own_rows(cell: Cell, o: lottery_report.Outcome, note: str) -> list[dict]:
+  """What a cell came to by itself."""
+  name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
+  return [
+    results.row(name, metric, np.asarray(values, float).tolist(), note=note)
+    for metric, values in (
+      ("early_stop_step", o.early_stop),
+      ("test_accuracy_percent", o.accuracy),
+      ("last_test_accuracy_percent", o.final_accuracy),
+    )
+  ]
+
+
+def compared(name, ticket, other, level, control: bool, note: str) -> list[dict]:
+  """A ticket against the dense network or its control, the paper's values beside."""
+  n = min(len(ticket.accuracy), len(other.accuracy))
+  gains = {
+    "accuracy_gain_points": ticket.accuracy[:n] - other.accuracy[:n],
+    "last_accuracy_gain_points": ticket.final_accuracy[:n] - other.final_accuracy[:n],
+  }
+  if control:
+    # Against the tickets' mean: the mean of the values is the ratio of the means.
+    gains["early_stop_speedup"] = other.early_stop / ticket.early_stop.mean()
+  else:
+    share = ticket.early_stop / other.early_stop.mean()
+    gains["early_stop_reduction_percent"] = 100 * (1 - share)
+  table = []
+  for metric, values in gains.items():
+    paper, again = PAPER.get((level, metric, control), (None, None))
+    better = "later" if metric.startswith("early") else "worse"
+    if metric.startswith("early"):
+      pairs = int(np.sum(other.early_stop[:n] > ticket.early_stop[:n]))
+    else:
+      pairs = int(np.sum(values > 0))
+    text = f"{note}; the other one {better} in {pairs} of {n} pairs"
+    if again is not None:
+      text += f"; an independent reproduction of 5 seeds: {again:g}"
+    source = SOURCE if paper is not None else ""
+    table.append(
+      results.row(name, metric, values.tolist(), paper=paper, source=source, note=text)
+    )
+  return table
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+  outcomes = lottery_report.read(workdir)
+  table = []
+  for cell, o in outcomes.items():
+    commit = lottery_levels.read_metrics(workdir, cell).get("commit", "")
+    note = (
+      f"{o.steps:,} steps of 60 images, Adam 1.2e-3 (50,000 in the paper); accuracy at"
+      f" the early stop, last: mean of the last 10 looks, 100 steps apart; at {commit}"
+    )
+    table += own_rows(cell, o, note)
+    if cell.kind not in ("ticket", "one_shot"):
+      continue
+    dense = outcomes[Cell("dense", 0)]
+    table += compared(case(o, cell.kind), o, dense, cell.level, False, note)
+    reinit = outcomes.get(Cell("reinit", cell.level))
+    if cell.kind == "ticket" and reinit:
+      name = case(o, "ticket_vs_reinit")
+      table += compared(name, o, reinit, cell.level, True, note)
+  for place in sorted(workdir.glob("instability_00/level_*/metrics.json")):
+    values = json.loads(place.read_text())["instability"]
+    step = int(place.parent.name.removeprefix("level_"))
+    table.append(
+      results.row(
+        f"lenet300/instability/step={step}",
+        "instability_points",
+        values,
+        note="of test error, 30 points between two data orders; stable below 2; the"
+        " paper finds LeNet stable at initialization",
+        source="Frankle et al. 2020, figure 3",
+      )
+    )
+  return table
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
+  try:
+    results.write_results(_OUT.value, "lottery", rows(workdir))
+    print(lottery_report.write(workdir))
+  except (errors.TrainingError, OSError) as e:
+    sys.exit(f"Error: {e}")
+  print(f"\nWrote {_OUT.value}.")
+
+
+if __name__ == "__main__":
+  app.run(main)
