@@ -35,7 +35,7 @@ from sparsejax import analysis, growth, models
 from sparsejax.training import data
 
 QUICK = bool(os.environ.get("SPARSEJAX_QUICK"))
-STEPS, GROWTHS, PRUNINGS = (200, 4, 4) if QUICK else (1000, 6, 8)
+STEPS, GROWTHS, PRUNINGS = (300, 4, 4) if QUICK else (1000, 6, 8)
 
 digits = data.load("digits")
 to_floats = lambda split: (jnp.float32(split.images) / 16, jnp.asarray(split.labels))
@@ -56,7 +56,7 @@ params = {  # biases of units that are not there stay zero
   name: {"kernel": p["kernel"], "bias": 0 * p["bias"]} for name, p in params.items()
 }
 # New weights take small steps first: Adam's count would make their first one huge.
-tx = growth.warm_up(sj.static_sparse(optax.adam(2e-3), density=1.0), steps=10)
+tx = growth.warm_up(sj.static_sparse(optax.adam(5e-3), density=1.0), steps=10)
 opt_state = sj.with_masks(jax.jit(tx.init)(params), masks)
 params = sj.apply_masks(params, sj.masks(opt_state))
 params = sj.rescale(params, sj.masks(opt_state))
