@@ -212,15 +212,16 @@ def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
     ValueError: it is not an integer a layer, or (where the values are known) more than
       the layer holds.
   """
-  budgets = jnp.asarray(distribution(shapes, density))
+  given = distribution(shapes, density)
+  budgets = jnp.asarray(given)
   if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
     raise ValueError(
       f"distribution must give an integer a layer, {len(shapes)} in all, got "
       f"{budgets.dtype}{list(budgets.shape)}."
     )
   sizes = np.asarray(_sizes(shapes))
-  if not isinstance(budgets, Tracer):
-    for path, budget, size in zip(shapes, np.asarray(budgets), sizes, strict=True):
+  if not isinstance(given, Tracer):
+    for path, budget, size in zip(shapes, np.asarray(given), sizes, strict=True):
       if not 0 <= budget <= size:
         raise ValueError(
           f"distribution must give each layer 0 to all of its weights, got {budget} of "

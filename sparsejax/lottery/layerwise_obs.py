@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_integer
 from sparsejax.lottery.compensation import check_rows, damped
 
 
@@ -56,6 +57,8 @@ def deletion_order(
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1.
   """
   check_rows(weights, hessian, damping)
+  check_integer("block", block, 1)
+  check_integer("batch_size", batch_size, 1)
   n = weights.shape[1]
   block = min(block, n)
   hessian = damped(hessian, damping)

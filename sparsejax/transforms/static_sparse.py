@@ -58,6 +58,7 @@ def static_sparse(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  density = density_of(density, structure)
   if structure is not None and structure.ablates:
     raise ValueError(
       f"static_sparse must not be used with the structure {structure.name}: neurons "
@@ -66,7 +67,7 @@ def static_sparse(
   return sparsify(
     inner,
     chain(),
-    density_of(density, structure),
+    density,
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
