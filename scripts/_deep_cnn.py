@@ -14,7 +14,7 @@ import optax
 import sparsejax as sj
 from sparsejax import initializers, models
 from sparsejax.analysis import isometry
-from sparsejax.training import data
+from sparsejax.training import data, interrupt
 
 TRUNK = "trunk/kernel"
 EVALUATION_BATCH = 50
@@ -173,26 +173,29 @@ def train(case: Case, seed: int, data_dir: str, folder: pathlib.Path) -> dict:
     params, state, record = _restore(partial, params, state)
   started = time.monotonic() - record["seconds"]
   every = max(case.steps // 12, 1)
-  for count in range(len(record["loss"]), case.steps):
-    params, state, loss, correct, norms = step(params, state, batch(count))
-    record["loss"].append(float(loss))
-    record["accuracy"].append(float(correct) / BATCH)
-    if count in (0, case.steps // 2, case.steps - 1):
-      record["gradients"][str(count)] = [float(n) for n in norms]
-    if (count + 1) % every == 0:
-      record["seconds"] = time.monotonic() - started
-      if case.curve and (count + 1) % (2 * every) == 0:
-        some = evaluate(params, splits.test, 400)
-        record["test_curve"][str(count + 1)] = some
-        # Looking does not count.
-        started = time.monotonic() - record["seconds"]
-      _save(partial, params, state, record)
-      print(
-        f"{case.name} seed {seed}: step {count + 1} of {case.steps}, loss "
-        f"{np.mean(record['loss'][-every:]):.3f}, accuracy "
-        f"{np.mean(record['accuracy'][-every:]):.3f}, {record['seconds']:.0f} s",
-        flush=True,
-      )
+  with interrupt.listen() as stop:
+    for count in range(len(record["loss"]), case.steps):
+      params, state, loss, correct, norms = step(params, state, batch(count))
+      record["loss"].append(float(loss))
+      record["accuracy"].append(float(correct) / BATCH)
+      if count in (0, case.steps // 2, case.steps - 1):
+        record["gradients"][str(count)] = [float(n) for n in norms]
+      if stop or (count + 1) % every == 0:
+        record["seconds"] = time.monotonic() - started
+        if case.curve and (count + 1) % (2 * every) == 0:
+          some = evaluate(params, splits.test, 400)
+          record["test_curve"][str(count + 1)] = some
+          # Looking does not count.
+          started = time.monotonic() - record["seconds"]
+        _save(partial, params, state, record)
+        print(
+          f"{case.name} seed {seed}: step {count + 1} of {case.steps}, loss "
+          f"{np.mean(record['loss'][-every:]):.3f}, accuracy "
+          f"{np.mean(record['accuracy'][-every:]):.3f}, {record['seconds']:.0f} s",
+          flush=True,
+        )
+      if stop:
+        raise KeyboardInterrupt
   record["seconds"] = time.monotonic() - started
   record["test_accuracy"] = evaluate(params, splits.test, case.test)
   record["after"] = spectrum(case, model, params)

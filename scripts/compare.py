@@ -19,8 +19,9 @@ import pathlib
 import subprocess
 import sys
 
+import _command_line
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
@@ -48,9 +49,7 @@ def make_config(method: str):
   assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config(method)
-  config.update_from_flattened_dict(config_flags.get_override_values(flag))
-  return config
+  return _command_line.override(module.get_config(method))
 
 
 def commit() -> str:
@@ -81,8 +80,7 @@ def train(workdir: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+  del argv
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   try:
@@ -105,4 +103,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  _command_line.run(main)

@@ -17,10 +17,11 @@ import pathlib
 import re
 from typing import Any
 
+import _command_line
 import jax
 import numpy as np
 from _deep_cnn import Case, train
-from absl import app, flags
+from absl import flags
 
 from sparsejax import models
 from sparsejax.analysis import isometry, isometry_plots
@@ -226,8 +227,7 @@ def plot_curves(path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"no arguments but flags; got {argv[1:]}.")
+  del argv
   plots = pathlib.Path(_PLOTS.value)
   plots.mkdir(parents=True, exist_ok=True)
   rows, spectra = [], {}
@@ -281,4 +281,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

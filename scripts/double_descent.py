@@ -11,9 +11,10 @@ The first 2,000 test images of the original file are harder: off the peak their 
 import collections
 import hashlib
 
+import _command_line
 import _theory
 import numpy as np
-from absl import app, flags
+from absl import flags
 from threadpoolctl import threadpool_limits
 
 from sparsejax.analysis import double_descent
@@ -115,4 +116,4 @@ def plot(fits, examples):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

@@ -7,11 +7,12 @@ critical batch size m* = 7, steps nearly constant far beyond it, and all below t
 bound.
 """
 
+import _command_line
 import _theory
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from threadpoolctl import threadpool_limits
 
 from sparsejax.analysis import double_descent
@@ -111,4 +112,4 @@ def plot(steps, bounds, critical):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

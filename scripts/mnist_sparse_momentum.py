@@ -16,7 +16,8 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app, flags, logging
+import _command_line
+from absl import flags, logging
 
 from sparsejax import training
 from sparsejax.training import results
@@ -123,4 +124,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

@@ -8,12 +8,13 @@ few: there every deletion is followed by retraining); LeNet-300-100 at 5 % kept:
 error with layer-wise OBS, 19 % with OBD, 32 % with magnitude.
 """
 
+import _command_line
 import _one_shot
 import _small_nets
 import _theory
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from sparsejax.training import results
 
@@ -91,4 +92,4 @@ def plot(points, net_points, rows):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

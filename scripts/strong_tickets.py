@@ -8,9 +8,10 @@ Two CPU cores: about three minutes. Expect every weight within 0.01, unchanged a
 
 import time
 
+import _command_line
 import _theory
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from sparsejax.lottery import golden_ratio, pick_one, strong, strong_network, subset_sum
 from sparsejax.training import results
@@ -179,4 +180,4 @@ def plot(medians, needed):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

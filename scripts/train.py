@@ -9,15 +9,18 @@ A config file may have variants, and every field can be changed:
 
 The same command again goes on with a run that was stopped; a workdir holds one run, and
 another config is refused there. SIGTERM and Ctrl-C write a checkpoint first (exit
-status 0 and 130). What there is to change, and the defaults, which the files of
-configs/ replace:
+status 0 and 130). scripts/report.py makes a page of what came out.
+
+Without --config, the files of configs/ are listed. What there is to change, and the
+defaults, which these files replace:
 
 """
 
 import signal
 import sys
 
-from absl import app, flags, logging
+import _command_line
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
@@ -37,26 +40,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def parse(argv: list[str]) -> list[str]:
-  """Parses the flags; a mistake in them ends in one line, not in a traceback."""
-  try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError) as e:
-    # ml_collections hands over a whole traceback, whose last line says what is wrong.
-    lines = str(e).strip().splitlines()
-    text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
-    text = text.removeprefix("sparsejax.training.errors.ConfigError: ")
-    if isinstance(e, AttributeError | KeyError):
-      while isinstance(e.args[0], Exception):
-        e = e.args[0]
-      text = "unknown field of the config: " + " ".join(str(e.args[0]).split())
-    sys.exit(f"Error: {text}\n(--help says what there is.)")
-
-
 def main(argv: list[str]) -> int:
+  del argv
   logging.set_verbosity(logging.WARNING)  # jax tells of each platform it looks for
-  if len(argv) > 1:
-    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
   try:
     result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
@@ -66,4 +52,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=parse)
+  _command_line.run(main)

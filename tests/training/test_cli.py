@@ -96,6 +96,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_zero(tmp_path):
   assert process.returncode == 0, err
   assert "Stopped by SIGTERM at step" in out
   assert "Traceback" not in err
+  assert "\x1b" not in out + err  # colours are for terminals
   (checkpoint,) = (tmp_path / "checkpoints").iterdir()
   last = json.loads(metrics.read_text().splitlines()[-1])
   assert int(checkpoint.name) == last["step"]
@@ -115,6 +116,31 @@ def test_a_mistake_is_one_clear_line(tmp_path, args, message):
   assert message in err
   assert "Traceback" not in err
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+def _run(*command):
+  return subprocess.run(
+    [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+
+
+@pytest.mark.parametrize(
+  ("script", "args", "message"),
+  [
+    ("train.py", [], "Error: --config must name a file. There are:"),
+    ("train.py", ["--config=configs/digit.py:rigl"], "did you mean configs/digits.py?"),
+    ("compare.py", ["--config=x.py"], "Error: there is no config x.py. There are:"),
+  ],
+)
+def test_configs_are_listed_where_none_is_named(script, args, message):
+  done = _run(f"scripts/{script}", "--workdir=nowhere", *args)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+  assert "  configs/digits.py" in done.stderr
+  assert "A small network on scikit-learn's 8x8 digits" in done.stderr
+  assert not (ROOT / "nowhere").exists()
+  assert "configs/digits_lottery.py" not in done.stderr
 
 
 def test_help_explains():
