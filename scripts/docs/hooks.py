@@ -30,6 +30,11 @@ def on_files(files, config):
     made[f"methods/{name}.md"] = pages.method(name, _prose(f"methods/{name}", title))
   for stem in _stems():
     made[f"results/{stem}.md"] = pages.results(stem, _prose(f"results/{stem}", ""))
+  # Prose that waits for its results.
+  for path in _DOCS.glob("results/*.md"):
+    name = f"results/{path.name}"
+    if name not in made and path.stem != "index":
+      files.remove(files.get_file_from_path(name))
   for path, text in made.items():
     if (old := files.get_file_from_path(path)) is not None:
       files.remove(old)
