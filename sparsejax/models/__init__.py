@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.models.alexnet import AlexNet
+from sparsejax.models.alexnet_imagenet import ImageNetAlexNet
 from sparsejax.models.conv import conv2d
 from sparsejax.models.conv_stack import conv_layer, conv_stack
 from sparsejax.models.convnet import ConvNet
@@ -36,6 +37,7 @@ from sparsejax.models.vgg import VGG16
 from sparsejax.models.wide_resnet import WideResNet
 
 MODELS = {
+  "alexnet": ImageNetAlexNet,
   "alexnet_b": partial(AlexNet, size="b"),
   "alexnet_s": partial(AlexNet, size="s"),
   "conv2": partial(ConvNet, depth=2),
@@ -133,6 +135,7 @@ __all__ = [
   "AlexNet",
   "Conv",
   "ConvNet",
+  "ImageNetAlexNet",
   "LeNet5",
   "LeNet300",
   "ResNet",

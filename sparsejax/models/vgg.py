@@ -1,5 +1,6 @@
 """VGG16-C, VGG16-D and VGG-like for CIFAR, as sparse-training papers use them."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -29,6 +30,8 @@ class VGG16(nn.Module):
     initialization: a layer's fan-in to its initializers; by default PyTorch's, from
       which the results of Dettmers and Zettlemoyer (2019) started.
     lowering: see `sparsejax.models.conv2d`.
+    features: of the 13 convolutions and the hidden dense layers, in the place of the
+      version's own.
 
   Example:
     >>> import jax.numpy as jnp
@@ -42,21 +45,30 @@ class VGG16(nn.Module):
   num_classes: int = 10
   initialization: Initialization = torch_uniform
   lowering: Lowering = "auto"
+  features: Sequence[int] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
     if self.version not in ("c", "d", "like"):
       raise ValueError(f"version must be 'c', 'd' or 'like'; got {self.version!r}.")
+    hidden = (512,) if self.version == "like" else (512, 512)
+    widths = [width for width, convolutions in _STAGES for _ in range(convolutions)]
+    widths = tuple(self.features or (*widths, *hidden))
+    if len(widths) != 13 + len(hidden):
+      raise ValueError(
+        f"features must hold {13 + len(hidden)} widths for version {self.version!r}; "
+        f"got {len(widths)}."
+      )
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
     index = 0
-    for features, convolutions in _STAGES:
+    for _, convolutions in _STAGES:
       for i in range(convolutions):
         index += 1
         size = 1 if self.version == "c" and i == 2 else 3
         kernel_init, bias_init = self.initialization(size**2 * x.shape[-1])
         x = Conv(
-          features,
+          widths[index - 1],
           kernel_size=(size, size),
           padding=((1, 1), (1, 1)),
           kernel_init=kernel_init,
@@ -67,8 +79,7 @@ class VGG16(nn.Module):
         x = nn.relu(norm(name=f"norm{index}")(x))
       x = max_pool(x, lowering=self.lowering)
     x = x.reshape(x.shape[0], -1)
-    hidden = (512,) if self.version == "like" else (512, 512)
-    for i, features in enumerate((*hidden, self.num_classes), 1):
+    for i, features in enumerate((*widths[13:], self.num_classes), 1):
       if i > 1:
         x = norm(name=f"norm{index + i - 1}")(nn.relu(x))
       kernel_init, bias_init = self.initialization(x.shape[-1])

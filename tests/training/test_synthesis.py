@@ -1,14 +1,26 @@
 """A synthesis on the digits: its path, its files, and that it goes on."""
 
+import importlib.util
 import json
+import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax import growth
-from sparsejax.training import augment, errors, metrics, synthesis, synthesis_plots
+from sparsejax import growth, models
+from sparsejax.training import (
+  augment,
+  errors,
+  metrics,
+  synthesis,
+  synthesis_config,
+  synthesis_plots,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 CONFIG = {
   "features": (16, 8),
@@ -155,3 +167,47 @@ def test_affine_distortion():
   turned = augment.affine(key, images, 30.0, 0.0, 0.0, 0.0)
   # The center stays in its place whatever the angle.
   np.testing.assert_allclose(turned[:, 4, 4, 0], 200, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+  "name", ["mnist_lenet300_nest", "mnist_lenet5_nest", "cifar10_vgg16_nest"]
+)
+def test_configs_are_complete_and_seed(name):
+  file = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  for variant in getattr(module, "VARIANTS", ("",)):
+    args = (variant,) if hasattr(module, "VARIANTS") else ()
+    c = synthesis_config.complete(module.get_config(*args))
+    model = models.create(c.model, features=c.features)
+    shape = (28, 28, 1) if c.dataset == "mnist" else (32, 32, 3)
+    chain = growth.layers(model, shape)
+    jax.eval_shape(
+      lambda key, c=c, chain=chain: growth.seed(chain, c.width_ratio, c.density, key),
+      jax.random.key(0),
+    )
+  text = module.__doc__
+  assert f"python scripts/grow_and_prune.py --config=configs/{name}.py" in text
+
+
+def test_alexnet_has_the_papers_seed():
+  file = ROOT / "configs" / "imagenet_alexnet_nest.py"
+  spec = importlib.util.spec_from_file_location("alexnet", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = synthesis_config.complete(module.get_config())
+  model = models.create(c.model, num_classes=1000, features=c.features)
+  chain = growth.layers(model, (227, 227, 3))
+  assert sum(math.prod(layer.shape) for layer in chain) == 62_367_776
+  masks = jax.eval_shape(
+    lambda key: growth.seed(chain, c.width_ratio, c.density, key), jax.random.key(0)
+  )
+  assert len(jax.tree.leaves(masks)) == 8
+  widths = [round(c.width_ratio * layer.features) for layer in chain[:-1]] + [1000]
+  sources = [3, *widths[:-1]]
+  live = sum(
+    round(c.density * (math.prod(layer.shape[:-1]) // layer.inputs) * a * b)
+    for layer, a, b in zip(chain, sources, widths, strict=True)
+  )
+  assert 8.0e6 < live < 8.9e6

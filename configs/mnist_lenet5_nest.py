@@ -1,0 +1,51 @@
+"""LeNet-5 (Caffe's) on MNIST, grown from a seed and pruned (NeST, Dai, Yin & Jha 2017).
+
+Launch (after `python scripts/prepare_data.py mnist`):
+  python scripts/grow_and_prune.py --config=configs/mnist_lenet5_nest.py \
+    --workdir=runs/lenet5_nest
+
+About half an hour on one CPU core. The sizes and test errors to expect, and the paper's
+beside them, are in results/nest.json.
+
+The seed is LeNet-5 at two fifths of its width with a tenth of its connections. Images
+are distorted (affine). Pruning weighs a weight by what it costs: one of the first
+convolution is used at 576 positions, and the target is in operations too.
+
+Variants, as in `--config=configs/mnist_lenet5_nest.py:structured`: the default;
+structured (feature maps and neurons go whole, for speed).
+"""
+
+from ml_collections import config_dict
+
+from sparsejax.training import synthesis_config
+
+VARIANTS = ("", "structured")
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  if variant not in VARIANTS:
+    raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+  c = synthesis_config.default_config()
+  c.dataset = "mnist"
+  c.validation_fraction = 1 / 12
+  c.augmentation = "affine"
+  c.model = "lenet5"
+  c.features = (10, 25, 125)
+  c.width_ratio = 0.8  # of these: 8-20-100
+  c.density = 0.1
+  c.target_error = 0.8
+  c.growth_rounds = 6
+  c.growth_epochs = 3
+  c.growth_connections = 0.3
+  c.growth_units = (1, 1, 5)
+  c.pair_fraction = 0.02
+  # 74.3x fewer parameters and 43.7x fewer operations.
+  c.milestones = (5_650,)
+  c.milestone_rounds = (16,)
+  c.prune_epochs = 3
+  c.tune_epochs = 40
+  c.uses_power = 0.5
+  c.learning_rate = 2e-3
+  if variant == "structured":
+    c.milestone_units = ((1, 5, 12, 60),)
+  return c

@@ -1,0 +1,193 @@
+r"""Trains the syntheses of results/nest.json, or assembles it from what is finished.
+
+  python scripts/nest.py --workdir=runs/nest
+  python scripts/nest.py --workdir=runs/nest --write_only
+
+LeNet-300-100 and LeNet-5 by the recipes of configs/mnist_lenet300_nest.py and
+configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. Runs that
+are finished are not done again and one that was stopped goes on; several processes may
+share the workdir with different --runs or --seeds. Rows of runs that the workdir does
+not have, and rows of other metrics, stay as they are.
+"""
+
+import importlib.util
+import json
+import pathlib
+import subprocess
+
+import numpy as np
+from absl import app, flags, logging
+
+from sparsejax.training import results, synthesis, synthesis_plots
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Name of a run: config, variant, seeds.
+RUNS = {
+  "lenet300": ("mnist_lenet300_nest", "", 3),
+  "lenet300/structured": ("mnist_lenet300_nest", "structured", 3),
+  "lenet5": ("mnist_lenet5_nest", "", 3),
+  "lenet5/structured": ("mnist_lenet5_nest", "structured", 3),
+  "growth/connections=gradient": ("mnist_lenet300_nest", "grow_gradient", 5),
+  "growth/connections=random": ("mnist_lenet300_nest", "grow_random", 5),
+  "growth/neurons=gradient": ("mnist_lenet300_nest", "neurons_gradient", 5),
+  "growth/neurons=random": ("mnist_lenet300_nest", "neurons_random", 5),
+}
+# Parameters and operations of the dense networks, the papers' and ours.
+DENSE = {"lenet300": (266_610, 532_400), "lenet5": (431_080, 4_586_000)}
+# Case: run, milestone, the paper's parameters, operations ratio, and error.
+CASES = {
+  "lenet300/accurate": ("lenet300", 0, 34.1, 35.8, 1.29),
+  "lenet300/compact": ("lenet300", 1, 70.2, 79.4, 1.58),
+  "lenet300/structured": ("lenet300/structured", 0, None, None, None),
+  "lenet300/structured/compact": ("lenet300/structured", 1, None, None, None),
+  "lenet5": ("lenet5", 0, 74.3, 43.7, 0.77),
+  "lenet5/structured": ("lenet5/structured", 0, None, None, None),
+}
+SOURCE = "Dai, Yin & Jha 2017 (arXiv 1711.02017), abstract and table 2"
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_OUT = flags.DEFINE_string("out", str(ROOT / "results/nest.json"), "The table.")
+_RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Which runs.")
+_SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+
+
+def get_config(name: str, variant: str):
+  path = ROOT / f"configs/{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(variant)
+
+
+def run_dir(run: str, seed: int) -> pathlib.Path:
+  return pathlib.Path(_WORKDIR.value) / run / f"seed={seed}"
+
+
+def train(run: str, seed: int) -> None:
+  name, variant, _ = RUNS[run]
+  config = get_config(name, variant)
+  config.seed = seed
+  workdir = run_dir(run, seed)
+  done = synthesis.read_milestones(workdir) if workdir.exists() else []
+  if len(done) < len(config.milestones):
+    print(f"{run}, seed {seed}", flush=True)
+    if len(synthesis.grow_and_prune(config, workdir)) < len(config.milestones):
+      raise SystemExit(130)
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True).stdout
+    (workdir / "commit").write_text(head.strip())
+    synthesis_plots.write(workdir)
+
+
+def finished(run: str, milestone: int) -> dict[int, dict]:
+  """The records of a milestone, by seed."""
+  found = {}
+  for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
+    records = synthesis.read_milestones(folder)
+    if len(records) > milestone:
+      found[int(folder.name.removeprefix("seed="))] = records[milestone]
+  return found
+
+
+def case_rows(case: str) -> list[dict]:
+  run, milestone, parameters, operations, error = CASES[case]
+  found = finished(run, milestone)
+  if not found:
+    return []
+  dense_parameters, dense_flops = DENSE[case.split("/")[0]]
+  best = min(found, key=lambda seed: found[seed]["test_error_percent"])
+  errors = [r["test_error_percent"] for r in found.values()]
+  note = (
+    f"mean is that of seed {best}, the best of seeds {', '.join(map(str, found))}, "
+    "whose values stand beside it; the final state of each, not one chosen on test "
+    f"images; test errors {np.mean(errors):.3f} in the mean"
+  )
+  columns = {
+    "parameters_ratio": (lambda r: dense_parameters / r["parameters"], parameters),
+    "flops_ratio": (lambda r: dense_flops / (2 * r["multiply_adds"]), operations),
+    "test_error_percent": (lambda r: r["test_error_percent"], error),
+    "parameters": (
+      lambda r: r["parameters"],
+      dense_parameters / parameters if parameters else None,
+    ),
+    "flops": (
+      lambda r: 2 * r["multiply_adds"],
+      dense_flops / operations if operations else None,
+    ),
+  }
+  rows = []
+  for metric, (value, paper) in columns.items():
+    row = results.row(
+      case,
+      metric,
+      [value(r) for r in found.values()],
+      paper=None if paper is None else round(paper, 2),
+      source=SOURCE if paper is not None else "",
+      note=note,
+    )
+    rows.append(row | {"mean": value(found[best])})
+  return rows
+
+
+def growth_rows() -> list[dict]:
+  rows = []
+  for run in RUNS:
+    if not run.startswith("growth/"):
+      continue
+    found = finished(run, 0)
+    if not found:
+      continue
+    sizes = sorted({r["connections"] for r in found.values()})
+    note = f"{sizes[0]:,} to {sizes[-1]:,} connections, growth alone"
+    errors = [r["test_error_percent"] for r in found.values()]
+    name = f"lenet300/{run}"
+    rows.append(results.row(name, "test_error_percent", errors, note=note))
+  return rows
+
+
+def path_rows() -> list[dict]:
+  """How many connections there are at the start, at the most, and at the end."""
+  rows = []
+  for run in ("lenet300", "lenet5"):
+    paths = []
+    for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
+      if len(synthesis.read_milestones(folder)) < (2 if run == "lenet300" else 1):
+        continue
+      lines = (folder / "metrics.jsonl").read_text().splitlines()
+      paths.append([json.loads(line)["connections"] for line in lines])
+    for metric, pick in (
+      ("seed_connections", lambda p: p[0]),
+      ("peak_connections", max),
+      ("final_connections", lambda p: p[-1]),
+    ):
+      if paths:
+        rows.append(results.row(f"{run}/path", metric, [pick(p) for p in paths]))
+  return rows
+
+
+def write() -> None:
+  rows = [row for case in CASES for row in case_rows(case)]
+  rows += growth_rows() + path_rows()
+  mine = {(row["case"], row["metric"]) for row in rows}
+  out = pathlib.Path(_OUT.value)
+  held = json.loads(out.read_text())["rows"] if out.exists() else []
+  rows += [row for row in held if (row["case"], row["metric"]) not in mine]
+  results.write_results(out, "nest", sorted(rows, key=lambda row: row["case"]))
+  print(f"Wrote {out}: {len(mine)} rows of {_WORKDIR.value}.")
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  for run in [] if _WRITE_ONLY.value else _RUNS.value:
+    for seed in _SEEDS.value or range(RUNS[run][2]):
+      train(run, seed)
+      write()
+  write()
+
+
+if __name__ == "__main__":
+  app.run(main)
