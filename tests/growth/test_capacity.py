@@ -140,6 +140,7 @@ def test_partial_areas_by_hand():
     growth.partial_area_conv(x, kernel, areas[..., :1, :])
 
 
+@pytest.mark.slow
 def test_a_model_with_areas_is_not_edited():
   model = models.LeNet5(features=(3, 2, 4))
   x = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))

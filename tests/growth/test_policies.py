@@ -276,12 +276,16 @@ def test_seeds_connect_every_unit_with_exact_density():
   units = growth.live_units(masks, chain)
   assert [int(u.sum()) for u in units] == [12, 4, 10]
   assert [int(m["kernel"].sum()) for m in masks.values()] == [192, 12, 10]
+  with pytest.raises(ValueError, match="a connection to every unit, 12 in 'dense2"):
+    growth.seed(chain, 0.4, 0.1, jax.random.key(3))
+  with pytest.raises(ValueError, match="width_ratio must be in"):
+    growth.seed(chain, 1.4, 0.1, jax.random.key(3))
+
+
+@pytest.mark.slow
+def test_seeds_of_convolutions_connect_every_map():
   conv = growth.layers(models.LeNet5(features=(4, 8, 20)), (16, 16, 1))
   masks = growth.seed(conv, 0.5, 0.3, jax.random.key(3))
   units = growth.live_units(masks, conv)
   assert [int(u.sum()) for u in units] == [2, 4, 10, 10]
   assert int(masks["dense1"]["kernel"].sum()) == round(0.3 * 4 * 10)
-  with pytest.raises(ValueError, match="a connection to every unit, 12 in 'dense2"):
-    growth.seed(chain, 0.4, 0.1, jax.random.key(3))
-  with pytest.raises(ValueError, match="width_ratio must be in"):
-    growth.seed(chain, 1.4, 0.1, jax.random.key(3))
