@@ -253,40 +253,31 @@ def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
       return step.TrainState(jnp.int32(0), key, params, rest, tx.init(params))
 
     @ft.partial(jax.jit, donate_argnums=0)
-    def run_steps(state, images, every, model=model, tx=tx, labels=labels, count=count):
-      def one(i, state):
-        due = i % every == every - 1
+    def run_steps(state, images, due, model=model, tx=tx, labels=labels, count=count):
+      def one(_, state):
         return step.train_step(
           state, images, labels, due, apply=model.apply, tx=tx, effective=sj.effective
         )[0]
 
       return jax.lax.fori_loop(0, count, one, state)
 
-    never = count + 1
-    state, times = start(images), {1: [], 2: [], never: []}
+    state, times = start(images), {True: [], False: []}
     for _ in range(rounds + 1):
-      for every, found_times in times.items():
+      for due in (True, False):
         before = time.perf_counter()
-        state = jax.block_until_ready(run_steps(state, images, jnp.int32(every)))
-        found_times.append((time.perf_counter() - before) / count)
+        state = jax.block_until_ready(run_steps(state, images, jnp.asarray(due)))
+        times[due].append((time.perf_counter() - before) / count)
     # The first round compiles; the least is what other programs disturbed least.
-    least = {every: min(found_times[1:]) for every, found_times in times.items()}
-    for every in (1, 2):
-      note = (
-        f"28 x 28 images in batches of 128, one thread, {rounds} rounds of {count}"
-        " steps with and without selections in turns, the least of each:"
-        f" {1e3 * least[every]:.2f} and {1e3 * least[never]:.2f} ms"
-      )
-      case = f"{name}{'_mnist' if name == 'conv4' else ''}/signed_constant/kept=0.5"
-      case += "" if every == 1 else "/update_every=2"
-      share = 1 - least[never] / least[every]
-      found.append(
-        {
-          "case": case,
-          "metric": "selection_share_of_step",
-          "values": share,
-          "note": note,
-        }
-      )
-    print(f"  {found[-2:]}", flush=True)
+    on, off = (min(times[due][1:]) for due in (True, False))
+    found.append(
+      {
+        "case": f"{name}{'_mnist' * (name == 'conv4')}/signed_constant/kept=0.5",
+        "metric": "selection_share_of_step",
+        "values": 1 - off / on,
+        "note": f"28 x 28 images in batches of 128, one thread, {rounds} rounds of"
+        f" {count} steps with and without a selection in turns, the least of each:"
+        f" {1e3 * on:.2f} and {1e3 * off:.2f} ms",
+      }
+    )
+    print(f"  {found[-1]}", flush=True)
   return found

@@ -92,13 +92,32 @@ def select(
     ids = [i for i, x in enumerate(scores) if jnp.finfo(x.dtype).bits == bits]
     keys = [ordered_bits(scores[i], where[i]) for i in ids]
     part = jnp.concatenate([k[ends[i] - sizes[i] : ends[i]] for i in ids])
-    found = _search(keys, part, [rows[i] for i in ids], -(-max(bits, 16) // 8))
+    found, _ = search(keys, part, [rows[i] for i in ids], -(-max(bits, 16) // 8))
     for i, mask in zip(ids, found, strict=True):
       masks[i] = mask
   return masks
 
 
-def _search(keys: list[Array], k: Array, rows: list[int], key_levels: int):
+def search(
+  keys: list[Array],
+  k: Array,
+  rows: list[int],
+  key_levels: int,
+  start: tuple[Array, Array] | None = None,
+) -> tuple[list[Array], Array]:
+  """The masks of the k largest keys, byte by byte.
+
+  Args:
+    keys: of `ordered_bits`.
+    k: int32 (layers,), at least 0.
+    rows: see `select`.
+    key_levels: bytes of a key.
+    start: thresholds of layers, and whether exactly k keys lie at or above them, so
+      that nothing is left to search.
+
+  Returns:
+    bool arrays of the shapes of `keys`, and the thresholds, of the keys' dtype.
+  """
   word = keys[0].dtype
   longest = max(
     x.size // (x.shape[0] if r else 1) for x, r in zip(keys, rows, strict=True)
@@ -148,22 +167,26 @@ def _search(keys: list[Array], k: Array, rows: list[int], key_levels: int):
   every = 2 ** (8 * word.itemsize) - 1
   # The index bytes that no layer is long enough to use are all ones.
   unused = every >> (8 * index_levels) << (8 * index_levels)
-  start = _Search(
+  # Nothing is asked for: no element lies above the largest word.
+  key = jnp.where(k == 0, jnp.asarray(every, word), jnp.zeros((), word))
+  done = k == 0
+  if start is not None:
+    key, done = jnp.where(start[1], start[0], key), done | start[1]
+  first = _Search(
     level=jnp.int32(0),
-    # Nothing is asked for: no element lies above the largest word.
-    key=jnp.where(k == 0, jnp.asarray(every, word), jnp.zeros((), word)),
+    key=key,
     index=jnp.full(k.shape, unused, word),
     missing=k,
-    done=k == 0,
+    done=done,
   )
-  end = lax.while_loop(undecided, decide, start)
+  end = lax.while_loop(undecided, decide, first)
   masks = []
   for x, r, key, index in zip(
     keys, rows, spread(end.key, keys, rows), spread(end.index, keys, rows), strict=True
   ):
     tied = (x == key) & (_reversed_index(x, r) >= index)
     masks.append(((x > key) | tied) & (x > 0))
-  return masks
+  return masks, end.key
 
 
 def spread(values: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list[Array]:

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.budgets import to_vector
+from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, align, check_where, choose
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.reduce import count
+from sparsejax.core.selection import select
 from sparsejax.core.types import Distribution, MaskTransform, PyTree, SparseState
+from sparsejax.core.warm_selection import no_guess, warm_select
 from sparsejax.distributions.static import uniform
 from sparsejax.transforms.sparsify_forward import effective, sparsify_forward
 from sparsejax.transforms.supermask import init_scores
@@ -207,12 +210,17 @@ def check_kept(density: Any) -> None:
     )
 
 
-def _best(inputs, topology, state):
-  scores = jax.tree.map(jnp.abs, inputs.params)
-  everything = jax.tree.map(jnp.ones_like, topology.masks)
+def _best(inputs, topology, guess):
+  scores, treedef = jax.tree.flatten(jax.tree.map(jnp.abs, inputs.params))
+  everything = [jnp.ones_like(m) for m in jax.tree.leaves(topology.masks)]
   finite = topology.finite & usable(scores, everything)
-  masks = top_k_masks(scores, topology.budgets, everything)
-  return topology._replace(masks=masks, finite=finite), state
+  budgets = to_vector(topology.budgets)
+  if any(s.dtype == jnp.float64 for s in scores):
+    masks = select(scores, budgets, [None] * len(scores), [0] * len(scores))
+  else:
+    masks, guess = warm_select(scores, budgets, guess)
+  return topology._replace(masks=treedef.unflatten(masks), finite=finite), guess
 
 
-_BEST = MaskTransform(lambda params: (), _best)
+# A score moves little in a step, and so does what the best begin at.
+_BEST = MaskTransform(lambda params: no_guess(len(jax.tree.leaves(params))), _best)
