@@ -1,5 +1,6 @@
 """What networks cost and compute; theory made executable."""
 
+from sparsejax.analysis.compaction import Compact, compact, live_parameters
 from sparsejax.analysis.double_descent import (
   Fit,
   fit_features,
@@ -31,12 +32,14 @@ from sparsejax.analysis.tickets import input_connectivity, layer_densities, over
 from sparsejax.analysis.toy_problems import Problem, monk, xor
 
 __all__ = [
+  "Compact",
   "Cost",
   "Fit",
   "LayerCost",
   "Problem",
   "Sizes",
   "Spectrum",
+  "compact",
   "contraction",
   "critical_batch_size",
   "end_to_end",
@@ -47,6 +50,7 @@ __all__ = [
   "iterations_bound",
   "kernel_spectrum",
   "layer_densities",
+  "live_parameters",
   "minimum_norm_fit",
   "monk",
   "optimal_contraction",

@@ -1,5 +1,7 @@
 """Which elements of a value made of parameters may be other than zero."""
 
+from typing import Any
+
 import numpy as np
 
 from sparsejax.analysis._movement import MOVES, move
@@ -32,31 +34,43 @@ def propagate(operation, shapes, live) -> list[np.ndarray]:
   if name in _REDUCTIONS:
     return [np.any(arrays[0], tuple(p["axes"]))]
   if name == "dot_general":
-    return [_dot(arrays, p["dimension_numbers"]).reshape(wanted[0])]
+    dims = letters((arrays[0].ndim, arrays[1].ndim), p["dimension_numbers"])
+    return [einsum(arrays, dims[:2], dims[2])]
+  out = elementwise(name, p, arrays)
+  return [np.broadcast_to(True if out is None else out, shape) for shape in wanted]
+
+
+def elementwise(name: str, params: dict, arrays: list[np.ndarray]):
+  """The same for an elementwise primitive; None where nothing is known of it."""
   if name in _PRODUCTS:
-    out = arrays[0] & arrays[1]
-  elif name in _SUMS:
-    out = arrays[0] | arrays[1]
-  elif name == "select_n":
+    return arrays[0] & arrays[1]
+  if name in _SUMS:
+    return arrays[0] | arrays[1]
+  if name == "select_n":
     which, first, *rest = arrays
-    out = np.where(which, np.any([first, *rest], 0), first)
-  elif name in _KEEP_ZERO or (name == "integer_pow" and p["y"] > 0):
-    out = arrays[0]
-  else:
-    return [np.broadcast_to(True, shape) for shape in wanted]
-  return [np.broadcast_to(out, wanted[0])]
+    return np.where(which, np.any([first, *rest], 0), first)
+  if name in _KEEP_ZERO or (name == "integer_pow" and params["y"] > 0):
+    return arrays[0]
+  return None
 
 
-def _dot(arrays, dimension_numbers) -> np.ndarray:
-  (axes, batch) = dimension_numbers
-  letters = [[None] * array.ndim for array in arrays]
+def letters(ranks: tuple[int, ...], dimension_numbers) -> tuple[list[int], ...]:
+  """The subscripts of `dot_general` in `np.einsum`: of its operands and its result."""
+  axes, batch = dimension_numbers
+  left, right = (np.full(rank, -1) for rank in ranks)
   fresh = iter(range(52))
-  for pair in (zip(*batch, strict=True), zip(*axes, strict=True)):
-    for i, j in pair:
-      letters[0][i] = letters[1][j] = next(fresh)
-  for row in letters:
-    row[:] = [next(fresh) if letter is None else letter for letter in row]
-  shared = [letters[0][i] for i in batch[0]]
-  rest = [x for row in letters for x in row if x not in {*letters[0]} & {*letters[1]}]
-  a, b = (array.astype(np.float32) for array in arrays)
-  return np.einsum(a, letters[0], b, letters[1], [*shared, *rest], optimize=True) > 0
+  for pair in (*zip(*batch, strict=True), *zip(*axes, strict=True)):
+    left[pair[0]] = right[pair[1]] = next(fresh)
+  free = []
+  for side in (left, right):
+    side[side < 0] = [next(fresh) for _ in range(np.count_nonzero(side < 0))]
+    free += [x for x in side.tolist() if x not in left or x not in right]
+  out = [int(left[i]) for i in batch[0]] + free
+  return left.tolist(), right.tolist(), out
+
+
+def einsum(arrays, subscripts, out) -> np.ndarray:
+  """Whether any product of two flags is true."""
+  pairs = zip(arrays, subscripts, strict=True)
+  rows: Any = [part for a, s in pairs for part in (np.asarray(a, np.float32), s)]
+  return np.einsum(*rows, out, optimize=True) > 0

@@ -1,0 +1,197 @@
+"""Dead units taken out: a smaller dense network that computes the same function."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.analysis import _program, _removed
+from sparsejax.analysis._facts import Facts
+from sparsejax.analysis._reach import Reach
+from sparsejax.analysis._replay import Replay
+from sparsejax.analysis._units import Units
+from sparsejax.core.leaves import align, path_string
+
+PyTree = Any
+Params = dict[str, jax.Array]
+
+
+class Compact(NamedTuple):
+  """A smaller network.
+
+  Attributes:
+    apply: `(params, inputs) -> outputs`, for any size of the batch, traceable and
+      differentiable as any function of JAX.
+    params: `{name: array}`; the names are the paths of the parameters that they are
+      parts of (of the last one where several were folded into one), and `constant`
+      for what removed units contribute where there was no bias.
+    masks: `{name: bool array}`, which entries of the kernels are not zero.
+    shapes: `{name of a kernel: (its shape before, its shape now)}`.
+    pixels: int array, places in the flattened input that are read, or None for all.
+    apply_pixels: `apply` for inputs that `select` has cut already.
+  """
+
+  apply: Callable[[Params, jax.Array], Any]
+  params: Params
+  masks: dict[str, jax.Array]
+  shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+  pixels: np.ndarray | None
+  apply_pixels: Callable[[Params, jax.Array], Any]
+
+  def select(self, inputs: jax.Array) -> jax.Array:
+    """Cuts inputs (n, ...) to the pixels that are read, (n, pixels), if not to all."""
+    if self.pixels is None:
+      return inputs
+    return inputs.reshape(len(inputs), -1)[:, self.pixels]
+
+
+def compact(
+  apply_fn: Callable[[PyTree, jax.Array], Any],
+  params: PyTree,
+  masks: PyTree | None,
+  example: Any,
+  *,
+  maps: bool = True,
+  platform: str | None = None,
+) -> Compact:
+  """Removes dead inputs, neurons, channels and feature maps.
+
+  alive = varies and needed: an element varies if the input reaches it over weights that
+  are not zero, and is needed if it reaches the output so.
+
+  What does not vary is a constant: a neuron without inputs is `f(bias)`. Its
+  contribution is added to the next layer's bias. Where that differs from position to
+  position, as behind a border of zeros (SAME padding), it is added as a map over the
+  positions, or with `maps=False` the channel stays. Both facts and what they imply are
+  read off the jaxpr: there is nothing to register. Units that an addition, a loop's
+  layers or a group of a convolution tie together go together. Parameters that are made
+  of parameters alone (a batch norm's scale over its deviation) are folded into one.
+
+  Args:
+    apply_fn: `(params, inputs) -> outputs`, for inference. Its branches of
+      `jax.lax.platform_dependent` are decided here.
+    params: pytree of arrays.
+    masks: what `sj.masks` gives for it, or None if the params are masked already.
+    example: inputs `(n, ...)`, or their abstract value; only shape and dtype are used.
+    maps: whether contributions that differ between positions are folded.
+    platform: that the result is for, such as "cpu"; None is the default backend.
+
+  Returns:
+    `Compact`. Its outputs differ from the original's by rounding alone.
+
+  Raises:
+    ValueError: an operation is not understood (named in the message), examples are not
+      treated alike, or the masks do not fit.
+
+  Example:
+    >>> mlp = lambda p, x: jnp.maximum(x @ p["a"] + p["b"][None], 0.0) @ p["c"]
+    >>> params = {"a": jnp.eye(3), "b": jnp.ones(3), "c": jnp.ones((3, 2))}
+    >>> masks = {"a": jnp.eye(3, dtype=bool).at[2].set(False), "b": None, "c": None}
+    >>> small = compact(mlp, params, masks, jnp.ones((1, 3)))
+    >>> small.shapes
+    {'a': ((3, 3), (2, 2)), 'c': ((3, 2), (2, 2))}
+    >>> small.pixels.tolist(), small.params["constant"].tolist()  # relu(1) of the third
+    ([0, 1], [[1.0]])
+    >>> small.apply(small.params, jnp.ones((1, 3))).tolist()
+    [[5.0, 5.0]]
+  """
+  leaves, paths = _masked(params, masks)
+  if jax.tree.structure(example).num_leaves != 1 or not np.shape(example):
+    raise ValueError(
+      "example must be one array with a leading axis of examples, got "
+      f"{jax.tree.map(np.shape, example)}."
+    )
+  facts, treedef = _facts(apply_fn, params, example, leaves, paths, platform)
+  reach = Reach(facts)
+  units = Units(facts, reach)
+  while True:
+    units.settle()
+    constants, removed, uneven = _removed.contributions(facts, reach, units, leaves)
+    if maps or not uneven:
+      break
+    for out, operand in uneven.items():
+      flags = np.broadcast_to(removed[out], facts.shapes[operand])
+      units.keep(operand, flags & ~units.mask(operand))
+  replay = Replay(facts, units, constants)
+  small = {name: jnp.asarray(array) for name, array in replay.params.items()}
+
+  def apply_pixels(params: Params, inputs: jax.Array) -> Any:
+    return treedef.unflatten(replay(params, inputs))
+
+  def apply(params: Params, inputs: jax.Array) -> Any:
+    return apply_pixels(params, select(inputs))
+
+  flags = {
+    name: array != 0 if name in replay.kernels else jnp.ones(array.shape, bool)
+    for name, array in small.items()
+  }
+  shapes = {
+    name: (before, tuple(small[name].shape)) for name, before in replay.kernels.items()
+  }
+  result = Compact(apply, small, flags, shapes, replay.pixels, apply_pixels)
+  select = result.select
+  return result
+
+
+def live_parameters(
+  apply_fn: Callable[[PyTree, jax.Array], Any],
+  params: PyTree,
+  masks: PyTree | None,
+  example: Any,
+) -> PyTree:
+  """Which parameters matter: those of live units, biases included.
+
+  A weight is live if its mask is, its input varies and its output is needed; a bias if
+  its unit varies and is needed. That is what NeST counts as parameters, and what
+  `sizes` takes as masks. Weights that are live and happen to be zero count.
+
+  Args:
+    apply_fn: as for `compact`.
+    params: pytree of arrays.
+    masks: what `sj.masks` gives for it; None entries, or None, count as dense.
+    example: as for `compact`.
+
+  Returns:
+    A bool array for every leaf of `params`.
+
+  Raises:
+    ValueError: as for `compact`.
+
+  Example:
+    >>> mlp = lambda p, x: jnp.maximum(x @ p["a"] + p["b"][None], 0.0) @ p["c"]
+    >>> params = {"a": jnp.eye(3), "b": jnp.ones(3), "c": jnp.ones((3, 2))}
+    >>> masks = {"a": jnp.eye(3, dtype=bool).at[2].set(False), "b": None, "c": None}
+    >>> live = live_parameters(mlp, params, masks, jnp.ones((1, 3)))
+    >>> live["b"].tolist(), live["c"].sum(1).tolist()
+    ([True, True, False], [2, 2, 0])
+  """
+  ones = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
+  leaves, paths = _masked(ones, masks)
+  facts, _ = _facts(apply_fn, params, example, leaves, paths, None)
+  reach, found = Reach(facts), []
+  for number, leaf in zip(facts.program.params, leaves, strict=True):
+    need = reach.needed.get(number, np.zeros(leaf.shape, bool))
+    found.append(jnp.asarray(need & (np.asarray(leaf) != 0)))
+  return jax.tree.structure(params).unflatten(found)
+
+
+def _masked(params: PyTree, masks: PyTree | None) -> tuple[list, list[str]]:
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  entries = [None] * len(flat)
+  if masks is not None:
+    entries = align(params, masks, strict=False)
+  leaves = [
+    leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+    for (_, leaf), mask in zip(flat, entries, strict=True)
+  ]
+  return leaves, [path_string(path) for path, _ in flat]
+
+
+def _facts(apply_fn, params, example, leaves, paths, platform) -> tuple[Facts, Any]:
+  [leaf] = jax.tree.leaves(example)
+  batches = [jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype) for n in (2, 3)]
+  two, treedef = _program.trace(apply_fn, params, batches[0], platform)
+  three, _ = _program.trace(apply_fn, params, batches[1], platform)
+  return Facts(two, three, leaves, paths), treedef
