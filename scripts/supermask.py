@@ -133,6 +133,7 @@ def plot(table: list[dict]) -> None:
   models = {"lenet300": "LeNet-300-100", "conv4_mnist": "Conv-4"}
   figure, panels = _theory.axes(1, len(models))
   for axis, (model, title) in zip(panels, models.items(), strict=True):
+    axis.set_visible(any(case.startswith(model) for case in found))
     for init, color in zip(INITIALIZATIONS, _theory.COLORS, strict=False):
       kept = [k for k in sorted(KEPT) if f"{model}/{init}/kept={k:g}" in found]
       chosen = [found[f"{model}/{init}/kept={k:g}"] for k in kept]

@@ -62,9 +62,9 @@ def warm_select(
   t' = t + (count(s >= t) - k) spacing,  until the count is k
 
   Any threshold with k scores at or above it selects the k largest, so a handful of
-  secant steps from the last threshold do: less than half the time of a full search where
-  scores are continuous and moved by one optimizer step. Where that does not end, as
-  among ties, the full search follows: the masks are the same, bit for bit.
+  secant steps from the last threshold do, in less than half the time of a full search,
+  where scores are continuous and moved by one optimizer step. Where that does not end,
+  as among ties, the full search follows: the masks are the same, bit for bit.
 
   Args:
     scores: float arrays of at most 32 bits, one a layer.
