@@ -36,7 +36,7 @@ def main() -> int:
   alone = args.workdir[0] if len(args.workdir) == 1 else pathlib.Path()
   out = args.out or alone / report_page.FILE
   try:
-    runs = report_run.read(args.workdir)
+    runs = report_run.read(args.workdir, lambda line: print(line, file=sys.stderr))
     report_page.write(out, runs)
   except (TrainingError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)

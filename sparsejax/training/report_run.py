@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,12 +60,15 @@ class Found(NamedTuple):
     return {name: int(mask.sum()) for name, mask in self.masks.items()}
 
 
-def read(workdirs: Sequence[pathlib.Path | str]) -> list[Found]:
+def read(
+  workdirs: Sequence[pathlib.Path | str], say: Callable[[str], None] = lambda line: None
+) -> list[Found]:
   """Reads runs; nothing is trained, and nothing is written into their directories.
 
   Args:
     workdirs: directories of runs, or folders that hold such, as `compare.py` makes
-      them.
+      them. Folders with other things in them are passed over.
+    say: takes a line a run.
 
   Returns:
     The runs, in the order given, each once.
@@ -80,7 +83,7 @@ def read(workdirs: Sequence[pathlib.Path | str]) -> list[Found]:
       inside = [root]
     else:
       inside = sorted(p.parent for p in root.glob("**/config.json"))
-    inside = [p for p in inside if (p / metrics.FILE).exists()]
+    inside = [p for p in inside if _is_run(p)]
     if not inside:
       raise errors.WorkdirError(
         f"workdir must hold a run (config.json and {metrics.FILE}) or folders of runs;"
@@ -92,7 +95,11 @@ def read(workdirs: Sequence[pathlib.Path | str]) -> list[Found]:
     raise errors.WorkdirError(
       f"a report must be of at most {MOST} runs; got {len(paths)}. Name those to show."
     )
-  return [_read(path, name) for path, name in zip(paths, names(paths), strict=True)]
+  found = []
+  for path, name in zip(paths, names(paths), strict=True):
+    say(f"Reading {path}")
+    found.append(_read(path, name))
+  return found
 
 
 def names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -128,6 +135,16 @@ def costs(run: Found) -> tuple[float, float] | None:
   if run.config["method"] not in comparison.METHODS:
     return None
   return comparison.costs(history, run.uses, run.sizes, run.config["method"])
+
+
+def _is_run(path: pathlib.Path) -> bool:
+  """Whether `train_and_evaluate` made it; experiments of other scripts look alike."""
+  try:
+    config = json.loads((path / "config.json").read_text())
+  except (OSError, ValueError):
+    return False
+  fields = {"dataset", "method", "model", "density"}
+  return (path / metrics.FILE).exists() and fields <= set(config)
 
 
 def _read(path: pathlib.Path, name: str) -> Found:

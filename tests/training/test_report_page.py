@@ -127,6 +127,10 @@ def test_folders_are_looked_through_and_named_by_what_differs(folder):
 def test_what_is_no_run_is_refused(tmp_path, folder, monkeypatch):
   with pytest.raises(errors.WorkdirError, match=r"must hold a run .* got"):
     report_run.read([tmp_path])
+  (tmp_path / "config.json").write_text('{"rounds": 3}')  # an experiment's
+  (tmp_path / metrics.FILE).write_text("")
+  with pytest.raises(errors.WorkdirError, match=r"must hold a run .* got"):
+    report_run.read([tmp_path])
   monkeypatch.setattr(report_run, "MOST", 1)
   with pytest.raises(errors.WorkdirError, match="at most 1 runs; got 2"):
     report_run.read([folder / "grid"])
