@@ -64,6 +64,9 @@ def train_and_evaluate(
   with interrupt.listen() as stop, workdir_lib.exclusive(workdir) as path:
     workdir_lib.check(path, stamp)
     run = run_lib.prepare(complete)
+    # Before anything else is there: a run killed now must be known for what it is.
+    if jax.process_index() == 0:
+      workdir_lib.claim(path, stamp)
     checkpoints = checkpoint_lib.Checkpoints(path, stamp)
     try:
       result = _train(run, path, checkpoints, stop, verbose and first)
@@ -119,9 +122,6 @@ def _train(
   before = 0.0 if restored is None else restored.extra.get("seconds", 0.0)
   if state is None:
     state = run_lib.start(run, train)
-  # After the restore: a directory that could not be used is left as it was.
-  if jax.process_index() == 0:
-    workdir_lib.claim(path, config_lib.to_json(config))
   count = first = int(state.step)
   if count < total:
     environment.record(path, run, count)

@@ -118,6 +118,11 @@ def prepare(config: Mapping[str, Any]) -> Run:
   except (TypeError, ValueError, KeyError) as e:
     raise errors.ConfigError(f"model {c.model!r}: {e}") from e
   seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
+  if METHODS[c.method].prunes_at_init and c.pruning_batches > steps_per_epoch:
+    raise errors.ConfigError(
+      f"pruning_batches must be at most the {steps_per_epoch} of an epoch;"
+      f" got {c.pruning_batches}"
+    )
   find_masks = at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
   method = METHODS[c.method]
 
@@ -163,19 +168,12 @@ def start(run: Run, train: data.Split) -> step.TrainState:
 
   Returns:
     A state, placed.
-
-  Raises:
-    ConfigError: if the batches to find masks from are more than an epoch has.
   """
   state = run.program.init(run.seeds)
   state = place(state) if run.layout is None else state
   if run.find_masks is None:
     return state
   n = run.config.pruning_batches
-  if n > run.steps_per_epoch:
-    raise errors.ConfigError(
-      f"pruning_batches must be at most the {run.steps_per_epoch} of an epoch; got {n}"
-    )
   batches = run.program.batches(state, train, n)
   rescale = run.config.rescale_start
   state = at_initialization.place_masks(run.find_masks, state, batches, rescale)

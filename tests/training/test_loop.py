@@ -234,6 +234,24 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
   assert _records(path) == _records(whole[0])
 
 
+def test_a_run_that_was_killed_before_it_opened_its_checkpoints_is_known(
+  tmp_path, monkeypatch, tiny
+):
+  class KilledError(BaseException):
+    pass
+
+  def killed(*args):
+    (tmp_path / "checkpoints").mkdir()
+    raise KilledError
+
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint, "Checkpoints", killed)
+    with pytest.raises(KilledError):
+      train_and_evaluate(tiny, tmp_path, verbose=False)
+  stamp = config_lib.to_json(config_lib.complete(tiny))
+  workdir_lib.check(tmp_path, stamp)
+
+
 def test_another_config_is_refused_with_the_difference(whole, tiny):
   path = whole[0]
   before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file()}
