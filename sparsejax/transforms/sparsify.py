@@ -242,11 +242,13 @@ def sparsify(
   def _accumulate(average, grads, chosen):
     if average is None:
       return None
-    return jax.tree.map(
-      lambda m, g: jnp.asarray(momentum_decay, m.dtype) * m + g.astype(m.dtype),
-      average,
-      choose(grads, chosen),
-    )
+
+    def add(m, g):
+      # One gradient that is not finite would spoil the average for good.
+      g = jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g))
+      return jnp.asarray(momentum_decay, m.dtype) * m + g.astype(m.dtype)
+
+    return jax.tree.map(add, average, choose(grads, chosen))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
