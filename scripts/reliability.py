@@ -11,10 +11,14 @@ the same command goes on with what is missing. Expect every trial of every case 
 
 import json
 import pathlib
+import runpy
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import _damage
+import _kill
+import _long_runs
 from absl import app, flags, logging
 
 from sparsejax.training import results
@@ -24,6 +28,8 @@ CASES = flags.DEFINE_list("cases", [], "which cases; all if empty")
 RESULTS = flags.DEFINE_string("results", "results/reliability.json", "results file")
 WRITE_ONLY = flags.DEFINE_bool("write_only", False, "write what is recorded, run none")
 QUICK = flags.DEFINE_bool("quick", False, "a few trials of each, no results file")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Case(NamedTuple):
@@ -45,10 +51,22 @@ class Case(NamedTuple):
   what: str
 
 
-def kill(folder):
-  import _kill
+def bad_input(folder):
+  """A trial is a row of the table of tests/test_bad_input.py."""
+  table = runpy.run_path(str(ROOT / "tests/test_bad_input.py"))
+  folder.mkdir(parents=True, exist_ok=True)
+  rows, known = table["table"](), table["names"](str(folder))
 
-  return _kill.Trials(folder)
+  def trial(i):
+    expression, message = rows[i]
+    found = table["complaint"](expression, known)
+    return {"ok": found.startswith(message), "input": expression, "found": found[:200]}
+
+  return trial
+
+
+def bad_inputs() -> int:
+  return len((ROOT / "tests/bad_input.txt").read_text().splitlines()) // 2
 
 
 TABLE = {
@@ -56,9 +74,49 @@ TABLE = {
     "resumed_bit_identical",
     50,
     2,
-    kill,
+    _kill.Trials,
     "a digits run killed by SIGKILL at a random moment and started again; compared:"
     " every array of the state, metrics.jsonl and summary.json",
+  ),
+  "bad_input": Case(
+    "named",
+    bad_inputs(),
+    100,
+    bad_input,
+    "a call, a config or a file that breaks a rule, and the error that says argument,"
+    " rule and value",
+  ),
+  "soak": Case(
+    "whole_runs",
+    1,
+    1,
+    _long_runs.soak(100_000),
+    "one run of sparse momentum, a mask update at every tenth step",
+  ),
+  "checkpoint": Case(
+    "recovered",
+    120,
+    12,
+    _damage.Trials,
+    "the newest of two checkpoints truncated, bit-flipped, half deleted, mixed with the"
+    " other or foreign, or no room to write it: the other is read bit for bit, and the"
+    " loss is said",
+  ),
+  "non_finite": Case(
+    "masks_intact",
+    210,
+    14,
+    _long_runs.non_finite,
+    "60 steps, at 8 of them NaN or an infinity in the loss, a gradient or the scores:"
+    " counts and zeros exact after every step, each event counted",
+  ),
+  "drift": Case(
+    "exact",
+    38,
+    2,
+    _long_runs.drift(10_000),
+    "10,000 steps of RigL around one optimizer of the contract table: zeros and counts"
+    " are exact",
   ),
 }
 
