@@ -38,7 +38,7 @@ from sparsejax import models  # noqa: E402
 from sparsejax.training import data  # noqa: E402
 
 QUICK = bool(os.environ.get("SPARSEJAX_QUICK"))
-WIDTH, STEPS = (128, 60) if QUICK else (2048, 400)
+WIDTH, STEPS = (128, 60) if QUICK else (1024, 200)
 mesh = jax.make_mesh(
   (2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
 )
@@ -164,12 +164,14 @@ assert max(found.get("all-gather", [0])) < WIDTH * WIDTH // 8
 
 # %%
 params, losses = sj.rescale(sharded, masks), []
+evaluate = jax.jit(lambda params: loss(params, images, labels))
 for count in range(STEPS):
   rows = np.random.default_rng(count).permutation(len(labels))[:256]
   batch = jax.device_put((images[rows], labels[rows]), NamedSharding(mesh, P("data")))
-  params, opt_state = step(params, opt_state, *batch)
+  # Waited for: eight devices on a few cores must not queue up several steps.
+  params, opt_state = jax.block_until_ready(step(params, opt_state, *batch))
   if count % 10 == 9:
-    losses.append(float(loss(params, images, labels)))
+    losses.append(float(evaluate(params)))
 
 print(sj.summary(params, sj.masks(opt_state)))
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
