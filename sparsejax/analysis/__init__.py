@@ -8,6 +8,7 @@ from sparsejax.analysis.double_descent import (
   minimum_norm_fit,
   random_fourier_features,
 )
+from sparsejax.analysis.estimates import Estimates, estimated_speedups
 from sparsejax.analysis.interpolation_sgd import (
   Spectrum,
   contraction,
@@ -23,6 +24,11 @@ from sparsejax.analysis.isometry import end_to_end, single_layers
 from sparsejax.analysis.isometry_plots import plot_depth_scale, plot_spectra
 from sparsejax.analysis.multiply_adds import Cost, LayerCost, flops
 from sparsejax.analysis.sizes import Sizes, sizes
+from sparsejax.analysis.specialization import (
+  class_contributions,
+  class_specialization,
+  specialization_anova,
+)
 from sparsejax.analysis.ticket_plots import (
   plot_connectivity,
   plot_instability,
@@ -34,15 +40,19 @@ from sparsejax.analysis.toy_problems import Problem, monk, xor
 __all__ = [
   "Compact",
   "Cost",
+  "Estimates",
   "Fit",
   "LayerCost",
   "Problem",
   "Sizes",
   "Spectrum",
+  "class_contributions",
+  "class_specialization",
   "compact",
   "contraction",
   "critical_batch_size",
   "end_to_end",
+  "estimated_speedups",
   "fit_features",
   "flops",
   "gaussian_kernel",
@@ -65,6 +75,7 @@ __all__ = [
   "simulate",
   "single_layers",
   "sizes",
+  "specialization_anova",
   "spectrum",
   "xor",
 ]
