@@ -33,7 +33,7 @@ class Docstrings(griffe.Extension):
     for module in modules:
       for name, inner in list(module.modules.items()):
         same = inner.members.get(name)
-        if same is not None and not same.is_module:
+        if same is not None and not same.is_alias and not same.is_module:
           module.members[name] = same
 
 

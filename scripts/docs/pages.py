@@ -51,7 +51,10 @@ def method(name: str, prose: str) -> str:
 
 def methods_index() -> str:
   """A table of all methods."""
-  lines = ["| method | | gradients | state, bytes a weight |", "|---|---|---|---|"]
+  lines = [
+    "| method | | gradients at a step | state, bytes a weight |",
+    "|---|---|---|---|",
+  ]
   for name in reference.methods():
     title = report_style.method_name(name)
     first = reference.summary(function(name))
@@ -90,7 +93,7 @@ def measured(name: str) -> str:
 def costs(name: str) -> str:
   """What a method takes in time and memory, as measured and as counted."""
   lines = [
-    f"- Gradients: {gradients(name)}.",
+    f"- Gradients at an ordinary step: {gradients(name)}.",
     f"- State beside the optimizer's: {state(name)}",
   ]
   lines[-1] += {"1": " byte a weight."}.get(state(name), " bytes a weight.")
@@ -113,16 +116,14 @@ def costs(name: str) -> str:
 
 
 def gradients(name: str) -> str:
-  """Which gradients a method lets through to the inner optimizer."""
+  """Of which weights gradients are computed at an ordinary step."""
   if name in ("supermask", "soft_threshold"):
-    return "through the effective weights"
-  if name not in METHODS:
-    return "masked"
-  if METHODS[name].prunes_at_init:
-    return "masked (`static_sparse` trains the masks)"
-  if name == "dense":
-    return "all are live"
-  return "dense" if METHODS[name].dense_gradients else "masked"
+    return "of what your loss sees"
+  if name in METHODS and METHODS[name].prunes_at_init:
+    return "of live weights, once masks are found"
+  if name in METHODS and METHODS[name].dense_gradients:
+    return "of all weights"
+  return "of all weights: all are live" if name == "dense" else "of live weights"
 
 
 @functools.cache
