@@ -2,8 +2,9 @@
 
 python scripts/tables.py
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`; a test holds the
-files equal to what this script would write.
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published` has
+only the rows with a published value. A test holds the files equal to what this script
+would write.
 """
 
 import json
@@ -11,7 +12,9 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_MARK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(
+  r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def number(value: float | None) -> str:
@@ -28,18 +31,19 @@ def cells(row: dict) -> tuple[str, ...]:
   return row["case"], row["metric"], ours, str(row["n"]), number(row["paper"])
 
 
-def table(name: str) -> str:
+def table(name: str, published: bool = False) -> str:
   """A results file as a Markdown table: case, metric, mean and error, n, paper."""
   path = ROOT / f"results/{name}.json"
   content = json.loads(path.read_text())
   lines = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"]
-  lines += [f"| {' | '.join(cells(row))} |" for row in content["rows"]]
+  rows = [r for r in content["rows"] if r["paper"] is not None or not published]
+  lines += [f"| {' | '.join(cells(row))} |" for row in rows]
   where = f"`{content['command']}`, {content['hardware']}"
   return "\n".join([*lines, "", f"Made by {where}."]) + "\n"
 
 
 def filled(text: str) -> str:
-  return _MARK.sub(lambda m: m[1] + table(m[2]) + m[3], text)
+  return _MARK.sub(lambda m: m[1] + table(m[2], bool(m[3])) + m[4], text)
 
 
 def files() -> list[pathlib.Path]:
