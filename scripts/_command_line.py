@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+_AS = {"instability.py": "lottery.py"}  # takes the configs of
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
@@ -63,7 +64,8 @@ def configs(script: str) -> str:
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
     found[path.name] = ast.get_docstring(ast.parse(path.read_text())) or ""
-  for name in (pathlib.Path(script).name, "train.py"):
+  own = pathlib.Path(script).name
+  for name in (own, _AS.get(own, own), "train.py"):
     fit = {file: t for file, t in found.items() if f"scripts/{name}" in t}
     if fit:
       break

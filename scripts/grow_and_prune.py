@@ -12,7 +12,8 @@ connections over time, and `inputs.png` which pixels are still looked at.
 
 import sys
 
-from absl import app, flags, logging
+import _command_line
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
@@ -23,9 +24,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "A directory for this run alone.
 
 
 def main(argv: list[str]) -> int:
+  del argv
   logging.set_verbosity(logging.WARNING)
-  if len(argv) > 1:
-    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
   try:
     found = synthesis.grow_and_prune(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
@@ -38,4 +38,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  _command_line.run(main)

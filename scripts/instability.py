@@ -13,8 +13,9 @@ Steps that are there are not done again. It ends with `instability.png`.
 import pathlib
 import sys
 
+import _command_line
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import analysis
@@ -27,9 +28,8 @@ _LEVEL = flags.DEFINE_integer("level", 0, "0: dense; otherwise of which tickets.
 
 
 def main(argv: list[str]) -> None:
+  del argv
   logging.set_verbosity(logging.WARNING)
-  if len(argv) > 1:
-    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     steps = sorted({int(step) for step in _STEPS.value})
@@ -49,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  _command_line.run(main)

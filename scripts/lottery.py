@@ -23,7 +23,8 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app, flags, logging
+import _command_line
+from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax.training import errors, lottery, lottery_config, lottery_report
@@ -49,9 +50,8 @@ def commit() -> str:
 
 
 def main(argv: list[str]) -> None:
+  del argv
   logging.set_verbosity(logging.WARNING)
-  if len(argv) > 1:
-    sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
@@ -66,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  _command_line.run(main)
