@@ -169,6 +169,7 @@ def _train(
         train_accuracy=f"{np.mean(accuracy):.2%}",
         density=f"{np.mean(seen.density):.4f}",
       )
+      progress.skipped(np.sum(seen.skipped_steps), np.sum(seen.skipped_mask_updates))
       writer.write(
         count,
         {

@@ -35,6 +35,7 @@ class Progress:
     self._last_line = -_PAUSE
     self._speed = 0.0
     self._fields: dict[str, str] = {}
+    self._said: set[str] = set()
     self._bar = None
     if self._console.is_terminal or self._console.is_jupyter:
       column = rich.progress.TextColumn
@@ -89,6 +90,21 @@ class Progress:
     elif now - self._last_line >= _PAUSE:
       self._line()
     return self._speed
+
+  def skipped(self, steps: int, mask_updates: int) -> None:
+    """Says it when something was not finite for the first time.
+
+    Args:
+      steps: skipped so far, because their gradient was not finite.
+      mask_updates: skipped so far, because a score was not.
+    """
+    for count, what in (
+      (steps, "A step was skipped: its gradient was not finite."),
+      (mask_updates, "A mask update was skipped: a score was not finite."),
+    ):
+      if count and what not in self._said:
+        self._said.add(what)
+        self.note(f"Warning: {what} The summary counts them.")
 
   def note(self, message: str) -> None:
     """Shows a message that stays."""

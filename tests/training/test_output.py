@@ -146,3 +146,16 @@ def test_labels_are_moved_apart():
   values = sorted(places.values())
   assert np.diff(values).min() > 0.099
   assert places["c"] == max(values)
+
+
+def test_what_was_not_finite_is_said_once():
+  text = io.StringIO()
+  console = rich.console.Console(file=text, width=200)
+  with progress.Progress(10, 0, console=console) as shown:
+    for steps, mask_updates in ((0, 0), (2, 0), (3, 1), (3, 1)):
+      shown.skipped(steps, mask_updates)
+  assert text.getvalue().splitlines() == [
+    "Warning: A step was skipped: its gradient was not finite. The summary counts them.",
+    "Warning: A mask update was skipped: a score was not finite. The summary counts"
+    " them.",
+  ]
