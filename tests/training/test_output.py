@@ -155,7 +155,8 @@ def test_what_was_not_finite_is_said_once():
     for steps, mask_updates in ((0, 0), (2, 0), (3, 1), (3, 1)):
       shown.skipped(steps, mask_updates)
   assert text.getvalue().splitlines() == [
-    "Warning: A step was skipped: its gradient was not finite. The summary counts them.",
+    "Warning: A step was skipped: its gradient was not finite. The summary counts"
+    " them.",
     "Warning: A mask update was skipped: a score was not finite. The summary counts"
     " them.",
   ]
