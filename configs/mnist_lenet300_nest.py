@@ -35,8 +35,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
   c = synthesis_config.default_config()
   c.dataset = "mnist"
-  c.validation_fraction = 1 / 12
+  c.validation_fraction = 0.0
   c.augmentation = "affine"
+  c.inputs = "unit"
   c.model = "mlp"
   c.features = (150, 52)
   c.width_ratio = 0.8
@@ -46,6 +47,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.growth_epochs = 4
   c.growth_connections = 0.25
   c.growth_units = (4, 1)
+  c.pair_fraction = 0.02
   # 34.1x fewer parameters and 35.8x fewer operations; then 70.2x and 79.4x.
   c.milestones = (7_400, 3_340)
   c.milestone_rounds = (16, 20)

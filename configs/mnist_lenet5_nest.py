@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.dataset = "mnist"
   c.validation_fraction = 1 / 12
   c.augmentation = "affine"
+  c.inputs = "unit"
   c.model = "lenet5"
   c.features = (10, 25, 125)
   c.width_ratio = 0.8  # of these: 8-20-100

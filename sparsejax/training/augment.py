@@ -1,5 +1,6 @@
 """Random changes to a batch of images, drawn from a key inside the compiled step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -114,6 +115,9 @@ AUGMENTATIONS: dict[str, Augmentation] = {
   "none": lambda key, images: images,
   "shift": lambda key, images: crop(key, images, 2),
   "affine": affine,
+  "affine_strong": functools.partial(
+    affine, degrees=11.0, scale=0.09, shear=0.11, shift=1.5
+  ),
   "crop_flip": _crop_flip,
 }
 
@@ -122,8 +126,8 @@ def get(name: str) -> Augmentation:
   """Returns the augmentation of that name.
 
   Args:
-    name: `"none"`, `"shift"` (by up to two pixels), `"affine"` (distortion, for
-      digits) or `"crop_flip"` (the usual one for
+    name: `"none"`, `"shift"` (by up to two pixels), `"affine"` and `"affine_strong"`
+      (distortion, for digits) or `"crop_flip"` (the usual one for
       CIFAR: pad by four, crop, mirror).
 
   Returns:

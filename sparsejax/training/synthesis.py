@@ -137,6 +137,9 @@ class _Run:
     self.config, self.stamp, self.path, self.stop = config, stamp, path, stop
     self.verbose, self.started, self.before = verbose, time.monotonic(), 0.0
     dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+    if config.inputs == "unit":
+      zero, white = np.zeros_like(dataset.mean), np.full_like(dataset.std, 255)
+      dataset = dataset._replace(mean=zero, std=white)
     self.dataset = dataset
     self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if not self.steps_per_epoch:

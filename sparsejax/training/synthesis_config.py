@@ -24,6 +24,7 @@ def default_config() -> config_dict.ConfigDict:
   c.validation_fraction = 0.1  # of the training images: errors are taken on them; at 0
   # on the training images, as they are distorted
   c.augmentation = "none"
+  c.inputs = "standardized"  # or "unit": in [0, 1], so that black pixels give nothing
   # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
   c.model = "mlp"
   c.model_kwargs = config_dict.ConfigDict()
@@ -118,6 +119,8 @@ def complete(config: Mapping[str, Any]) -> Any:
     _require(full, name, 0 < full[name] < math.inf, "above 0 and finite")
   for name in ("growth_connections", "weight_decay", "patience", "uses_power"):
     _require(full, name, full[name] >= 0, "at least 0")
+  inputs = full.inputs in ("standardized", "unit")
+  _require(full, "inputs", inputs, "standardized or unit")
   for name in ("connections_by", "units_by"):
     _require(full, name, full[name] in ("gradient", "random"), "gradient or random")
   hidden = len(full.features)
