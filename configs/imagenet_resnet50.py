@@ -1,11 +1,14 @@
-"""ResNet-50 on ImageNet, by the recipes of RigL and of sparse momentum.
+r"""ResNet-50 on ImageNet, by the recipes of RigL and of sparse momentum.
 
-For accelerators, and not for `scripts/train.py`, whose data sets lie in memory as
-ImageNet does not: this config gives model and optimizer to an input pipeline.
+Launch (after `python scripts/prepare_data.py imagenet2012`, or with a TFDS folder that
+holds it in the array_record format):
+  python scripts/train.py --workdir=runs/imagenet \
+    --config=configs/imagenet_resnet50.py --config.mesh.data=-1
 
-  c = sparsejax.training.config.complete(get_config("rigl"))
-  model = sparsejax.models.create(c.model, num_classes=1000)
-  tx = sparsejax.training.optimizers.make_tx(c, total_steps, seed=c.seed)
+For accelerators; the same command in each process of several. Images are read by grain
+as they are needed, each process its own rows. The model computes in bfloat16, with
+parameters, moments and batch statistics in float32. The learning rate is linear in the
+batch size, 0.1 for 256 images (`--config.batch_size=1024 --config.learning_rate=0.4`).
 
 Not run here. RigL's paper reports 74.6 % at density 0.2 and 72.0 % at 0.1 (75.1 and
 73.0 % by ERK); sparse momentum's authors 74.91 % and 73.07 % with warm-up and label
@@ -25,6 +28,10 @@ def get_config(variant: str = "rigl") -> config_dict.ConfigDict:
   c = training.default_config()
   c.dataset = "imagenet2012"
   c.model = "resnet50"
+  c.compute_dtype = "bfloat16"
+  c.validation_fraction = 0.01
+  c.eval_every = 5
+  c.checkpoint_every = 1
   c.density = 0.2
   c.lr_schedule = "step"
   c.lr_decay_factor = 0.1

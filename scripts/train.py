@@ -11,6 +11,16 @@ The same command again goes on with a run that was stopped; a workdir holds one 
 another config is refused there. SIGTERM and Ctrl-C write a checkpoint first (exit
 status 0 and 130). scripts/report.py makes a page of what came out.
 
+On several devices, such as eight virtual ones of a CPU (`data=-1` takes all there are):
+
+  JAX_NUM_CPU_DEVICES=8 python scripts/train.py --workdir=runs/eight \
+    --config=configs/digits.py --config.mesh.data=8 --config.mesh.fsdp=True
+
+In several processes the same command runs in each; the workdir is one that all see, and
+only the first writes and prints. Under SLURM, Open MPI and on TPU pods they find each
+other, elsewhere --coordinator, --num_processes and --process_id tell, or the variables
+SPARSEJAX_COORDINATOR, SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID.
+
 Without --config, the files of configs/ are listed. What there is to change, and the
 defaults, which these files replace:
 
@@ -24,6 +34,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
+from sparsejax.training import distributed
 
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
@@ -38,12 +49,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A directory for this run alone; made if it is not there."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "host:port of process 0, in a run of several processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 
 
 def main(argv: list[str]) -> int:
   del argv
   logging.set_verbosity(logging.WARNING)  # jax tells of each platform it looks for
   try:
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")

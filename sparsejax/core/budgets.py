@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.core.reduce import count, largest, total
+from sparsejax.core.reduce import count, largest, replicated, total
 
 Array = jax.Array
 PyTree = Any
@@ -181,7 +181,8 @@ def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:
 
 def to_vector(tree: PyTree) -> Array:
   """One number a layer, as one vector: scalars and vectors (rows,) end to end."""
-  return jnp.concatenate([jnp.atleast_1d(x) for x in jax.tree.leaves(tree)])
+  vectors = [replicated(jnp.atleast_1d(x)) for x in jax.tree.leaves(tree)]
+  return jnp.concatenate(vectors)
 
 
 def from_vector(vector: Array, like: PyTree) -> PyTree:

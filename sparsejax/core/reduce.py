@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array
 
@@ -46,7 +47,27 @@ def count(x: Array, rows: int = 0) -> Array:
     columns = jnp.sum(x, axis=tuple(range(rows, x.ndim - 1)), dtype=counter)
     return jnp.sum(columns.astype(jnp.int32), axis=-1, dtype=jnp.int32)
 
-  return _choose(plain, by_columns, x, rows)
+  return replicated(_choose(plain, by_columns, x, rows))
+
+
+def replicated(x: Array) -> Array:
+  """Gives numbers of layers to all devices, as explicit axes want it said.
+
+  Those of a tensor whose stacked layers are spread over devices are spread too, and
+  could not be put together with other tensors'. On automatic axes the compiler sees to
+  it.
+
+  Args:
+    x: one number a layer.
+
+  Returns:
+    The same.
+  """
+  sharding = getattr(jax.typeof(x), "sharding", None)
+  if sharding is None or all(axis is None for axis in sharding.spec):
+    return x
+  everywhere = PartitionSpec(*[None] * x.ndim)
+  return jax.sharding.reshard(x, NamedSharding(sharding.mesh, everywhere))
 
 
 def total(x: Array, rows: int = 0) -> Array:
@@ -70,7 +91,9 @@ def total(x: Array, rows: int = 0) -> Array:
     return plain(lax.optimization_barrier(x))
 
   run = _run(x, rows, 8)
-  return lax.platform_dependent(x, cpu=by_runs, default=plain) if run else plain(x)
+  if not run:
+    return replicated(plain(x))
+  return lax.platform_dependent(x, cpu=by_runs, default=plain)
 
 
 def largest(x: Array, rows: int = 0) -> Array:
@@ -96,7 +119,7 @@ def largest(x: Array, rows: int = 0) -> Array:
     return jnp.max(lax.optimization_barrier(columns), axis=-1)
 
   run = _run(x, rows)
-  return _choose(plain, by_columns, x, rows)
+  return replicated(_choose(plain, by_columns, x, rows))
 
 
 def _choose(plain: Callable, by_columns: Callable, x: Array, rows: int) -> Array:

@@ -29,9 +29,11 @@ from sparsejax.models.learning_rate import (
   scale_by_path,
 )
 from sparsejax.models.lenet import LeNet5, LeNet300
+from sparsejax.models.mixture_of_experts import MixtureOfExperts
 from sparsejax.models.mlp import MLP
 from sparsejax.models.pooling import max_pool
 from sparsejax.models.resnet import ResNet, ResNet20, ResNet50
+from sparsejax.models.transformer import Transformer
 from sparsejax.models.vanilla_cnn import VanillaCNN, space_to_depth
 from sparsejax.models.vgg import VGG16
 from sparsejax.models.wide_resnet import WideResNet
@@ -49,6 +51,7 @@ MODELS = {
   "mlp": MLP,
   "resnet20": ResNet20,
   "resnet50": ResNet50,
+  "transformer": Transformer,
   "vanilla_cnn": VanillaCNN,
   "vgg16_c": partial(VGG16, version="c"),
   "vgg16_d": partial(VGG16, version="d"),
@@ -86,7 +89,8 @@ def create(
     **kwargs: the model's own attributes.
 
   Returns:
-    A flax linen module that maps images (n, height, width, channels) to logits.
+    A flax linen module that maps images (n, height, width, channels) to logits (n,
+    num_classes); `transformer` maps tokens (n, length) to (n, length, num_classes).
 
   Raises:
     TypeError: where num_classes is no integer, or initialization neither a name nor a
@@ -138,9 +142,11 @@ __all__ = [
   "ImageNetAlexNet",
   "LeNet5",
   "LeNet300",
+  "MixtureOfExperts",
   "ResNet",
   "ResNet20",
   "ResNet50",
+  "Transformer",
   "VanillaCNN",
   "WideResNet",
   "calibrate_learning_rate",

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsejax.training import errors, tfds_source
+from sparsejax.training import errors, stream, text, tfds_source
 
-NAMES = ("digits", "mnist", "fashion_mnist", "cifar10")
-# Configs may name it, for its recipe; it takes an input pipeline to train on it.
+NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
+# Read as they are needed; see `stream`.
 NOT_IN_MEMORY = ("imagenet2012",)
 
 # The split must not depend on a run's seed: seeds trained side by side share the data.
@@ -15,7 +15,10 @@ _SPLIT_SEED = 0
 
 
 class Split(NamedTuple):
-  """Images uint8 (n, height, width, channels) and labels int32 (n,)."""
+  """Images uint8 (n, height, width, channels) and labels int32 (n,).
+
+  Of text: tokens uint8 (n, length) and labels int32 (n, length), what comes next.
+  """
 
   images: np.ndarray
   labels: np.ndarray
@@ -25,30 +28,30 @@ class Dataset(NamedTuple):
   """Three splits, and the channel statistics of the training images.
 
   Attributes:
-    train: what gradients are taken on.
+    train: what gradients are taken on; each is a `Split`, or a `stream.Stream`.
     validation: held out of the training images; may hold none.
     test: looked at once, at the end.
     num_classes: labels are below it.
-    mean: float32 (1, 1, 1, channels).
-    std: float32 (1, 1, 1, channels).
+    mean: float32 (1, 1, 1, channels); None for text.
+    std: float32 (1, 1, 1, channels); None for text.
   """
 
-  train: Split
-  validation: Split
-  test: Split
+  train: Any
+  validation: Any
+  test: Any
   num_classes: int
-  mean: np.ndarray
-  std: np.ndarray
+  mean: Any
+  std: Any
 
 
 def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dataset:
-  """Loads a data set into host memory; never uses the network.
+  """Loads a data set into host memory, or opens a large one; never uses the network.
 
   The validation images are the same `round(validation_fraction * n)` whatever the seed
   of a run.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `NAMES`, or of `NOT_IN_MEMORY`, whose splits are `stream.Stream`.
     data_dir: see `tfds_source.read`; not used by `digits`, which is embedded.
     validation_fraction: the part of the training images held out, in [0, 1).
 
@@ -63,19 +66,22 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
     >>> [split.images.shape for split in load("digits")[:3]]
     [(1294, 8, 8, 1), (144, 8, 8, 1), (359, 8, 8, 1)]
   """
-  if name in NOT_IN_MEMORY:
-    raise errors.ConfigError(
-      f"dataset must be one that fits into memory, of {', '.join(NAMES)}; got {name!r}."
-      " Its configs give model and optimizer to an input pipeline of your own."
-    )
-  if name not in NAMES:
-    raise errors.ConfigError(f"dataset must be one of {', '.join(NAMES)}; got {name!r}")
+  known = (*NAMES, *NOT_IN_MEMORY)
+  if name not in known:
+    raise errors.ConfigError(f"dataset must be one of {', '.join(known)}; got {name!r}")
   number = isinstance(validation_fraction, int | float)
   if not number or not 0 <= validation_fraction < 1:
     raise errors.ConfigError(
       f"validation_fraction must be in [0, 1); got {validation_fraction}"
     )
-  if name == "digits":
+  if name in NOT_IN_MEMORY:
+    train, validation, test = stream.load(name, data_dir, validation_fraction)
+    labels, mean, std = stream.CLASSES, stream.MEAN, stream.STD
+    return Dataset(train, validation, test, labels, mean, std)
+  if name == "text":
+    first, last = text.read()
+    whole, test = Split(*text.windows(first)), Split(*text.windows(last))
+  elif name == "digits":
     whole, test = _digits()
   else:
     whole = Split(*tfds_source.read(name, "train", data_dir))
@@ -87,6 +93,8 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
       f"validation_fraction must leave images to train on; got {validation_fraction}"
     )
   train, validation = take(whole, order[held_out:]), take(whole, order[:held_out])
+  if name == "text":
+    return Dataset(train, validation, test, text.CLASSES, None, None)
   mean, std = statistics(train.images)
   return Dataset(train, validation, test, int(whole.labels.max()) + 1, mean, std)
 

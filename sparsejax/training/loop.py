@@ -21,6 +21,7 @@ from sparsejax.training import (
   optimizers,
   replicas,
   report,
+  stream,
 )
 from sparsejax.training import metrics as metrics_lib
 from sparsejax.training import progress as progress_lib
@@ -112,10 +113,7 @@ def _train(
 ) -> result_lib.Result:
   config, program, total = run.config, run.program, run.total_steps
   started = time.monotonic()
-  train, validation, test = run_lib.place(
-    (run.dataset.train, *(_padded(run, split) for split in run.dataset[1:3])),
-    run.layout,
-  )
+  train, validation, test = _placed(run)
   restored = checkpoints.restore(run_lib.target(run))
   state = None if restored is None else restored.state
   found = state is not None
@@ -220,9 +218,17 @@ def _train(
   )
 
 
-def _padded(run: run_lib.Run, split: data_lib.Split) -> data_lib.Split:
+def _placed(run: run_lib.Run) -> tuple[Any, Any, Any]:
+  """The splits on the devices, padded for evaluation; a stream stays what it is."""
+  splits = run.dataset[:3]
+  if isinstance(run.dataset.train, stream.Stream):
+    return splits
   shards = run.layout.shards if run.layout else 1
-  return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels), shards))
+
+  def padded(split: data_lib.Split) -> data_lib.Split:
+    return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels), shards))
+
+  return run_lib.place((splits[0], *map(padded, splits[1:])), run.layout)
 
 
 def _messages(

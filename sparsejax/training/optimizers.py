@@ -163,7 +163,11 @@ def make_tx(
   """
   if METHODS[config.method].prunes_at_init:
     # The masks are put in place before the first step; until then any will do.
-    return sj.static_sparse(inner(config, total_steps), config.density, seed=seed)
+    chosen = {
+      k: v for k, v in config.method_kwargs.items() if k in ("where", "stacked")
+    }
+    dense = inner(config, total_steps)
+    return sj.static_sparse(dense, config.density, seed=seed, **chosen)
   method = methods.function(config.method)
   start, end = window(config, total_steps)
   fields: dict[str, Any] = {

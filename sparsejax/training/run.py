@@ -19,6 +19,7 @@ from sparsejax.training import (
   methods,
   optimizers,
   step,
+  stream,
 )
 from sparsejax.training import config as config_lib
 from sparsejax.training import mesh as mesh_lib
@@ -99,11 +100,17 @@ def prepare(config: Mapping[str, Any]) -> Run:
   c = config_lib.complete(config)
   layout = mesh_lib.from_config(c)
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
+  if dataset.mean is None:
+    _check_text(c)
   if c.centering == "pixel":
     dataset = data.centered(dataset)
   elif c.centering == "none":
     dataset = data.unit(dataset)
   examples = len(dataset.train.labels)
+  if isinstance(dataset.train, stream.Stream) and c.num_seeds > 1:
+    raise errors.ConfigError(
+      f"num_seeds must be 1 for {c.dataset}, which is read as needed; got {c.num_seeds}"
+    )
   if c.batch_size > examples:
     raise errors.ConfigError(
       f"batch_size must be at most the {examples} training images of {c.dataset};"
@@ -151,6 +158,19 @@ def prepare(config: Mapping[str, Any]) -> Run:
   return Run(
     c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps, layout
   )
+
+
+def _check_text(config: Any) -> None:
+  """Refuses what only images can be given to."""
+  for name, only in (("centering", "channel"), ("augmentation", "none")):
+    if config[name] != only:
+      raise errors.ConfigError(
+        f"{name} must be {only!r} for text; got {config[name]!r}"
+      )
+  if config.method == "synflow":
+    raise errors.ConfigError(
+      "method must not be synflow for text: tokens cannot be all ones"
+    )
 
 
 def target(run: Run) -> step.TrainState:

@@ -17,7 +17,7 @@ import optax
 
 from sparsejax.training import augment as augment_lib
 from sparsejax.training import data as data_lib
-from sparsejax.training import functions
+from sparsejax.training import functions, stream, streamed
 from sparsejax.training import mesh as mesh_lib
 
 PyTree = Any
@@ -238,6 +238,9 @@ def make_program(
 
   def step_one(state, train, indices, update_masks):
     images, labels = cut((train.images[indices], train.labels[indices]))
+    return step_batch(state, images, labels, update_masks)
+
+  def step_batch(state, images, labels, update_masks):
     if augment is not None:
       key = jax.random.fold_in(state.key, _AUGMENT)
       images = augment(jax.random.fold_in(key, state.step), images)
@@ -260,12 +263,15 @@ def make_program(
         jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
       )
       images, labels = cut((take(split.images), take(split.labels)))
-      logits, _ = model.apply(params, state.model_state, normalize(images), None)
-      _, new = cross_entropy(logits, labels)
+      new = evaluate_batch(params, state, images, labels)
       return jax.tree.map(jnp.add, totals, new)
 
     size = evaluation_batch(len(split.labels), layout.shards if layout else 1)
     return jax.lax.fori_loop(0, len(split.labels) // size, body, _zeros(()))
+
+  def evaluate_batch(params, state, images, labels):
+    logits, _ = model.apply(params, state.model_state, normalize(images), None)
+    return cross_entropy(logits, labels)[1]
 
   if num_seeds is None:
     shape = ()
@@ -301,6 +307,20 @@ def make_program(
     places, whole = mesh_lib.of_state(layout, abstract), layout.replicated
     # Else the loop might carry the state in another layout, and gather it at its end.
     constrained = lambda x: jax.lax.with_sharding_constraint(x, (places, whole))
+  if isinstance(dataset.train, stream.Stream):
+    parts = streamed.functions(
+      lambda *batch: constrained(step_batch(*batch)),
+      lambda state, *batch: evaluate_batch(
+        effective(state.params, state.opt_state), state, *batch
+      ),
+      normalize,
+      batch_size=batch_size,
+      due=due,
+      order_stream=_ORDER,
+      layout=layout,
+      places=places,
+    )
+    return Program(init=jax.jit(start, out_shardings=places), **parts)
   return Program(
     init=jax.jit(start, out_shardings=places),
     order=jax.jit(

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import pathlib
@@ -62,3 +63,13 @@ def tfds_dir():
     if place and (pathlib.Path(place) / "mnist").is_dir():
       return str(pathlib.Path(place).resolve())
   pytest.skip("no prepared MNIST: set TFDS_DATA_DIR")
+
+
+@pytest.fixture
+def imagenet_config():
+  """`get_config` of configs/imagenet_resnet50.py."""
+  file = pathlib.Path(__file__).parents[2] / "configs" / "imagenet_resnet50.py"
+  spec = importlib.util.spec_from_file_location("imagenet_resnet50", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config

@@ -1,0 +1,105 @@
+"""One of the processes that `test_layouts.py` starts: `id number port folder`."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import sparsejax as sj
+from sparsejax import core
+
+SHAPES = {"a": (64, 16), "b": (3, 3, 8, 16), "stacked": (8, 16, 8), "bias": (8,)}
+LAYOUTS = {
+  "data": {},
+  "fsdp": {"a": P("data"), "b": P(None, None, None, "data"), "stacked": P("data")},
+}
+SGD = optax.sgd(0.1, momentum=0.9)
+FIELDS = {"density": 0.3, "update_every": 1, "stacked": "stacked"}
+METHODS = {
+  "sparse_momentum": lambda: sj.sparse_momentum(SGD, **FIELDS),
+  "rigl_2:4": lambda: sj.rigl(
+    SGD, **FIELDS | {"density": 0.5, "structure": sj.n_m(2, 4)}
+  ),
+  "global_magnitude": lambda: sj.global_magnitude(SGD, **FIELDS, end_step=9),
+}
+
+
+def inputs():
+  """Weights and two gradients of one decimal, so that scores tie."""
+  rng = np.random.default_rng(0)
+  draw = lambda s: rng.normal(size=s).round(1).astype(np.float32)
+  return [{name: draw(s) for name, s in SHAPES.items()} for _ in range(3)]
+
+
+def place(trees, layout=None):
+  """Lays trees of parameters out over all devices, or on one if there is no layout."""
+  if layout is None:
+    return jax.tree.map(jnp.asarray, trees)
+  mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+  return [
+    {
+      name: jax.device_put(x, NamedSharding(mesh, layout.get(name, P())))
+      for name, x in tree.items()
+    }
+    for tree in trees
+  ]
+
+
+def masks(method, layout=None):
+  """The masks and budgets after two updates, still on their devices."""
+  params, *gradients = place(inputs(), layout)
+  tx = METHODS[method]()
+
+  @jax.jit
+  def start(params):
+    return tx.init(params)
+
+  @jax.jit
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  state = start(params)
+  for grads in gradients:
+    params, state = step(params, state, grads)
+  return sj.masks(state), state.budgets
+
+
+def main(process: int, number: int, port: int, folder: str) -> None:
+  jax.distributed.initialize(f"localhost:{port}", number, process)
+  from jax.experimental import multihost_utils
+
+  assert jax.device_count() == 8
+  found = {}
+  for method in METHODS:
+    for name, layout in LAYOUTS.items():
+      got, budgets = masks(method, layout)
+      checksum = core.check_replicas(got)
+      whole = multihost_utils.process_allgather(got, tiled=True)
+      assert int(core.mask_checksum(whole)) == checksum
+      for leaf, mask in whole.items():
+        if mask is not None:
+          found[f"{method} {name} {leaf}"] = np.asarray(mask)
+          found[f"{method} {name} {leaf} budget"] = np.asarray(
+            budgets[leaf].addressable_data(0)
+          )
+  # A replica of one process that drifts is found by both.
+  mesh = got["a"].sharding.mesh
+  whole = np.array(whole["a"])
+  whole[0, 0] ^= process == 1
+  copies = [jax.device_put(whole, d) for d in jax.local_devices()]
+  drifted = jax.make_array_from_single_device_arrays(
+    whole.shape, NamedSharding(mesh, P()), copies
+  )
+  lowest, highest = core.replica_checksums({"a": drifted})
+  assert lowest != highest
+  np.savez(pathlib.Path(folder) / f"{process}.npz", **found)
+
+
+if __name__ == "__main__":
+  main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
