@@ -75,11 +75,19 @@ def check_number(
     ValueError: l1 must be at least 0, got -1.
   """
   if isinstance(value, jax.Array):
+    check_scalar(name, value)
     return
   if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
     raise TypeError(f"{name} must be a number, got {value!r}.")
   if not holds(value):
     raise ValueError(f"{name} must {rule}, got {value}.")
+
+
+def check_scalar(name: str, value: jax.Array) -> None:
+  """Raises TypeError unless an array of jax, traced or not, is a single number."""
+  if value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    got = f"{value.dtype}{list(value.shape)}"
+    raise TypeError(f"{name} must be a single number, got {got}.")
 
 
 def check_integer(name: str, value: Any, least: int | None = None) -> None:

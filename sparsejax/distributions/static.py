@@ -14,6 +14,7 @@ from sparsejax.core.checks import (
   check_integer,
   check_mapping,
   check_regex,
+  check_scalar,
 )
 from sparsejax.core.types import Distribution
 
@@ -246,6 +247,7 @@ def check_distribution(distribution, none: bool = False) -> None:
 def check_density(density, name: str = "density") -> None:
   """Raises unless a static density lies in (0, 1]; traced ones pass."""
   if isinstance(density, jax.Array):
+    check_scalar(name, density)
     return
   if isinstance(density, bool) or not isinstance(density, (int, float, np.number)):
     raise TypeError(f"{name} must be a number in (0, 1], got {density!r}.")

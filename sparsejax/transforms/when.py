@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsejax.core.checks import check_integer
+from sparsejax.core.checks import check_integer, check_scalar
 
 Array = jax.Array
 
@@ -54,6 +54,8 @@ def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> None:
     ("start_step", start_step, 0),
     ("end_step", end_step, 0),
   ):
+    if isinstance(value, jax.Array):
+      check_scalar(name, value)
     if (value is None and name != "start_step") or isinstance(value, jax.Array):
       continue
     check_integer(name, value, least)
