@@ -8,7 +8,7 @@ About ten minutes on one CPU core. The sizes and test errors to expect, and the 
 beside them, are in results/nest.json.
 
 The seed is the paper's: LeNet-120-40 with a tenth of its connections. It grows inside
-half of LeNet-300-100's widths, to 1.3 % on 5,000 held-out training images; then pruning
+half of LeNet-300-100's widths, to 1.3 % on the distorted training images; then pruning
 by magnitude goes through all layers at once, in rounds of three epochs.
 
 Variants, as in `--config=configs/mnist_lenet300_nest.py:structured`: the default;
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c = synthesis_config.default_config()
   c.dataset = "mnist"
   c.validation_fraction = 0.0
-  c.augmentation = "affine"
+  c.augmentation = "affine_strong"
   c.inputs = "unit"
   c.model = "mlp"
   c.features = (150, 52)
