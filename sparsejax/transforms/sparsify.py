@@ -18,6 +18,7 @@ from sparsejax.core.leaves import (
   path_string,
   selected,
 )
+from sparsejax.core.reduce import replicated
 from sparsejax.core.select import select
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
@@ -194,16 +195,19 @@ def sparsify(
       before = mask_transform.observe(inputs, before)
 
     def update_topology(inner_state, average):
-      old = (state.masks, state.budgets, state.skipped, before)
+      # Stacked layers may lie on several devices; all know all the numbers.
+      budgets = jax.tree.map(replicated, state.budgets)
+      old = (state.masks, budgets, state.skipped, before)
       if due is None:
         return old
 
       def transform():
         inputs = score_inputs(inner_state, average)
         finite = jnp.asarray(True)
-        topology = Topology(state.masks, state.budgets, finite, structure)
+        topology = Topology(state.masks, budgets, finite, structure)
         topology, after = mask_transform.update(inputs, topology, before)
-        new = (topology.masks, topology.budgets, state.skipped, after)
+        new = jax.tree.map(replicated, topology.budgets)
+        new = (topology.masks, new, state.skipped, after)
         skip = (*old[:2], optax.safe_increment(state.skipped), old[3])
         return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
 

@@ -133,8 +133,27 @@ def _harness():
   return module
 
 
-# What one pass of a selection moves, it moves for each of 8 bits of at most 8 bytes.
-PASSES = 64
+# A selection's loops: over at most 8 bytes, and in each over 8 bits.
+TRIPS = 8
+
+
+def _traffic(text: str) -> int:
+  """The bytes that collectives bring, those in loops as often as these may turn."""
+  computations, total = _computations(text), 0
+  todo = [("ENTRY", 1)]
+  while todo:
+    name, times = todo.pop()
+    for line in computations[name]:
+      total += times * sum(size for _, size in _collectives(line))
+      inside = re.findall(r"(?:body|condition)=%?([\w.\-]+)", line)
+      todo += [(callee, times * TRIPS) for callee in inside]
+      callees = re.findall(
+        r"(?:calls|true_computation|false_computation)=%?([\w.\-]+)", line
+      )
+      for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+        callees += [branch.strip().lstrip("%") for branch in branches.split(",")]
+      todo += [(callee, times) for callee in callees]
+  return total
 
 
 @ON_EVERY_AXIS
@@ -153,7 +172,8 @@ def test_only_counts_move_between_devices(name, axis_type, monkeypatch):
   for kind, size in found:
     # Numbers of stacked layers that lie on several devices are put together.
     assert kind == "all-reduce" or size <= 128, (kind, size)
-  moved = PASSES * sum(size for _, size in found)
+  moved = _traffic(step.as_text())
+  assert bool(moved) == moves
   assert moved < 16 * 1024 * len(params), moved
 
 
