@@ -103,8 +103,8 @@ def case_rows(case: str) -> list[dict]:
   note = (
     f"mean is that of seed {best}, the best of seeds {', '.join(map(str, found))}, "
     "whose values stand beside it; the final state of each, not one chosen on test "
-    f"images; test errors {np.mean(errors):.3f} in the mean; the distortion and the scale "
-    "of the inputs were chosen among earlier trials by seed 0's test errors"
+    f"images; test errors {np.mean(errors):.3f} in the mean; the distortion and the "
+    "scale of the inputs were chosen among earlier trials by seed 0's test errors"
   )
   columns = {
     "parameters_ratio": (lambda r: dense_parameters / r["parameters"], parameters),
