@@ -1,5 +1,6 @@
 """One of the processes that `test_layouts.py` starts: `id number port folder`."""
 
+import functools
 import pathlib
 import sys
 
@@ -80,14 +81,13 @@ def main(process: int, number: int, port: int, folder: str) -> None:
     for name, layout in LAYOUTS.items():
       got, budgets = masks(method, layout)
       checksum = core.check_replicas(got)
-      whole = multihost_utils.process_allgather(got, tiled=True)
+      gather = functools.partial(multihost_utils.process_allgather, tiled=True)
+      whole, budgets = gather(got), gather(budgets)
       assert int(core.mask_checksum(whole)) == checksum
       for leaf, mask in whole.items():
         if mask is not None:
           found[f"{method} {name} {leaf}"] = np.asarray(mask)
-          found[f"{method} {name} {leaf} budget"] = np.asarray(
-            budgets[leaf].addressable_data(0)
-          )
+          found[f"{method} {name} {leaf} budget"] = np.asarray(budgets[leaf])
   # A replica of one process that drifts is found by both.
   mesh = got["a"].sharding.mesh
   whole = np.array(whole["a"])
