@@ -128,7 +128,7 @@ def program(
     stacked: whether there are several members, to be vmapped.
 
   Returns:
-    `(members, data, held_out, plan, devices, show) -> Population`.
+    `(members, data, held_out, plan, devices, show) -> Population`; members are donated.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -182,16 +182,15 @@ def program(
 
 def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
   members, data, held_out, plan, devices, show = arguments
-  keys = members.key
+  shape = members.key.shape
   if not stacked:
-    members = jax.tree.map(lambda x: x[0], members)
-  members = jax.tree.map(jnp.copy, members)  # the caller's stay
+    members = _first(members)
   members, data, held_out = _placed(members, data, held_out, devices)
   epoch = plan.examples // plan.batch_size
   best = Best(
-    jnp.full(keys.shape if stacked else (), jnp.inf, jnp.float32),
-    jnp.full(keys.shape if stacked else (), plan.steps, jnp.int32),
-    *jax.tree.map(jnp.copy, (members.params, members.model_state)),
+    jnp.full(shape if stacked else (), jnp.inf, jnp.float32),
+    jnp.full(shape if stacked else (), plan.steps, jnp.int32),
+    *_copied((members.params, members.model_state)),
   )
   count, losses, results = plan.start, [], []
   order = orders(members.key, count // epoch)
@@ -205,7 +204,7 @@ def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
         now, best = look(members, best, held_out, jnp.int32(count))
         losses.append(np.atleast_1d(now))
       if show is not None:
-        show(count, np.stack(losses, -1) if losses else np.zeros((len(keys), 0)))
+        show(count, np.stack(losses, -1) if losses else np.zeros((*shape, 0)))
     if measure is not None and count in plan.measurements:
       results.append(
         gauge(members.params, members.model_state, members.opt_state, held_out)
@@ -216,20 +215,26 @@ def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
   if measure is not None:
     at_best = gauge(best.params, best.model_state, members.opt_state, held_out)
   if not stacked:
-    members, at_best = jax.tree.map(lambda x: x[None], (members, at_best))
+    members, at_best = _alone((members, at_best))
   if results:
     results = jax.device_get(results)
     results = jax.tree.map(lambda *x: np.stack(x, axis=1 if stacked else 0), *results)
     results = results if stacked else jax.tree.map(lambda x: x[None], results)
   return Population(
-    members=members._replace(key=keys),
+    members=members,
     steps=plan.validations if losses else np.zeros(0, np.int64),
-    validation_loss=np.stack(losses, axis=-1) if losses else np.zeros((len(keys), 0)),
+    validation_loss=np.stack(losses, axis=-1) if losses else np.zeros((*shape, 0)),
     early_stop=np.atleast_1d(np.asarray(best.step, np.int64)),
     measured=plan.measurements if results else np.zeros(0, np.int64),
     measurements=results or None,
     at_early_stop=jax.device_get(at_best),
   )
+
+
+# Compiled, for eagerly every leaf would compile by itself.
+_first = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+_alone = jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree))
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def _placed(members, data, held_out, devices):

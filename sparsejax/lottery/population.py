@@ -174,7 +174,7 @@ def train_population(
 
   def chunk(low, high):
     program = member_lib.program(loss, tx, validate, measure, due, n, high - low > 1)
-    part = jax.tree.map(lambda x: x[low:high], members)
+    part = _take(members, low, size=high - low)
     show = None if progress is None else functools.partial(progress, low)
     try:
       return [program(part, data, held_out, plan, devices, show)]
@@ -190,13 +190,20 @@ def train_population(
     parts += chunk(low, min(low + together, count))
   if len(parts) == 1:
     return parts[0]
-  stacked = jax.tree.map(
-    lambda *x: _join(x), *[p._replace(steps=None, measured=None) for p in parts]
+  rest = [p._replace(members=None, steps=None, measured=None) for p in parts]
+  return jax.tree.map(lambda *x: np.concatenate(x), *rest)._replace(
+    members=_join([p.members for p in parts]),
+    steps=parts[0].steps,
+    measured=parts[0].measured,
   )
-  return stacked._replace(steps=parts[0].steps, measured=parts[0].measured)
 
 
-def _join(arrays):
-  if isinstance(arrays[0], np.ndarray):
-    return np.concatenate(arrays)
-  return jnp.concatenate(arrays)
+# Run eagerly, the slices of every leaf and member would compile one by one.
+@functools.partial(jax.jit, static_argnames="size")
+def _take(members, low, *, size):
+  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, low, size), members)
+
+
+@jax.jit
+def _join(parts):
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

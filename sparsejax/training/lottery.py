@@ -103,8 +103,8 @@ def _total(setup: Setup, cell: Cell) -> int:
 def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
   started = time.monotonic()
   if cell == DENSE:
-    masks = jax.vmap(lambda k: lottery.dense_masks(setup.init(k)[0], _where(setup)))(
-      setup_lib.keys(setup.config)
+    masks = jax.tree.map(
+      lambda m: jnp.ones(m.shape, bool), _stacked(setup, setup.masks)
     )
     members = _dense_start(setup, path, digest, masks)
     population = _train(setup, members, setup.dense, cell, stop, progress)
@@ -289,7 +289,7 @@ def _dense_start(setup, path, digest, masks):
 def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
   c = setup.config
   first = c.rewind_step
-  live = [m for m in jax.tree.leaves(members.opt_state.masks)]
+  live = [np.asarray(m) for m in jax.tree.leaves(members.opt_state.masks)]
   density = float(sum(m.sum() for m in live)) / sum(m.size for m in live)
   looks = np.arange(first - first % c.eval_every, setup.steps + 1, c.eval_every)[1:]
   at = [n for n in range(c.measure_every, setup.steps, c.measure_every) if n > first]
@@ -339,10 +339,6 @@ def _held(setup, path, params, masks):
     masks,
     is_leaf=lambda x: x is None,
   )
-
-
-def _where(setup: Setup):
-  return setup.config.where or None
 
 
 def _stacked(setup: Setup, tree: PyTree) -> PyTree:
