@@ -3,10 +3,11 @@ r"""Lottery tickets of LeNet-300-100 on MNIST: results/lottery.json.
   python scripts/lottery.py --config=configs/mnist_lenet300_lottery.py --workdir=runs/lt
   python scripts/instability.py --config=configs/mnist_lenet300_lottery.py \
     --workdir=runs/lt --steps=0 --config.train.num_seeds=5
-  python scripts/mnist_lottery.py --workdir=runs/lt
+  python scripts/mnist_lottery.py --workdir=runs/lt --resnet_workdir=runs/wrn10
 
 The first command trains (half an hour on one quiet CPU core), the second adds the
-instability analysis, this one writes down what is there. Differences to the dense
+instability analysis, this one writes down what is there; that of a residual network is
+by configs/cifar10_wrn10_lottery.py. Differences to the dense
 network and to reinitialized tickets are taken seed by seed.
 """
 
@@ -32,6 +33,9 @@ PAPER = {
 }
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of the experiment.", required=True)
+_RESNET = flags.DEFINE_string(
+  "resnet_workdir", None, "Of the same analysis of a residual network, if there is one."
+)
 _OUT = flags.DEFINE_string("out", str(ROOT / "results/lottery.json"), "The table.")
 
 
@@ -101,17 +105,27 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     if cell.kind == "ticket" and reinit:
       name = case(o, "ticket_vs_reinit")
       table += compared(name, o, reinit, cell.level, True, note)
+  table += unstable(workdir, "lenet300", "the paper finds LeNet stable at step 0")
+  if _RESNET.value:
+    note = "WRN-10-1 on CIFAR-10, 1,406 steps; the paper's ResNet-20 is stable at 2,000"
+    table += unstable(pathlib.Path(_RESNET.value), "wrn10", f"{note} of 63,000")
+  return table
+
+
+def unstable(workdir: pathlib.Path, network: str, note: str) -> list[dict]:
+  """The rows of scripts/instability.py's steps."""
+  table = []
   for place in sorted(workdir.glob("instability_00/level_*/metrics.json")):
     values = json.loads(place.read_text())["instability"]
     step = int(place.parent.name.removeprefix("level_"))
     table.append(
       results.row(
-        f"lenet300/instability/step={step}",
+        f"{network}/instability/step={step}",
         "instability_points",
         values,
-        note="of test error, 30 points between two data orders; stable below 2; the"
-        " paper finds LeNet stable at initialization",
         source="Frankle et al. 2020, figure 3",
+        note="test error on the line between two data orders, 30 points, above the"
+        f" mean of its ends; stable below 2; {note}",
       )
     )
   return table

