@@ -235,7 +235,8 @@ def _rules(operation: Operation, facts: Facts) -> tuple[Callable, Callable]:
     return _window_forward, _window_backward
   if name in PRODUCTS:
     return _product_forward, _product_backward
-  if name in WHOLE:
+  looked_up = name == "gather" and facts.is_constant(operation.inputs[0])
+  if name in WHOLE or looked_up:
     return _whole_forward, _whole_backward
   raise _unknown(name)
 
