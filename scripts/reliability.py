@@ -2,8 +2,9 @@
 
   python scripts/reliability.py --workdir=reliability
 
-An hour on one busy CPU core, most of it for the kills; --cases=soak,checkpoint chooses, and
-the same command goes on with what is missing. Expect every trial of every case to pass:
+An hour on one busy CPU core, most of it for the kills; --cases=soak,checkpoint
+chooses, and the same command goes on with what is missing. Expect every trial of every
+case to pass:
 `resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
 `steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for
 `non_finite`, `exact` for `drift`.
