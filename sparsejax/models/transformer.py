@@ -34,6 +34,7 @@ class Transformer(nn.Module):
     Vaswani et al. 2017, "Attention is all you need"; with norms before each part.
 
   Example:
+    >>> import jax, jax.numpy as jnp
     >>> model = Transformer(length=16, depth=1, width=32, heads=2)
     >>> tokens = jnp.zeros((3, 16), jnp.int32)
     >>> logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)

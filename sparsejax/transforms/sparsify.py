@@ -295,6 +295,7 @@ def check_update(updates, state, params, update_masks) -> None:
       "params must be passed to update: tx.update(grads, opt_state, params); got None."
     )
   check_update_masks(update_masks)
+  align(params, state.masks)  # refuses params of another structure than init's
   got, wanted = _shapes(updates), _shapes(params)
   if got != wanted:
     raise ValueError(f"updates must have the params' shapes {wanted}, got {got}.")

@@ -61,8 +61,11 @@ def test_imagenet_builds(variant):
   assert float(rate(31 * steps_per_epoch)) == pytest.approx(0.1 * c.learning_rate)
 
 
-def test_imagenet_says_that_it_needs_a_pipeline():
-  with pytest.raises(errors.ConfigError, match="one that fits into memory"):
+def test_imagenet_says_how_to_get_it(tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(
+    errors.DatasetNotFoundError, match=r"prepare_data.py imagenet2012"
+  ):
     run.prepare(_config("imagenet_resnet50").get_config())
 
 

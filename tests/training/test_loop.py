@@ -160,10 +160,15 @@ def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(
 
 def test_ctrl_c_stops_like_sigterm(tmp_path, monkeypatch, tiny):
   _stop_at(monkeypatch, 15, signal.SIGINT)
-  result = train_and_evaluate(tiny, tmp_path, verbose=False)
-  assert result.stopped_by is signal.SIGINT
-  assert (tmp_path / "checkpoints" / "15").is_dir()
-  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  # Shells start background jobs with SIGINT ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    result = train_and_evaluate(tiny, tmp_path, verbose=False)
+    assert result.stopped_by is signal.SIGINT
+    assert (tmp_path / "checkpoints" / "15").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_before_the_first_step_is_no_crash(tmp_path, monkeypatch, tiny):
