@@ -80,12 +80,7 @@ def live_weights_and_dense_leaves_get_the_inner_update(run, harness):
       mask, steady = next(masks), next(live)
       if run.every == 1 and not run.row.method.fresh:
         steady = mask
-      if update.dtype == np.float32:
-        # XLA approximates a reciprocal root by what it is fused with: rmsprop's was
-        # seen to differ in the last bits.
-        np.testing.assert_array_max_ulp(update[steady], bare[steady], maxulp=4)
-      else:
-        np.testing.assert_array_equal(update[steady], bare[steady])
+      np.testing.assert_array_equal(update[steady], bare[steady])
       if (i + 1) % run.every == 0:
         np.testing.assert_array_equal(update[~mask], -weight[~mask])
 
