@@ -36,6 +36,6 @@ def get_config() -> config_dict.ConfigDict:
   c.rounds = 15
   c.prune_fraction = 0.2
   c.prune_rates = {"dense3": 0.1}
-  c.controls = {"reinit": (7, 9, 15)}
+  c.controls = {"reinit": (7, 9, 15), "random": (7, 9, 15)}
   c.one_shot_levels = (7, 9, 15)
   return c
