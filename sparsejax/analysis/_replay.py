@@ -428,6 +428,12 @@ class Replay:
         config.append((int(below), int(above), 0))
     read = self._read(source)
     value = jnp.asarray(self._array(fill)).reshape(())
+    if self._empty(source):  # the border alone is left
+
+      def border(env, params, n):
+        env[out] = jnp.broadcast_to(value, self._shape(out, n))
+
+      return border
 
     def step(env, params, n):
       x = read(env, params, n)

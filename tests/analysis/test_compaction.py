@@ -212,6 +212,23 @@ def test_a_constant_network_and_dead_classes():
   assert not small.shapes
 
 
+def test_a_shortcut_of_dead_units_is_its_border():
+  """Units padded to twice as many are all dead; only the border is still added to."""
+  rng = np.random.default_rng(0)
+  draw = lambda *s: jnp.asarray(rng.normal(size=s).astype(np.float32))
+  params = {"a": jnp.zeros((3, 2)), "b": draw(2), "c": draw(3, 4), "d": draw(4, 2)}
+  for dead, low, high in ((slice(2), 0, 2), (slice(2, 4), 2, 0)):
+
+    def net(p, x, low=low, high=high):
+      shortcut = jax.nn.relu(x @ p["a"] + p["b"][None])
+      h = jnp.pad(shortcut, ((0, 0), (low, high))) + x @ p["c"]
+      return jax.nn.relu(h) @ p["d"]
+
+    half = {**params, "c": params["c"].at[:, dead].set(0.0)}
+    small = check(net, half, (3,))
+    assert small.shapes == {"c": ((3, 4), (3, 2)), "d": ((4, 2), (2, 2))}
+
+
 def test_masks_and_other_containers():
   mlp = models.MLP((6,), 3)
   variables = pruned(mlp, (4,), 1.0, 1.0)
