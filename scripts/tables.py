@@ -1,20 +1,24 @@
-"""Writes the tables of README.md and docs/ from results/*.json, between their marks.
+"""Writes what README.md and docs/ quote of results/*.json, between its marks.
 
 python scripts/tables.py
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published` has
-only the rows with a published value. A test holds the files equal to what this script
+only the rows with a published value. A mean in a sentence stands between
+`<!-- mean: NAME CASE METRIC -->` and `<!-- end -->`, not at the start of a line, where
+the mark would end the paragraph. A test holds the files equal to what this script
 would write.
 """
 
 import json
 import pathlib
 import re
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_MARK = re.compile(
+_TABLE = re.compile(
   r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
 )
+_MEAN = re.compile(r"(<!-- mean: (\w+) (\S+) (\w+) -->).*?(<!-- end -->)")
 
 
 def number(value: float | None) -> str:
@@ -23,27 +27,49 @@ def number(value: float | None) -> str:
   return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def cells(row: dict) -> tuple[str, ...]:
-  """Case, metric, mean and error, n, paper."""
-  ours = number(row["mean"])
-  if row["sem"] is not None:
-    ours += f" ± {row['sem']:.2g}"
-  return row["case"], row["metric"], ours, str(row["n"]), number(row["paper"])
-
-
-def table(name: str, published: bool = False) -> str:
-  """A results file as a Markdown table: case, metric, mean and error, n, paper."""
+def find(name: str, case: str, metric: str) -> dict[str, Any] | None:
+  """One row of a results file, or None."""
   path = ROOT / f"results/{name}.json"
-  content = json.loads(path.read_text())
-  lines = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"]
+  if not path.exists():
+    return None
+  rows = json.loads(path.read_text())["rows"]
+  return next((r for r in rows if (r["case"], r["metric"]) == (case, metric)), None)
+
+
+def value(name: str, case: str, metric: str, field: str = "mean") -> str:
+  """One number of a results file.
+
+  Raises:
+    LookupError: there is no such row.
+  """
+  if (row := find(name, case, metric)) is None:
+    raise LookupError(f"results/{name}.json has no row {case} {metric}")
+  return number(row[field])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Rows as a Markdown table: case, metric, mean and error, n, paper."""
+  lines, bar = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"], r"\|"
+  for row in rows:
+    ours = number(row["mean"])
+    if row["sem"] is not None:
+      ours += f" ± {row['sem']:.2g}"
+    cells = (row["case"], row["metric"], ours, str(row["n"]), number(row["paper"]))
+    lines.append(f"| {' | '.join(cell.replace('|', bar) for cell in cells)} |")
+  return "\n".join(lines)
+
+
+def results(name: str, published: bool = False) -> str:
+  """A results file as a table, with what made it below."""
+  content = json.loads((ROOT / f"results/{name}.json").read_text())
   rows = [r for r in content["rows"] if r["paper"] is not None or not published]
-  lines += [f"| {' | '.join(cells(row))} |" for row in rows]
   where = f"`{content['command']}`, {content['hardware']}"
-  return "\n".join([*lines, "", f"Made by {where}."]) + "\n"
+  return f"{table(rows)}\n\nMade by {where}.\n"
 
 
 def filled(text: str) -> str:
-  return _MARK.sub(lambda m: m[1] + table(m[2], bool(m[3])) + m[4], text)
+  text = _TABLE.sub(lambda m: m[1] + results(m[2], bool(m[3])) + m[4], text)
+  return _MEAN.sub(lambda m: m[1] + value(m[2], m[3], m[4]) + m[5], text)
 
 
 def files() -> list[pathlib.Path]:

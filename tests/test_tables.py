@@ -16,6 +16,15 @@ def test_tables_equal_the_results(path):
   assert TABLES["filled"](text) == text, "run: python scripts/tables.py"
 
 
+def test_a_mean_in_a_sentence_is_that_of_its_row():
+  row = TABLES["find"]("benchmarks", "selection/n=1e7", "speedup_over_jnp_sort")
+  mark = "<!-- mean: benchmarks selection/n=1e7 {} -->{}<!-- end --> times"
+  text = TABLES["filled"](mark.format("speedup_over_jnp_sort", "0"))
+  assert text == mark.format("speedup_over_jnp_sort", f"{row['mean']:.2f}")
+  with pytest.raises(LookupError, match=r"results/benchmarks.json has no row .* speed"):
+    TABLES["filled"](mark.format("speed", "0"))
+
+
 @pytest.mark.parametrize(
   "path", sorted(ROOT.glob("results/*.json")), ids=lambda p: p.stem
 )

@@ -10,7 +10,6 @@ import math
 import pathlib
 import re
 import runpy
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,8 @@ from sparsejax.training.methods import METHODS, function
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
+_TABLES = runpy.run_path(str(ROOT / "scripts/tables.py"))
+_table, find, _value = (_TABLES[name] for name in ("table", "find", "value"))
 
 
 def method(name: str, prose: str) -> str:
@@ -184,18 +185,7 @@ def results(stem: str, prose: str) -> str:
   return "\n".join(parts) + "\n"
 
 
-def find(stem: str, case: str, metric: str) -> dict[str, Any] | None:
-  """One row of a results file, or None."""
-  path = RESULTS / f"{stem}.json"
-  if not path.exists():
-    return None
-  for row in json.loads(path.read_text())["rows"]:
-    if (row["case"], row["metric"]) == (case, metric):
-      return row
-  return None
-
-
-_VALUE = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")
+_MARK = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")
 
 
 def filled(text: str) -> str:
@@ -204,30 +194,4 @@ def filled(text: str) -> str:
   Raises:
     LookupError: there is no such row.
   """
-
-  def value(match):
-    stem, case, metric, field = match.groups()
-    row = find(stem, case, metric)
-    if row is None:
-      raise LookupError(f"results/{stem}.json has no row {case} {metric}")
-    return number(row[field or "mean"])
-
-  return _VALUE.sub(value, text)
-
-
-@functools.cache
-def _tables() -> dict[str, Any]:
-  return runpy.run_path(str(ROOT / "scripts/tables.py"))
-
-
-def number(value: float | None) -> str:
-  return _tables()["number"](value)
-
-
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-  return tuple(text.replace("|", "\\|") for text in _tables()["cells"](row))
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-  lines = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"]
-  return "\n".join([*lines, *(f"| {' | '.join(cells(row))} |" for row in rows)])
+  return _MARK.sub(lambda m: _value(*filter(None, m.groups())), text)
