@@ -13,12 +13,11 @@ not have, and rows of other metrics, stay as they are.
 import importlib.util
 import json
 import pathlib
-import subprocess
 
 import numpy as np
 from absl import app, flags, logging
 
-from sparsejax.training import results, synthesis, synthesis_plots
+from sparsejax.training import metrics, results, synthesis, synthesis_plots
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Name of a run: config, variant, seeds.
@@ -76,9 +75,6 @@ def train(run: str, seed: int) -> None:
     print(f"{run}, seed {seed}", flush=True)
     if len(synthesis.grow_and_prune(config, workdir)) < len(config.milestones):
       raise SystemExit(130)
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-    head = subprocess.run(command, capture_output=True, text=True).stdout
-    (workdir / "commit").write_text(head.strip())
     synthesis_plots.write(workdir)
 
 
@@ -157,8 +153,7 @@ def path_rows() -> list[dict]:
     for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
       if len(synthesis.read_milestones(folder)) < (2 if run == "lenet300" else 1):
         continue
-      lines = (folder / "metrics.jsonl").read_text().splitlines()
-      paths.append([json.loads(line)["connections"] for line in lines])
+      paths.append([record["connections"] for record in metrics.read(folder)])
     for metric, pick in (
       ("seed_connections", lambda p: p[0]),
       ("peak_connections", max),
