@@ -6,7 +6,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from sparsejax.core.leaves import check_arrays
 from sparsejax.training import config as config_lib
-from sparsejax.training import errors
+from sparsejax.training import distributed, errors
 from sparsejax.training import workdir as workdir_lib
 
 PyTree = Any
@@ -102,8 +102,9 @@ class Checkpoints:
         # Last: without them a checkpoint counts as not finished.
         workdir_lib.write_text(folder / _DIGESTS, json.dumps(_digests(folder)) + "\n")
     except Exception as e:  # orbax and tensorstore raise all kinds
-      for part in (folder, *self._directory.glob(f"{step}.*")):
-        shutil.rmtree(part, ignore_errors=True)
+      if jax.process_index() == 0:
+        for part in (folder, *self._directory.glob(f"{step}.*")):
+          shutil.rmtree(part, ignore_errors=True)
       kept = [int(p.parent.name) for p in self._directory.glob(f"*/{_DIGESTS}")]
       goes_on = f"from step {max(kept)}, which is kept" if kept else "from its start"
       raise errors.CheckpointError(
@@ -152,8 +153,8 @@ class Checkpoints:
         lost[step] = f"{what} is damaged ({_reason(e)})"
     if good is None and foreign is not None:
       raise foreign
-    for step in lost:
-      self._set_aside(step)
+    if lost:
+      self._set_aside(lost)
     if good is None and unfinished and len(lost) == 1:
       good = Restored(None, {}, [])  # the first one: nothing but its steps is lost
     if good is not None:
@@ -225,12 +226,16 @@ class Checkpoints:
         + "; ".join(changed[:8])
       )
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, steps: Iterable[int]) -> None:
     self._manager.close()
-    aside = self._directory.parent / "damaged"
-    aside.mkdir(exist_ok=True)
-    shutil.rmtree(aside / str(step), ignore_errors=True)
-    shutil.move(self._directory / str(step), aside / str(step))
+    distributed.wait("checkpoints are looked at")
+    if jax.process_index() == 0:
+      aside = self._directory.parent / "damaged"
+      aside.mkdir(exist_ok=True)
+      for step in steps:
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        shutil.move(self._directory / str(step), aside / str(step))
+    distributed.wait("damaged checkpoints are set aside")
     self._manager = self._open()
 
 

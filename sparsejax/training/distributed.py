@@ -117,6 +117,18 @@ def check_same(name: str, text: str) -> None:
     )
 
 
+def wait(what: str) -> None:
+  """Waits until all processes are here.
+
+  Args:
+    what: has been done then, in words that are the same in all processes.
+  """
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)
+
+
 def agree(stop: interrupt.Stop) -> bool:
   """Whether any process was asked to stop; all learn it in the same step.
 

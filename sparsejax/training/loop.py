@@ -66,7 +66,7 @@ def train_and_evaluate(
     workdir_lib.check(path, stamp)
     run = run_lib.prepare(complete)
     # Before anything else is there: a run killed now must be known for what it is.
-    if jax.process_index() == 0:
+    if first:
       workdir_lib.claim(path, stamp)
     checkpoints = checkpoint_lib.Checkpoints(path, stamp)
     try:

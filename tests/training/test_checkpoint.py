@@ -208,6 +208,24 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_checkpoint(
   assert "No space left on device. Once that is mended" in str(e.value)
   assert "goes on from step 30, which is kept" in str(e.value)
   assert caplog.text == ""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_the_first_process_cleans_up(saved, monkeypatch, process):
+  half = saved / "checkpoints" / "40.half"
+
+  def full(*args, **kwargs):
+    half.mkdir()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  checkpoints = checkpoint.Checkpoints(saved, STAMP)
+  with monkeypatch.context() as m:
+    m.setattr(ocp.CheckpointManager, "save", full)
+    m.setattr(jax, "process_index", lambda: process)
+    with pytest.raises(errors.CheckpointError, match="step 40 could not be written"):
+      checkpoints.save(40, _state(40), {})
+  checkpoints.close()
+  assert half.exists() == (process > 0)
   restored, _ = _restore(saved)
   _equal(restored.state, _state(30))
   assert restored.lost == []
