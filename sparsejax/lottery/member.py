@@ -59,7 +59,7 @@ class Population(NamedTuple):
 
 
 class Best(NamedTuple):
-  """A member at its lowest validation loss so far."""
+  """A member at its lowest validation loss so far; params as its masks showed them."""
 
   loss: jax.Array
   step: jax.Array
@@ -155,8 +155,8 @@ def program(
     # NaN is never better.
     return now, jax.tree.map(functools.partial(jnp.where, now < best.loss), new, best)
 
-  def measure_one(params, model_state, opt_state, held_out):
-    return measure(seen(params, opt_state), model_state, held_out)
+  def measure_one(params, model_state, held_out):
+    return measure(params, model_state, held_out)
 
   over = (lambda f, axes: jax.vmap(f, axes)) if stacked else (lambda f, axes: f)
   vstep = over(step, (0, None, 0, None))
@@ -176,11 +176,14 @@ def program(
 
   orders = jax.jit(over(order_one, (0, None)))
   look = jax.jit(over(validate_one, (0, 0, None, None)), donate_argnums=1)
-  gauge = jax.jit(over(measure_one, (0, 0, 0, None)))
-  return functools.partial(_train, run, orders, look, gauge, validate, measure, stacked)
+  view = jax.jit(over(seen, (0, 0)))
+  gauge = jax.jit(over(measure_one, (0, 0, None)))
+  return functools.partial(
+    _train, run, orders, look, view, gauge, validate, measure, stacked
+  )
 
 
-def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
+def _train(run, orders, look, view, gauge, validate, measure, stacked, *arguments):
   members, data, held_out, plan, devices, show = arguments
   shape = members.key.shape
   if not stacked:
@@ -206,27 +209,31 @@ def _train(run, orders, look, gauge, validate, measure, stacked, *arguments):
       if show is not None:
         show(count, np.stack(losses, -1) if losses else np.zeros((*shape, 0)))
     if measure is not None and count in plan.measurements:
-      results.append(
-        gauge(members.params, members.model_state, members.opt_state, held_out)
-      )
-  if not losses:
-    best = best._replace(params=members.params, model_state=members.model_state)
+      now = view(members.params, members.opt_state)
+      results.append(gauge(now, members.model_state, held_out))
   at_best = None
   if measure is not None:
-    at_best = gauge(best.params, best.model_state, members.opt_state, held_out)
+    if not losses:
+      now = view(members.params, members.opt_state)
+      best = best._replace(params=now, model_state=members.model_state)
+    # Seen through the masks of then, which may have moved since.
+    at_best = gauge(best.params, best.model_state, held_out)
   if not stacked:
     members, at_best = _alone((members, at_best))
+  measurements = None
   if results:
+    axis = 1 if stacked else 0
     results = jax.device_get(results)
-    results = jax.tree.map(lambda *x: np.stack(x, axis=1 if stacked else 0), *results)
-    results = results if stacked else jax.tree.map(lambda x: x[None], results)
+    measurements = jax.tree.map(lambda *x: np.stack(x, axis=axis), *results)
+    if not stacked:
+      measurements = jax.tree.map(lambda x: x[None], measurements)
   return Population(
     members=members,
     steps=plan.validations if losses else np.zeros(0, np.int64),
     validation_loss=np.stack(losses, axis=-1) if losses else np.zeros((*shape, 0)),
     early_stop=np.atleast_1d(np.asarray(best.step, np.int64)),
     measured=plan.measurements if results else np.zeros(0, np.int64),
-    measurements=results or None,
+    measurements=measurements,
     at_early_stop=jax.device_get(at_best),
   )
 

@@ -201,6 +201,28 @@ def test_methods_of_the_forward_pass_and_plain_optax(data, tx):
   assert done.measurements is None
 
 
+def test_the_early_stop_is_seen_through_its_own_masks():
+  """One of two weights is live: the first, until the second has outgrown it."""
+  tx = sj.straight_through(optax.sgd(1.0), density=0.5, update_every=1)
+  params = {"kernel": jnp.array([[[3.0, 0.5]]])}
+  members = lottery.stack_members(tx, jax.random.split(jax.random.key(0), 1), params)
+  done = lottery.train_population(
+    lambda p, state, batch, key: (-jnp.sum(p["kernel"][:, 1]), state),
+    tx,
+    members,
+    jnp.zeros((4, 1)),
+    batch_size=2,
+    steps=6,
+    validate=lambda p, state, held_out: -p["kernel"][0, 0],
+    every=2,
+    measure=lambda p, state, held_out: p["kernel"][0, 0],
+    measure_at=(1,),
+  )
+  assert done.early_stop.tolist() == [2]
+  assert done.at_early_stop.tolist() == [3.0]
+  assert done.measurements.tolist() == [[3.0, 0.0]]
+
+
 def test_where_memory_does_not_suffice(alone, data, monkeypatch):
   whole, sizes = member_lib.program, []
 
