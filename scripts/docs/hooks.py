@@ -18,12 +18,6 @@ def on_config(config):
   sections = {name: part for entry in config.nav for name, part in entry.items()}
   sections["Methods"] += [f"methods/{name}.md" for name in reference.methods()]
   sections["Results"] += [f"results/{stem}.md" for stem in _stems()]
-  # A page that nobody has put in its place is found all the same.
-  listed = {path for part in sections.values() for path in part if part != path}
-  listed |= {path for path in sections.values() if isinstance(path, str)}
-  there = {path.relative_to(_DOCS).as_posix() for path in _DOCS.glob("**/*.md")}
-  new = (p for p in there - listed if not p.startswith(("methods/", "results/")))
-  sections["Beyond methods"] += sorted(new)
   sections["API reference"] += list(reference.pages())
   return config
 
