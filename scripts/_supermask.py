@@ -17,7 +17,7 @@ import sparsejax as sj
 from sparsejax import lottery, models, training
 from sparsejax.lottery.criteria import criterion
 from sparsejax.training import config as config_lib
-from sparsejax.training import data, functions, optimizers, run, step
+from sparsejax.training import data, functions, methods, optimizers, run, step
 from sparsejax.training import supermask as variants
 
 DRAWS = 10  # of a Bernoulli supermask, as in the paper's program
@@ -71,6 +71,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     (jnp.asarray(train.images), jnp.asarray(train.labels)),
     batch_size=full.batch_size,
     steps=program.steps,
+    effective=methods.seen_weights(full.method),
   ).members
   done = jax.tree.map(lambda x: x[0], done)
   if lottery.weights_hash(done.params) != before:
@@ -113,15 +114,12 @@ def _program(text: str) -> Program:
   )
   steps = len(dataset.train.labels) // config.batch_size * config.num_epochs
   tx = optimizers.make_tx(config, steps, 0)
-  rescaled = config.method == "bernoulli_supermask"
 
   def logits(params, model_state, images, key):
     images = (images.astype(jnp.float32) - dataset.mean) / dataset.std
     return model.apply(params, model_state, images, key)
 
   def loss(params, model_state, batch, key):
-    if rescaled:
-      params = _rescaled(params)
     out, model_state = logits(params, model_state, batch[0], key)
     return step.cross_entropy(out, batch[1])[0], model_state
 
@@ -137,16 +135,6 @@ def _program(text: str) -> Program:
     )
 
   return Program(dataset, loss, count_right, tx, steps)
-
-
-def _rescaled(effective):
-  """Dynamic rescaling of what `sj.effective` gave: no random weight is zero."""
-
-  def one(weights):
-    live = jax.lax.stop_gradient(jnp.sum(weights != 0)).astype(jnp.float32)
-    return weights * (weights.size / jnp.maximum(live, 1))
-
-  return jax.tree.map(one, effective)
 
 
 def _tuples(fields: dict) -> dict:

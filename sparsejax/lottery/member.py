@@ -11,11 +11,13 @@ import optax
 
 from sparsejax.core.masks import apply_masks, sparse_states
 from sparsejax.core.replace import with_masks
-from sparsejax.transforms.sparsify_forward import effective
+from sparsejax.transforms.sparsify_forward import effective as sj_effective
 
 PyTree = Any
 # (params, model_state, batch, key) -> (scalar, model_state)
 Loss = Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+# (params, opt_state) -> params of the forward pass
+Effective = Callable[[PyTree, PyTree], PyTree]
 _ORDER, _STEP = range(2)  # what a member's key is folded with
 
 
@@ -101,7 +103,7 @@ def make(tx, keys, params, masks, model_state) -> Member:
 
 def seen(params: PyTree, opt_state: PyTree) -> PyTree:
   """The weights of the forward pass; plain optax optimizers have no others."""
-  return effective(params, opt_state) if sparse_states(opt_state) else params
+  return sj_effective(params, opt_state) if sparse_states(opt_state) else params
 
 
 # One program, for all calls with the same functions: a level after another, a chunk
@@ -115,6 +117,7 @@ def program(
   due: Callable | None,
   examples: int,
   stacked: bool,
+  effective: Effective = seen,
 ) -> Callable:
   """Compiles training, validation and measurement of one chunk of members.
 
@@ -126,6 +129,7 @@ def program(
     due: see there.
     examples: of the data.
     stacked: whether there are several members, to be vmapped.
+    effective: see there.
 
   Returns:
     `(members, data, held_out, plan, devices, show) -> Population`; members are donated.
@@ -136,7 +140,7 @@ def program(
     key = jax.random.fold_in(jax.random.fold_in(member.key, _STEP), count)
 
     def value(params):
-      params = seen(params, member.opt_state)
+      params = effective(params, member.opt_state)
       return loss(params, member.model_state, batch, key)
 
     grads, model_state = jax.grad(value, has_aux=True)(member.params)
@@ -149,7 +153,7 @@ def program(
     return jax.random.permutation(key, examples)
 
   def validate_one(member, best, held_out, at):
-    params = seen(member.params, member.opt_state)
+    params = effective(member.params, member.opt_state)
     now = validate(params, member.model_state, held_out)
     new = Best(now.astype(jnp.float32), at, params, member.model_state)
     # NaN is never better.
@@ -176,7 +180,7 @@ def program(
 
   orders = jax.jit(over(order_one, (0, None)))
   look = jax.jit(over(validate_one, (0, 0, None, None)), donate_argnums=1)
-  view = jax.jit(over(seen, (0, 0)))
+  view = jax.jit(over(effective, (0, 0)))
   gauge = jax.jit(over(measure_one, (0, 0, None)))
   return functools.partial(
     _train, run, orders, look, view, gauge, validate, measure, stacked

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from sparsejax.lottery import member as member_lib
-from sparsejax.lottery.member import Loss, Member, Population
+from sparsejax.lottery.member import Effective, Loss, Member, Population
 
 PyTree = Any
 
@@ -80,6 +80,7 @@ def train_population(
   measure_at: Sequence[int] = (),
   held_out: PyTree = None,
   due: Callable[[jax.Array], jax.Array] | None = None,
+  effective: Effective = member_lib.seen,
   together: int | None = None,
   devices: Sequence[Any] | None = None,
   progress: Callable[[int, int, np.ndarray], None] | None = None,
@@ -94,8 +95,8 @@ def train_population(
 
   Args:
     loss: `(params, model_state, batch, key) -> (scalar, model_state)`; batch is a slice
-      of `data`, the key is new at every step. Methods of the forward pass are seen
-      through `sj.effective`.
+      of `data`, the key is new at every step. It sees the params through `effective`,
+      as `validate` and `measure` do.
     tx: an optimizer of this package, or of optax.
     members: of `stack_members`; a copy is trained.
     data: tree of arrays (examples, ...), shared by all members.
@@ -112,6 +113,9 @@ def train_population(
       members; it is passed on as `update_masks`. Without it a schedule of `tx` decides,
       whose counter is batched: under `vmap` its branch becomes a select that does both
       sides at every step.
+    effective: `(params, opt_state) -> params` of the forward pass: `sj.effective`, or
+      the params themselves where `tx` has no masks, unless another is given, such as
+      `rescaled_effective`.
     together: members of one `vmap`; the others come after them. None for one at a time
       on a CPU, where nothing is gained, and all elsewhere. Where memory does not
       suffice, half as many, and so on.
@@ -173,7 +177,9 @@ def train_population(
   )
 
   def chunk(low, high):
-    program = member_lib.program(loss, tx, validate, measure, due, n, high - low > 1)
+    program = member_lib.program(
+      loss, tx, validate, measure, due, n, high - low > 1, effective
+    )
     part = _take(members, low, size=high - low)
     show = None if progress is None else functools.partial(progress, low)
     try:

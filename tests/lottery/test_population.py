@@ -201,7 +201,10 @@ def test_methods_of_the_forward_pass_and_plain_optax(data, tx):
   assert done.measurements is None
 
 
-def test_the_early_stop_is_seen_through_its_own_masks():
+@pytest.mark.parametrize(
+  ("kwargs", "factor"), [({}, 1), ({"effective": lottery.rescaled_effective}, 2)]
+)
+def test_the_early_stop_is_seen_through_its_own_masks(kwargs, factor):
   """One of two weights is live: the first, until the second has outgrown it."""
   tx = sj.straight_through(optax.sgd(1.0), density=0.5, update_every=1)
   params = {"kernel": jnp.array([[[3.0, 0.5]]])}
@@ -214,13 +217,14 @@ def test_the_early_stop_is_seen_through_its_own_masks():
     batch_size=2,
     steps=6,
     validate=lambda p, state, held_out: -p["kernel"][0, 0],
-    every=2,
+    every=1,
     measure=lambda p, state, held_out: p["kernel"][0, 0],
     measure_at=(1,),
+    **kwargs,
   )
-  assert done.early_stop.tolist() == [2]
-  assert done.at_early_stop.tolist() == [3.0]
-  assert done.measurements.tolist() == [[3.0, 0.0]]
+  assert done.early_stop.tolist() == [1]
+  assert done.at_early_stop.tolist() == [3.0 * factor]
+  assert done.measurements.tolist() == [[3.0 * factor, 0.0]]
 
 
 def test_where_memory_does_not_suffice(alone, data, monkeypatch):
