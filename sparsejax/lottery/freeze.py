@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core.checks import check_optimizer
 from sparsejax.core.leaves import align
 from sparsejax.core.masks import masks as find_masks
 
@@ -45,10 +46,7 @@ def freeze_masked(
     >>> updates["kernel"].tolist()
     [[-0.5, 0.0]]
   """
-  if not (
-    callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))
-  ):
-    raise TypeError(f"tx must be an optax optimizer, got {tx!r}.")
+  check_optimizer("tx", tx)
   tx = optax.with_extra_args_support(tx)
 
   def update(updates, state, params=None, **extra_args):
