@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import sparsejax as sj
+from sparsejax.core.archives import read_archive, write_archive
 from sparsejax.core.leaves import path_string
 from sparsejax.training import errors
 from sparsejax.training import workdir as workdir_lib
@@ -52,11 +53,10 @@ def write(
   place = folder(workdir, cell)
   place.mkdir(parents=True, exist_ok=True)
   named = {
-    path_string(path): np.asarray(x)
+    f"weights:{path_string(path)}": np.asarray(x)
     for path, x in jax.tree_util.tree_leaves_with_path(weights)
   }
-  with open(place / WEIGHTS, "wb") as file:
-    np.savez(file, **{f"weights:{name}": x for name, x in named.items()})  # pyright: ignore[reportArgumentType]
+  write_archive(place / WEIGHTS, named)
   if masks is not None:
     sj.save_masks(place / MASKS, masks)
   if metrics is not None:
@@ -123,8 +123,8 @@ def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
       f"{what} {file} is missing; it is made by the dense training: remove"
       f" {folder(workdir, Cell('dense', 0))} to train that again"
     )
-  with np.load(file, allow_pickle=False) as held:
-    arrays = {name.removeprefix("weights:"): held[name] for name in held}
+  held = read_archive(file, "a level")
+  arrays = {name.removeprefix("weights:"): x for name, x in held.items()}
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
   for path, leaf in leaves:
     name = path_string(path)
