@@ -14,9 +14,9 @@ member of a population each (`lottery.train_population`); `scripts/train.py` tra
 of them by the same config.
 """
 
-import importlib.util
 import json
 import pathlib
+import runpy
 from typing import Any
 
 import _supermask
@@ -43,13 +43,7 @@ _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
 def get_config(name: str, variant: str):
-  path = ROOT / f"configs/{name}.py"
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
+  return runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](variant)
 
 
 def cases() -> dict[str, tuple[str, Any]]:
