@@ -69,6 +69,10 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   """
   c = config_lib.complete(config)
   t = c.train
+  if t.dataset in ("text", *data.NOT_IN_MEMORY):
+    raise errors.ConfigError(
+      f"train.dataset must be images that fit into memory; got {t.dataset!r}"
+    )
   dataset = data.load(t.dataset, t.data_dir, t.validation_fraction)
   if t.centering == "pixel":
     dataset = data.centered(dataset)
@@ -94,7 +98,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     module = models.create(
       t.model, num_classes=dataset.num_classes, **t.model_kwargs.to_dict()
     )
-    model = functions.from_flax(module)
+    model = functions.from_flax(module, t.compute_dtype)
     blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), blank)
     masks = jax.eval_shape(lambda p: dense_masks(p, c.where or None), like[0])
@@ -118,7 +122,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     return step.cross_entropy(logits, batch[1], t.label_smoothing)[0], model_state
 
   def totals(params, model_state, split):
-    size = evaluation_batch(len(split.labels))
+    size = step.evaluation_batch(len(split.labels))
 
     def body(i, totals):
       take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
@@ -154,7 +158,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   if c.mask_zero != "zero":
     restarted = freeze_masked(restarted)
   padded = [
-    data.pad(s, evaluation_batch(len(s.labels)))
+    data.pad(s, step.evaluation_batch(len(s.labels)))
     for s in (dataset.validation, dataset.test)
   ]
   return Setup(
@@ -174,21 +178,9 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   )
 
 
-def evaluation_batch(examples: int) -> int:
-  """Images that are evaluated at once: what a cache holds, not more."""
-  return max(1, min(examples, 1000))
-
-
 def _sparse(inner, where):
   # Masks are put in place from outside and never change while training.
-  return sj.sparsify(
-    inner,
-    sj.chain(),
-    None,
-    update_every=None,
-    where=where or None,
-    mask_gradients=True,
-  )
+  return sj.static_sparse(inner, 1.0, update_every=None, where=where or None)
 
 
 def keys(config: Any) -> jax.Array:

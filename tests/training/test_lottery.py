@@ -236,6 +236,7 @@ def test_what_is_refused(whole, tmp_path):
     ({"round": 3}, "did you mean 'rounds'"),
     ({"scope": "global"}, "prune_rates must be empty with scope 'global'"),
     ({"train": {**TINY["train"], "validation_fraction": 0.0}}, "find the early stop"),
+    ({"train": {**TINY["train"], "dataset": "text"}}, "must be images that fit"),
   ],
 )
 def test_bad_configs(change, match):
