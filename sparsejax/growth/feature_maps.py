@@ -6,15 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.growth.chain import (
-  Layer,
-  between,
-  fan_in,
-  fan_out,
-  get,
-  live_units,
-  put,
-)
+from sparsejax.growth.chain import Layer, between, get, live_units, put
 
 Array = jax.Array
 PyTree = Any
@@ -78,7 +70,7 @@ def grow_feature_map(
   mask, mask_above = get(masks, layer.path), get(masks, above.path)
   units = live_units(masks, chain)
   below = units[index - 1] if index else jnp.ones(layer.inputs, bool)
-  dormant = ~(fan_in(mask) & fan_out(mask_above, above.inputs))
+  dormant = ~units[index]
   born = dormant & (jnp.cumsum(dormant) == 1)
   place_in = between(below, born, layer)
   place_out = between(born, units[index + 1], above)

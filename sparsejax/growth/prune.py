@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks
-from sparsejax.growth.chain import Layer, between, fan_in, fan_out, get, put
+from sparsejax.growth.chain import Layer, between, fan_in, fan_out, get, live_units, put
 
 Array = jax.Array
 PyTree = Any
@@ -168,21 +168,19 @@ def unit_importance(
   Returns:
     Two lists, of the input and of each hidden layer: float and bool (units,).
   """
-  importance, live = [], []
+  importance = []
   for i, layer in enumerate(chain):
     mask = get(masks, layer.path)
     out = _squares(get(weights, layer.path), mask).reshape(-1, *layer.shape[-2:])
     out = out.reshape(-1, layer.inputs, layer.features).sum((0, 2))
-    there = fan_out(mask, layer.inputs)
     if i:
       below = chain[i - 1]
       lower = get(masks, below.path)
       axes = tuple(range(lower.ndim - 1))
       out = out * _squares(get(weights, below.path), lower).sum(axes)
-      there = there & fan_in(lower)
     importance.append(jnp.sqrt(out))
-    live.append(there)
-  return importance, live
+  inputs = fan_out(get(masks, chain[0].path), chain[0].inputs)
+  return importance, [inputs, *live_units(masks, chain)[:-1]]
 
 
 def effective_weights(
