@@ -69,14 +69,8 @@ def count(program, live, names, varies, times, found) -> None:
       )
 
 
-def nonzero(apply_fn, params, entries, inputs) -> dict[int, float]:
+def nonzero(apply_fn, params, inputs) -> dict[int, float]:
   """Multiply-adds of two factors that are not zero, by the number of the product."""
-  leaves = jax.tree.leaves(params)
-  entries = [None] * len(leaves) if entries is None else entries
-  leaves = [
-    leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-    for leaf, mask in zip(leaves, entries, strict=True)
-  ]
   program, _ = _program.trace(apply_fn, params, inputs)
   products = []
 
@@ -95,7 +89,7 @@ def nonzero(apply_fn, params, entries, inputs) -> dict[int, float]:
     return [result for _, result in seen]
 
   examples = jax.tree.leaves(inputs)[0].shape[0]
-  counts = run(leaves, jax.tree.leaves(inputs))
+  counts = run(jax.tree.leaves(params), jax.tree.leaves(inputs))
   totals = [int(np.sum(np.asarray(c), dtype=np.int64)) for c in counts]
   return {i: total / examples for i, total in zip(products, totals, strict=True)}
 

@@ -12,7 +12,8 @@ from sparsejax.analysis._facts import Facts
 from sparsejax.analysis._reach import Reach
 from sparsejax.analysis._replay import Replay
 from sparsejax.analysis._units import Units
-from sparsejax.core.leaves import align, path_string
+from sparsejax.core.leaves import path_string
+from sparsejax.core.masks import apply_masks
 
 PyTree = Any
 Params = dict[str, jax.Array]
@@ -178,15 +179,9 @@ def live_parameters(
 
 
 def _masked(params: PyTree, masks: PyTree | None) -> tuple[list, list[str]]:
+  params = params if masks is None else apply_masks(params, masks)
   flat = jax.tree_util.tree_leaves_with_path(params)
-  entries = [None] * len(flat)
-  if masks is not None:
-    entries = align(params, masks, strict=False)
-  leaves = [
-    leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-    for (_, leaf), mask in zip(flat, entries, strict=True)
-  ]
-  return leaves, [path_string(path) for path, _ in flat]
+  return [leaf for _, leaf in flat], [path_string(path) for path, _ in flat]
 
 
 def _facts(apply_fn, params, example, leaves, paths, platform) -> tuple[Facts, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.analysis import _program
-from sparsejax.core.leaves import align
+from sparsejax.core.masks import apply_masks
 
 PyTree = Any
 
@@ -57,13 +57,7 @@ def estimated_speedups(
 
   Reference: Dettmers and Zettlemoyer (2019), table 3; `SparseSpeedupBench`.
   """
-  leaves = jax.tree.leaves(params)
-  if masks is not None:
-    entries = align(params, masks, strict=False)
-    leaves = [
-      leaf if mask is None else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-      for leaf, mask in zip(leaves, entries, strict=True)
-    ]
+  params = params if masks is None else apply_masks(params, masks)
   # No platform of its own: convolutions as they are written everywhere but on CPUs.
   program, _ = _program.trace(apply_fn, params, inputs, platform="other")
   varies = _program.varying(program)
@@ -87,7 +81,8 @@ def estimated_speedups(
   run = jax.jit(
     lambda leaves, x: [r for _, r in _program.evaluate(program, leaves, [x], visit)[1]]
   )
-  rows = [np.asarray(r, np.float64).reshape(-1, 5) for r in run(leaves, inputs)]
+  found = run(jax.tree.leaves(params), inputs)
+  rows = [np.asarray(r, np.float64).reshape(-1, 5) for r in found]
   if not rows:
     raise ValueError("apply_fn must multiply its inputs with parameters, got none.")
   table = np.concatenate(rows)

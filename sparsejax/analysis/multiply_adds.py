@@ -9,6 +9,7 @@ import numpy as np
 
 from sparsejax.analysis import _products, _program
 from sparsejax.core.leaves import align, path_string
+from sparsejax.core.masks import apply_masks
 
 PyTree = Any
 
@@ -120,7 +121,10 @@ def flops(
     leaves[name] = (int(np.count_nonzero(mask)), math.prod(leaf.shape))
   found: dict[int, _products.Product] = {}
   _products.count(program, live, names, _program.varying(program), 1, found)
-  happening = _products.nonzero(apply_fn, params, entries, inputs) if skip_zeros else {}
+  happening = {}
+  if skip_zeros:
+    masked = params if masks is None else apply_masks(params, masks)
+    happening = _products.nonzero(apply_fn, masked, inputs)
   layers: dict[str, LayerCost] = {}
   for number, product in found.items():
     counts = [leaves[name] for name in product.made_of if name in leaves]
