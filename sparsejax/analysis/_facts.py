@@ -45,6 +45,18 @@ class Facts:
     """Whether a value is a literal or made of parameters alone."""
     return not isinstance(value, int) or value not in self.varying
 
+  def array(self, value: Any) -> Any:
+    """A constant or a literal."""
+    return self.constants[value] if isinstance(value, int) else value
+
+  def paths(self, value: Any) -> tuple[str, ...]:
+    """The parameters that a constant is made of; of a literal there are none."""
+    return self.made_of[value] if isinstance(value, int) else ()
+
+  def shape(self, value: Any) -> tuple[int, ...]:
+    """Of a value or a literal, at a batch of one."""
+    return self.shapes[value] if isinstance(value, int) else np.shape(value)
+
   def variables(self, operation: Operation) -> list[int]:
     """The operands that depend on the input."""
     return [i for i in operation.inputs if not self.is_constant(i)]
@@ -123,10 +135,9 @@ class Facts:
       if isinstance(outer, int) and outer in self.stacked:
         raise ValueError("compact cannot follow a loop inside a loop ('scan').")
       value = self._whole[outer] if isinstance(outer, int) else outer
-      made_of = self.made_of[outer] if isinstance(outer, int) else ()
       if k >= p["num_consts"] and k < first:
         raise ValueError("compact cannot follow a loop that carries parameters.")
-      self._set(inner, value, made_of, stacked=k >= first)
+      self._set(inner, value, self.paths(outer), stacked=k >= first)
     self._evaluate(body)
 
 

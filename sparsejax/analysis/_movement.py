@@ -46,6 +46,7 @@ _ONE: dict[str, Callable[..., np.ndarray]] = {
   "tile": lambda p, shape, a: np.tile(a, p["reps"]),
   "transpose": lambda p, shape, a: a.transpose(p["permutation"]),
 }
+RESHAPES = frozenset(["expand_dims", "reshape", "squeeze"])
 MOVES = frozenset(
   {*_ONE, "concatenate", "optimization_barrier", "pad", "split", "stack"}
 )

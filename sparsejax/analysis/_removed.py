@@ -6,7 +6,8 @@ import numpy as np
 
 from sparsejax.analysis import _program
 from sparsejax.analysis._facts import Facts
-from sparsejax.analysis._reach import PRODUCTS, Reach
+from sparsejax.analysis._reach import Reach
+from sparsejax.analysis._rules import PRODUCTS
 from sparsejax.analysis._units import Units
 
 _TOLERANCE = 1e-6  # of the largest: positions that differ by rounding alone
@@ -85,7 +86,7 @@ def _all(program):
 def _restrict(array, out, facts, units) -> tuple[np.ndarray, bool]:
   """One example's kept elements; once where they are the same at all positions."""
   stacked, even = array.ndim - len(facts.shapes[out]), True
-  roots = units.find(units.of[out])
+  roots = units.roots(out)
   tolerance = _TOLERANCE * np.abs(array).max(initial=0)
   for axis, kept in enumerate(units.kept[out]):
     a = axis + stacked

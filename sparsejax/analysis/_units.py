@@ -5,24 +5,21 @@ operands, a convolution all positions of a channel. What remains apart can be re
 one by one, and what is kept of any value is a product of sets, one for each axis.
 """
 
-from typing import Any
-
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from sparsejax.analysis import _program
 from sparsejax.analysis._facts import Facts
-from sparsejax.analysis._movement import MOVES, move
+from sparsejax.analysis._movement import MOVES, RESHAPES, move
 from sparsejax.analysis._program import Operation, Program
-from sparsejax.analysis._reach import (
+from sparsejax.analysis._reach import Reach
+from sparsejax.analysis._rules import (
   ELEMENTWISE,
   PRODUCTS,
   REDUCTIONS,
   WINDOWS,
-  Reach,
   window_axes,
 )
+from sparsejax.analysis._union import Union
 
 _FIXED = 0  # the unit of everything that must stay
 
@@ -46,33 +43,33 @@ class Units:
     self.flat: set[int] = set()
     self.boxed: set[int] = set()
     self.kept: dict[int, list[np.ndarray]] = {}
-    self._parent = np.zeros(1, np.int64)
+    self._union = Union(_FIXED + 1)
     self._implied: list[tuple[np.ndarray, int]] = []
     self._keep = np.zeros(0, bool)
     program = facts.program
     for i in program.inputs:
-      self.of[i] = self._new(facts.shapes[i])
+      self.of[i] = self._union.new(facts.shapes[i])
       self.flat.add(i)
     self._walk(program)
     for i in program.outputs:
       if isinstance(i, int) and i in self.of:
-        self._join(self.of[i], _FIXED)
+        self._union.join(self.of[i], _FIXED)
     self._find_flat(program)
 
   def settle(self) -> None:
     """Finds what is kept: all that is alive, and what cannot be parted from it."""
     if not len(self._keep):
-      self._keep = np.zeros(len(self._parent), bool)
+      self._keep = np.zeros(len(self._union), bool)
       self._keep[_FIXED] = True
       for i, units in self.of.items():
         alive = np.broadcast_to(self.reach.alive(i), units.shape)
-        self._keep[self.find(units[alive])] = True
-    roots = {i: self.find(units) for i, units in self.of.items()}
+        self._keep[self._union.find(units[alive])] = True
+    roots = {i: self.roots(i) for i in self.of}
     while True:
       before = np.count_nonzero(self._keep)
       for units, implied in self._implied:
-        if self._keep[self.find(units)].any():
-          self._keep[self.find(np.asarray(implied))] = True
+        if self._keep[self._union.find(units)].any():
+          self._keep[self._union.find(np.asarray(implied))] = True
       for i, units in roots.items():
         if i not in self.flat or i in self.boxed:
           whole = self._box(i, self._keep[units])
@@ -86,11 +83,15 @@ class Units:
 
   def mask(self, value: int) -> np.ndarray:
     """Which elements of a value are kept."""
-    return self._keep[self.find(self.of[value])]
+    return self._keep[self.roots(value)]
+
+  def roots(self, value: int) -> np.ndarray:
+    """The unit of each element, the same for all that have been joined."""
+    return self._union.find(self.of[value])
 
   def keep(self, value: int, flags: np.ndarray) -> None:
     """Keeps the units of some elements; `settle` follows."""
-    self._keep[self.find(self.of[value][flags])] = True
+    self._keep[self._union.find(self.of[value][flags])] = True
 
   def _box(self, value: int, mask: np.ndarray) -> list[np.ndarray]:
     """The smallest product of index sets that holds a mask; whole on batch axes."""
@@ -101,48 +102,6 @@ class Units:
         some = np.ones_like(some)
       sets.append(np.flatnonzero(some))
     return sets
-
-  # Union and find, on arrays.
-
-  def _new(self, shape) -> np.ndarray:
-    first, count = len(self._parent), int(np.prod(shape, dtype=int))
-    self._parent = np.concatenate([self._parent, np.arange(first, first + count)])
-    return np.arange(first, first + count).reshape(shape)
-
-  def find(self, units: np.ndarray) -> np.ndarray:
-    """The least of the units that each has been joined with."""
-    root = self._parent[units]
-    while True:
-      above = self._parent[root]
-      if np.array_equal(above, root):
-        return root
-      root = above
-
-  def _join(self, left: np.ndarray, right: Any) -> None:
-    left, right = np.broadcast_arrays(self.find(left), self.find(np.asarray(right)))
-    differ = left != right
-    if not differ.any():
-      return
-    # Two units in one number: far quicker to make unique than rows are.
-    pairs = np.unique(left[differ] * len(self._parent) + right[differ])
-    roots, place = np.unique(
-      np.concatenate(np.divmod(pairs, len(self._parent))), return_inverse=True
-    )
-    rows, columns = place[: len(pairs)], place[len(pairs) :]
-    size = (len(roots), len(roots))
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), size)
-    count, group = connected_components(graph, directed=False)
-    least = np.full(count, len(self._parent))
-    np.minimum.at(least, group, roots)
-    self._parent[roots] = least[group]
-
-  def _join_along(self, units: np.ndarray, axes) -> np.ndarray:
-    """Makes units the same along axes; gives them with size 1 there."""
-    first = units[
-      tuple(slice(1) if a in axes else slice(None) for a in range(units.ndim))
-    ]
-    self._join(units, first)
-    return first
 
   # What each operation joins.
 
@@ -158,7 +117,7 @@ class Units:
         self.of[i] = units
         for axis, size in self.facts.batch[i].items():
           if size > 1:
-            self._join_along(units, (axis,))
+            self._union.join_along(units, (axis,))
 
   def _outputs(self, operation: Operation) -> list[np.ndarray]:
     name, shapes = operation.name, [self.facts.shapes[i] for i in operation.outputs]
@@ -171,49 +130,46 @@ class Units:
     if name in REDUCTIONS:
       return [self._reduce(operation)]
     if name in WINDOWS:
-      units = self._join_along(self.of[operation.inputs[0]], window_axes(operation))
+      units = self.of[operation.inputs[0]]
+      units = self._union.join_along(units, window_axes(operation))
       return [np.broadcast_to(units, shapes[0])]
     varying = self.facts.variables(operation)
     if name in PRODUCTS and len(varying) == 1:
       product = self._dot if name == "dot_general" else self._convolve
       return [product(operation, shapes[0])]
     for i in varying:
-      self._join(self.of[i], _FIXED)
+      self._union.join(self.of[i], _FIXED)
     return [np.full(shape, _FIXED) for shape in shapes]
 
   def _units(self, value, shape) -> np.ndarray:
     """Units of an operand; elements of a constant can be removed freely."""
-    return self._new(shape) if self.facts.is_constant(value) else self.of[value]
+    return self._union.new(shape) if self.facts.is_constant(value) else self.of[value]
 
   def _move(self, operation: Operation, shapes) -> list[np.ndarray]:
     if operation.name == "pad":
       units = self.of[operation.inputs[0]]
-      fresh = self._new(shapes[0])
+      fresh = self._union.new(shapes[0])
       return move("pad", operation.params, shapes, [units, fresh], fresh)
-    arrays = []
-    for i in operation.inputs:
-      shape = self.facts.shapes[i] if isinstance(i, int) else np.shape(i)
-      arrays.append(self._units(i, shape))
+    arrays = [self._units(i, self.facts.shape(i)) for i in operation.inputs]
     return move(operation.name, operation.params, shapes, arrays)
 
-  def _spread(self, value, units: np.ndarray, shape) -> np.ndarray:
+  def _spread(self, units: np.ndarray, shape) -> np.ndarray:
     """Units of a value that is repeated along some axes."""
-    roots = self.find(units)
+    roots = self._union.find(units)
     if units.size < np.prod(shape) and (roots == roots.flat[0]).all():
       # What is repeated must stay if any copy does, but copies can be removed.
-      fresh = self._new(shape)
+      fresh = self._union.new(shape)
       self._implied.append((fresh, int(roots.flat[0])))
       return fresh
     return np.broadcast_to(units, shape)
 
   def _broadcast(self, operation: Operation, shape) -> np.ndarray:
-    value = operation.inputs[0]
-    units = self.of[value]
+    units = self.of[operation.inputs[0]]
     wide = [1] * len(shape)
     dims = operation.params["broadcast_dimensions"]
     for axis, size in zip(dims, units.shape, strict=True):
       wide[axis] = size
-    return self._spread(value, units.reshape(wide), shape)
+    return self._spread(units.reshape(wide), shape)
 
   def _elementwise(self, operation: Operation, shape) -> np.ndarray:
     found = None
@@ -223,11 +179,11 @@ class Units:
       units = self.of[i]
       if not units.shape:
         units = units.reshape((1,) * len(shape))
-      units = self._spread(i, units, shape)
+      units = self._spread(units, shape)
       if found is None:
         found = units
       else:
-        self._join(found, units)
+        self._union.join(found, units)
     assert found is not None
     return found
 
@@ -235,12 +191,12 @@ class Units:
     axes = tuple(operation.params["axes"])
     units = self.of[operation.inputs[0]]
     free = [a for a in range(units.ndim) if a not in axes]
-    roots = self.find(units)
+    roots = self._union.find(units)
     alike = all((roots == roots.take([0], a)).all() for a in free)
     if operation.name == "reduce_sum" and alike and roots.size > 1:
       self.contracts.add(operation.outputs[0])
       return np.full([units.shape[a] for a in free], _FIXED)
-    units = self._join_along(units, axes)
+    units = self._union.join_along(units, axes)
     return units.reshape([units.shape[a] for a in free])
 
   def _dot(self, operation: Operation, shape) -> np.ndarray:
@@ -249,10 +205,10 @@ class Units:
     value = operation.inputs[side]
     units = self.of[value]
     if batch[0]:
-      self._join(units, _FIXED)
+      self._union.join(units, _FIXED)
       return np.full(shape, _FIXED)
     free = [a for a in range(units.ndim) if a not in axes[side]]
-    self._join_along(units, free)
+    self._union.join_along(units, free)
     # The result has the left operand's free axes, then the right's.
     mine = range(len(free)) if side == 0 else range(len(shape) - len(free), len(shape))
     return self._fresh(shape, [a for a in range(len(shape)) if a not in mine])
@@ -261,17 +217,18 @@ class Units:
     p = operation.params
     if self.facts.is_constant(operation.inputs[0]) or p["batch_group_count"] > 1:
       for i in self.facts.variables(operation):
-        self._join(self.of[i], _FIXED)
+        self._union.join(self.of[i], _FIXED)
       return np.full(shape, _FIXED)
     dims, groups = p["dimension_numbers"], p["feature_group_count"]
     units = self.of[operation.inputs[0]]
     channel, feature = dims.lhs_spec[1], dims.out_spec[1]
-    units = self._join_along(units, [a for a in range(units.ndim) if a != channel])
+    others = [a for a in range(units.ndim) if a != channel]
+    units = self._union.join_along(units, others)
     if groups == 1:
       return self._fresh(shape, [feature])
     # A group of channels stays or goes whole, with its features.
     by_group = units.reshape(groups, -1)
-    self._join(by_group, by_group[:, :1])
+    self._union.join(by_group, by_group[:, :1])
     wide = [1] * len(shape)
     wide[feature] = shape[feature]
     each = np.repeat(by_group[:, 0], shape[feature] // groups).reshape(wide)
@@ -280,7 +237,7 @@ class Units:
   def _fresh(self, shape, axes) -> np.ndarray:
     """A new unit for every index of some axes, the same along the others."""
     wide = [size if a in axes else 1 for a, size in enumerate(shape)]
-    return np.broadcast_to(self._new(wide), shape)
+    return np.broadcast_to(self._union.new(wide), shape)
 
   def _walk_scan(self, operation: Operation) -> None:
     """The layers of a loop have one set of units, for they have one shape."""
@@ -292,25 +249,23 @@ class Units:
         continue
       shape = self.facts.shapes[inner]
       if self.facts.is_constant(outer):
-        self.of[inner] = self._new(shape)
+        self.of[inner] = self._union.new(shape)
       else:
         units = self.of[outer]
-        self.of[inner] = self._join_along(units, (0,))[0] if k >= first else units
+        self.of[inner] = self._union.join_along(units, (0,))[0] if k >= first else units
     self._walk(body)
     for k, (out, inner) in enumerate(zip(operation.outputs, body.outputs, strict=True)):
       shape = self.facts.shapes[out]
       units = self._units(inner, shape if k < carries else shape[1:])
       if k < carries:
-        self._join(units, self.of[body.inputs[consts + k]])
+        self._union.join(units, self.of[body.inputs[consts + k]])
       self.of[out] = np.broadcast_to(units, shape)
 
   def _find_flat(self, program: Program) -> None:
     """Values that are made of the input's pixels one by one."""
     for operation in program.operations:
       varying = self.facts.variables(operation)
-      simple = operation.name in ELEMENTWISE or operation.name in (
-        *("convert_element_type", "copy", "expand_dims", "reshape", "squeeze"),
-      )
+      simple = operation.name in ELEMENTWISE or operation.name in RESHAPES
       if len(varying) != 1 or varying[0] not in self.flat or not simple:
         continue
       out = operation.outputs[0]

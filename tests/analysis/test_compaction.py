@@ -229,6 +229,15 @@ def test_a_shortcut_of_dead_units_is_its_border():
     assert small.shapes == {"c": ((3, 4), (3, 2)), "d": ((4, 2), (2, 2))}
 
 
+def test_a_barrier_of_several_values():
+  def net(p, x):
+    h, same = jax.lax.optimization_barrier((x @ p, 2.0 * x))
+    return h @ p + same
+
+  w = jnp.eye(3).at[1].set(0.0)
+  assert check(net, w, (3,), sizes=(2,)).shapes
+
+
 def test_masks_and_other_containers():
   mlp = models.MLP((6,), 3)
   variables = pruned(mlp, (4,), 1.0, 1.0)
