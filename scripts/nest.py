@@ -17,7 +17,13 @@ import pathlib
 import numpy as np
 from absl import app, flags, logging
 
-from sparsejax.training import metrics, results, synthesis, synthesis_plots
+from sparsejax.training import (
+  metrics,
+  results,
+  synthesis,
+  synthesis_milestones,
+  synthesis_plots,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Name of a run: config, variant, seeds.
@@ -70,7 +76,7 @@ def train(run: str, seed: int) -> None:
   config = get_config(name, variant)
   config.seed = seed
   workdir = run_dir(run, seed)
-  done = synthesis.read_milestones(workdir) if workdir.exists() else []
+  done = synthesis_milestones.read(workdir) if workdir.exists() else []
   if len(done) < len(config.milestones):
     print(f"{run}, seed {seed}", flush=True)
     if len(synthesis.grow_and_prune(config, workdir)) < len(config.milestones):
@@ -82,7 +88,7 @@ def finished(run: str, milestone: int) -> dict[int, dict]:
   """The records of a milestone, by seed."""
   found = {}
   for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
-    records = synthesis.read_milestones(folder)
+    records = synthesis_milestones.read(folder)
     if len(records) > milestone:
       found[int(folder.name.removeprefix("seed="))] = records[milestone]
   return found
@@ -151,7 +157,7 @@ def path_rows() -> list[dict]:
   for run in ("lenet300", "lenet5"):
     paths = []
     for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
-      if len(synthesis.read_milestones(folder)) < (2 if run == "lenet300" else 1):
+      if len(synthesis_milestones.read(folder)) < (2 if run == "lenet300" else 1):
         continue
       paths.append([record["connections"] for record in metrics.read(folder)])
     for metric, pick in (

@@ -1,10 +1,7 @@
 """Grow-and-prune synthesis from a config to compact networks: `grow_and_prune`."""
 
 import functools
-import io
-import json
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import growth, models
+from sparsejax.analysis import flops, live_parameters, sizes
 from sparsejax.training import augment, checkpoint, data, errors, interrupt
 from sparsejax.training import config as config_lib
 from sparsejax.training import metrics as metrics_lib
@@ -23,6 +21,7 @@ from sparsejax.training import run as run_lib
 from sparsejax.training import step as step_lib
 from sparsejax.training import synthesis_config as fields
 from sparsejax.training import synthesis_growth as policies
+from sparsejax.training import synthesis_milestones as milestones
 from sparsejax.training import workdir as workdir_lib
 
 PyTree = Any
@@ -89,45 +88,7 @@ def grow_and_prune(
       run.say("Stopped; the same command goes on.")
     finally:
       run.close()
-  return read_milestones(path)
-
-
-def read_milestones(workdir: os.PathLike | str) -> list[dict[str, Any]]:
-  """Returns what `grow_and_prune` wrote of each milestone, in order."""
-  found = sorted(pathlib.Path(workdir).glob("milestone_*.json"))
-  return [json.loads(file.read_text()) for file in found]
-
-
-def load_milestone(
-  workdir: os.PathLike | str, index: int
-) -> tuple[Any, PyTree, PyTree, PyTree]:
-  """Reads a network that `grow_and_prune` kept.
-
-  Args:
-    workdir: of the run.
-    index: of the milestone.
-
-  Returns:
-    The flax module, its params (masked), its masks, and what else it keeps.
-  """
-  path = pathlib.Path(workdir)
-  config = json.loads((path / "config.json").read_text())
-  record = json.loads((path / f"milestone_{index}.json").read_text())
-  model = models.create(
-    config["model"],
-    num_classes=record["num_classes"],
-    features=tuple(record["features"]),
-    **config["model_kwargs"],
-  )
-  trees: dict[str, Any] = {"params": {}, "masks": {}, "state": {}}
-  with np.load(path / f"milestone_{index}.npz") as arrays:
-    for name, array in arrays.items():
-      *parts, leaf = name.split("/")
-      node = trees
-      for part in parts:
-        node = node.setdefault(part, {})
-      node[leaf] = jnp.asarray(array)
-  return model, trees["params"], trees["masks"], trees["state"]
+  return milestones.read(path)
 
 
 class _Run:
@@ -330,16 +291,22 @@ class _Run:
     chain = self.capacity(network.doublings).chain
     masks = sj.masks(network.train.opt_state)
     _, live = growth.unit_importance(masks, network.train.params, chain)
-    connections = int(growth.size(masks, chain).connections)
+    connections = policies.connections(masks)
     return connections, tuple(int(units.sum()) for units in live)
 
   def _record(self, network: Network) -> dict[str, Any]:
-    chain = self.capacity(network.doublings).chain
-    masks = sj.masks(network.train.opt_state)
-    sizes = growth.size(masks, chain)
+    model, state = self.capacity(network.doublings).model, network.train
+    masks, params = sj.masks(state.opt_state), state.params
+    apply = lambda params, x: model.apply({"params": params, **state.model_state}, x)
+    shape = (1, *self.dataset.train.images.shape[1:])
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    there = live_parameters(apply, params, masks, image)
+    connections, units = self.size(network)
     return {
-      **{name: int(n) for name, n in sizes._asdict().items()},
-      "units": list(self.size(network)[1]),
+      "connections": connections,
+      "parameters": sizes(params, there).live,
+      "multiply_adds": int(flops(apply, params, masks, image).multiply_adds),
+      "units": list(units),
       "live": {name: int(m.sum()) for name, m in run_lib.named(masks).items()},
       "train_error": network.error,
     }
@@ -390,15 +357,7 @@ class _Run:
       "masks": sj.masks(state.opt_state),
       "state": state.model_state,
     }
-    arrays = {name: np.asarray(x) for name, x in run_lib.named(trees).items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    file = self.path / f"milestone_{milestone}.npz"
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(file)
-    text = json.dumps(record, indent=1) + "\n"
-    workdir_lib.write_text(self.path / f"milestone_{milestone}.json", text)
+    milestones.write(self.path, milestone, record, trees)
     self.say(
       f"  milestone {milestone}: {record['parameters']:,} parameters,"
       f" {record['multiply_adds']:,} multiply-adds, test error"

@@ -138,8 +138,7 @@ def grow(
     wanted = treedef.unflatten(
       jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
     )
-  live = int(growth.size(masks, chain).connections)
-  count = round(config.growth_connections * live)
+  count = round(config.growth_connections * connections(masks))
   masks = growth.grow_connections(masks, wanted, chain, np.int32(count))
   return with_masks(state._replace(params=params), masks)
 
@@ -149,6 +148,11 @@ def with_masks(state: step_lib.TrainState, masks: PyTree) -> step_lib.TrainState
   opt_state = sj.with_masks(state.opt_state, masks)
   params = sj.apply_masks(state.params, sj.masks(opt_state))
   return state._replace(params=params, opt_state=opt_state)
+
+
+def connections(masks: PyTree) -> int:
+  """How many weights are live."""
+  return sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
 
 
 def missing_units(

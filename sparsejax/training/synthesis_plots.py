@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
-from sparsejax.training import metrics, synthesis
+from sparsejax.training import metrics
+from sparsejax.training import synthesis_milestones as milestones_lib
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
 _FAINT, _GRID = "#7a8191", "#e6e8ee"
@@ -21,11 +22,11 @@ def write(workdir: os.PathLike | str) -> None:
   """
   path = pathlib.Path(workdir)
   records = metrics.read(path)
-  milestones = synthesis.read_milestones(path)
+  milestones = milestones_lib.read(path)
   connections(records, milestones).savefig(path / "connections.png", dpi=160)
   masks = []
   for i, _ in enumerate(milestones):
-    mask = synthesis.load_milestone(path, i)[2]
+    mask = milestones_lib.load(path, i)[2]
     first = mask[min(mask)]["kernel"]
     if first.ndim == 2 and round(first.shape[0] ** 0.5) ** 2 == first.shape[0]:
       masks.append(np.asarray(first))
@@ -40,7 +41,7 @@ def connections(
 
   Args:
     records: of `metrics.read`.
-    milestones: of `synthesis.read_milestones`.
+    milestones: of `synthesis_milestones.read`.
 
   Returns:
     A figure of one panel, its counts in powers of ten.

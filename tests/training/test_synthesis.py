@@ -17,6 +17,7 @@ from sparsejax.training import (
   metrics,
   synthesis,
   synthesis_config,
+  synthesis_milestones,
   synthesis_plots,
 )
 
@@ -81,7 +82,7 @@ def test_connections_rise_then_fall(run):
 
 def test_milestones_are_networks(run):
   path, milestones = run
-  model, params, masks, _ = synthesis.load_milestone(path, 1)
+  model, params, masks, _ = synthesis_milestones.load(path, 1)
   chain = growth.layers(model, (8, 8, 1))
   sizes = growth.size(masks, chain)
   assert int(sizes.parameters) == milestones[1]["parameters"]
