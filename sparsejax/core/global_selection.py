@@ -1,6 +1,7 @@
 """Selection over all layers of a network at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from sparsejax.core.reduce import count
 from sparsejax.core.selection import largest_byte
 
 Array = jax.Array
+PyTree = Any
 
 
 def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
@@ -48,6 +50,30 @@ def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
     raise ValueError(f"where must have scores' shapes {shapes[0]}, got {shapes[1]}.")
   if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
     raise TypeError(f"k must be an integer, got {jnp.result_type(k)}.")
+  return _split(scores, k, where, [0] * len(scores))
+
+
+def split_layers(scores: PyTree, k, where: PyTree, budgets: PyTree) -> Array:
+  """`split_k` over the layers of trees, among them the rows of stacked leaves.
+
+  Args:
+    scores: tree of floating arrays of one dtype.
+    k: how many are taken in all; an integer, may be traced.
+    where: tree of bool arrays, the candidates.
+    budgets: tree of int32, which tells stacked leaves.
+
+  Returns:
+    int32 array (layers,), in the order of `to_vector`. Stacked leaves stay whole:
+    their rows may lie on several devices.
+
+  Raises:
+    TypeError: the scores are no floats of one dtype.
+  """
+  rows = [b.ndim for b in jax.tree.leaves(budgets)]
+  return _split(jax.tree.leaves(scores), k, jax.tree.leaves(where), rows)
+
+
+def _split(scores, k, where, rows) -> Array:
   dtypes = {x.dtype for x in scores}
   if len(dtypes) != 1:
     raise TypeError(
@@ -58,12 +84,12 @@ def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
   keys = [ordered_bits(s, w) for s, w in zip(scores, where, strict=True)]
   word = keys[0].dtype
   levels = -(-max(jnp.finfo(scores[0].dtype).bits, 16) // 8)
-  rows = [0] * len(keys)
   with jax.enable_x64(True):
     zero = jnp.int64(0)
 
     def totals(masks):
-      return jnp.stack([count(m).astype(jnp.int64) for m in masks])
+      found = [jnp.atleast_1d(count(m, r)) for m, r in zip(masks, rows, strict=True)]
+      return jnp.concatenate(found).astype(jnp.int64)
 
     candidates = jnp.sum(totals([x > 0 for x in keys]))
     k = jnp.clip(jnp.asarray(k).astype(jnp.int64), zero, candidates)

@@ -31,22 +31,6 @@ def top_k_masks(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
   return treedef.unflatten(select(leaves, k, jax.tree.leaves(where), rows))
 
 
-def layers(tree: PyTree, budgets: PyTree) -> list[Array]:
-  """The layers of a tree as a list: leaves, or the rows of stacked leaves.
-
-  Args:
-    tree: tree of arrays.
-    budgets: tree of int32, which tells stacked leaves.
-
-  Returns:
-    A list of arrays, in the order of `to_vector`.
-  """
-  found = []
-  for leaf, budget in zip(jax.tree.leaves(tree), jax.tree.leaves(budgets), strict=True):
-    found += list(leaf) if budget.ndim else [leaf]
-  return found
-
-
 def usable(scores: PyTree, where: PyTree) -> Array:
   """Whether no candidate's score is NaN or +inf; -inf is a legal "never".
 

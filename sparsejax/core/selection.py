@@ -222,7 +222,8 @@ def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
     byte = candidate.astype(jnp.uint8)
     if missing.ndim == 0:
       # The layers of one selection are summed in the wider type.
-      return sum(count(x >= byte).astype(missing.dtype) for x in digits)
+      found = zip(digits, rows, strict=True)
+      return sum(jnp.sum(count(x >= byte, r).astype(missing.dtype)) for x, r in found)
     # Layers that are done are counted too: a branch a layer costs more than that.
     found = [
       count(x >= b, r).reshape(x.shape[:r] if r else (1,))

@@ -10,8 +10,8 @@ import numpy as np
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
 from sparsejax.core.checks import check_number, check_score
-from sparsejax.core.global_selection import split_k
-from sparsejax.core.layerwise import layers, top_k_masks, usable
+from sparsejax.core.global_selection import split_layers
+from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
 Array = jax.Array
@@ -69,7 +69,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     if scope == "global":
       with jax.enable_x64(True):
         total = jnp.sum(keep.astype(jnp.int64))
-      keep = split_k(layers(scores, budgets), total, layers(masks, budgets))
+      keep = split_layers(scores, total, masks, budgets)
     keep = jnp.maximum(keep, jnp.minimum(budget, 1))
     keep_best = top_k_masks if structure is None else structure.keep
     masks = keep_best(scores, from_vector(keep, budgets), masks)

@@ -6,8 +6,8 @@ import numpy as np
 
 from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
 from sparsejax.core.checks import check_callable, check_score
-from sparsejax.core.global_selection import split_k
-from sparsejax.core.layerwise import layers, top_k_masks, usable
+from sparsejax.core.global_selection import split_layers
+from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.structures.base import check_fixed
 from sparsejax.core.types import (
   Distribution,
@@ -74,7 +74,7 @@ def prune_to(
     shapes = layer_shapes(masks, budgets)
     if distribution is None:
       total = total_budget(shapes, target)
-      budget = split_k(layers(scores, budgets), total, layers(everything, budgets))
+      budget = split_layers(scores, total, everything, budgets)
     else:
       budget = laid_out(distribution, shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
