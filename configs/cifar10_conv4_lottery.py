@@ -12,29 +12,8 @@ points more accurate at 11.1 %.
 
 from ml_collections import config_dict
 
-from sparsejax import training
 from sparsejax.training import lottery_config
 
 
 def get_config() -> config_dict.ConfigDict:
-  train = training.default_config()
-  train.dataset = "cifar10"
-  train.centering = "none"
-  train.model = "conv4"
-  train.model_kwargs = {"initialization": "glorot_normal"}
-  train.optimizer = "adam"
-  train.learning_rate = 3e-4
-  train.lr_schedule = "constant"
-  train.momentum = 0.9
-  train.weight_decay = 0.0
-  train.batch_size = 60
-  train.num_epochs = 33
-  train.num_seeds = 5
-  c = lottery_config.default_config()
-  c.train = train
-  c.rounds = 20
-  c.prune_fraction = 0.2
-  c.prune_rates = {"conv": 0.1, "dense3": 0.1}
-  c.controls = {"reinit": tuple(range(2, 21, 2)), "random_reinit": (10, 20)}
-  c.one_shot_levels = (5, 10, 15, 20)
-  return c
+  return lottery_config.conv_net(4, learning_rate=3e-4, num_epochs=33, conv_rate=0.1)

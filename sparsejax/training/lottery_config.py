@@ -56,6 +56,54 @@ def default_config() -> config_dict.ConfigDict:
   return c.lock()
 
 
+def conv_net(
+  depth: int, learning_rate: float, num_epochs: int, conv_rate: float
+) -> config_dict.ConfigDict:
+  """Returns what the experiments on Conv-2, Conv-4 and Conv-6 share.
+
+  As in the paper: Adam on batches of 60 CIFAR-10 images, 20 % of the dense layers and
+  10 % of the output layer a round.
+
+  Args:
+    depth: convolutions: 2, 4 or 6.
+    learning_rate: of Adam.
+    num_epochs: of a level, 750 steps each.
+    conv_rate: the fraction of the convolutions' live weights that goes in a round.
+
+  Returns:
+    A `ConfigDict` of `default_config`'s fields.
+
+  References:
+    Frankle & Carbin 2019, "The lottery ticket hypothesis", figure 2.
+
+  Example:
+    >>> c = conv_net(6, learning_rate=3e-4, num_epochs=40, conv_rate=0.15)
+    >>> c.train.model, c.prune_rates.conv
+    ('conv6', 0.15)
+  """
+  train = config_lib.default_config()
+  train.dataset = "cifar10"
+  train.centering = "none"
+  train.model = f"conv{depth}"
+  train.model_kwargs = {"initialization": "glorot_normal"}
+  train.optimizer = "adam"
+  train.learning_rate = learning_rate
+  train.lr_schedule = "constant"
+  train.momentum = 0.9
+  train.weight_decay = 0.0
+  train.batch_size = 60
+  train.num_epochs = num_epochs
+  train.num_seeds = 5
+  c = default_config()
+  c.train = train
+  c.rounds = 20
+  c.prune_fraction = 0.2
+  c.prune_rates = {"conv": conv_rate, "dense3": 0.1}
+  c.controls = {"reinit": tuple(range(2, 21, 2)), "random_reinit": (10, 20)}
+  c.one_shot_levels = (5, 10, 15, 20)
+  return c
+
+
 def _levels(value: Any) -> bool:
   return all(type(n) is int and n >= 1 for n in value)
 
