@@ -64,7 +64,7 @@ def cases() -> dict[str, tuple[str, Any]]:
   lenet("bernoulli", "signed_constant/bernoulli", "bernoulli")
   for kept in CONV_KEPT:
     for init in INITIALIZATIONS:
-      config = get_config("cifar10_conv4_supermask", f"{init},{kept}")
+      config = get_config("cifar10_conv_supermask", f"{init},{kept}")
       config.update(dataset="mnist", augmentation="none", num_epochs=1)
       config.update(validation_fraction=1 - CONV_IMAGES / 60_000)
       found[f"conv4_mnist/{init}/kept={kept:g}"] = "conv4", config
