@@ -10,9 +10,9 @@ share the workdir with different --runs or --seeds. Rows of runs that the workdi
 not have, and rows of other metrics, stay as they are.
 """
 
-import importlib.util
 import json
 import pathlib
+import runpy
 
 import numpy as np
 from absl import app, flags, logging
@@ -58,13 +58,7 @@ _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
 def get_config(name: str, variant: str):
-  path = ROOT / f"configs/{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
+  return runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](variant)
 
 
 def run_dir(run: str, seed: int) -> pathlib.Path:

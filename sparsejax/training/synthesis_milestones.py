@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import models
+from sparsejax.core.archives import read_archive, write_archive
 from sparsejax.training import run as run_lib
 from sparsejax.training import workdir as workdir_lib
 
@@ -31,10 +32,7 @@ def write(
     trees: `params`, `masks` and `state`, as `load` gives them back.
   """
   arrays = {name: np.asarray(x) for name, x in run_lib.named(trees).items()}
-  temporary = workdir / f"milestone_{index}.tmp"
-  with temporary.open("wb") as file:
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-  temporary.replace(workdir / f"milestone_{index}.npz")
+  write_archive(workdir / f"milestone_{index}.npz", arrays)
   text = json.dumps(record, indent=1) + "\n"
   workdir_lib.write_text(workdir / f"milestone_{index}.json", text)
 
@@ -65,11 +63,11 @@ def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, P
     **config["model_kwargs"],
   )
   trees: dict[str, Any] = {"params": {}, "masks": {}, "state": {}}
-  with np.load(path / f"milestone_{index}.npz") as arrays:
-    for name, array in arrays.items():
-      *parts, leaf = name.split("/")
-      node = trees
-      for part in parts:
-        node = node.setdefault(part, {})
-      node[leaf] = jnp.asarray(array)
+  arrays = read_archive(path / f"milestone_{index}.npz", "grow_and_prune")
+  for name, array in arrays.items():
+    *parts, leaf = name.split("/")
+    node = trees
+    for part in parts:
+      node = node.setdefault(part, {})
+    node[leaf] = jnp.asarray(array)
   return model, trees["params"], trees["masks"], trees["state"]
