@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import lottery
-from sparsejax.training import errors, interrupt
-from sparsejax.training import lottery as lottery_lib
+from sparsejax.training import errors, interrupt, lottery_start
 from sparsejax.training import lottery_config as config_lib
 from sparsejax.training import lottery_levels as levels
 from sparsejax.training import lottery_setup as setup_lib
@@ -112,7 +111,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
     ).members
 
   if level:
-    (params, state), masks = lottery_lib.start(setup, path, Cell("ticket", level))
+    (params, state), masks = lottery_start.start(setup, path, Cell("ticket", level))
     members = lottery.stack_members(setup.restarted, keys, params, masks, state)
     tx = setup.restarted
   else:

@@ -13,7 +13,13 @@ import pytest
 import sparsejax as sj
 from sparsejax import lottery, models
 from sparsejax.core.leaves import path_string
-from sparsejax.training import errors, lottery_config, lottery_levels, lottery_report
+from sparsejax.training import (
+  errors,
+  lottery_config,
+  lottery_levels,
+  lottery_report,
+  lottery_start,
+)
 from sparsejax.training import lottery as lottery_lib
 from sparsejax.training import lottery_instability as instability_lib
 from sparsejax.training import lottery_setup as setup_lib
@@ -117,12 +123,12 @@ def test_levels_are_on_the_ladder(setup, whole):
 
 def test_what_levels_start_from(setup, whole):
   path, _ = whole
-  rewound = _weights(setup, path, lottery_lib.REWIND)[0]
-  initial = _weights(setup, path, lottery_lib.INITIAL)[0]
+  rewound = _weights(setup, path, lottery_start.REWIND)[0]
+  initial = _weights(setup, path, lottery_start.INITIAL)[0]
   assert (rewound["dense1"]["kernel"] != initial["dense1"]["kernel"]).any()
   final = _weights(setup, path, Cell("ticket", 1))[0]
   ticket, control = Cell("ticket", 2), Cell("reinit", 2)
-  (params, _), masks = lottery_lib.start(setup, path, ticket)
+  (params, _), masks = lottery_start.start(setup, path, ticket)
   np.testing.assert_array_equal(params["dense1"]["kernel"], rewound["dense1"]["kernel"])
   np.testing.assert_array_equal(
     masks["dense1"]["kernel"], _masks(setup, path, ticket)["dense1"]["kernel"]
@@ -130,16 +136,16 @@ def test_what_levels_start_from(setup, whole):
   other = setup._replace(
     config=lottery_config.complete({**TINY, "restart": "fine_tune"})
   )
-  (params, _), _ = lottery_lib.start(other, path, ticket)
+  (params, _), _ = lottery_start.start(other, path, ticket)
   np.testing.assert_array_equal(params["dense1"]["kernel"], final["dense1"]["kernel"])
-  (params, _), _ = lottery_lib.start(setup, path, control)
+  (params, _), _ = lottery_start.start(setup, path, control)
   new, live = (
     np.asarray(params["dense1"]["kernel"]),
     np.asarray(masks["dense1"]["kernel"]),
   )
   assert (new[~live] == 0).all()
   assert (new[live] != rewound["dense1"]["kernel"][live]).all()
-  (params, _), shuffled = lottery_lib.start(setup, path, Cell("random", 1))
+  (params, _), shuffled = lottery_start.start(setup, path, Cell("random", 1))
   masks = _masks(setup, path, Cell("ticket", 1))
   new, old = shuffled["dense1"]["kernel"], masks["dense1"]["kernel"]
   assert new.sum((1, 2)).tolist() == old.sum((1, 2)).tolist()
@@ -289,7 +295,7 @@ def test_a_fraction_that_would_empty_a_layer(setup, whole):
   path, _ = whole
   c = lottery_config.complete({**TINY, "prune_rates": {"dense2": 0.999}})
   with pytest.raises(errors.ConfigError, match="leave a live weight in every layer"):
-    lottery_lib.start(setup._replace(config=c), path, Cell("ticket", 1))
+    lottery_start.start(setup._replace(config=c), path, Cell("ticket", 1))
 
 
 def test_frozen_values(setup, whole):
@@ -298,9 +304,9 @@ def test_frozen_values(setup, whole):
   c = lottery_config.complete({**TINY, "mask_zero": "init"})
   other = setup_lib.prepare(c)
   assert isinstance(other.restarted, optax.GradientTransformationExtraArgs)
-  (params, _), masks = lottery_lib.start(setup, path, Cell("ticket", 1))
-  held = lottery_lib._held(other, path, params, masks)
-  initial = _weights(setup, path, lottery_lib.INITIAL)[0]
+  (params, _), masks = lottery_start.start(setup, path, Cell("ticket", 1))
+  held = lottery_start.held(other, path, params, masks)
+  initial = _weights(setup, path, lottery_start.INITIAL)[0]
   dead = ~np.asarray(masks["dense1"]["kernel"])
   np.testing.assert_array_equal(
     np.asarray(held["dense1"]["kernel"])[dead], initial["dense1"]["kernel"][dead]
