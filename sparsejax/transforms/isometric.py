@@ -66,7 +66,8 @@ def isometric(
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update, before the support is
       put back.
-    retract: whether the supported matrix is made orthogonal again after a mask update.
+    retract: whether the supported matrix is made orthogonal again after a mask update;
+      that multiplies matrices, which move where they lie on several devices.
 
   Returns:
     An optax transformation; see `sparsify`.
