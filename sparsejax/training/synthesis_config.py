@@ -92,13 +92,17 @@ def complete(config: Mapping[str, Any]) -> Any:
     >>> complete({"density": 0.1}).density
     0.1
   """
+  if not isinstance(config, Mapping | config_dict.ConfigDict):
+    raise errors.ConfigError(f"config must be a dict of fields; got {config!r}")
   full: Any = default_config()
   for name, value in config.items():
     if name not in full:
-      close = difflib.get_close_matches(name, list(full), 1)
+      close = difflib.get_close_matches(str(name), list(full), 1)
       hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
       raise errors.ConfigError(f"config has no field {name!r}; {hint}")
     if name == "model_kwargs":
+      if not isinstance(value, Mapping | config_dict.ConfigDict):
+        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
       full[name] = config_dict.ConfigDict(dict(value))
       continue
     kind = type(full[name])
@@ -119,6 +123,7 @@ def complete(config: Mapping[str, Any]) -> Any:
     _require(full, name, 0 < full[name] < math.inf, "above 0 and finite")
   for name in ("growth_connections", "weight_decay", "patience", "uses_power"):
     _require(full, name, full[name] >= 0, "at least 0")
+  _require(full, "seed", 0 <= full.seed < 2**31, "in [0, 2**31)")
   inputs = full.inputs in ("standardized", "unit")
   _require(full, "inputs", inputs, "standardized or unit")
   for name in ("connections_by", "units_by"):

@@ -147,6 +147,8 @@ def test_capacity_doubles_where_it_is_full(tmp_path):
     ("connections_by", "chance", "must be gradient or random"),
     ("milestones", (100, 200), "fewer and fewer connections"),
     ("densty", 0.1, "did you mean 'density'"),
+    ("model_kwargs", 3, "model_kwargs must be a dict; got 3"),
+    ("seed", 2**31, r"seed must be in \[0, 2\*\*31\); got 2147483648"),
   ],
 )
 def test_fields_are_checked_before_any_work(tmp_path, field, value, rule):
