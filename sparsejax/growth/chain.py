@@ -177,11 +177,11 @@ def between(source: Array, target: Array, layer: Layer) -> Array:
 
 
 class Size(NamedTuple):
-  """What a masked chain holds and costs; int32 scalars.
+  """What a masked chain holds and costs; int32 scalars, so each below 2^31.
 
   Attributes:
     connections: live weights.
-    parameters: live weights and the biases of live units.
+    parameters: live weights and the biases of live units; norms have none here.
     multiply_adds: of one image's forward pass; two floating-point operations each.
   """
 
@@ -191,7 +191,9 @@ class Size(NamedTuple):
 
 
 def size(masks: PyTree, chain: tuple[Layer, ...]) -> Size:
-  """Counts what is live.
+  """Counts what is live, traceably.
+
+  `analysis.flops` and `analysis.sizes` count any model, on the host.
 
   Args:
     masks: as in `live_units`.
