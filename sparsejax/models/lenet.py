@@ -84,6 +84,8 @@ class LeNet5(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
+    if len(self.features) != 3:
+      raise ValueError(f"features must hold 3 widths; got {len(self.features)}.")
     for i, features in enumerate(self.features[:2], 1):
       kernel_init, bias_init = self.initialization(25 * x.shape[-1])
       x = Conv(
