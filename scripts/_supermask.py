@@ -15,7 +15,6 @@ import optax
 
 import sparsejax as sj
 from sparsejax import lottery, models, training
-from sparsejax.lottery.criteria import criterion
 from sparsejax.training import config as config_lib
 from sparsejax.training import data, functions, methods, optimizers, run, step
 from sparsejax.training import supermask as variants
@@ -174,7 +173,7 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
 
   def masked(name, density, constant):
     def one(before, after, key):
-      scores = criterion(name, before, after, everything, key)
+      scores = lottery.criterion(name, before, after, everything, key)
       masks = sj.masks_from_scores(
         scores, density, where=lambda path, leaf: True, distribution=sj.uniform
       )
