@@ -4,11 +4,13 @@ Nothing in such a file is unpickled or extracted: an archive whose members have 
 outside of it, or hold objects, is read as an archive with odd names, or refused.
 """
 
+import contextlib
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,18 +27,36 @@ def write_archive(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     OSError: it cannot be written; what was there stays.
   """
   target = _checked(path)
-  folder, name = os.path.split(os.path.abspath(target))
+  folder = os.path.dirname(os.path.abspath(target))
   if os.path.isdir(target):
     raise IsADirectoryError(f"path must be a file, got the folder {target!r}.")
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"path must be in a folder that is there, got {target!r}.")
+  with replacing(target) as file:
+    np.savez(file, allow_pickle=False, **arrays)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a new file that takes a path's place whole, if nothing is raised meanwhile.
+
+  Args:
+    path: of the file, in a folder that is there.
+
+  Yields:
+    The new file, to be written.
+
+  Raises:
+    OSError: it cannot be written; what was there stays.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
   handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
   try:
     with os.fdopen(handle, "wb") as file:
-      np.savez(file, allow_pickle=False, **arrays)
+      yield file
     # `mkstemp` makes files that only their owner reads.
     os.chmod(temporary, 0o644)
-    os.replace(temporary, target)
+    os.replace(temporary, path)
   except BaseException:
     os.unlink(temporary)
     raise

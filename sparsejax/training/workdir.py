@@ -4,12 +4,12 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from sparsejax.core import archives
 from sparsejax.training import config as config_lib
 from sparsejax.training import errors
 
@@ -112,17 +112,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     WorkdirError: if it cannot be written.
   """
   try:
-    handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=path.name, suffix=".tmp"
-    )
-    try:
-      with os.fdopen(handle, "w") as file:
-        file.write(text)
-      # `mkstemp` makes files that only their owner reads.
-      os.chmod(temporary, 0o644)
-      os.replace(temporary, path)
-    except BaseException:
-      os.unlink(temporary)
-      raise
+    with archives.replacing(path) as file:
+      file.write(text.encode())
   except OSError as e:
     raise errors.WorkdirError(f"{path} cannot be written: {e.strerror or e}") from e
