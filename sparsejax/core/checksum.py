@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sparsejax.core.leaves import check_masks
+
 Array = jax.Array
 PyTree = Any
 _GOLDEN = 0x9E3779B9
@@ -183,8 +185,5 @@ def _ends(values: Array) -> tuple[Array, Array]:
 
 
 def _checked(masks: PyTree) -> list[Array]:
-  leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(masks)]
-  for leaf in leaves:
-    if leaf.dtype != bool:
-      raise TypeError(f"masks must be bool, got {leaf.dtype}.")
-  return leaves
+  check_masks(masks)
+  return [jnp.asarray(leaf) for leaf in jax.tree.leaves(masks)]

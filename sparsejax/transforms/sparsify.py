@@ -93,6 +93,7 @@ def sparsify(
       otherwise after it, with its moments from after it.
     momentum_decay: where the inner optimizer holds no momentum, keep a running
       average m = decay m + g of the gradients as `inputs.moments`; None keeps none.
+      What is not finite in a gradient adds nothing to it.
     structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; None for
       any. Budgets are rounded to what it can hold.
 
