@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparsejax.core.checks import check_callable, check_integer, check_optimizer
 from sparsejax.lottery import member as member_lib
 from sparsejax.lottery.member import Effective, Loss, Member, Population
 
@@ -127,6 +128,7 @@ def train_population(
     A `Population`, its metrics on the host.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range.
 
   Example:
@@ -144,6 +146,12 @@ def train_population(
     >>> jnp.abs(done.members.params["kernel"][:, 3, 0]).round(1).tolist()
     [2.0, 0.0]
   """
+  check_optimizer("tx", tx)
+  check_callable("loss", loss, "a function of (params, model_state, batch, key)", 4)
+  for name, look in (("validate", validate), ("measure", measure)):
+    if look is not None:
+      what = "a function of (params, model_state, held_out)"
+      check_callable(name, look, what, 3)
   count = len(members.key)
   examples = {len(leaf) for leaf in jax.tree.leaves(data)}
   if len(examples) != 1:
@@ -154,10 +162,11 @@ def train_population(
     ("start", start, 0, None),
     ("steps", steps, start + 1, None),
     ("every", every, 1, None),
-    ("together", together, 1, None),
+    ("together", 1 if together is None else together, 1, None),
     *(("measure_at", at, start + 1, steps) for at in measure_at),
   ):
-    if value is not None and not (low <= value and (high is None or value <= high)):
+    check_integer(name, value)
+    if not (low <= value and (high is None or value <= high)):
       limit = f"in [{low}, {high}]" if high else f"at least {low}"
       raise ValueError(f"{name} must be {limit}, got {value}.")
   if together is None:

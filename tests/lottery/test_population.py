@@ -263,6 +263,19 @@ def test_bad_input(data, kwargs, match):
     train(population(), data, **kwargs)
 
 
+@pytest.mark.parametrize(
+  ("kwargs", "match"),
+  [
+    ({"batch_size": 1.5}, r"batch_size must be an integer, got 1\.5"),
+    ({"tx": 0.1}, r"tx must be an optax optimizer, got 0\.1"),
+    ({"validate": loss}, r"validate must be a function of \(params, model_state, held"),
+  ],
+)
+def test_wrong_types(data, kwargs, match):
+  with pytest.raises(TypeError, match=match):
+    train(population(), data, **kwargs)
+
+
 def test_bad_members():
   keys = jax.random.split(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="params must have the leading axis of keys"):
