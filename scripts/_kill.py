@@ -49,7 +49,7 @@ class Trials:
     whole_config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"]()
     whole_config.update_from_flattened_dict(settings(epochs))
     self._prepared = run.prepare(whole_config)
-    self._target = jax.eval_shape(self._prepared.program.init, self._prepared.seeds)
+    self._target = run.target(self._prepared)
     folder.mkdir(parents=True, exist_ok=True)
     # Compiled once for all runs, and imported once: what is tested is what is written.
     os.environ |= {

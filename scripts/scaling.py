@@ -29,7 +29,7 @@ from sparsejax.training import results
 
 _OUT = flags.DEFINE_string("out", "results/scaling.json", "The results file.")
 _TABLE = flags.DEFINE_string("table", "docs/scaling.md", "The table in the docs.")
-_QUICK = flags.DEFINE_bool("quick", False, "Only the smallest program, for tests.")
+_QUICK = flags.DEFINE_bool("quick", False, "Only the smallest program; writes nothing.")
 
 COMPILED = (8, 16, 64)  # virtual devices
 EXTRAPOLATED = (512, 4096)
@@ -273,9 +273,10 @@ def main(argv: list[str]) -> None:
     print(f"{size} parameters: {i + 1} of {len(sizes)}", flush=True)
     rows += rows_of(size, *SIZES[size], devices)
   rows += packing(SIZES[sizes[0]][0])
-  results.write_results(_OUT.value, "scaling", rows)
-  pathlib.Path(_TABLE.value).write_text(table(rows))
   print(table(rows))
+  if not _QUICK.value:
+    results.write_results(_OUT.value, "scaling", rows)
+    pathlib.Path(_TABLE.value).write_text(table(rows))
 
 
 if __name__ == "__main__":
