@@ -8,8 +8,7 @@ processes may share the workdir with different `--cases` (regular expressions).
 steps at 10,000 layers takes about 15 minutes on two CPU cores, and 8 more for the test
 set; a depth of 1,000 a tenth of that.
 
-Expect about 90 % on MNIST at 10,000 layers after 300 steps of 16 images, 86 % with the
-trunk left at its initialization, and 10 % from Gaussian kernels.
+The whole table has not been made yet: about nine hours on two CPU cores.
 """
 
 import json
