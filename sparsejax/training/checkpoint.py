@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sparsejax.core.leaves import check_arrays
 from sparsejax.training import config as config_lib
-from sparsejax.training import distributed, errors
+from sparsejax.training import distributed, errors, named_arrays
 from sparsejax.training import workdir as workdir_lib
 
 PyTree = Any
@@ -81,11 +80,11 @@ class Checkpoints:
     if not jax.tree.leaves(state):
       raise ValueError("state must hold at least one array, got an empty tree.")
     check_arrays("state", state)
-    arrays = _flatten(state)
+    arrays = named_arrays.flatten(state)
     meta = {
       "format": FORMAT,
       "config": self._stamp,
-      "arrays": _describe(arrays),
+      "arrays": named_arrays.describe(arrays),
       "extra": extra,
     }
     folder = self._directory / str(step)
@@ -142,7 +141,7 @@ class Checkpoints:
           continue
         self._check_belongs(step, meta, target)
         arrays = self._read_arrays(step, target)
-        good = Restored(_unflatten(target, arrays), meta["extra"], [])
+        good = Restored(named_arrays.unflatten(target, arrays), meta["extra"], [])
         break
       except _ForeignError as e:
         foreign = e
@@ -191,12 +190,12 @@ class Checkpoints:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # Tracing, which names the arrays, loses where they lie.
     places = {
-      _name(path): getattr(x, "sharding", None)
+      named_arrays.path_name(path): getattr(x, "sharding", None)
       for path, x in jax.tree_util.tree_leaves_with_path(target)
     }
     abstract = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name] or device)
-      for name, x in jax.eval_shape(_flatten, target).items()
+      for name, x in jax.eval_shape(named_arrays.flatten, target).items()
     }
     restored = self._manager.restore(
       step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
@@ -218,7 +217,7 @@ class Checkpoints:
       raise errors.CheckpointError(
         f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
       )
-    wanted = _describe(jax.eval_shape(_flatten, target))
+    wanted = named_arrays.describe(jax.eval_shape(named_arrays.flatten, target))
     changed = config_lib.difference(meta["arrays"], wanted)
     if changed:
       raise errors.CheckpointError(
@@ -237,38 +236,6 @@ class Checkpoints:
         shutil.move(self._directory / str(step), aside / str(step))
     distributed.wait("damaged checkpoints are set aside")
     self._manager = self._open()
-
-
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _is_key(x: Any) -> bool:
-  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _flatten(state: PyTree) -> dict[str, jax.Array]:
-  """Names each array by its path; keys become their data, which all can read."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  named = {
-    _name(path): jax.random.key_data(x) if _is_key(x) else x for path, x in leaves
-  }
-  if len(named) != len(leaves):
-    raise ValueError("two arrays of the state have the same path")
-  return named
-
-
-def _unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(target)
-  restored = []
-  for path, like in leaves:
-    x = arrays[_name(path)]
-    restored.append(jax.random.wrap_key_data(x) if _is_key(like) else x)
-  return jax.tree.unflatten(treedef, restored)
-
-
-def _describe(arrays: dict[str, jax.Array]) -> dict[str, str]:
-  return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
