@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_key
 from sparsejax.core.leaves import align
 from sparsejax.core.random import leaf_keys, uniform_like
 
@@ -67,6 +68,10 @@ def criterion(
     >>> bool(criterion("large_final_same_sign", w_i, w_f, live).argmin() == 2)
     True
   """
+  if not isinstance(name, str):
+    raise TypeError(f"name must be a criterion's, got {name!r}.")
+  if key is not None:
+    check_key("key", key)
   rule, sign = name, 0
   for suffix, value in _SIGNS.items():
     if suffix and name.endswith(suffix):

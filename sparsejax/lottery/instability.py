@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.checks import check_callable, check_integer
+
 Array = jax.Array
 PyTree = Any
 # Instability below it counts as none (Frankle et al. 2020), in percent of error.
@@ -61,8 +63,8 @@ def error_on_line(
     >>> error_on_line(square, jnp.float32(-1), jnp.float32(1), points=3).tolist()
     [1.0, 0.0, 1.0]
   """
-  if points < 2:
-    raise ValueError(f"points must be at least 2, got {points}.")
+  check_callable("error", error, "a function of the network", 1)
+  check_integer("points", points, 2)
   alphas = jnp.linspace(0.0, 1.0, points)
   return jax.lax.map(lambda a: error(interpolate(first, second, a)), alphas)
 

@@ -11,8 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sparsejax.core.checks import (
+  check_callable,
+  check_integer,
+  check_mapping,
+  check_number,
+)
 from sparsejax.core.layerwise import top_k_masks, usable
-from sparsejax.core.leaves import Where, align, choose, path_string, selected
+from sparsejax.core.leaves import (
+  Where,
+  align,
+  check_masks,
+  choose,
+  path_string,
+  selected,
+)
 from sparsejax.core.random import true_like
 from sparsejax.core.reduce import count
 from sparsejax.lottery.second_order import keep_best
@@ -87,6 +100,9 @@ def prune(
     >>> masks["a"].tolist(), masks["b"].tolist()
     ([[True, False, True, True]], [[True, False]])
   """
+  check_masks(masks)
+  if score is not None:
+    check_callable("score", score, "a function of (params, masks)", 2)
   if scope not in _SCOPES:
     raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
   if scope == "global" and rates:
@@ -138,8 +154,7 @@ def ladder(
     21.07%
     13.52%
   """
-  if rounds < 0:
-    raise ValueError(f"rounds must be at least 0, got {rounds}.")
+  check_integer("rounds", rounds, 0)
   shares = layer_rates(list(sizes), fraction, rates)
   steps = [dict(sizes)]
   for _ in range(rounds):
@@ -173,10 +188,8 @@ def keep_rate(density: float, rounds: int) -> float:
     >>> round(keep_rate(0.5, 3), 4)
     0.7937
   """
-  if not 0 < density <= 1:
-    raise ValueError(f"density must be in (0, 1], got {density}.")
-  if rounds < 1:
-    raise ValueError(f"rounds must be at least 1, got {rounds}.")
+  check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
+  check_integer("rounds", rounds, 1)
   return math.pow(density, 1 / rounds)
 
 
@@ -199,13 +212,14 @@ def layer_rates(
     >>> layer_rates(["conv1/kernel", "dense1/kernel"], 0.2, {"conv": 0.1})
     [0.1, 0.2]
   """
-  rates = rates or {}
+  rates = {} if rates is None else rates
+  check_mapping("rates", rates, "from a regex to a fraction")
   for name, value in (("fraction", fraction), *rates.items()):
     if isinstance(value, Tracer):
       continue
-    if isinstance(value, bool) or not 0 < value < 1:
-      where = name if name == "fraction" else f"rates[{name!r}]"
-      raise ValueError(f"{where} must be in (0, 1), got {value}.")
+    where = name if name == "fraction" else f"rates[{name!r}]"
+    known = np.asarray(value)[()] if isinstance(value, Array) else value
+    check_number(where, known, "be in (0, 1)", lambda v: 0 < v < 1)
   for pattern in rates:
     if not any(re.search(pattern, path) for path in paths):
       raise ValueError(f"rates must match layers, got {pattern!r} for {list(paths)}.")

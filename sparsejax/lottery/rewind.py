@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.budgets import apportion
+from sparsejax.core.checks import check_callable, check_key
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.leaves import align
 from sparsejax.core.masks import apply_masks
@@ -88,6 +89,9 @@ def mask_one(
   """
   if action not in MASK_ONE:
     raise ValueError(f"action must be one of {', '.join(MASK_ONE)}, got {action!r}.")
+  check_key("key", key)
+  if fresh is not None:
+    check_callable("fresh", fresh, "a function of a key", 1)
   if action == "rewind":
     return apply_masks(params, masks)
   leaves, treedef = jax.tree.flatten(params)

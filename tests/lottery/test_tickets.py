@@ -89,6 +89,25 @@ def test_bad_pruning(kwargs, match):
     lottery.prune(params, lottery.dense_masks(params), **kwargs)
 
 
+@pytest.mark.parametrize(
+  ("function", "args", "kwargs", "match"),
+  [
+    (lottery.ladder, (LENET, "x"), {}, "fraction must be a number, got 'x'"),
+    (lottery.ladder, (LENET,), {"rounds": 1.5}, "rounds must be an integer, got 1.5"),
+    (lottery.ladder, (LENET,), {"rates": [1]}, "rates must be a mapping from a regex"),
+    (lottery.keep_rate, (0.5, 1.5), {}, "rounds must be an integer, got 1.5"),
+    (lottery.prune, (LENET, jnp.ones(3)), {}, "masks must be bool, got float32"),
+    (lottery.prune, ({}, {}), {"score": 3}, r"score must be a function of \(params"),
+    (lottery.criterion, (3, {}, {}, {}), {}, "name must be a criterion's, got 3"),
+    (lottery.mask_one, ("rewind", {}, {}, 3), {}, "key must be a PRNG key"),
+    (lottery.error_on_line, (3, {}, {}), {}, "error must be a function of the network"),
+  ],
+)
+def test_wrong_types(function, args, kwargs, match):
+  with pytest.raises(TypeError, match=match):
+    function(*args, **kwargs)
+
+
 def test_keep_rate():
   assert lottery.keep_rate(0.2107, 7) ** 7 == pytest.approx(0.2107)
   with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
