@@ -14,10 +14,9 @@ def select(mask: Array, on: Array, off: Array) -> Array:
 
   w = -int(mask);  bits(y) = (bits(on) & w) | (bits(off) & ~w)
 
-  XLA's CPU code for a select by bytes of floats costs more than the memory it moves:
-  around an SGD-momentum step of ResNet-50 `where` was seen at 1.15 times the step,
-  and at 1.28 with masked gradients, this at 1.07 and 1.10. Elsewhere such a step waits
-  for memory alone.
+  XLA's CPU code for a select by bytes of floats costs more than the memory it moves,
+  this does not; elsewhere such a step waits for memory alone. What a masked step costs
+  is measured by `scripts/benchmarks/selection.py`.
 
   Args:
     mask: bools.
