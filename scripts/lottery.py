@@ -20,16 +20,14 @@ is to change, and the defaults, which the files of configs/ replace:
 """
 
 import pathlib
-import subprocess
 import sys
 
 import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sparsejax.training import errors, lottery, lottery_config, lottery_report
+from sparsejax.training import errors, lottery, lottery_config, lottery_report, results
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
   for name, value in lottery_config.default_config().to_dict().items()
@@ -43,19 +41,14 @@ _WORKDIR = flags.DEFINE_string(
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Train nothing.")
 
 
-def commit() -> str:
-  command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  return done.stdout.strip()
-
-
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
-      lottery.run_experiment(_CONFIG.value, workdir, commit=commit())
+      commit = results.commit(12) or ""
+      lottery.run_experiment(_CONFIG.value, workdir, commit=commit)
     print(lottery_report.write(workdir))
   except KeyboardInterrupt:
     print("Stopped. The same command goes on with the level that was under way.")

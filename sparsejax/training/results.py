@@ -124,7 +124,7 @@ def environment() -> dict[str, Any]:
   """
   return {
     "command": _command(),
-    "commit": _commit(),
+    "commit": commit(),
     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     "hardware": _hardware(),
     "versions": _versions(),
@@ -141,8 +141,21 @@ def _command():
   return shlex.join(words)
 
 
-def _commit():
-  """The checkout's commit, `+` if files differ from it, or None outside of one."""
+def commit(digits: int = 40) -> str | None:
+  """Returns the commit of the program that runs.
+
+  Args:
+    digits: how many of its hash are wanted; git takes more where they are ambiguous.
+
+  Returns:
+    Its hash, `+` behind it if files of the program differ from it; None outside of a
+    checkout.
+
+  Example:
+    >>> found = commit(12)
+    >>> found is None or len(found.removesuffix("+")) >= 12
+    True
+  """
   here = pathlib.Path(__file__).parent
 
   def git(*arguments):
@@ -154,7 +167,7 @@ def _commit():
     # Installed into an environment inside another project's checkout, it is not ours.
     git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return git("rev-parse", "HEAD") + ("+" if changed else "")
+    return git("rev-parse", f"--short={digits}", "HEAD") + ("+" if changed else "")
   except (OSError, subprocess.CalledProcessError):
     return None
 
