@@ -3,6 +3,7 @@
 import ast
 import difflib
 import pathlib
+import runpy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,16 @@ def configs(script: str) -> str:
     f"  configs/{file:<{width}}  {text.partition(chr(10))[0]}"
     for file, text in fit.items()
   )
+
+
+def load_config(path: str | pathlib.Path, *variant: str) -> Any:
+  """What a config file's `get_config` gives, for a variant of it.
+
+  Args:
+    path: of the file; one of this project's is `ROOT / "configs/digits.py"`.
+    *variant: as behind the colon in `--config=path.py:variant`; none is the default.
+  """
+  return runpy.run_path(str(path))["get_config"](*variant)
 
 
 def override(config: Any) -> Any:

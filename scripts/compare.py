@@ -14,9 +14,7 @@ them on an accelerator (fewer where memory does not suffice) and one on a CPU, w
 nothing would be gained. --write_only trains nothing.
 """
 
-import importlib.util
 import pathlib
-import subprocess
 import sys
 
 import _command_line
@@ -25,9 +23,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
-from sparsejax.training import comparison, comparison_report
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from sparsejax.training import comparison, comparison_report, results
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -44,18 +40,7 @@ def make_config(method: str):
   """The config's variant for a method, with what the command line changes."""
   flag = flags.FLAGS["config"]
   path, *_ = config_flags.get_config_filename(flag).split(":")
-  spec = importlib.util.spec_from_file_location("config", path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return _command_line.override(module.get_config(method))
-
-
-def commit() -> str:
-  command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  return done.stdout.strip()
+  return _command_line.override(_command_line.load_config(path, method))
 
 
 def train(workdir: pathlib.Path) -> None:
@@ -71,7 +56,7 @@ def train(workdir: pathlib.Path) -> None:
     comparison.cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
     seeds,
     together=together,
-    commit=commit(),
+    commit=results.commit(12) or "",
     say=lambda line: print(line, flush=True),
     verbose=sys.stderr.isatty(),
   )

@@ -10,10 +10,8 @@ one that was stopped goes on; several processes may share the workdir with diffe
 of which the workdir has no run keep the row they have.
 """
 
-import importlib.util
 import json
 import pathlib
-import subprocess
 import sys
 
 import _command_line
@@ -22,6 +20,7 @@ from absl import flags, logging
 from sparsejax import training
 from sparsejax.training import results
 
+ROOT = _command_line.ROOT
 # Error in percent and standard error, from the data in the authors' repository.
 PAPER = {
   "lenet300": {0.01: 2.36, 0.02: 1.99, 0.05: 1.53, 0.10: 1.33},
@@ -32,26 +31,15 @@ PAPER_SEM = {
   "lenet5": {0.01: 0.04, 0.02: 0.022, 0.05: 0.021},
 }
 SEEDS = {"lenet300": 5, "lenet5": 3}
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "results/mnist_sparse_momentum.json"), "The table to write."
+  "out", str(ROOT / "results/mnist_sparse_momentum.json"), "The table."
 )
 _MODELS = flags.DEFINE_multi_enum("models", list(PAPER), list(PAPER), "Which models.")
 _DENSITIES = flags.DEFINE_list("densities", None, "Which densities; all by default.")
 _EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs a run; the config's.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
-
-
-def get_config(model: str):
-  path = ROOT / f"configs/mnist_{model}.py"
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config("sparse_momentum")
 
 
 def run_dir(model: str, density: float, seed: int) -> pathlib.Path:
@@ -63,19 +51,15 @@ def train(model: str, density: float, seed: int) -> bool:
   if (workdir / "summary.json").exists():
     return True
   print(f"{model}, density {density:g}, seed {seed}", flush=True)
-  config = get_config(model)
+  path = ROOT / f"configs/mnist_{model}.py"
+  config = _command_line.load_config(path, "sparse_momentum")
   config.update(density=density, seed=seed, log_every=540)
   if _EPOCHS.value:
     config.num_epochs = _EPOCHS.value
   finished = training.train_and_evaluate(config, workdir).finished
   if finished:
-    (workdir / "commit").write_text(commit())
+    (workdir / "commit").write_text(results.commit(12) or "")
   return finished
-
-
-def commit() -> str:
-  command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-  return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def rows() -> list[dict]:

@@ -12,10 +12,10 @@ not have, and rows of other metrics, stay as they are.
 
 import json
 import pathlib
-import runpy
 
+import _command_line
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from sparsejax.training import (
   metrics,
@@ -25,7 +25,7 @@ from sparsejax.training import (
   synthesis_plots,
 )
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = _command_line.ROOT
 # Name of a run: config, variant, seeds.
 RUNS = {
   "lenet300": ("mnist_lenet300_nest", "", 3),
@@ -57,17 +57,14 @@ _SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
-def get_config(name: str, variant: str):
-  return runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](variant)
-
-
 def run_dir(run: str, seed: int) -> pathlib.Path:
   return pathlib.Path(_WORKDIR.value) / run / f"seed={seed}"
 
 
 def train(run: str, seed: int) -> None:
   name, variant, _ = RUNS[run]
-  config = get_config(name, variant)
+  path = ROOT / f"configs/{name}.py"
+  config = _command_line.load_config(path, variant)
   config.seed = seed
   workdir = run_dir(run, seed)
   done = synthesis_milestones.read(workdir) if workdir.exists() else []
@@ -188,4 +185,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

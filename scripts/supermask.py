@@ -16,17 +16,17 @@ of them by the same config.
 
 import json
 import pathlib
-import runpy
 from typing import Any
 
+import _command_line
 import _supermask
 import _theory
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from sparsejax.training import results
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = _command_line.ROOT
 KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
 INITIALIZATIONS = ("signed_constant", "kaiming_normal")
 PARTS = ("lenet300", "heuristics", "bernoulli", "conv4", "scaled", "selection")
@@ -43,7 +43,8 @@ _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
 def get_config(name: str, variant: str):
-  return runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"](variant)
+  path = ROOT / f"configs/{name}.py"
+  return _command_line.load_config(path, variant)
 
 
 def cases() -> dict[str, tuple[str, Any]]:
@@ -165,4 +166,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)
