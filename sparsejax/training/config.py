@@ -187,28 +187,7 @@ def complete(config: Mapping[str, Any]) -> Any:
     sparsejax.training.errors.ConfigError: config has no field 'densty'; did you mean
     'density'?
   """
-  if not isinstance(config, Mapping | config_dict.ConfigDict):
-    raise errors.ConfigError(f"config must be a dict of fields; got {config!r}")
-  full: Any = default_config()
-  for name, value in config.items():
-    if name not in full:
-      close = difflib.get_close_matches(str(name), list(full), 1)
-      hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
-      raise errors.ConfigError(f"config has no field {name!r}; {hint}")
-    if name.endswith("_kwargs") or name == "lr_scales":
-      if not isinstance(value, Mapping | config_dict.ConfigDict):
-        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
-      full[name] = config_dict.ConfigDict(dict(value))
-      continue
-    if name == "mesh":
-      full.mesh = _mesh(full.mesh, value)
-      continue
-    kind = type(full[name])
-    # bool is an int to Python, but `num_epochs=True` is a mistake.
-    exact = kind is float and type(value) is int
-    if type(value) is not kind and not exact:
-      raise errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
-    full[name] = value
+  full = filled(default_config(), config, mesh=_mesh)
   for name, (rule, text) in _RULES.items():
     if not rule(full[name]):
       raise errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")
@@ -224,10 +203,49 @@ def complete(config: Mapping[str, Any]) -> Any:
   return config_dict.FrozenConfigDict(full)
 
 
+def filled(
+  defaults: config_dict.ConfigDict, config: Mapping[str, Any], **nested: Callable
+) -> Any:
+  """Fills a config up with defaults; fields and their types are checked.
+
+  Args:
+    defaults: every field; changed in place.
+    config: some of them, as a `ConfigDict` or a dict. A field that is a `ConfigDict`
+      by default takes any dict, a float takes an integer too.
+    **nested: for dicts with rules of their own, `(default, value) -> ConfigDict`.
+
+  Returns:
+    `defaults`.
+
+  Raises:
+    ConfigError: naming the field that is not there, or the type it must have.
+  """
+  if not isinstance(config, Mapping | config_dict.ConfigDict):
+    raise errors.ConfigError(f"config must be a dict of fields; got {config!r}")
+  for name, value in config.items():
+    if name not in defaults:
+      close = difflib.get_close_matches(str(name), list(defaults), 1)
+      known = ", ".join(defaults)
+      hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
+      raise errors.ConfigError(f"config has no field {name!r}; {hint}")
+    default = defaults[name]
+    if isinstance(default, config_dict.ConfigDict):
+      if not isinstance(value, Mapping | config_dict.ConfigDict):
+        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
+      fill = nested.get(name, lambda _, value: config_dict.ConfigDict(dict(value)))
+      defaults[name] = fill(default, value)
+      continue
+    kind = type(default)
+    # bool is an int to Python, but `num_epochs=True` is a mistake.
+    exact = kind is float and type(value) is int
+    if type(value) is not kind and not exact:
+      raise errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
+    defaults[name] = value
+  return defaults
+
+
 def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
   """Fills the mesh's fields up and checks their types."""
-  if not isinstance(given, Mapping | config_dict.ConfigDict):
-    raise errors.ConfigError(f"mesh must be a dict; got {given!r}")
   for name, value in given.items():
     if name not in mesh:
       raise errors.ConfigError(

@@ -1,6 +1,5 @@
 """The fields of a lottery ticket experiment, with their defaults and rules."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -156,25 +155,8 @@ def complete(config: Any) -> Any:
       ...
     sparsejax.training.errors.ConfigError: prune_fraction must be in (0, 1); got 1.0
   """
-  full: Any = default_config()
-  for name, value in config.items():
-    if name not in full:
-      close = difflib.get_close_matches(name, list(full), 1)
-      hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
-      raise errors.ConfigError(f"config has no field {name!r}; {hint}")
-    if isinstance(full[name], config_dict.ConfigDict):
-      if not isinstance(value, Mapping | config_dict.ConfigDict):
-        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
-      if name == "train":
-        train: Any = value
-        full.train = config_dict.ConfigDict(config_lib.complete(train))
-      else:
-        full[name] = config_dict.ConfigDict(dict(value))
-      continue
-    kind = type(full[name])
-    if type(value) is not kind and not (kind is float and type(value) is int):
-      raise errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
-    full[name] = value
+  train = lambda _, given: config_dict.ConfigDict(config_lib.complete(given))
+  full = config_lib.filled(default_config(), config, train=train)
   for name, (rule, text) in _RULES.items():
     if not rule(full[name]):
       raise errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")

@@ -1,6 +1,5 @@
 """The fields of a grow-and-prune run, with their defaults and rules."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from ml_collections import config_dict
 
 from sparsejax import growth
 from sparsejax.training import augment, data, errors
+from sparsejax.training import config as config_lib
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -92,23 +92,7 @@ def complete(config: Mapping[str, Any]) -> Any:
     >>> complete({"density": 0.1}).density
     0.1
   """
-  if not isinstance(config, Mapping | config_dict.ConfigDict):
-    raise errors.ConfigError(f"config must be a dict of fields; got {config!r}")
-  full: Any = default_config()
-  for name, value in config.items():
-    if name not in full:
-      close = difflib.get_close_matches(str(name), list(full), 1)
-      hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(full)}"
-      raise errors.ConfigError(f"config has no field {name!r}; {hint}")
-    if name == "model_kwargs":
-      if not isinstance(value, Mapping | config_dict.ConfigDict):
-        raise errors.ConfigError(f"{name} must be a dict; got {value!r}")
-      full[name] = config_dict.ConfigDict(dict(value))
-      continue
-    kind = type(full[name])
-    if type(value) is not kind and not (kind is float and type(value) is int):
-      raise errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
-    full[name] = value
+  full = config_lib.filled(default_config(), config)
   if full.dataset not in (*data.NAMES, *data.NOT_IN_MEMORY):
     raise errors.ConfigError(
       f"dataset must be one of {', '.join(data.NAMES)}; got {full.dataset!r}"
