@@ -51,14 +51,14 @@ def count(x: Array, rows: int = 0) -> Array:
 
 
 def replicated(x: Array) -> Array:
-  """Gives numbers of layers to all devices, as explicit axes want it said.
+  """Gives numbers of layers or units to all devices, as explicit axes want it said.
 
-  Those of a tensor whose stacked layers are spread over devices are spread too, and
+  Those of a tensor whose layers or units are spread over devices are spread too, and
   could not be put together with other tensors'. On automatic axes the compiler sees to
   it.
 
   Args:
-    x: one number a layer.
+    x: one number a layer or a unit.
 
   Returns:
     The same.

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.reduce import replicated
+
 Array = jax.Array
 PyTree = Any
 
@@ -118,12 +120,12 @@ def by_channel(kernel: Array, inputs: int) -> Array:
 
 def fan_in(mask: Array) -> Array:
   """Whether each unit of the output has a live connection: bool (features,)."""
-  return jnp.any(mask, axis=tuple(range(mask.ndim - 1)))
+  return replicated(jnp.any(mask, axis=tuple(range(mask.ndim - 1))))
 
 
 def fan_out(mask: Array, inputs: int) -> Array:
   """Whether each unit of the input has a live connection: bool (inputs,)."""
-  return jnp.any(by_channel(mask, inputs), axis=(0, 2))
+  return replicated(jnp.any(by_channel(mask, inputs), axis=(0, 2)))
 
 
 def live_units(masks: PyTree, chain: tuple[Layer, ...]) -> list[Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks
+from sparsejax.core.reduce import replicated
 from sparsejax.growth.chain import Layer, between, fan_in, fan_out, get, live_units, put
 
 Array = jax.Array
@@ -177,8 +178,9 @@ def unit_importance(
       below = chain[i - 1]
       lower = get(masks, below.path)
       axes = tuple(range(lower.ndim - 1))
-      out = out * _squares(get(weights, below.path), lower).sum(axes)
-    importance.append(jnp.sqrt(out))
+      into = _squares(get(weights, below.path), lower).sum(axes)
+      out = replicated(out) * replicated(into)
+    importance.append(replicated(jnp.sqrt(out)))
   inputs = fan_out(get(masks, chain[0].path), chain[0].inputs)
   return importance, [inputs, *live_units(masks, chain)[:-1]]
 
