@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from sparsejax.core.budgets import apportion, live_counts, mean_scores
 from sparsejax.core.checks import check_score
 from sparsejax.core.layerwise import usable
+from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.reduce import count
-from sparsejax.core.selection import select
+from sparsejax.core.structures.fan_in import top_k_along
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
 Array = jax.Array
@@ -57,8 +58,7 @@ def grow_per_neuron(score: Score) -> MaskTransform:
           "grow_per_neuron must get layers of rank 2 or more, got shape "
           f"{mask.shape[budget.ndim :]}."
         )
-      fill = jax.vmap(_fill) if budget.ndim else _fill
-      return fill(s, mask, missing)
+      return mask | _woken(s, mask, missing)
 
     masks = jax.tree.map(grown, masks, scores, budgets)
     return topology._replace(masks=masks, finite=finite), state
@@ -66,13 +66,17 @@ def grow_per_neuron(score: Score) -> MaskTransform:
   return MaskTransform(lambda params: (), update)
 
 
-def _fill(score: Array, mask: Array, missing: Array) -> Array:
-  """One layer's mask with `missing` more weights live."""
-  # The outputs lead, as rows: a transpose stays on its device, a reshape does not.
-  score, mask = jnp.moveaxis(score, -1, 0), jnp.moveaxis(mask, -1, 0)
-  rows = jnp.zeros(mask.shape[0], jnp.int32)
+def _woken(score: Array, mask: Array, missing: Array) -> Array:
+  """The dead weights to wake, as many a layer as are missing."""
+  # Outputs lead in what is summed up: a transpose stays on its device.
+  rows = missing.ndim
+  dead = ~jnp.moveaxis(mask, -1, rows)
+  neurons = dead.shape[: rows + 1]
   with jax.enable_x64(True):
-    means = mean_scores([score], [jnp.ones_like(mask)], [rows])
-  given = apportion(means, missing, count(~mask, 1))
-  [woken] = select([score], given, [~mask], [1])
-  return jnp.moveaxis(mask | woken, 0, -1)
+    budgets = [jnp.zeros(neurons, jnp.int32)]
+    means = mean_scores([jnp.moveaxis(score, -1, rows)], [jnp.ones_like(dead)], budgets)
+  share = jax.vmap(apportion) if rows else apportion
+  given = share(means, missing, count(dead, rows + 1))
+  given = given.reshape(*given.shape[:rows], *(1,) * (mask.ndim - rows - 1), -1)
+  inputs = tuple(range(rows, mask.ndim - 1))
+  return top_k_along(ordered_bits(score, ~mask), given, inputs)
