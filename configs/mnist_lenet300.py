@@ -7,8 +7,9 @@ About two minutes on one CPU core. Expect a test error of 1.57 % (mean of 5 seed
 standard error 0.016); the paper's at this density is 1.53 %. Other densities are in
 results/mnist_sparse_momentum.json.
 
-Variants, as in `--config=configs/mnist_lenet300.py:rigl`: sparse_momentum (the
-default), sparse_evolution, rigl, static_sparse, gradual_magnitude, dense.
+Variants, as in `--config=configs/mnist_lenet300.py:rigl`: the names of
+sparsejax/training/methods.py; sparse_momentum is the default.
+results/mnist_methods.json compares them.
 """
 
 from ml_collections import config_dict
@@ -31,4 +32,15 @@ def get_config(variant: str = "sparse_momentum") -> config_dict.ConfigDict:
   c.batch_size = 100
   c.num_epochs = 100
   training.use_method(c, variant)
+  # What grows at random takes many trials. Chosen on validation images with seed 0.
+  if variant == "dsr":
+    # At 1 % of the weights a tenth of them, once an epoch, ends at 96.9 %; three tenths
+    # at 97.2 %; and five times as often at 97.6 %.
+    c.update_every = 100
+    c.drop_fraction = c.final_drop_fraction = 0.3
+  elif variant == "deep_r":
+    # At 2 % this pull towards zero ends at 98.0 %, 1e-5 at 97.6 %, 5e-4 at 94.6 %.
+    c.method_kwargs = config_dict.ConfigDict({"l1": 1e-4})
+    c.update_every = 20
+    c.end_fraction = 0.75
   return c
