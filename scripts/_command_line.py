@@ -1,4 +1,4 @@
-"""What the scripts with a --config share: mistakes end in lines that help."""
+"""What the scripts share: flags, whose mistakes end in lines that help, and configs."""
 
 import ast
 import difflib
@@ -40,6 +40,9 @@ def parse(argv: list[str]) -> list[str]:
       _check_there(argv[0], given[-1].partition("=")[2])
   try:
     return flags.FLAGS(argv)
+  except SystemExit:
+    # What absl ends with where it has shown the help that was asked for.
+    sys.exit(0 if _asks_for_help(argv) else 1)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
     # ml_collections hands over a whole traceback, whose last line says what is wrong.
     lines = str(e).strip().splitlines()

@@ -19,7 +19,9 @@ from ml_collections import config_flags
 from sparsejax import training
 from sparsejax.training import synthesis, synthesis_plots
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="A file of configs/.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "A directory for this run alone.")
 
 

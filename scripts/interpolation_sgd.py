@@ -21,7 +21,9 @@ from sparsejax.training import results
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
 OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
-RESULTS = flags.DEFINE_string("results", "results/interpolation_sgd.json", "file")
+RESULTS = flags.DEFINE_string(
+  "results", "results/interpolation_sgd.json", "results file"
+)
 QUICK = flags.DEFINE_bool("quick", False, "fewer runs; no MNIST kernel")
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 400)

@@ -15,13 +15,14 @@ import json
 import pathlib
 import sys
 
+import _command_line
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from sparsejax.training import errors, lottery_levels, lottery_report, results
 from sparsejax.training.lottery_levels import Cell
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = _command_line.ROOT
 SOURCE = "Frankle & Carbin 2019, section 2, figures 3 and 4"
 # (level, metric, against the control): the paper's, an independent reproduction's.
 PAPER = {
@@ -145,4 +146,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

@@ -17,10 +17,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import _command_line
 import _damage
 import _kill
 import _long_runs
-from absl import app, flags, logging
+from absl import flags, logging
 
 from sparsejax.training import results
 
@@ -30,7 +31,7 @@ RESULTS = flags.DEFINE_string("results", "results/reliability.json", "results fi
 WRITE_ONLY = flags.DEFINE_bool("write_only", False, "write what is recorded, run none")
 QUICK = flags.DEFINE_bool("quick", False, "a few trials of each, no results file")
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = _command_line.ROOT
 
 
 class Case(NamedTuple):
@@ -183,4 +184,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)

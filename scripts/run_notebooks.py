@@ -15,13 +15,14 @@ import pathlib
 import sys
 import time
 
+import _command_line
 import jupytext
 import nbformat
-from absl import app, flags, logging
+from absl import flags, logging
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = _command_line.ROOT
 
 _PAIR = flags.DEFINE_bool("pair", False, "Write the .ipynb files and run nothing.")
 _FULL = flags.DEFINE_bool("full", False, "Run at full length.")
@@ -91,4 +92,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _command_line.run(main)
