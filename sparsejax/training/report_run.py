@@ -18,6 +18,7 @@ MOST = 12  # more runs than that nobody compares on one page
 
 _MASK = re.compile(r"opt_state/(?:.*/)?masks/(.+)")
 _PARAM = re.compile(r"params/(.+)")
+_STATE = re.compile(r"model_state/(.+)")
 
 
 class Found(NamedTuple):
@@ -33,6 +34,7 @@ class Found(NamedTuple):
     step: of the checkpoint that params and masks are from; None without one.
     params: arrays by path.
     masks: bool arrays by path.
+    model_state: what the model keeps beside its params, arrays by path.
     image_shape: of one image; None if it cannot be told.
     uses: of `multiply_adds.uses`; empty if it cannot be told.
   """
@@ -46,6 +48,7 @@ class Found(NamedTuple):
   step: int | None
   params: dict[str, np.ndarray]
   masks: dict[str, np.ndarray]
+  model_state: dict[str, np.ndarray]
   image_shape: tuple[int, ...] | None
   uses: dict[str, int]
 
@@ -167,6 +170,7 @@ def _read(path: pathlib.Path, name: str) -> Found:
     params=params,
     # In the order of the layers' first appearance in the model, as the paths have it.
     masks={k: masks[k] for k in params if k in masks},
+    model_state=_matching(_STATE, arrays),
     image_shape=image_shape,
     uses=uses,
   )
