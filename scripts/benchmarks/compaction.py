@@ -1,48 +1,36 @@
-r"""Times compacted networks against the dense ones with their masks multiplied in.
-
-  python scripts/benchmarks/compaction.py --model=lenet300 --density=0.05
-  python scripts/benchmarks/compaction.py --model=lenet5 --params=net.npz --masks=m.npz
+"""Compacted networks against the dense ones with their masks multiplied in.
 
 Three ways to run each: `scan`, 2,000 images one by one inside one `lax.scan`;
 `batch128`, 128 images a call, for the compact net with their pixels cut beforehand; and
-`call`, one image a call. Rounds take both networks in turn; the best of `--rounds`
-counts. Without `--params` the weights are drawn, and the largest magnitudes are kept:
-of weights (`--density`), and of whole units (`--units`, the part of each hidden layer's
-units that stays). About a minute on two cores.
+`call`, one image a call. Rounds take both networks in turn; the best of them counts.
+Beside what is measured stand the speed-ups that the sparse momentum article estimates.
 """
 
-import pathlib
+import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.analysis import compact, flops
-from sparsejax.core.leaves import path_string
+from sparsejax.analysis import compact, estimated_speedups, flops
 from sparsejax.training import results
 
+Cases = dict[str, Callable[[], list[dict]]]
+
 IMAGES, BATCH = 2000, 128
-
-_MODEL = flags.DEFINE_string("model", "lenet300", "One of `models.MODELS`.")
-_PARAMS = flags.DEFINE_string("params", None, "An .npz of arrays by the params' paths.")
-_MASKS = flags.DEFINE_string("masks", None, "A file of `sj.save_masks`.")
-_DENSITY = flags.DEFINE_float("density", 0.05, "Weights kept of each kernel.", 0, 1)
-_UNITS = flags.DEFINE_float("units", 1.0, "Units kept of each hidden layer.", 0, 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 20, "Interleaved rounds.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "The JSON file to write; none by default.")
-
-
-def load_params(path: str, like):
-  """Fills a tree from an .npz, by slash-separated paths."""
-  with np.load(path, allow_pickle=False) as file:
-    return jax.tree_util.tree_map_with_path(
-      lambda p, leaf: jnp.asarray(file[path_string(p)]).reshape(leaf.shape), like
-    )
+KINDS = {"scan": "one by one in a scan", "batch128": "128 a call", "call": "one a call"}
+# Model, weights kept of each kernel, units kept of each hidden layer.
+DRAWN = (
+  ("lenet300", 0.05, 1.0),
+  ("lenet300", 0.05, 0.25),
+  ("lenet5", 0.05, 1.0),
+  ("lenet5", 0.05, 0.25),
+)
 
 
 def prune(params, density: float, units: float):
@@ -77,70 +65,99 @@ def calls(apply: Callable, params, images, batch) -> dict[str, Callable]:
   }
 
 
-def best(pairs: dict[str, dict[str, Callable]], rounds: int) -> dict:
+def best(pairs: dict[str, dict[str, Callable]], rounds: int, repeats: int) -> dict:
   """Seconds of the best of interleaved rounds; short calls are repeated in a round."""
   seconds = {}
-  for kind in ("scan", "batch128", "call"):
-    repeats = 1 if kind == "scan" else 50
+  for kind in KINDS:
+    again = 1 if kind == "scan" else repeats
     for run in pairs.values():
       jax.block_until_ready(run[kind]())
     for _ in range(rounds):
       for name, run in pairs.items():
         start = time.perf_counter()
-        for _ in range(repeats):
+        for _ in range(again):
           out = run[kind]()
         jax.block_until_ready(out)
-        taken = (time.perf_counter() - start) / repeats
+        taken = (time.perf_counter() - start) / again
         before = seconds.get((name, kind), np.inf)
         seconds[name, kind] = min(before, taken)
   return seconds
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"no arguments but flags; got {argv[1:]}.")
-  model = models.create(_MODEL.value)
-  images = jnp.asarray(np.random.default_rng(0).random((IMAGES, 28, 28, 1), np.float32))
-  params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
-  if _PARAMS.value:
-    params = load_params(_PARAMS.value, params)
-  if _MASKS.value:
-    masks = sj.load_masks(_MASKS.value, like=params)
-  else:
-    masks = prune(params, _DENSITY.value, _UNITS.value)
-  params = sj.apply_masks(params, masks)
+def drawn(name: str, density: float, units: float) -> tuple[Callable, Any, Any, Any]:
+  """A network of drawn weights: `(apply, params, masks, image shape)`."""
+  shape = (28, 28, 1)
+  model = models.create(name)
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
   apply = lambda params, x: model.apply({"params": params}, x)
+  return apply, params, prune(params, density, units), shape
+
+
+def measure(
+  case: str,
+  apply: Callable,
+  params: Any,
+  masks: Any,
+  images: jax.Array,
+  *,
+  rounds: int,
+  repeats: int = 20,
+) -> list[dict]:
+  """Rows of one network: estimated and measured speed-ups, and that it is the same."""
+  params = sj.apply_masks(params, masks)
   small = compact(apply, params, masks, images[:1])
   got, want = small.apply(small.params, images), apply(params, images)
-  difference = float(jnp.max(jnp.abs(got - want)))
-  for name, (before, now) in small.shapes.items():
-    print(f"{name:20}{before!s:>20} -> {now}")
-  print(f"largest difference of {IMAGES:,} outputs: {difference:.2g}")
-
+  rows = [
+    results.row(
+      case,
+      "max_abs_difference",
+      float(jnp.max(jnp.abs(got - want))),
+      note=f"of {len(images):,} outputs",
+    )
+  ]
+  cost = flops(apply, params, masks, images[:1])
+  now = flops(small.apply, small.params, None, images[:1])
+  rows.append(
+    results.row(case, "dense_flops_ratio", cost.dense_flops / now.dense_flops)
+  )
+  estimate = estimated_speedups(apply, params, masks, images[:BATCH])
+  note = f"from multiply-adds, nothing timed; activations of {BATCH} images"
+  for metric in ("empty_channels", "optimal_sparse"):
+    value = getattr(estimate, metric)
+    rows.append(results.row(case, f"estimated_speedup_{metric}", value, note=note))
   cut = small.select(images)
   pairs = {
     "dense": calls(apply, params, images, images[:BATCH]),
     "compact": calls(small.apply_pixels, small.params, cut, cut[:BATCH]),
   }
   pairs["compact"]["call"] = calls(small.apply, small.params, images, cut)["call"]
-  seconds = best(pairs, _ROUNDS.value)
-  case = f"compaction/{_MODEL.value}"
-  if not _MASKS.value:
-    case += f"/density={_DENSITY.value:g}/units={_UNITS.value:g}"
-  rows = [results.row(case, "max_abs_difference", difference)]
-  cost = flops(apply, params, masks, images[:1])
-  now = flops(small.apply, small.params, None, images[:1])
-  rows.append(
-    results.row(case, "dense_flops_ratio", cost.dense_flops / now.dense_flops)
-  )
-  print(f"{'':12}{'dense us':>12}{'compact us':>12}{'speedup':>10}")
-  for kind, each in (("scan", IMAGES), ("batch128", 1), ("call", 1)):
-    dense, fast = (1e6 * seconds[n, kind] / each for n in ("dense", "compact"))
-    print(f"{kind:12}{dense:12.1f}{fast:12.1f}{dense / fast:10.2f}")
-    rows.append(results.row(case, f"speedup_{kind}", dense / fast, note="best of each"))
-  if _OUT.value:
-    results.write_results(_OUT.value, pathlib.Path(_OUT.value).stem, rows)
+  seconds = best(pairs, rounds, repeats)
+  for kind, text in KINDS.items():
+    ratio = seconds["dense", kind] / seconds["compact", kind]
+    note = f"measured: {text}, best of {rounds} rounds in turn"
+    rows.append(results.row(case, f"speedup_{kind}", ratio, note=note))
+  return rows
 
 
-if __name__ == "__main__":
-  app.run(main)
+def cases(quick: bool) -> Cases:
+  """One a drawn network."""
+  found: Cases = {}
+  for name, density, units in DRAWN[:1] if quick else DRAWN:
+    case = f"compaction/{name}/density={density:g}/units={units:g}"
+    found[case] = functools.partial(drawn_rows, case, name, density, units, quick)
+  return found
+
+
+def drawn_rows(
+  case: str, name: str, density: float, units: float, quick: bool
+) -> list[dict]:
+  """Rows of a drawn network, on random images."""
+  return random_rows(case, *drawn(name, density, units), quick)
+
+
+def random_rows(case, apply, params, masks, shape, quick: bool) -> list[dict]:
+  """Rows of any network, on random images."""
+  count = BATCH if quick else IMAGES
+  images = np.random.default_rng(0).random((count, *shape), np.float32)
+  rounds = 1 if quick else 8
+  return measure(case, apply, params, masks, jnp.asarray(images), rounds=rounds)

@@ -1,31 +1,25 @@
-r"""Times a training epoch of the LeNets on this machine, by how they are computed.
+"""A training epoch of the LeNets on this machine, by how they are computed.
 
-  python scripts/benchmarks/convolution.py --out=results/benchmarks_convolution.json
-
-An epoch is 540 steps of 100 images, SGD with Nesterov momentum. It is measured by
-`--steps` of its steps, compiled before, in `--rounds` rounds that take all cases in
-turn, so that other load falls on all alike. Cases:
+An epoch is 540 steps of 100 images, SGD with Nesterov momentum. It is measured by some
+of its steps, compiled before, in rounds that take all ways in turn:
 
   slices, lax   `sparsejax.models.conv2d` and `max_pool` by that lowering
   dense         LeNet-300-100, which has no convolution
   scan, loop    all steps in one `lax.scan`, or a Python loop of jitted steps
   torch         the same model in PyTorch, if it is installed; as many threads as cores
-
-About three minutes on two cores, most of it in `lax/scan`.
 """
 
+import functools
 import os
-import pathlib
-import statistics
-import time
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+import timing
 
 from sparsejax import models
 from sparsejax.training import results
@@ -36,10 +30,8 @@ except ImportError:
   torch = None
 
 BATCH, STEPS_PER_EPOCH, RATE, MOMENTUM = 100, 540, 0.05, 0.9
-
-_OUT = flags.DEFINE_string("out", None, "The JSON file to write; none by default.")
-_STEPS = flags.DEFINE_integer("steps", 27, "Steps a measurement.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements a case.", lower_bound=1)
+# Steps a measurement, rounds. XLA's convolution in a scan takes ten seconds a round.
+FULL, QUICK = (27, 3), (1, 1)
 
 
 def jax_case(model: nn.Module, images, labels, scan: bool) -> Callable[[], None]:
@@ -100,62 +92,44 @@ def torch_case(name: str, images, labels) -> Callable[[], None]:
   return loop
 
 
-def cases(steps: int) -> dict[str, Callable[[], None]]:
-  """A function for each case, in the order of the table."""
+def ways(model: str, steps: int) -> dict[str, Callable[[], None]]:
+  """A function for each way of computing a model, in the order of the table."""
   rng = np.random.default_rng(0)
   images = rng.random((steps, BATCH, 28, 28, 1), dtype=np.float32)
   labels = rng.integers(0, 10, (steps, BATCH)).astype(np.int32)
   made = {}
-  for lowering in ("slices", "lax"):
-    model = models.LeNet5(lowering=lowering)
-    for scan in (True, False):
-      kind = "scan" if scan else "loop"
-      made[f"lenet5/{lowering}/{kind}"] = jax_case(model, images, labels, scan)
+  many = model == "lenet5"
+  lowerings: tuple[Any, ...] = ("slices", "lax") if many else ("dense",)
+  for lowering in lowerings:
+    for kind in ("scan", "loop"):
+      module = models.LeNet5(lowering=lowering) if many else models.LeNet300()
+      case = jax_case(module, images, labels, kind == "scan")
+      made[f"{model}/{lowering}/{kind}"] = case
   if torch is not None:
-    made["lenet5/torch"] = torch_case("lenet5", images, labels)
-  for scan in (True, False):
-    kind = "scan" if scan else "loop"
-    made[f"lenet300/dense/{kind}"] = jax_case(models.LeNet300(), images, labels, scan)
-  if torch is not None:
-    made["lenet300/torch"] = torch_case("lenet300", images, labels)
+    made[f"{model}/torch"] = torch_case(model, images, labels)
   return made
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"no arguments but flags; got {argv[1:]}.")
-  runs = cases(_STEPS.value)
-  for run in runs.values():
-    run()
-  seconds = {name: [] for name in runs}
-  for _ in range(_ROUNDS.value):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      run()
-      scale = STEPS_PER_EPOCH / _STEPS.value
-      seconds[name].append(scale * (time.perf_counter() - start))
+def cases(quick: bool) -> timing.Cases:
+  """One a model."""
+  names = ("lenet300", "lenet5")
+  return {f"convolution/{n}": functools.partial(rows, n, quick) for n in names}
 
-  rows = []
-  note = f"epoch of {STEPS_PER_EPOCH} steps of {BATCH} images"
-  print(f"{'case':24}{'median s':>10}{'min s':>10}{'to torch':>10}{'to lax':>10}")
-  for name, values in seconds.items():
-    rows.append(results.row(name, "seconds_per_epoch", values, note=note))
-    line = f"{name:24}{statistics.median(values):10.2f}{min(values):10.2f}"
-    for other in ("torch", "lax/loop"):
-      other = f"{name.split('/')[0]}/{other}"
-      if other not in seconds:
-        line += f"{'':10}"
-        continue
-      # Of the same round, so that the machine's load cancels.
-      ratios = [a / b for a, b in zip(values, seconds[other], strict=True)]
-      line += f"{statistics.median(ratios):10.2f}"
-      if other != name:
+
+def rows(model: str, quick: bool) -> list[dict]:
+  """Seconds an epoch, and ratios to PyTorch and to XLA's convolution in a loop."""
+  steps, rounds = QUICK if quick else FULL
+  scale = STEPS_PER_EPOCH / steps
+  found = timing.interleaved(ways(model, steps), rounds)
+  note = f"epoch of {STEPS_PER_EPOCH} steps of {BATCH} images, by {steps} of them"
+  table = []
+  for name, seconds in found.items():
+    case = f"convolution/{name}"
+    values = [scale * s for s in seconds]
+    table.append(results.row(case, "seconds_per_epoch", values, note=note))
+    for other in (f"{model}/torch", f"{model}/lax/loop"):
+      if other in found and other != name:
+        ratios = list(seconds / found[other])
         metric = f"time_ratio_to_{other.split('/', 1)[1].replace('/', '_')}"
-        rows.append(results.row(name, metric, ratios, note="rounds side by side"))
-    print(line, flush=True)
-  if _OUT.value:
-    results.write_results(_OUT.value, pathlib.Path(_OUT.value).stem, rows)
-
-
-if __name__ == "__main__":
-  app.run(main)
+        table.append(results.row(case, metric, ratios, note="rounds side by side"))
+  return table

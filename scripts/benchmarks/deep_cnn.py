@@ -1,28 +1,21 @@
-r"""What a deep stack of convolutions costs, as ratios.
-
-  python scripts/benchmarks/deep_cnn.py --out=results/benchmarks_deep_cnn.json
+"""What a deep stack of convolutions costs, as ratios.
 
 Compile time at 10,000 layers against 100, step time at 10,000 against 1,000, gradient
-steps against `lax.conv` in a scan, memory of `remat="sqrt"`, and initialization. About
-four minutes on two quiet CPU cores; `--quick` takes a tenth of the depths.
+steps against `lax.conv` in a scan, memory of `remat="sqrt"`, and initialization.
 """
 
-import pathlib
+import functools
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+import timing
 
 from sparsejax import initializers
 from sparsejax.models import conv_stack
 from sparsejax.training import results
-
-_OUT = flags.DEFINE_string("out", None, "The JSON file to write; none by default.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements a case.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "A tenth of the depths.")
 
 BATCH, SIZE = 16, 7
 NOTE = f"batch {BATCH}, {SIZE} x {SIZE} pixels, float32, zero padding"
@@ -56,26 +49,16 @@ def operands(depth: int, channels: int):
   return x, kernel, jnp.zeros(bias.shape)
 
 
-def seconds(program, args) -> float:
-  started = time.perf_counter()
-  jax.block_until_ready(program(*args))
-  return time.perf_counter() - started
-
-
-def ratios(cases: dict, rounds: int) -> dict[str, list[float]]:
-  """Seconds of each case in rounds that take all in turn, so that load falls alike."""
-  found = {name: [] for name in cases}
-  for program, args in cases.values():
-    seconds(program, args)
-  for _ in range(rounds):
-    for name, (program, args) in cases.items():
-      found[name].append(seconds(program, args))
-  return found
+def ratios(programs: dict, rounds: int) -> dict[str, list[float]]:
+  """Seconds of each `{name: (program, operands)}`, in rounds that take all in turn."""
+  calls = {name: functools.partial(p, *args) for name, (p, args) in programs.items()}
+  found = timing.interleaved(calls, rounds)
+  return {name: seconds.tolist() for name, seconds in found.items()}
 
 
 def compile_rows(long: int, rounds: int) -> list[dict]:
   pairs = [(compiled(long, 16)[1], compiled(100, 16)[1]) for _ in range(rounds)]
-  case = f"compile/depth={long}"
+  case = f"deep_cnn/compile/depth={long}"
   return [
     results.row(case, "seconds", [a for a, _ in pairs], note=NOTE),
     results.row(case, "times_depth_100", [a / b for a, b in pairs], note=NOTE),
@@ -83,14 +66,14 @@ def compile_rows(long: int, rounds: int) -> list[dict]:
 
 
 def linearity_rows(long: int, rounds: int) -> list[dict]:
-  cases = {}
+  programs = {}
   for depth in (long, long // 10):
-    cases[str(depth)] = compiled(depth, 16)[0], operands(depth, 16)
-  found = ratios(cases, rounds)
+    programs[str(depth)] = compiled(depth, 16)[0], operands(depth, 16)
+  found = ratios(programs, rounds)
   tenfold = [
     a / b for a, b in zip(found[str(long)], found[str(long // 10)], strict=True)
   ]
-  case = f"step/depth={long}/channels=16"
+  case = f"deep_cnn/step/depth={long}/channels=16"
   return [
     results.row(case, "seconds", found[str(long)], note=NOTE),
     results.row(case, "times_a_tenth_of_the_depth", tenfold, note=NOTE),
@@ -109,7 +92,7 @@ def speed_rows(rounds: int, depth: int = 100) -> list[dict]:
       rounds,
     )
     gain = [b / a for a, b in zip(found["auto"], found["lax"], strict=True)]
-    case = f"step/depth={depth}/channels={channels}"
+    case = f"deep_cnn/step/depth={depth}/channels={channels}"
     rows.append(results.row(case, "seconds", found["auto"], note=NOTE))
     rows.append(results.row(case, "speedup_over_lax_conv_in_scan", gain, note=NOTE))
   return rows
@@ -127,7 +110,7 @@ def memory_rows(long: int) -> list[dict]:
     temporary(remat="sqrt"),
     temporary(lowering="lax"),
   )
-  case = f"memory/depth={long}/channels=16"
+  case = f"deep_cnn/memory/depth={long}/channels=16"
   return [
     results.row(case, "plain_megabytes", plain / 1e6, note=NOTE),
     results.row(case, "sqrt_remat_ratio_to_plain", sqrt / plain, note=NOTE),
@@ -139,35 +122,24 @@ def init_rows(long: int, rounds: int) -> list[dict]:
   shape = (long, 3, 3, 16, 16)
   init = jax.jit(initializers.delta_orthogonal(stacked=True), static_argnums=1)
   program = init.lower(jax.random.key(0), shape).compile()
-  found = [seconds(program, (jax.random.key(i),)) for i in range(rounds + 1)][1:]
+  once = lambda i: timing.once(lambda: program(jax.random.key(i)))
+  found = [once(i) for i in range(rounds + 1)][1:]
   w = np.asarray(program(jax.random.key(0))[:, 1, 1], np.float64)
   error = np.abs(w @ w.transpose(0, 2, 1) - np.eye(16)).max()
-  case = f"initialization/{'x'.join(map(str, shape))}"
+  case = f"deep_cnn/initialization/{'x'.join(map(str, shape))}"
   return [
     results.row(case, "seconds_after_compilation", found),
     results.row(case, "largest_distance_from_orthogonal", float(error)),
   ]
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"no arguments but flags; got {argv[1:]}.")
-  long, rounds = (1000 if _QUICK.value else 10_000), _ROUNDS.value
-  rows = []
-  for part in (
-    lambda: compile_rows(long, rounds),
-    lambda: speed_rows(rounds),
-    lambda: memory_rows(long),
-    lambda: init_rows(long, rounds),
-    lambda: linearity_rows(long, rounds),
-  ):
-    new = part()
-    rows += new
-    for r in new:
-      print(f"{r['case']:44}{r['metric']:36}{np.median(r['values']):.4g}", flush=True)
-  if _OUT.value:
-    results.write_results(_OUT.value, pathlib.Path(_OUT.value).stem, rows)
-
-
-if __name__ == "__main__":
-  app.run(main)
+def cases(quick: bool) -> timing.Cases:
+  """A case a question; quick ones have a tenth of the depths."""
+  long, rounds = (1000, 1) if quick else (10_000, 2)
+  return {
+    "deep_cnn/compile": functools.partial(compile_rows, long, rounds),
+    "deep_cnn/speed": functools.partial(speed_rows, rounds),
+    "deep_cnn/memory": functools.partial(memory_rows, long),
+    "deep_cnn/initialization": functools.partial(init_rows, long, rounds),
+    "deep_cnn/linearity": functools.partial(linearity_rows, long, rounds),
+  }

@@ -1,32 +1,37 @@
-r"""Times a population of LeNet-300-100 tickets under vmap against one after another.
+"""A population of LeNet-300-100 tickets under vmap against one after another.
 
-  python scripts/benchmarks/population.py --out=results/benchmarks_population.json
-
-Eight tickets at 21 % of the weights, Adam, batches of 60; rounds of either way are
-taken in turns and the fastest of each counts. A minute on one quiet CPU core. The
-members' weights after some steps are compared too.
+Tickets at 21 % of the weights, Adam, batches of 60; rounds of either way are taken in
+turns and the fastest of each counts. The members' weights are compared too.
 """
 
-import time
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+import timing
 
 import sparsejax as sj
 from sparsejax import lottery, models
 from sparsejax.training import results, step
 
-_OUT = flags.DEFINE_string("out", "results/benchmarks_population.json", "The table.")
-_MEMBERS = flags.DEFINE_integer("members", 8, "Tickets.", 2)
-_STEPS = flags.DEFINE_integer("steps", 100, "Steps of a round.", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of either way.", 1)
+MEMBERS = (2, 4, 8, 16)
+# Steps of a round, rounds.
+FULL, QUICK = (100, 6), (2, 1)
+
+
+def cases(quick: bool) -> timing.Cases:
+  """One a size of the population."""
+  return {
+    f"population/lenet300/members={n}": functools.partial(rows, n, quick)
+    for n in (MEMBERS[:1] if quick else MEMBERS)
+  }
 
 
 def setup(members: int):
+  """Loss, optimizer, tickets and data."""
   model = models.create("lenet300", initialization="glorot_normal")
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.random((6000, 28, 28, 1), np.float32))
@@ -46,51 +51,34 @@ def setup(members: int):
 
   keys = jax.random.split(jax.random.key(0), members)
   params, masks = jax.jit(jax.vmap(one))(keys)
-  start = lottery.stack_members(tx, keys, params, masks)
-  return loss, tx, start, (images, labels)
+  return loss, tx, lottery.stack_members(tx, keys, params, masks), (images, labels)
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  n, steps = _MEMBERS.value, _STEPS.value
-  loss, tx, start, data = setup(n)
+def rows(members: int, quick: bool) -> list[dict]:
+  """Steps a second of all members together, either way."""
+  steps, rounds = QUICK if quick else FULL
+  loss, tx, tickets, data = setup(members)
 
   def run(together):
-    began = time.perf_counter()
     done = lottery.train_population(
-      loss, tx, start, data, batch_size=60, steps=steps, together=together
+      loss, tx, tickets, data, batch_size=60, steps=steps, together=together
     )
-    jax.block_until_ready(done.members.params)
-    return time.perf_counter() - began, done
+    return done.members.params
 
-  alone, many = run(1)[1], run(n)[1]  # compiles
-  both = [jax.tree.leaves(p.members.params) for p in (alone, many)]
+  both = [jax.tree.leaves(run(together)) for together in (1, members)]  # compiles
   apart = max(float(jnp.abs(a - b).max()) for a, b in zip(*both, strict=True))
-  seconds = {1: [], n: []}
-  for _ in range(_ROUNDS.value):
-    for together, found in seconds.items():
-      found.append(run(together)[0])
-  rate = {k: n * steps / min(v) for k, v in seconds.items()}
-  case = f"lenet300/population={n}"
-  note = (
-    f"Adam, batch 60, {steps} steps a round, fastest of {_ROUNDS.value} rounds in"
-    f" turns; {jax.default_backend()}"
-  )
-  rows = [
-    results.row(f"{case}/vmap", "steps_per_second", rate[n], note=note),
-    results.row(f"{case}/one_by_one", "steps_per_second", rate[1], note=note),
-    results.row(case, "throughput_ratio", rate[n] / rate[1], note=note),
+  ways = {"one_by_one": lambda: run(1), "vmap": lambda: run(members)}
+  found = timing.interleaved(ways, rounds, warm_up=False)
+  rate = {name: members * steps / s.min() for name, s in found.items()}
+  case = f"population/lenet300/members={members}"
+  note = f"Adam, batch 60, {steps} steps a round, fastest of {rounds} rounds in turns"
+  ratio = rate["vmap"] / rate["one_by_one"]
+  difference = f"largest |w - w'| to tickets trained alone, after {steps} steps"
+  return [
+    results.row(f"{case}/vmap", "steps_per_second", rate["vmap"], note=note),
     results.row(
-      case,
-      "weight_difference_max",
-      apart,
-      note=f"largest |w - w'| to tickets trained alone, after {steps} steps",
+      f"{case}/one_by_one", "steps_per_second", rate["one_by_one"], note=note
     ),
+    results.row(case, "throughput_ratio", ratio, note=note),
+    results.row(case, "weight_difference_max", apart, note=difference),
   ]
-  results.write_results(_OUT.value, "benchmarks_population", rows)
-  for row in rows:
-    print(f"{row['case']}  {row['metric']}  {row['mean']:.6g}")
-
-
-if __name__ == "__main__":
-  app.run(main)

@@ -1,0 +1,137 @@
+"""What every method costs beside a plain SGD-momentum step, on trees of real networks.
+
+A method's one compiled program is stepped through cycles of four steps, of which the
+last updates the masks (`update_masks`); a plain step stands before each. Where masks
+act in the forward pass, the weights that the loss would see are part of the step.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import timing
+import trees
+
+import sparsejax as sj
+from sparsejax.training import methods, results
+from sparsejax.training.methods import METHODS
+
+CYCLE = 4
+DENSITY = 0.1
+# Cycles a tree; fewer where a step is longer.
+CYCLES = {"resnet50": 5, "vit_b": 2}
+METRICS = ("off_step", "mask_update")
+
+
+def cases(quick: bool) -> timing.Cases:
+  """A case a tree and method, and one a tree for its masks alone."""
+  found: timing.Cases = {}
+  for tree in list(trees.TREES)[: 1 if quick else None]:
+    found[f"masks/{tree}"] = functools.partial(mask_rows, tree, quick)
+    for name, method in METHODS.items():
+      if name != "dense" and not method.prunes_at_init:
+        case = functools.partial(method_rows, tree, name, quick)
+        found[f"methods/{tree}/{name}"] = case
+  return found
+
+
+def make(name: str, inner: optax.GradientTransformation) -> Any:
+  """A method whose masks are updated when it is said, by its own defaults otherwise."""
+  function = methods.function(name)
+  fields = {"update_every": 1000, "end_step": 100_000}
+  accepted = inspect.signature(function).parameters
+  return function(inner, DENSITY, **{k: v for k, v in fields.items() if k in accepted})
+
+
+class Stepper:
+  """A compiled step that keeps its own donated state."""
+
+  def __init__(self, tx: Any, params: Any, grads: Any, seen: Callable | None = None):
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params, state, grads, due):
+      updates, state = tx.update(grads, state, params, update_masks=due)
+      params = optax.apply_updates(params, updates)
+      return params, state, seen(params, state) if seen else None
+
+    self._grads = grads
+    # A copy: what is donated is gone.
+    self._carry = jax.tree.map(lambda x: x.copy(), params), jax.jit(tx.init)(params)
+    self.program, self.compile_seconds = timing.compiled(
+      step, *self._carry, grads, jnp.array(False), donate_argnums=(0, 1)
+    )
+
+  def __call__(self, due: bool = False) -> Any:
+    """Takes a step; returns what must be there when it is done."""
+    *carry, seen = self.program(*self._carry, self._grads, jnp.array(due))
+    self._carry = tuple(carry)
+    return carry[0], seen
+
+
+@functools.lru_cache(maxsize=1)
+def start(tree: str, quick: bool) -> tuple[Any, Any, Any, Stepper]:
+  """Parameters, gradients, the inner optimizer and its plain step, shared by cases."""
+  shapes = trees.shapes(tree, quick)
+  params, grads = trees.drawn(shapes, 0), trees.drawn(shapes, 1)
+  inner = optax.sgd(0.1, momentum=0.9)
+  return params, grads, inner, Stepper(inner, params, grads)
+
+
+def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
+  """Ratios of both kinds of step, compilation, and memory."""
+  params, grads, inner, plain = start(tree, quick)
+  tx = make(name, inner)
+  seen = methods.seen_weights(name) if METHODS[name].forward else None
+  step = Stepper(tx, params, grads, seen)
+  cycles = 2 if quick else CYCLES[tree]
+  ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}
+  for cycle in range(cycles + 1):
+    for i in range(CYCLE):
+      due = i == CYCLE - 1
+      base = timing.once(plain)
+      taken = timing.once(lambda due=due: step(due))
+      if cycle:  # the first one warms up
+        ratios[METRICS[due]].append(taken / base)
+  numbers = trees.size(trees.shapes(tree, quick))
+  rows = []
+  for metric in METRICS if METHODS[name].moves else METRICS[:1]:
+    note = f"side by side, median of {len(ratios[metric])}; density {DENSITY}"
+    if seen:
+      note += "; with the weights that the loss sees"
+    value = float(np.median(ratios[metric]))
+    rows.append(
+      results.row(f"{metric}/{tree}/{name}", "times_plain_step", value, note=note)
+    )
+  compile_seconds = step.compile_seconds
+  rows.append(results.row(f"compile/{tree}/{name}", "seconds", compile_seconds))
+  state = _bytes(jax.eval_shape(tx.init, params))
+  dense = _bytes(jax.eval_shape(inner.init, params))
+  analysis: Any = step.program.memory_analysis()
+  for metric, value in (
+    ("state_bytes_per_parameter", (state - dense) / numbers),
+    ("temporary_bytes_per_parameter", analysis.temp_size_in_bytes / numbers),
+  ):
+    rows.append(results.row(f"memory/{tree}/{name}", metric, value))
+  return rows
+
+
+def mask_rows(tree: str, quick: bool) -> list[dict]:
+  """Memory of the masks: as they are kept, and packed to bits."""
+  params = start(tree, quick)[0]
+  masks = sj.masks(jax.jit(sj.static_sparse(optax.sgd(0.1), DENSITY).init)(params))
+  packed = sj.pack(masks)
+  case, weights = f"memory/{tree}/masks", sum(m.size for m in jax.tree.leaves(masks))
+  return [
+    results.row(case, "megabytes", _bytes(masks) / 1e6, note=f"{weights:,} weights"),
+    results.row(case, "packed_ratio", _bytes(masks) / _bytes(packed)),
+    results.row(case, "parameters_ratio", _bytes(params) / _bytes(masks)),
+  ]
+
+
+def _bytes(tree: Any) -> int:
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

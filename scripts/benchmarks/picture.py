@@ -1,0 +1,91 @@
+"""The picture of the benchmarks: selection over its size, every method's two steps."""
+
+import pathlib
+
+import numpy as np
+from matplotlib import figure
+
+from sparsejax.training import report_style
+from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+
+TREES = {"resnet50": "ResNet-50", "vit_b": "ViT-B"}
+OTHERS = {
+  "speedup_over_jnp_sort": "jnp.sort",
+  "speedup_over_lax_top_k": "lax.top_k",
+  "times_numpy_partition": "numpy.partition",
+}
+
+
+def draw(rows: list[dict], out: pathlib.Path) -> None:
+  """Draws what there is of the rows.
+
+  Args:
+    rows: of results/benchmarks.json.
+    out: the picture.
+  """
+  found = {(row["case"], row["metric"]): row["mean"] for row in rows}
+  fig = figure.Figure(figsize=(13, 4.6), facecolor="white", layout="constrained")
+  left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
+  _selection(left, found)
+  _methods(middle, found, "off_step", "A step without a mask update")
+  _methods(right, found, "mask_update", "A step with a mask update")
+  for axes in (left, middle, right):
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=FAINT, length=0, labelsize=9)
+    for side in ("top", "right", "left"):
+      axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  fig.savefig(out, dpi=120)
+
+
+def _selection(axes, found) -> None:
+  for (metric, name), color in zip(OTHERS.items(), COLORS, strict=False):
+    points = sorted(
+      (float(case.split("=")[1]), value)
+      for (case, m), value in found.items()
+      if m == metric and case.startswith("selection/")
+    )
+    # All as the other's time over ours.
+    values = [1 / v if metric.startswith("times") else v for _, v in points]
+    if points:
+      axes.plot([n for n, _ in points], values, "o-", ms=4, color=color, label=name)
+      axes.set(xscale="log", yscale="log")
+  axes.axhline(1, color=FAINT, lw=1, ls=":")
+  axes.grid(axis="y", color=GRID, linewidth=0.8)
+  axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+  axes.set_xlabel("scores", color=FAINT, size=9.5)
+  _title(axes, "Largest tenth: their time over ours")
+
+
+def _methods(axes, found, kind: str, text: str) -> None:
+  names = {
+    case.rpartition("/")[2]
+    for case, metric in found
+    if case.startswith(f"{kind}/") and metric == "times_plain_step"
+  }
+  cost = lambda name: found.get((f"{kind}/resnet50/{name}", "times_plain_step"), np.inf)
+  names = sorted(names, key=cost, reverse=True)
+  for (tree, label), color in zip(TREES.items(), COLORS, strict=False):
+    for metric, marker, suffix in (
+      ("times_plain_step", "o", ""),
+      ("times_plain_step_before", "x", ", before"),
+    ):
+      points = [
+        (found.get((f"{kind}/{tree}/{n}", metric)), y) for y, n in enumerate(names)
+      ]
+      points = [(x, y) for x, y in points if x is not None]
+      if points:
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, marker, ms=5, color=color, label=label + suffix)
+  axes.set_yticks(range(len(names)), [report_style.method_name(n) for n in names])
+  if kind == "mask_update" and names:
+    axes.set_xscale("log")
+  axes.grid(axis="x", color=GRID, linewidth=0.8)
+  axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+  axes.set_xlabel("times a plain SGD-momentum step", color=FAINT, size=9.5)
+  _title(axes, text)
+
+
+def _title(axes, text: str) -> None:
+  axes.set_title(text, loc="left", size=11, weight="bold", color=INK, pad=10)

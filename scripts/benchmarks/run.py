@@ -1,0 +1,208 @@
+r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
+
+  python scripts/benchmarks/run.py --workdir=runs/benchmarks
+
+  selection     the largest tenth of 1e4 to 1e8 scores, against jnp.sort, lax.top_k and
+                numpy.partition
+  masks         memory of the masks of ResNet-50 and ViT-B
+  methods       every method on these two trees: a step without and one with a mask
+                update beside plain SGD with momentum, time to compile, memory
+  convolution   an epoch of the LeNets by each lowering
+  population    tickets of LeNet-300-100 under vmap against one after another
+  compaction    networks whose dead units are cut out: estimated and measured speed-ups
+  deep_cnn      stacks of 10,000 convolutions: compilation, steps, memory
+  quick_start   scripts/train.py on the digits, from its start to its end
+
+What is compared runs in turns in one process, and medians over rounds are written. Do
+nothing else meanwhile: about 25 minutes on two quiet CPU cores, half of it for
+`methods`.
+
+A case that has its record in the workdir is not run again. --cases takes a regular
+expression, such as --cases='selection|methods/resnet50/(rigl|snfs)'; --list names them.
+Rows of cases that the workdir does not have stay as they are in the results file.
+--networks adds trained ones to `compaction`: directories of scripts/train.py or of
+scripts/grow_and_prune.py. --before=COMMIT puts the values that the results file had
+then beside those of today. --quick tries all on tiny sizes and writes no results.
+"""
+
+import functools
+import importlib
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+
+import _command_line
+from absl import flags, logging
+
+from sparsejax.training import results
+
+ROOT = _command_line.ROOT
+PARTS = ("selection", "methods", "convolution", "population", "compaction", "deep_cnn")
+FIRST = ("quick_start", "selection")  # then in the order of the parts
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmarks", "Where records are kept.")
+_OUT = flags.DEFINE_string("out", str(ROOT / "results/benchmarks.json"), "The table.")
+_PLOT = flags.DEFINE_string(
+  "plot", str(ROOT / "docs/assets/benchmarks.png"), "The picture."
+)
+_CASES = flags.DEFINE_string("cases", "", "A regular expression; all by default.")
+_NETWORKS = flags.DEFINE_list("networks", [], "Directories of trained networks.")
+_BEFORE = flags.DEFINE_string("before", None, "A commit whose values are kept beside.")
+_QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes, to see that all runs.")
+_LIST = flags.DEFINE_bool("list", False, "Name the cases and run none.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run none; write what there is.")
+
+
+def cases() -> dict:
+  """Case -> function that returns its rows, in the order in which they are run."""
+  quick = _QUICK.value
+  found = {"quick_start/digits": functools.partial(quick_start, quick)}
+  for part in PARTS:
+    found |= importlib.import_module(part).cases(quick)
+  for path in _NETWORKS.value:
+    found[f"compaction/{pathlib.Path(path).name}"] = functools.partial(network, path)
+  first = lambda name: FIRST.index(p) if (p := name.split("/")[0]) in FIRST else 99
+  return {name: found[name] for name in sorted(found, key=first)}
+
+
+def quick_start(quick: bool) -> list[dict]:
+  """Wall and processor seconds of the README's command, besides installing."""
+  rounds = 1 if quick else 3
+  wall, processor = [], []
+  for _ in range(rounds):
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with tempfile.TemporaryDirectory() as workdir:
+      command = ["scripts/train.py", "--config=configs/digits.py"]
+      command += [f"--workdir={workdir}/digits"]
+      subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+      )
+    wall.append(time.perf_counter() - start)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor.append(
+      after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )
+  case = "quick_start/digits"
+  return [
+    results.row(case, "seconds", wall),
+    results.row(case, "processor_seconds", processor),
+  ]
+
+
+def network(path: str) -> list[dict]:
+  """Rows of a trained network."""
+  compaction, networks = (
+    importlib.import_module(n) for n in ("compaction", "_networks")
+  )
+  found = networks.load(path)
+  return compaction.random_rows(
+    f"compaction/{pathlib.Path(path).name}",
+    found.apply,
+    found.params,
+    found.masks,
+    found.image_shape,
+    _QUICK.value,
+  )
+
+
+def record(case: str) -> pathlib.Path:
+  """Where a case's rows are kept."""
+  folder = pathlib.Path(_WORKDIR.value) / ("quick" if _QUICK.value else "full")
+  return folder / f"{case}.json"
+
+
+def measure(found: dict) -> None:
+  """Runs the chosen cases that have no record, and says how they go."""
+  chosen = [name for name in found if re.search(_CASES.value, name)]
+  if not chosen:
+    sys.exit(f"Error: --cases must match one at least; got {_CASES.value!r}.")
+  began = time.monotonic()
+  for number, name in enumerate(chosen, 1):
+    if record(name).exists():
+      continue
+    print(f"[{number}/{len(chosen)}] {name} ...", end=" ", flush=True)
+    start = time.monotonic()
+    rows = found[name]()
+    record(name).parent.mkdir(parents=True, exist_ok=True)
+    partial = record(name).with_suffix(".partial")
+    partial.write_text(json.dumps(rows, indent=1))
+    partial.replace(record(name))
+    key = "; ".join(f"{r['metric']} {r['mean']:.3g}" for r in rows[:3])
+    print(f"{time.monotonic() - start:.0f} s: {key}", flush=True)
+  print(f"{len(chosen)} cases, {time.monotonic() - began:.0f} s in this process.")
+
+
+def before(commit: str) -> list[dict]:
+  """Rows of the results file at a commit, their metrics marked as those of then."""
+  path = "results/benchmarks.json"
+  command = ["git", "-C", str(ROOT), "show", f"{commit}:{path}"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    sys.exit(
+      f"Error: --before must be a commit with {path}; git: {done.stderr.strip()}"
+    )
+  return [
+    row | {"metric": f"{row['metric']}_before"}
+    for row in placed(json.loads(done.stdout))
+    if not row["metric"].endswith("_before")
+  ]
+
+
+def placed(content: dict) -> list[dict]:
+  """The rows of a results file, each with a note of what it was measured at."""
+  where = f"at commit {(content['commit'] or 'unknown')[:12]}, {content['hardware']}"
+  note = lambda row: "; ".join(filter(None, (row["note"], where)))
+  return [
+    row if "at commit" in row["note"] else row | {"note": note(row)}
+    for row in content["rows"]
+  ]
+
+
+def table(found: dict) -> list[dict]:
+  """Rows of all records, then of what the results file holds besides."""
+  rows = []
+  for name in found:
+    if record(name).exists():
+      rows += json.loads(record(name).read_text())
+  if _BEFORE.value:
+    rows += before(_BEFORE.value)
+  mine = {(row["case"], row["metric"]) for row in rows}
+  out = pathlib.Path(_OUT.value)
+  held = placed(json.loads(out.read_text())) if out.exists() else []
+  rows += [row for row in held if (row["case"], row["metric"]) not in mine]
+  kinds = dict.fromkeys(row["case"].split("/")[0] for row in rows)
+  order = {kind: number for number, kind in enumerate(kinds)}
+  return sorted(rows, key=lambda row: order[row["case"].split("/")[0]])
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  found = cases()
+  if _LIST.value:
+    print("\n".join(found))
+    return
+  if not _WRITE_ONLY.value:
+    measure(found)
+  if _QUICK.value:
+    return
+  rows = table(found)
+  results.write_results(_OUT.value, "benchmarks", rows)
+  importlib.import_module("picture").draw(rows, pathlib.Path(_PLOT.value))
+  print(f"Wrote {_OUT.value} and {_PLOT.value}.")
+
+
+if __name__ == "__main__":
+  _command_line.run(main)

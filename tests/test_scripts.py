@@ -1,0 +1,109 @@
+"""Every script teaches with --help, and takes its flags in the same way."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from sparsejax.training import results
+from sparsejax.training.methods import METHODS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/benchmarks/*.py")])
+MAIN = 'if __name__ == "__main__":'
+SCRIPTS = [path for path in FILES if MAIN in path.read_text()]
+BENCHMARKS = "scripts/benchmarks/run.py"
+
+
+def _calls(path):
+  """Every call of a file as (name, call), such as `flags.DEFINE_bool`."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Call):
+      yield ast.unparse(node.func), node
+
+
+def _run(*command, code=0):
+  done = subprocess.run(
+    [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  assert "Traceback" not in done.stderr
+  return done
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_a_script_says_how_it_is_launched(path):
+  text = ast.get_docstring(ast.parse(path.read_text()))
+  assert text.splitlines()[0].endswith((".", "?"))
+  assert f"python {path.relative_to(ROOT).as_posix()}" in text
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_flags_are_taken_in_one_way_and_explained(path):
+  calls = dict(_calls(path))
+  defined = [(name, node) for name, node in _calls(path) if "DEFINE_" in name]
+  assert "app.run" not in calls
+  assert bool(defined) == ("_command_line.run" in calls)
+  for name, node in defined:
+    words = [ast.unparse(a) for a in node.args[1:]]
+    words += [ast.unparse(k.value) for k in node.keywords if k.arg == "help_string"]
+    where = f"{path.name}: {name} of {ast.unparse(node.args[0])} has no help"
+    assert any(" " in word and len(word) > 8 for word in words), where
+  if "argparse.ArgumentParser" in calls:
+    given = {
+      k.arg: ast.unparse(k.value) for k in calls["argparse.ArgumentParser"].keywords
+    }
+    assert given["description"] == "__doc__"
+    assert "Raw" in given["formatter_class"]
+
+
+def test_help_is_a_success_and_a_mistake_is_a_line():
+  out = _run(BENCHMARKS, "--help").stdout
+  assert out.lstrip().startswith("Runs the benchmarks:")
+  for flag in ("--cases", "--networks", "--[no]quick"):
+    assert flag in out
+  error = _run(BENCHMARKS, "--cases=selection", "--nope", code=1).stderr
+  assert error.splitlines()[0].startswith("Error: Unknown command line flag 'nope'")
+  error = _run(BENCHMARKS, "selection", code=1).stderr
+  assert error == "Error: unknown arguments: selection\n"
+
+
+def test_benchmarks_are_of_every_method():
+  cases = _run(BENCHMARKS, "--list").stdout.split()
+  assert len(cases) == len(set(cases))
+  for size in ("1e4", "1e5", "1e6", "1e7", "1e8"):
+    assert f"selection/n={size}" in cases
+  for tree in ("resnet50", "vit_b"):
+    assert {c.rpartition("/")[2] for c in cases if f"methods/{tree}" in c} == {
+      name
+      for name, method in METHODS.items()
+      if name != "dense" and not method.prunes_at_init
+    }
+
+
+def test_benchmarks_keep_the_rows_of_other_cases(tmp_path):
+  out, plot = tmp_path / "benchmarks.json", tmp_path / "benchmarks.png"
+  held = [
+    results.row("selection/n=1e4", "seconds", 2.0),
+    results.row("off_step/resnet50/rigl", "times_plain_step", 1.25),
+  ]
+  results.write_results(out, "benchmarks", held)
+  record = tmp_path / "full/selection/n=1e4.json"
+  record.parent.mkdir(parents=True)
+  record.write_text(json.dumps([results.row("selection/n=1e4", "seconds", 1.0)]))
+  _run(
+    BENCHMARKS,
+    "--write_only",
+    f"--workdir={tmp_path}",
+    f"--out={out}",
+    f"--plot={plot}",
+  )
+  rows = json.loads(out.read_text())["rows"]
+  assert [(r["case"], r["mean"]) for r in rows] == [
+    ("selection/n=1e4", 1.0),
+    ("off_step/resnet50/rigl", 1.25),
+  ]
+  assert plot.stat().st_size > 10_000
