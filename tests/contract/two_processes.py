@@ -1,4 +1,4 @@
-"""One of the processes that `test_layouts.py` starts: `id number port folder`."""
+"""One of the processes that `test_layouts.py` starts: `folder`."""
 
 import functools
 import pathlib
@@ -13,16 +13,23 @@ from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 from sparsejax import core
+from sparsejax.training import distributed
 
 SHAPES = {"a": (64, 16), "b": (3, 3, 8, 16), "stacked": (8, 16, 8), "bias": (8,)}
 LAYOUTS = {
   "data": {},
   "fsdp": {"a": P("data"), "b": P(None, None, None, "data"), "stacked": P("data")},
+  "outputs": {
+    "a": P(None, "data"),
+    "b": P(None, None, None, "data"),
+    "stacked": P(None, None, "data"),
+  },
 }
 SGD = optax.sgd(0.1, momentum=0.9)
 FIELDS = {"density": 0.3, "update_every": 1, "stacked": "stacked"}
 METHODS = {
   "sparse_momentum": lambda: sj.sparse_momentum(SGD, **FIELDS),
+  "per_neuron": lambda: sj.sparse_momentum(SGD, **FIELDS, per_neuron=True),
   "rigl_2:4": lambda: sj.rigl(
     SGD, **FIELDS | {"density": 0.5, "structure": sj.n_m(2, 4)}
   ),
@@ -71,8 +78,8 @@ def masks(method, layout=None):
   return sj.masks(state), state.budgets
 
 
-def main(process: int, number: int, port: int, folder: str) -> None:
-  jax.distributed.initialize(f"localhost:{port}", number, process)
+def main(folder: str) -> None:
+  distributed.initialize()
   from jax.experimental import multihost_utils
 
   assert jax.device_count() == 8
@@ -91,15 +98,15 @@ def main(process: int, number: int, port: int, folder: str) -> None:
   # A replica of one process that drifts is found by both.
   mesh = got["a"].sharding.mesh
   whole = np.array(whole["a"])
-  whole[0, 0] ^= process == 1
+  whole[0, 0] ^= jax.process_index() == 1
   copies = [jax.device_put(whole, d) for d in jax.local_devices()]
   drifted = jax.make_array_from_single_device_arrays(
     whole.shape, NamedSharding(mesh, P()), copies
   )
   lowest, highest = core.replica_checksums({"a": drifted})
   assert lowest != highest
-  np.savez(pathlib.Path(folder) / f"{process}.npz", **found)
+  np.savez(pathlib.Path(folder) / f"{jax.process_index()}.npz", **found)
 
 
 if __name__ == "__main__":
-  main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+  main(sys.argv[1])
