@@ -1,4 +1,4 @@
-"""The three loops of the README, run as they stand in `examples/`."""
+"""The loops of the README and the guides, run as they stand in `examples/`."""
 
 import pathlib
 import re
@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import sparsejax as sj
+from sparsejax import core
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 KERNELS = [(64, 100), (100, 10)]
@@ -37,6 +38,25 @@ def _check(params, masks):
 def test_hand_written_loop(run):
   _check(run["params"], sj.masks(run["opt_state"]))
   assert run["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize("run", ["pmap"], indirect=True)
+def test_pmap(run):
+  _check(run["params"], sj.masks(run["opt_state"]))
+  assert run["accuracy"] > 0.85
+  replicas = sj.masks(run["replicas"][1])
+  assert [m.shape for m in jax.tree.leaves(replicas)] == [(8, *s) for s in KERNELS]
+  one = core.mask_checksum(sj.masks(run["opt_state"]))
+  assert core.check_replicas(replicas, stacked=True) == int(one)
+
+  # What drifts apart is told of, as here the gradients of each device alone would.
+  def alone_step(params, opt_state, x, y):
+    grads = jax.grad(run["loss"])(params, x, y)
+    return run["tx"].update(grads, opt_state, params, update_masks=True)[1]
+
+  apart = jax.pmap(alone_step)(*run["replicas"], run["images"], run["labels"])
+  with pytest.raises(RuntimeError, match="must be the same on all replicas"):
+    core.check_replicas(sj.masks(apart), stacked=True)
 
 
 @pytest.mark.parametrize("run", ["train_state"], indirect=True)
