@@ -61,7 +61,8 @@ class Checkpoints:
     self._open: Callable[[], ocp.CheckpointManager] = lambda: ocp.CheckpointManager(
       self._directory, options=options
     )
-    self._manager = self._open()
+    with distributed.together():
+      self._manager = self._open()
 
   def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
     """Writes a checkpoint; a no-op if there is one of that step.
@@ -73,7 +74,8 @@ class Checkpoints:
 
     Raises:
       ValueError: `step` is no count, or the state is empty.
-      CheckpointError: if it cannot be written; those before it are kept.
+      CheckpointError: if it cannot be written, in any process; those before it are
+        kept.
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
       raise ValueError(f"step must be an integer of at least 0, got {step!r}.")
@@ -89,22 +91,24 @@ class Checkpoints:
     }
     folder = self._directory / str(step)
     try:
-      with _silent():
+      with distributed.together(_reason), _silent():
         self._manager.save(
           step,
           args=ocp.args.Composite(
             state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
           ),
         )
-      new = folder.is_dir() and not (folder / _DIGESTS).exists()
-      if jax.process_index() == 0 and new:
-        # Last: without them a checkpoint counts as not finished.
-        workdir_lib.write_text(folder / _DIGESTS, json.dumps(_digests(folder)) + "\n")
+        new = folder.is_dir() and not (folder / _DIGESTS).exists()
+        if jax.process_index() == 0 and new:
+          # Last: without them a checkpoint counts as not finished.
+          text = json.dumps(_digests(folder)) + "\n"
+          workdir_lib.write_text(folder / _DIGESTS, text)
     except Exception as e:  # orbax and tensorstore raise all kinds
       if jax.process_index() == 0:
         for part in (folder, *self._directory.glob(f"{step}.*")):
           shutil.rmtree(part, ignore_errors=True)
       kept = [int(p.parent.name) for p in self._directory.glob(f"*/{_DIGESTS}")]
+      kept = [other for other in kept if other != step]
       goes_on = f"from step {max(kept)}, which is kept" if kept else "from its start"
       raise errors.CheckpointError(
         f"the checkpoint of step {step} could not be written to {self._directory}:"
@@ -228,13 +232,13 @@ class Checkpoints:
   def _set_aside(self, steps: Iterable[int]) -> None:
     self._manager.close()
     distributed.wait("checkpoints are looked at")
-    if jax.process_index() == 0:
-      aside = self._directory.parent / "damaged"
-      aside.mkdir(exist_ok=True)
-      for step in steps:
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        shutil.move(self._directory / str(step), aside / str(step))
-    distributed.wait("damaged checkpoints are set aside")
+    with distributed.together():
+      if jax.process_index() == 0:
+        aside = self._directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+          shutil.rmtree(aside / str(step), ignore_errors=True)
+          shutil.move(self._directory / str(step), aside / str(step))
     self._manager = self._open()
 
 

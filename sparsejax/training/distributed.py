@@ -1,9 +1,10 @@
 """Several processes as one run: how they find each other, and agree."""
 
+import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -127,6 +128,61 @@ def wait(what: str) -> None:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def together(describe: Callable[[Exception], str] = str) -> Iterator[None]:
+  """Makes an error that one process has inside of it an error of all.
+
+  All processes leave it together, or raise. A process with an error goes to a barrier
+  of another name than that at which the others wait, inside or at the end; which JAX
+  tells them all. Whatever else moves between processes must stay outside of it.
+
+  Args:
+    describe: an error in the words that the other processes raise it in.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    TrainingError: another process had an error: its number, and its words.
+
+  Example:
+    >>> with together():
+    ...   print("done")
+    done
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  try:
+    yield
+    wait("all is well")
+  except Exception as e:
+    own = _MISMATCH not in str(e)
+    if own:
+      with contextlib.suppress(AssertionError):
+        wait("one process has an error")
+    process, words = _first_error((describe(e) or type(e).__name__) if own else "")
+    if own:
+      raise
+    raise errors.TrainingError(f"process {process}: {words}") from None
+
+
+_MISMATCH = "sync_global_devices name mismatch"  # how JAX tells of two barriers
+_LONGEST = 1_000
+
+
+def _first_error(words: str) -> tuple[int, str]:
+  """The first process with an error, and its words; each gives its own, or none."""
+  from jax.experimental import multihost_utils
+
+  text = words.encode()[:_LONGEST]
+  mine = np.zeros(_LONGEST, np.uint8)
+  mine[: len(text)] = np.frombuffer(text, np.uint8)
+  all_ = np.asarray(multihost_utils.process_allgather(mine))
+  process = int(np.argmax(all_.any(-1)))
+  return process, bytes(all_[process]).rstrip(b"\0").decode(errors="ignore")
 
 
 def agree(stop: interrupt.Stop) -> bool:

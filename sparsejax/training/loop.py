@@ -63,19 +63,21 @@ def train_and_evaluate(
   distributed.check_same("config", json.dumps(stamp, sort_keys=True))
   first = jax.process_index() == 0
   with interrupt.listen() as stop, workdir_lib.exclusive(workdir) as path:
-    workdir_lib.check(path, stamp)
-    run = run_lib.prepare(complete)
-    # Before anything else is there: a run killed now must be known for what it is.
-    if first:
-      workdir_lib.claim(path, stamp)
+    with distributed.together():
+      workdir_lib.check(path, stamp)
+      run = run_lib.prepare(complete)
+      # Before anything else is there: a run killed now must be known for what it is.
+      if first:
+        workdir_lib.claim(path, stamp)
     checkpoints = checkpoint_lib.Checkpoints(path, stamp)
     try:
       result = _train(run, path, checkpoints, stop, verbose and first)
     finally:
       checkpoints.close()
-    if result.finished and first:
-      result_lib.write(path, result)
-      report.write(path, run, result)
+    with distributed.together():
+      if result.finished and first:
+        result_lib.write(path, result)
+        report.write(path, run, result)
     if verbose and summarize:
       result_lib.show(result, path)
     return result
@@ -122,7 +124,8 @@ def _train(
     state = run_lib.start(run, train)
   count = first = int(state.step)
   if count < total:
-    environment.record(path, run, count)
+    with distributed.together():
+      environment.record(path, run, count)
   rate = optimizers.learning_rate(config, total)
   seen = jax.device_get(run_lib.observe(state))
   moved = run_lib.turnover(state)

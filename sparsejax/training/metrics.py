@@ -5,12 +5,12 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
-from sparsejax.training import errors
+from sparsejax.training import distributed, errors
 from sparsejax.training import workdir as workdir_lib
 
 FILE = "metrics.jsonl"
@@ -53,8 +53,11 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = False):
     self._file = self._tensorboard = None
-    if jax.process_index() != 0:
-      return
+    with distributed.together():
+      if jax.process_index() == 0:
+        self._begin(workdir, step, tensorboard)
+
+  def _begin(self, workdir: pathlib.Path, step: int, tensorboard: bool) -> None:
     file = workdir / FILE
     if file.exists():
       kept = [r for r in read(workdir) if r["step"] <= step]
@@ -75,18 +78,24 @@ class Writer:
       step: updates done so far.
       values: numbers, arrays of one number a seed, or dicts of these. What is not
         finite becomes null, for JSON knows no NaN.
+
+    Raises:
+      WorkdirError: if it cannot be written.
     """
-    if self._file is None:
-      return
+    with distributed.together():
+      if self._file is not None:
+        self._append(self._file, step, values)
+
+  def _append(self, file: IO[str], step: int, values: Mapping[str, Any]) -> None:
     record = {"step": step, **_plain(values)}
     try:
-      self._file.write(json.dumps(record) + "\n")
-      self._file.flush()
+      file.write(json.dumps(record) + "\n")
+      file.flush()
     except OSError as e:
       with contextlib.suppress(OSError):  # what is left in its buffer fails again
-        self._file.close()
+        file.close()
       raise errors.WorkdirError(
-        f"{self._file.name} cannot be written: {e.strerror or e}"
+        f"{file.name} cannot be written: {e.strerror or e}"
       ) from e
     if self._tensorboard is not None:
       for name, value in _flatten(values):

@@ -5,13 +5,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import jax
 
 from sparsejax.core import archives
 from sparsejax.training import config as config_lib
-from sparsejax.training import errors
+from sparsejax.training import distributed, errors
 
 _CONFIG = "config.json"
 _TRACES = ("metrics.jsonl", "checkpoints")
@@ -30,32 +30,35 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
   Raises:
     WorkdirError: if it cannot be written, or another process is training there.
   """
-  if not isinstance(workdir, str | os.PathLike) or not str(workdir):
-    raise errors.WorkdirError(f"workdir must name a directory; got {workdir!r}")
-  path = pathlib.Path(workdir).expanduser().absolute()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    lock = open(path / ".lock", "a")  # noqa: SIM115 (closed below)
-  except OSError as e:
-    raise errors.WorkdirError(
-      f"workdir must be a directory that can be written; got {path}: {e.strerror or e}"
-    ) from e
-  with lock:
-    if jax.process_index() > 0:  # the first process keeps others out for all
-      yield path
-      return
-    try:
-      import fcntl
-    except ImportError:  # Windows: no lock, everything else works
-      yield path
-      return
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise errors.WorkdirInUseError(
-        f"workdir {path} is in use: another process is training there"
-      ) from e
+  with contextlib.ExitStack() as open_files:
+    with distributed.together():
+      if not isinstance(workdir, str | os.PathLike) or not str(workdir):
+        raise errors.WorkdirError(f"workdir must name a directory; got {workdir!r}")
+      path = pathlib.Path(workdir).expanduser().absolute()
+      try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open_files.enter_context(open(path / ".lock", "a"))
+      except OSError as e:
+        raise errors.WorkdirError(
+          "workdir must be a directory that can be written; got"
+          f" {path}: {e.strerror or e}"
+        ) from e
+      if jax.process_index() == 0:  # the first process keeps others out for all
+        _lock(lock, path)
     yield path
+
+
+def _lock(file: IO[str], path: pathlib.Path) -> None:
+  try:
+    import fcntl
+  except ImportError:  # Windows: no lock, everything else works
+    return
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise errors.WorkdirInUseError(
+      f"workdir {path} is in use: another process is training there"
+    ) from e
 
 
 def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:

@@ -1,0 +1,126 @@
+"""One of the processes that `test_distributed.py` starts: `folder`.
+
+Who they are stands in the environment, as `scripts/train.py` reads it.
+"""
+
+import fcntl
+import json
+import pathlib
+import resource
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sparsejax import training
+from sparsejax.training import checkpoint, distributed, metrics, workdir
+
+STAMP = {"seed": 0}
+# What cannot be written, and by which process; digests are the first one's alone.
+SAVES = (("files", 0), ("files", 1), ("files", "all"), ("digests", 0))
+
+
+def fails(message):
+  raise OSError(message)
+
+
+def kernel(step):
+  return np.arange(512, dtype=np.float32).reshape(8, 64) + step
+
+
+def state(step):
+  """A kernel cut over all devices."""
+  mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  return {
+    "kernel": jax.device_put(kernel(step), NamedSharding(mesh, P("data"))),
+    "step": jax.device_put(jnp.int32(step), NamedSharding(mesh, P())),
+  }
+
+
+def complaint(f, *args):
+  """How the error of a call begins, or None."""
+  try:
+    f(*args)
+  except training.TrainingError as e:
+    return f"{type(e).__name__}: {e}"
+  return None
+
+
+def no_room(here):
+  """Lets no file of this process grow from here on, as a full disk would."""
+  if here:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+
+
+def room():
+  hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def save_with_an_error(folder, process, place):
+  """What this process says of a save with an error, and what is left."""
+  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+  checkpoints.save(10, state(10), {})
+  here = process in (jax.process_index(), "all")
+  digests = checkpoint._digests
+  if place == "files":
+    no_room(here)
+  elif here:
+    checkpoint._digests = lambda _: fails("[Errno 28] No space left on device")
+  found = complaint(checkpoints.save, 20, state(20), {})
+  room()
+  checkpoint._digests = digests
+  checkpoints.close()
+  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+  steps = checkpoints.steps()
+  restored = checkpoints.restore(state(0))
+  local = restored.state["kernel"].addressable_shards
+  good = all(np.array_equal(s.data, kernel(10)[s.index]) for s in local)
+  checkpoints.save(30, state(30), {})
+  again = checkpoints.steps()
+  checkpoints.close()
+  return {"said": found, "steps": steps, "good": good, "again": again}
+
+
+def metrics_with_an_error(folder):
+  """What a process says when the first cannot write its metrics."""
+  folder.mkdir(exist_ok=True)
+  with metrics.Writer(folder, -1) as writer:
+    writer.write(1, {"loss": 1.0})
+    no_room(jax.process_index() == 0)
+    found = complaint(writer.write, 2, {"loss": 1.0})
+    room()
+  return found
+
+
+def two_workdirs(folder, holds):
+  """What a process says when another run holds the workdir of the first."""
+
+  def enter():
+    with workdir.exclusive(folder):
+      pass
+
+  with open(folder / ".lock", "a") as other:
+    if holds and jax.process_index() == 0:
+      fcntl.flock(other, fcntl.LOCK_EX)
+    return complaint(enter)
+
+
+def main(folder: pathlib.Path) -> None:
+  found = {"joined": distributed.initialize(), "devices": jax.device_count()}
+  for place, process in SAVES:
+    name = f"{place} {process}"
+    found[name] = save_with_an_error(folder / name, process, place)
+  found["metrics"] = metrics_with_an_error(folder / "metrics")
+  found["workdir free"] = two_workdirs(folder / "metrics", holds=False)
+  found["workdir held"] = two_workdirs(folder / "metrics", holds=True)
+  name = f"found{jax.process_index()}.json"
+  (folder / name).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+  main(pathlib.Path(sys.argv[1]))
