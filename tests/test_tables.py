@@ -26,6 +26,17 @@ def test_a_mean_in_a_sentence_is_that_of_its_row():
     TABLES["filled"](mark.format("speed", "0"))
 
 
+def test_costs_are_a_line_a_method():
+  text = TABLES["filled"]("<!-- costs: resnet50 -->\nold\n<!-- end -->")
+  head, _, *lines = text.splitlines()[1:-1]
+  cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
+  column = head.split(" | ").index("with one") - 1
+  row = TABLES["find"]("benchmarks", "mask_update/resnet50/rigl", "times_plain_step")
+  assert cells["rigl"][column].strip(" |") == f"{row['mean']:.2f}"
+  assert cells["static_sparse"][column].strip(" |") == ""  # its masks never change
+  assert "old" not in text
+
+
 @pytest.mark.parametrize(
   "path", sorted(ROOT.glob("results/*.json")), ids=lambda p: p.stem
 )

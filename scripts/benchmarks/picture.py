@@ -3,7 +3,7 @@
 import pathlib
 
 import numpy as np
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 from sparsejax.training import report_style
 from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
@@ -65,7 +65,7 @@ def _methods(axes, found, kind: str, text: str) -> None:
     if case.startswith(f"{kind}/") and metric == "times_plain_step"
   }
   cost = lambda name: found.get((f"{kind}/resnet50/{name}", "times_plain_step"), np.inf)
-  names = sorted(names, key=cost, reverse=True)
+  names = sorted(names, key=lambda name: (cost(name), name))
   for (tree, label), color in zip(TREES.items(), COLORS, strict=False):
     for metric, marker, suffix in (
       ("times_plain_step", "o", ""),
@@ -81,8 +81,12 @@ def _methods(axes, found, kind: str, text: str) -> None:
   axes.set_yticks(range(len(names)), [report_style.method_name(n) for n in names])
   if kind == "mask_update" and names:
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.set_xlim(left=min(1, axes.get_xlim()[0]))
   axes.grid(axis="x", color=GRID, linewidth=0.8)
-  axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+  axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
   axes.set_xlabel("times a plain SGD-momentum step", color=FAINT, size=9.5)
   _title(axes, text)
 
