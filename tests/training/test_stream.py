@@ -12,7 +12,7 @@ from PIL import Image
 import sparsejax as sj
 from sparsejax import models, training
 from sparsejax.training import data as data_lib
-from sparsejax.training import functions, stream
+from sparsejax.training import functions, metrics, stream
 from sparsejax.training import mesh as mesh_lib
 
 
@@ -129,6 +129,41 @@ def test_the_imagenet_recipe_trains_on_a_mesh(
   kernel = sj.masks(state.opt_state)[f"stage{stages}_block1"]["conv2"]["kernel"]
   assert "data" in kernel.sharding.spec
   assert "model" in kernel.sharding.spec
+
+
+@pytest.mark.slow
+def test_the_imagenet_recipe_at_full_size(monkeypatch, tmp_path, imagenet_config):
+  """224 x 224 pixels, 1,000 classes and ResNet-50's own widths; masks move once."""
+  splits = tuple(_stream(n, 224, seed=n) for n in (4, 2, 2))
+  monkeypatch.setattr(stream, "load", lambda *_: splits)
+  config = imagenet_config("rigl").to_dict() | {
+    "batch_size": 2,
+    "num_epochs": 3,
+    "warmup_epochs": 1.0,
+    "lr_schedule": "cosine",
+    "update_every": 2,
+    "learning_rate": 0.0008,
+    "log_every": 2,
+  }
+  result = training.train_and_evaluate(config, tmp_path, verbose=False)
+  assert result.finished
+  assert result.step == 6
+  assert np.isfinite(result.test_loss).all()
+  params, masks = result.state.params, sj.masks(result.state.opt_state)
+  assert sum(x.size for x in jax.tree.leaves(params)) == 25_557_032
+  trained = (params, result.state.model_state, result.state.opt_state)
+  wide = [x for x in jax.tree.leaves(trained) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert {x.dtype for x in wide} == {jnp.dtype(jnp.float32)}
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves((params, masks)))
+  before, update, after = (r for r in metrics.read(tmp_path) if "grown" in r)
+  assert update["grown"] == update["dropped"] > 100_000
+  assert before["dropped"] == after["dropped"] == 0
+  kernels = sum(mask.size for mask in jax.tree.leaves(masks))
+  live = sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
+  assert live == round(0.2 * kernels)
+  for path, mask in jax.tree_util.tree_leaves_with_path(masks):
+    kernel = functools.reduce(lambda tree, key: tree[key.key], path, params)
+    assert not np.any(np.asarray(kernel)[~np.asarray(mask)])
 
 
 def test_it_computes_in_bfloat16():
