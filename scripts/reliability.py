@@ -1,13 +1,14 @@
-"""What training survives, counted: kills, bad input, long runs, damage, infinities.
+"""What training survives, counted: kills, bad input, long runs, damage, layouts.
 
   python scripts/reliability.py --workdir=reliability
 
-An hour on one busy CPU core, most of it for the kills; --cases=soak,checkpoint
-chooses, and the same command goes on with what is missing. Expect every trial of every
-case to pass:
+An hour on one busy CPU core for all but `layouts`, most of it for the kills, and as
+much for these; --cases=soak,checkpoint chooses, and the same command goes on with what
+is missing. Expect every trial of every case but `layouts` to pass:
 `resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
 `steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for
-`non_finite`, `exact` for `drift`.
+`non_finite`, `exact` for `drift`. Of `layouts`, expect all runs by gradual pruning to
+agree with one device; its note says what the others do.
 """
 
 import json
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import _command_line
 import _damage
 import _kill
+import _layouts
 import _long_runs
 from absl import flags, logging
 
@@ -44,6 +46,8 @@ class Case(NamedTuple):
     make: from a folder of its own to `trial(i) -> record`, whose `ok` is a bool, and
       whose numbers and bools other than it are added up in the results.
     what: one trial, in words.
+    each: the field that names a trial whose numbers are rows of their own, not added
+      up; none if empty.
   """
 
   metric: str
@@ -51,6 +55,7 @@ class Case(NamedTuple):
   quick: int
   make: Callable[[pathlib.Path], Callable[[int], dict[str, Any]]]
   what: str
+  each: str = ""
 
 
 def bad_input(folder):
@@ -112,6 +117,16 @@ TABLE = {
     "60 steps, at 8 of them NaN or an infinity in the loss, a gradient or the scores:"
     " counts and zeros exact after every step, each event counted",
   ),
+  "layouts": Case(
+    "agreeing",
+    len(_layouts.RUNS),
+    1,
+    _layouts.Trials,
+    "a whole run of configs/digits.py on a layout, twice, and one on one device:"
+    " repeated bit for bit (every array of the state), 99 % of the masks' entries the"
+    f" same, accuracies at most {_layouts.NOISE} points apart",
+    each="layout",
+  ),
   "drift": Case(
     "exact",
     38,
@@ -151,14 +166,20 @@ def rows(name: str, case: Case, records: Iterable[dict[str, Any]]) -> list[dict]
   records = list(records)
   counts: dict[str, float] = {case.metric: sum(r["ok"] for r in records)}
   counts["tried"] = len(records)
-  for key, value in records[0].items():
-    if key not in ("trial", "ok") and isinstance(value, bool | int | float):
-      counts[key] = sum(r[key] for r in records)
+  own = []
+  for record in records:
+    for key, value in record.items():
+      if key in ("trial", "ok") or not isinstance(value, bool | int | float):
+        continue
+      if case.each:
+        own.append(results.row(f"{name}/{record[case.each]}", key, float(value)))
+      else:
+        counts[key] = counts.get(key, 0) + value
   notes = {case.metric: case.what}
   return [
     results.row(name, metric, float(n), note=notes.get(metric, ""))
     for metric, n in counts.items()
-  ]
+  ] + own
 
 
 def main(_):

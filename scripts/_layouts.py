@@ -1,0 +1,118 @@
+"""Whole digits runs on several layouts of devices, compared with one device's."""
+
+import hashlib
+import json
+import pathlib
+import runpy
+import shutil
+import sys
+from typing import Any, NamedTuple
+
+import _processes
+import jax
+import numpy as np
+
+import sparsejax as sj
+from sparsejax.training import checkpoint, config, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Two standard deviations of the difference of two seeds, by the config's docstring.
+NOISE = 0.8
+
+
+class Layout(NamedTuple):
+  """Processes, the devices of each, and the fields of the config that cut the run."""
+
+  processes: int
+  devices: int
+  mesh: dict[str, Any]
+
+
+ALONE = Layout(1, 1, {})
+LAYOUTS = {
+  "devices=8/data": Layout(1, 8, {"data": 8}),
+  "processes=2/fsdp": Layout(2, 4, {"data": 8, "fsdp": True}),
+  "processes=2/data": Layout(2, 4, {"data": 8}),
+  "devices=8/fsdp": Layout(1, 8, {"data": 8, "fsdp": True}),
+  "devices=8/tensor": Layout(1, 8, {"data": 2, "model": 4}),
+}
+VARIANTS = ("gradual_magnitude", "sparse_momentum")  # of `configs/digits.py`
+RUNS = [(variant, layout) for layout in LAYOUTS for variant in VARIANTS]
+
+
+class Trials:
+  """Trains twice on a layout, and compares: with each other, and with one device.
+
+  Args:
+    folder: of the runs; those on one device are kept there.
+    epochs: of each run.
+  """
+
+  def __init__(self, folder: pathlib.Path, epochs: int = 50):
+    self._folder, self._epochs = folder, epochs
+    self._get_config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"]
+    folder.mkdir(parents=True, exist_ok=True)
+
+  def __call__(self, number: int) -> dict[str, Any]:
+    """Runs one trial.
+
+    Args:
+      number: of `RUNS`.
+
+    Returns:
+      `ok`: whether both runs are bit for bit the same, at least 99 % of the masks'
+      entries are those of one device, and the accuracy differs by at most `NOISE`.
+    """
+    variant, name = RUNS[number]
+    place = self._folder / f"{variant}_{name.replace('/', '_')}"
+    alone = self._end(self._folder / f"{variant}_alone", variant, ALONE)
+    first, second = (
+      self._end(place / part, variant, LAYOUTS[name]) for part in ("first", "second")
+    )
+    shutil.rmtree(place)
+    masks, ours = alone["masks"], first["masks"]
+    agree = 100 * float(np.mean(masks == ours))
+    shared = 100 * float((masks & ours).sum() / masks.sum())
+    more = first["accuracy"] - alone["accuracy"]
+    same = first["digest"] == second["digest"]
+    return {
+      "ok": bool(same and agree >= 99 and abs(more) <= NOISE),
+      "layout": f"{variant}/{name}",
+      "masks_agree_percent": agree,
+      "live_weights_shared_percent": shared,
+      "test_accuracy_percent": first["accuracy"],
+      "accuracy_difference_points": more,
+      "repeated_bit_identical": same,
+    }
+
+  def _end(self, path: pathlib.Path, variant: str, layout: Layout) -> dict[str, Any]:
+    """Trains, unless that is done; masks, accuracy, and a digest of the whole state."""
+    command = [sys.executable, str(ROOT / "scripts/train.py"), f"--workdir={path}"]
+    command.append(f"--config={ROOT / 'configs/digits.py'}:{variant}")
+    command.append(f"--config.num_epochs={self._epochs}")
+    command += [f"--config.mesh.{name}={n}" for name, n in layout.mesh.items()]
+    if not (path / "summary.json").exists():
+      done = _processes.run(command, layout.processes, layout.devices, timeout=3_600)
+      for code, output in done:
+        if code:
+          raise RuntimeError(f"{' '.join(command)} ended with {code}: {output}")
+    fields = self._get_config(variant)
+    fields.num_epochs = self._epochs
+    prepared = run.prepare(fields)
+    checkpoints = checkpoint.Checkpoints(path, config.to_json(prepared.config))
+    try:
+      restored = checkpoints.restore(run.target(prepared))
+    finally:
+      checkpoints.close()
+    state: Any = None if restored is None else restored.state
+    masks = jax.device_get(jax.tree.leaves(sj.masks(state.opt_state)))
+    state = state._replace(key=jax.random.key_data(state.key))
+    digest = hashlib.sha256()
+    for x in jax.tree.leaves(jax.device_get(state)):
+      digest.update(f"{x.dtype}{x.shape}".encode() + x.tobytes())
+    summary = json.loads((path / "summary.json").read_text())
+    return {
+      "masks": np.concatenate([mask.ravel() for mask in masks]),
+      "accuracy": 100 - float(np.mean(summary["test_error_percent"])),
+      "digest": digest.hexdigest(),
+    }
