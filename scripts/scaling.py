@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _scaling_page import COMPILED, EXTRAPOLATED, page
 from absl import flags
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
@@ -32,8 +33,6 @@ _OUT = flags.DEFINE_string("out", "results/scaling.json", "The results file.")
 _TABLE = flags.DEFINE_string("table", "docs/scaling.md", "The table in the docs.")
 _QUICK = flags.DEFINE_bool("quick", False, "Only the smallest program; writes nothing.")
 
-COMPILED = (8, 16, 64)  # virtual devices
-EXTRAPOLATED = (512, 4096)
 # One block: attention (4 kernels) and an MLP of four times the width (2 kernels).
 SIZES = {"1e9": (2048, 20), "1e11": (12_288, 55)}  # width, blocks: 12 width^2 blocks
 # A selection has at most this many passes: 8 bits of 4 bytes of a float32 score, and of
@@ -208,59 +207,6 @@ def packing(width: int):
   return rows
 
 
-def table(rows) -> str:
-  """The docs' page, made of the rows."""
-  values = {(r["case"], r["metric"]): r["mean"] for r in rows}
-  lines = [
-    "# Memory and traffic on many devices",
-    "",
-    "Made by `scripts/scaling.py` from what compiled programs say of themselves; see",
-    "`results/scaling.json` for the command, and for each row's note. A transformer's",
-    "kernels are cut over all devices (fully sharded), in float32, with AdamW under",
-    "`sparse_momentum`; held are parameters, gradients, two moments and masks, not",
-    f"activations. The programs of {_and(COMPILED)} devices were compiled, on virtual",
-    f"ones; those of {_and(EXTRAPOLATED)} are extrapolated from these by weight.",
-    "A mask update is counted with all the passes that it can have.",
-    "",
-    "| parameters | devices | held, GiB a device | with 1-bit masks"
-    " | mask update, bytes a tensor | gathering a tensor, bytes |",
-    "|---|---|---|---|---|---|",
-  ]
-  for case in dict.fromkeys(r["case"] for r in rows):
-    match = re.fullmatch(r"transformer/parameters=(.+)/devices=(\d+)", case)
-    if not match:
-      continue
-    get = lambda metric, case=case: values[case, metric]
-    mark = "" if int(match[2]) in COMPILED else " (extrapolated)"
-    lines.append(
-      f"| {match[1]} | {int(match[2]):,}{mark} | {get('state_gib_per_device'):.3g}"
-      f" | {get('state_gib_per_device_1bit_masks'):.3g}"
-      f" | {get('mask_update_bytes_per_tensor'):,.0f}"
-      f" | {get('gathered_update_bytes_per_tensor'):,.0f} |"
-    )
-  lines += [
-    "",
-    "A mask takes a byte a weight, of 17 that are held. One bit a weight (`sj.pack`)",
-    "would save seven eighths of that, and cost, a step that only applies the mask:",
-    "",
-    "| masks | bytes read and written a weight | operations a weight | scratch bytes a"
-    " weight |",
-    "|---|---|---|---|",
-  ]
-  for name in ("bytes", "bits"):
-    get = lambda metric, name=name: values[f"masks/{name}", metric]
-    lines.append(
-      f"| {name} | {get('accessed_bytes_per_weight'):.3g}"
-      f" | {get('operations_per_weight'):.3g}"
-      f" | {get('scratch_bytes_per_weight'):.3g} |"
-    )
-  return "\n".join(lines) + "\n"
-
-
-def _and(numbers: tuple[int, ...]) -> str:
-  return ", ".join(f"{n:,}" for n in numbers[:-1]) + f" and {numbers[-1]:,}"
-
-
 def main(argv: list[str]) -> None:
   del argv
   jax.config.update("jax_platforms", "cpu")
@@ -274,10 +220,10 @@ def main(argv: list[str]) -> None:
     print(f"{size} parameters: {i + 1} of {len(sizes)}", flush=True)
     rows += rows_of(size, *SIZES[size], devices)
   rows += packing(SIZES[sizes[0]][0])
-  print(table(rows))
+  print(page(rows))
   if not _QUICK.value:
     results.write_results(_OUT.value, "scaling", rows)
-    pathlib.Path(_TABLE.value).write_text(table(rows))
+    pathlib.Path(_TABLE.value).write_text(page(rows))
 
 
 if __name__ == "__main__":

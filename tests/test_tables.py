@@ -17,6 +17,12 @@ def test_tables_equal_the_results(path):
   assert TABLES["filled"](text) == text, "run: python scripts/tables.py"
 
 
+def test_the_page_of_scaling_equals_its_results():
+  page = runpy.run_path(str(ROOT / "scripts/_scaling_page.py"))["page"]
+  rows = json.loads((ROOT / "results/scaling.json").read_text())["rows"]
+  assert (ROOT / "docs/scaling.md").read_text() == page(rows)
+
+
 def test_a_mean_in_a_sentence_is_that_of_its_row():
   row = TABLES["find"]("benchmarks", "selection/n=1e7", "speedup_over_jnp_sort")
   mark = "<!-- mean: benchmarks selection/n=1e7 {} -->{}<!-- end --> times"
