@@ -94,6 +94,16 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
   assert trial(0)["ok"]
 
 
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_that_of_one_device(tmp_path):
+  import _layouts
+
+  number = _layouts.RUNS.index(("gradual_magnitude", "processes=2/fsdp"))
+  record = _layouts.Trials(tmp_path, epochs=3)(number)
+  assert record["ok"], record
+  assert record["repeated_bit_identical"] is True
+
+
 def _loosely(inner):
   """Optax promotes dtypes; everything of ours stays strict."""
 
