@@ -3,7 +3,7 @@ r"""Trains the MNIST table of sparse momentum: results/mnist_sparse_momentum.jso
   python scripts/mnist_sparse_momentum.py --workdir=runs/mnist_sparse_momentum
 
 LeNet-300-100 and LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py and
-configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or nine
+configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or six
 (LeNet-5) on one CPU core. Runs that are finished are not done again and
 one that was stopped goes on; several processes may share the workdir with different
 --models or --densities. --write_only assembles the table from what is finished; cases
@@ -77,6 +77,7 @@ def rows() -> list[dict]:
         continue
       summaries = [json.loads((d / "summary.json").read_text()) for d in done]
       commits = sorted({(d / "commit").read_text() for d in done if d.exists()})
+      batch = json.loads((done[0] / "config.json").read_text())["batch_size"]
       sem = PAPER_SEM[model].get(density)
       table.append(
         results.row(
@@ -85,7 +86,7 @@ def rows() -> list[dict]:
           values=[s["test_error_percent"][0] for s in summaries],
           paper=paper,
           source="Dettmers & Zettlemoyer 2019, MNIST data of the authors' repository",
-          note=f"{summaries[0]['step']} steps of 100 images; seeds "
+          note=f"{summaries[0]['step']} steps of {batch} images; seeds "
           f"{', '.join(d.name.removeprefix('seed=') for d in done)}; trained at "
           f"{', '.join(commits)}; paper's standard error {sem}",
         )
