@@ -1,5 +1,7 @@
 """Data sets as arrays: the embedded digits, and what TFDS prepared."""
 
+import importlib.util
+import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,14 +168,25 @@ def unit(dataset: Dataset) -> Dataset:
 
 def _digits() -> tuple[Split, Split]:
   """Scikit-learn's 1,797 digits of 8x8 pixels in 17 levels; a fifth is for testing."""
-  # Slow to import, and only this data set needs it.
-  from sklearn import datasets
-
-  bunch: Any = datasets.load_digits()
-  images = np.asarray(bunch["images"], np.uint8)[..., None]
-  labels = np.asarray(bunch["target"], np.int32)
+  table = _digits_table()
+  images = table[:, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
+  labels = table[:, -1].astype(np.int32)
   # The file is ordered by writer: a tail would hold other hands than the head.
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
   num_test = round(0.2 * len(labels))
   whole = Split(images, labels)
   return take(whole, order[num_test:]), take(whole, order[:num_test])
+
+
+def _digits_table() -> np.ndarray:
+  """A row a digit: 64 pixels and the label."""
+  # Importing scikit-learn takes a tenth of a run on its digits, so its file is read.
+  found = importlib.util.find_spec("sklearn")
+  if found is not None and found.origin:
+    file = pathlib.Path(found.origin).parent / "datasets/data/digits.csv.gz"
+    if file.exists():
+      return np.loadtxt(file, delimiter=",")
+  from sklearn import datasets
+
+  bunch: Any = datasets.load_digits()
+  return np.column_stack([bunch["data"], bunch["target"]])

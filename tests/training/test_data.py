@@ -15,6 +15,17 @@ def _rows(split):
   return {image.tobytes() for image in split.images}
 
 
+def test_digits_are_those_of_scikit_learn():
+  datasets = pytest.importorskip("sklearn.datasets")
+  found, known = data.load("digits"), datasets.load_digits()
+  images = np.concatenate([split.images for split in found[:3]])
+  labels = np.concatenate([split.labels for split in found[:3]])
+  rows = np.column_stack([images.reshape(len(images), 64), labels])
+  wanted = np.column_stack([known["data"], known["target"]])
+  ordered = lambda table: table[np.lexsort(table.T)]
+  np.testing.assert_array_equal(ordered(rows), ordered(wanted))
+
+
 def test_digits_splits_are_disjoint_and_fixed():
   first, second = data.load("digits"), data.load("digits")
   for a, b in zip(first[:3], second[:3], strict=True):
