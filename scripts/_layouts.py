@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import _processes
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 import sparsejax as sj
-from sparsejax.training import checkpoint, config, run
+from sparsejax.training import checkpoint, config, run, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two standard deviations of the difference of two seeds, by the config's docstring.
@@ -63,12 +64,18 @@ class Trials:
       `ok`: whether both runs are bit for bit the same, at least 99 % of the masks'
       entries are those of one device, and the accuracy differs by at most `NOISE`.
     """
-    variant, name = RUNS[number]
+    return self.compare(*RUNS[number])
+
+  def compare(self, variant: str, name: str) -> dict[str, Any]:
+    """A trial; on the layout `nudged`, one device, a weight is changed at the start."""
+    layout = LAYOUTS.get(name, ALONE)
     place = self._folder / f"{variant}_{name.replace('/', '_')}"
+    parts = [place / "first", place / "second"]
+    if name == "nudged":
+      for part in parts:
+        self._nudge(part, variant)
     alone = self._end(self._folder / f"{variant}_alone", variant, ALONE)
-    first, second = (
-      self._end(place / part, variant, LAYOUTS[name]) for part in ("first", "second")
-    )
+    first, second = (self._end(part, variant, layout) for part in parts)
     shutil.rmtree(place)
     masks, ours = alone["masks"], first["masks"]
     agree = 100 * float(np.mean(masks == ours))
@@ -85,6 +92,29 @@ class Trials:
       "repeated_bit_identical": same,
     }
 
+  def _nudge(self, path: pathlib.Path, variant: str) -> None:
+    """Puts a start there whose first live weight is the next float above its own."""
+    if (path / "config.json").exists():
+      return
+    prepared = self._prepared(variant)
+    state = run.start(prepared, run.place(prepared.dataset.train))
+    leaves, treedef = jax.tree.flatten(state.params)
+    i = next(i for i, x in enumerate(leaves) if x.ndim > 1)
+    weights = np.array(leaves[i])
+    first = tuple(np.argwhere(weights)[0])
+    weights[first] = np.nextafter(weights[first], np.float32(np.inf))
+    leaves[i] = run.place(weights)
+    stamp = config.to_json(prepared.config)
+    checkpoints = checkpoint.Checkpoints(path, stamp)
+    checkpoints.save(0, state._replace(params=treedef.unflatten(leaves)), {})
+    checkpoints.close()
+    workdir.claim(path, stamp)
+
+  def _prepared(self, variant: str) -> run.Run:
+    fields = self._get_config(variant)
+    fields.num_epochs = self._epochs
+    return run.prepare(fields)
+
   def _end(self, path: pathlib.Path, variant: str, layout: Layout) -> dict[str, Any]:
     """Trains, unless that is done; masks, accuracy, and a digest of the whole state."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), f"--workdir={path}"]
@@ -96,9 +126,7 @@ class Trials:
       for code, output in done:
         if code:
           raise RuntimeError(f"{' '.join(command)} ended with {code}: {output}")
-    fields = self._get_config(variant)
-    fields.num_epochs = self._epochs
-    prepared = run.prepare(fields)
+    prepared = self._prepared(variant)
     checkpoints = checkpoint.Checkpoints(path, config.to_json(prepared.config))
     try:
       restored = checkpoints.restore(run.target(prepared))
@@ -116,3 +144,9 @@ class Trials:
       "accuracy": 100 - float(np.mean(summary["test_error_percent"])),
       "digest": digest.hexdigest(),
     }
+
+
+def nudged(folder: pathlib.Path) -> Callable[[int], dict[str, Any]]:
+  """The scale of `Trials`: what one device makes of the least change of a weight."""
+  trials = Trials(folder.with_name("layouts"))
+  return lambda number: trials.compare(VARIANTS[number], "nudged")

@@ -4,11 +4,12 @@
 
 An hour on one busy CPU core for all but `layouts`, most of it for the kills, and as
 much for these; --cases=soak,checkpoint chooses, and the same command goes on with what
-is missing. Expect every trial of every case but `layouts` to pass:
+is missing. Expect every trial of every case but `layouts` and `nudged` to pass:
 `resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
 `steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for
-`non_finite`, `exact` for `drift`. Of `layouts`, expect all runs by gradual pruning to
-agree with one device; its note says what the others do.
+`non_finite`, `exact` for `drift`. Runs by gradual pruning agree on all `layouts`; those
+by sparse momentum differ about as much as two runs on one device of which one began
+with one weight `nudged` to the next float.
 """
 
 import json
@@ -125,6 +126,15 @@ TABLE = {
     "a whole run of configs/digits.py on a layout, twice, and one on one device:"
     " repeated bit for bit (every array of the state), 99 % of the masks' entries the"
     f" same, accuracies at most {_layouts.NOISE} points apart",
+    each="layout",
+  ),
+  "nudged": Case(
+    "agreeing",
+    len(_layouts.VARIANTS),
+    1,
+    _layouts.nudged,
+    "the scale of `layouts`: the same comparison with a run on one device that began"
+    " with one weight at the next float above its own",
     each="layout",
   ),
   "drift": Case(
