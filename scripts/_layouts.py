@@ -32,8 +32,8 @@ class Layout(NamedTuple):
 ALONE = Layout(1, 1, {})
 LAYOUTS = {
   "devices=8/data": Layout(1, 8, {"data": 8}),
-  "processes=2/fsdp": Layout(2, 4, {"data": 8, "fsdp": True}),
   "processes=2/data": Layout(2, 4, {"data": 8}),
+  "processes=2/fsdp": Layout(2, 4, {"data": 8, "fsdp": True}),
   "devices=8/fsdp": Layout(1, 8, {"data": 8, "fsdp": True}),
   "devices=8/tensor": Layout(1, 8, {"data": 2, "model": 4}),
 }
