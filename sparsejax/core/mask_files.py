@@ -101,7 +101,6 @@ def mask_arrays(masks: PyTree) -> dict[str, Any]:
   }
   arrays = {}
   for name, bits in jax.device_get(pack(flat)).items():
-    # The prefixes keep a leaf called "file" apart from savez's own arguments.
     arrays[f"mask:{name}"] = bits
     arrays[f"shape:{name}"] = np.asarray(flat[name].shape, np.int64)
   return arrays
