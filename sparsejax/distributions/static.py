@@ -1,7 +1,4 @@
-"""How many live weights each layer gets at the start: uniform, ER, ERK, overrides."""
-
-import re
-from collections.abc import Mapping
+"""How many live weights each layer gets at the start: uniform, ER, ERK."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,6 @@ from sparsejax.core.checks import (
   check_callable,
   check_integer,
   check_mapping,
-  check_regex,
   check_scalar,
 )
 from sparsejax.core.types import Distribution
@@ -46,7 +42,7 @@ def uniform(shapes: Shapes, density) -> Array:
     Array([10,  5], dtype=int32)
   """
   _check_shapes(shapes, 0)
-  return _distribute(_sizes(shapes), shapes, density)
+  return _distribute(sizes_of(shapes), shapes, density)
 
 
 def erdos_renyi(shapes: Shapes, density) -> Array:
@@ -108,86 +104,9 @@ def erk(shapes: Shapes, density) -> Array:
   return _distribute(weights, shapes, density)
 
 
-def override(
-  distribution: Distribution, densities: Mapping[str, float]
-) -> Distribution:
-  """Fixes the density of some layers by name; the others share what is left.
-
-  budget_l = round(densities[pattern] * size_l) where a pattern matches; the total
-  stays round(density * total size)
-
-  Args:
-    distribution: the distribution of the other layers.
-    densities: from a regular expression, searched for in the path, to a density in
-      [0, 1]; 1 keeps a layer dense. The first match counts.
-
-  Returns:
-    A distribution.
-
-  Raises:
-    TypeError: distribution is no function, densities not from regexes to numbers.
-    ValueError: a density is outside [0, 1]; a pattern matches no layer; or the fixed
-      layers alone pass the total.
-
-  Example:
-    >>> import sparsejax as sj
-    >>> keep_head = sj.override(sj.uniform, {"head": 1.0})
-    >>> keep_head({"body": (10, 10), "head": (10, 2)}, 0.5)
-    Array([40, 20], dtype=int32)
-  """
-  check_distribution(distribution)
-  check_mapping("densities", densities, "from a regex to a density")
-  for pattern, value in densities.items():
-    check_regex("densities", pattern)
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-      raise TypeError(f"densities must be numbers, got {value!r} for {pattern!r}.")
-    if not 0 <= value <= 1:
-      raise ValueError(f"densities must lie in [0, 1], got {value} for {pattern!r}.")
-
-  def overridden(shapes: Shapes, density) -> Array:
-    fixed = {}
-    for pattern, value in densities.items():
-      hits = [path for path in shapes if re.search(pattern, path)]
-      if not hits:
-        raise ValueError(
-          f"densities must name layers, got {pattern!r}, which matches none of "
-          f"{list(shapes)}."
-        )
-      for path in hits:
-        fixed.setdefault(path, round(value * int(np.prod(shapes[path]))))
-    total, size = total_budget(shapes, density), sum(_sizes(shapes))
-    rest = {path: shape for path, shape in shapes.items() if path not in fixed}
-    spent = sum(fixed.values())
-    room = sum(_sizes(rest))
-    if isinstance(total, int) and not spent <= total <= spent + room:
-      raise ValueError(
-        f"densities must leave a total of {total} weights (density {density} of "
-        f"{size}) possible, got {spent} in the named layers and room for {room} in "
-        "the others."
-      )
-    others = None
-    if rest and not (isinstance(total, int) and total == spent):
-      with jax.enable_x64(True):  # exact: the others' total must come out whole
-        left = total - spent
-        left = left if isinstance(left, int) else left.astype(jnp.float64)
-        density = left / room
-      others = distribution(rest, density)
-    order = {path: i for i, path in enumerate(rest)}
-    none = jnp.int32(0)
-    budgets = [
-      jnp.int32(fixed[path])
-      if path in fixed
-      else (none if others is None else others[order[path]])
-      for path in shapes
-    ]
-    return jnp.stack(budgets)
-
-  return overridden
-
-
 def total_budget(shapes: Shapes, density):
   """round(density * total size), exactly: an int, or int64 if density is traced."""
-  size = sum(_sizes(shapes))
+  size = sum(sizes_of(shapes))
   if isinstance(density, jax.Array):
     with jax.enable_x64(True):
       scaled = density.astype(jnp.float64) * jnp.float64(size)
@@ -220,7 +139,7 @@ def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
       f"distribution must give an integer a layer, {len(shapes)} in all, got "
       f"{budgets.dtype}{list(budgets.shape)}."
     )
-  sizes = np.asarray(_sizes(shapes))
+  sizes = np.asarray(sizes_of(shapes))
   if not isinstance(given, Tracer):
     for path, budget, size in zip(shapes, np.asarray(given), sizes, strict=True):
       if not 0 <= budget <= size:
@@ -256,7 +175,7 @@ def check_density(density, name: str = "density") -> None:
 
 
 def _distribute(weights: list[int], shapes: Shapes, density) -> Array:
-  sizes = _sizes(shapes)
+  sizes = sizes_of(shapes)
   total = total_budget(shapes, density)
   if isinstance(total, int) and total < len(sizes):
     raise ValueError(
@@ -303,7 +222,8 @@ def _check_shapes(shapes: Shapes, rank: int) -> None:
       )
 
 
-def _sizes(shapes: Shapes) -> list[int]:
+def sizes_of(shapes: Shapes) -> list[int]:
+  """Weights of each layer, in the order of the shapes."""
   return [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
 
 
