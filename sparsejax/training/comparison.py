@@ -3,16 +3,15 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from sparsejax import models
 from sparsejax.analysis import multiply_adds
 from sparsejax.training import config as config_lib
-from sparsejax.training import data, errors, loop, metrics, result
+from sparsejax.training import costs, data, errors, loop, metrics, result
 from sparsejax.training.methods import METHODS
 
 
@@ -191,49 +190,6 @@ def collect(config: Any, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]
   return outcomes
 
 
-def history(records: Sequence[Any], index: int = 0) -> list[dict[str, int]]:
-  """Returns the live weights of each layer at every evaluation.
-
-  Args:
-    records: of `metrics.read`.
-    index: which of the run's seeds.
-
-  Returns:
-    One dict an evaluation, the first before the first step.
-  """
-  return [
-    {name: int(np.atleast_1d(count)[index]) for name, count in record["live"].items()}
-    for record in records
-    if "live" in record
-  ]
-
-
-def costs(
-  history: Sequence[dict[str, int]],
-  uses: Mapping[str, int],
-  sizes: Mapping[str, int],
-  method: str,
-) -> tuple[float, float]:
-  """Estimates the multiply-adds of a run, over those of a dense one.
-
-  Args:
-    history: of `history`.
-    uses: of `multiply_adds.uses`.
-    sizes: weights of each layer.
-    method: a name of `METHODS`.
-
-  Returns:
-    Of the final network's forward pass, and of the whole run.
-  """
-  dense = {name: sizes[name] for name in history[0]}
-  gradients = METHODS[method].dense_gradients
-  cost = np.mean(
-    [multiply_adds.training(uses, n, dense, gradients) for n in history[:-1] or history]
-  )
-  whole = multiply_adds.forward(uses, dense)
-  return multiply_adds.forward(uses, history[-1]) / whole, float(cost) / (3 * whole)
-
-
 def _check_same(config, done: dict[int, tuple[pathlib.Path, int]]) -> None:
   wanted = config_lib.to_json(config_lib.complete(config))
   for seed, (run, _) in done.items():
@@ -296,7 +252,9 @@ def _sizes(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
 
 def _outcome(run, index, uses, sizes, method) -> Outcome:
   summary = json.loads((run / result.FILE).read_text())
-  inference, training = costs(history(metrics.read(run), index), uses, sizes, method)
+  inference, training = costs.estimate(
+    costs.history(metrics.read(run), index), uses, sizes, method
+  )
   commit = run / "commit"
   return Outcome(
     accuracy=100 - summary["test_error_percent"][index],

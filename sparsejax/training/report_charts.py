@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsejax.analysis import multiply_adds
-from sparsejax.training import comparison, report_svg
+from sparsejax.training import costs, report_svg
 from sparsejax.training.report_run import Found
 from sparsejax.training.report_style import COLORS
 from sparsejax.training.report_svg import Series
@@ -70,7 +70,7 @@ def moves(runs: Sequence[Found]) -> list[str]:
         turnover.append(Series(run.name, x, 100 * y / live, color, dashes))
     explored.append(_percent(_series(run, "explored", color)))
     density.append(_percent(_series(run, "density", color)))
-    history = comparison.history(run.records)
+    history = costs.history(run.records)
     if history and set(history[0]) <= set(run.uses) and run.masks:
       whole = multiply_adds.forward(run.uses, run.sizes)
       parts = [100 * multiply_adds.forward(run.uses, live) / whole for live in history]

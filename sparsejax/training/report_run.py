@@ -12,7 +12,9 @@ import orbax.checkpoint as ocp
 
 from sparsejax import models
 from sparsejax.analysis import multiply_adds
-from sparsejax.training import comparison, data, environment, errors, metrics, result
+from sparsejax.training import costs as costs_lib
+from sparsejax.training import data, environment, errors, metrics, result
+from sparsejax.training.methods import METHODS
 
 MOST = 12  # more runs than that nobody compares on one page
 
@@ -131,13 +133,13 @@ def names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def costs(run: Found) -> tuple[float, float] | None:
-  """Returns `comparison.costs` of a run, or None where they cannot be told."""
-  history = comparison.history(run.records)
+  """Returns `costs.estimate` of a run, or None where they cannot be told."""
+  history = costs_lib.history(run.records)
   if not history or not run.masks or not set(history[0]) <= set(run.uses):
     return None
-  if run.config["method"] not in comparison.METHODS:
+  if run.config["method"] not in METHODS:
     return None
-  return comparison.costs(history, run.uses, run.sizes, run.config["method"])
+  return costs_lib.estimate(history, run.uses, run.sizes, run.config["method"])
 
 
 def _is_run(path: pathlib.Path) -> bool:
