@@ -1,0 +1,134 @@
+"""Activations by class of trained networks, and how they are drawn."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import _networks
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib import figure, ticker
+
+from sparsejax.analysis import class_contributions
+from sparsejax.core import archives
+from sparsejax.models import Conv
+from sparsejax.training import data, report_style
+from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+
+FILE = "class_contributions.npz"
+BATCH = 1000
+
+
+def write(workdir: pathlib.Path, network: _networks.Network) -> None:
+  """Sums each hidden layer's activations by channel and class, over training images.
+
+  What ReLU leaves of a layer's outputs counts, before pooling, as in the authors'
+  program.
+  """
+
+  @jax.jit
+  def activations(params, images):
+    _, kept = network.module.apply(
+      {"params": params},
+      images,
+      capture_intermediates=lambda module, _: isinstance(module, Conv | nn.Dense),
+    )
+    layers = {name: nn.relu(x["__call__"][0]) for name, x in _layers(kept)}
+    over = lambda x: tuple(range(1, x.ndim - 1))
+    return {name: jnp.sum(x, over(x)) for name, x in layers.items()}
+
+  dataset = _dataset(workdir)
+  total: dict[str, np.ndarray] = {}
+  for start in range(0, len(dataset.train.labels), BATCH):
+    part = slice(start, start + BATCH)
+    images = _normalized(dataset, dataset.train.images[part])
+    labels = dataset.train.labels[part]
+    for name, sums in activations(network.params, images).items():
+      counts = class_contributions(np.asarray(sums), labels, dataset.num_classes)
+      total[name] = total.get(name, 0) + counts
+  archives.write_archive(workdir / FILE, {n: total[n] for n in list(total)[:-1]})
+
+
+def read(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+  """What `write` wrote: float64 (channels, classes) by layer, in the model's order."""
+  return archives.read_archive(workdir / FILE, "class_specialization")
+
+
+def first_images(workdir: pathlib.Path, count: int) -> np.ndarray:
+  """The first test images, as the network of a run sees them."""
+  dataset = _dataset(workdir)
+  return _normalized(dataset, dataset.test.images[:count])
+
+
+def _layers(kept) -> Iterator[tuple[str, Mapping]]:
+  yield from kept["intermediates"].items()
+
+
+def _dataset(workdir: pathlib.Path) -> data.Dataset:
+  c = json.loads((workdir / "config.json").read_text())
+  return data.load(c["dataset"], c["data_dir"], c["validation_fraction"])
+
+
+def _normalized(dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
+  return (images.astype(np.float32) - dataset.mean) / dataset.std
+
+
+def plot(
+  found: Mapping[tuple[str, float], Mapping[str, np.ndarray]], out: pathlib.Path
+) -> None:
+  """Histograms of the largest class's share, a panel a layer, and means over density.
+
+  Args:
+    found: shares of channels by `(model, density)`, then layer.
+    out: the picture.
+  """
+  models = list(dict.fromkeys(model for model, _ in found))
+  depth = max(len(layers) for layers in found.values())
+  fig = figure.Figure(
+    figsize=(3.4 * (depth + 1), 2.9 * len(models)),
+    facecolor="white",
+    layout="constrained",
+  )
+  panels = fig.subplots(len(models), depth + 1, squeeze=False)
+  for row, model in zip(panels, models, strict=True):
+    nets = {d: layers for (name, d), layers in found.items() if name == model}
+    names = list(next(iter(nets.values())))
+    for axes, layer in zip(row, names, strict=False):
+      bins = np.linspace(0.1, max(n[layer].max() for n in nets.values()), 31)
+      for (density, layers), color in zip(nets.items(), COLORS, strict=False):
+        label = "dense" if density == 1 else f"{density:.0%} of the weights"
+        axes.hist(
+          layers[layer], bins, density=True, histtype="step", lw=1.8, color=color,
+          label=label,
+        )  # fmt: skip
+      _dress(axes, f"{report_style.NAMES[model]}, {layer}")
+      axes.set_xlabel("share of its best class", color=FAINT, size=9)
+      axes.set_yticks([])
+    row[0].legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    for axes in row[len(names) : -1]:
+      axes.set_visible(False)
+    densities = sorted(nets)
+    for layer, color in zip(names, COLORS[3:], strict=False):
+      mean = [nets[d][layer].mean() for d in densities]
+      row[-1].plot(densities, mean, "o-", ms=4, lw=1.8, color=color, label=layer)
+    row[-1].set_xscale("log")
+    row[-1].xaxis.set_major_locator(ticker.FixedLocator(densities))
+    row[-1].xaxis.set_minor_locator(ticker.NullLocator())
+    row[-1].xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:.0%}"))
+    row[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    row[-1].set_xlabel("weights kept", color=FAINT, size=9)
+    _dress(row[-1], "Mean over channels")
+  out.parent.mkdir(parents=True, exist_ok=True)
+  fig.savefig(out, dpi=120)
+
+
+def _dress(axes, text: str) -> None:
+  axes.set_title(text, loc="left", size=10, weight="bold", color=INK)
+  axes.grid(axis="y", color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
+  for side in ("top", "right", "left"):
+    axes.spines[side].set_visible(False)
+  axes.spines["bottom"].set_color(GRID)
