@@ -7,7 +7,7 @@ much for these; --cases=soak,checkpoint chooses, and the same command goes on wi
 is missing. Expect every trial of every case but `layouts` and `nudged` to pass:
 `resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
 `steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for
-`non_finite`, `exact` for `drift`. Runs by gradual pruning agree on all `layouts`; those
+`non_finite`, `exact` for `drift`. Runs by gradual pruning agree on the `layouts`; those
 by sparse momentum differ about as much as two runs on one device of which one began
 with one weight `nudged` to the next float.
 """
