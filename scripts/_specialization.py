@@ -15,7 +15,7 @@ from sparsejax.analysis import class_contributions
 from sparsejax.core import archives
 from sparsejax.models import Conv
 from sparsejax.training import data, report_style
-from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+from sparsejax.training.report_style import COLORS, FAINT, INK, plain
 
 FILE = "class_contributions.npz"
 BATCH = 1000
@@ -126,9 +126,4 @@ def plot(
 
 def _dress(axes, text: str) -> None:
   axes.set_title(text, loc="left", size=10, weight="bold", color=INK)
-  axes.grid(axis="y", color=GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(colors=FAINT, length=0, labelsize=8.5)
-  for side in ("top", "right", "left"):
-    axes.spines[side].set_visible(False)
-  axes.spines["bottom"].set_color(GRID)
+  plain(axes, 8.5)

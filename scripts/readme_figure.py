@@ -17,7 +17,7 @@ from matplotlib import figure, ticker
 
 from sparsejax.analysis import tickets
 from sparsejax.training import report_run
-from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+from sparsejax.training.report_style import COLORS, FAINT, INK, plain
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 _OUT = flags.DEFINE_string(
@@ -41,12 +41,7 @@ def main(argv: list[str]) -> None:
   title(middle, f"Live weights of each pixel, {name.removesuffix('/kernel')}")
   errors(right)
   for axes in (left, right):
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=9)
-    for side in ("top", "right", "left"):
-      axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
+    plain(axes, 9)
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(out, dpi=130)

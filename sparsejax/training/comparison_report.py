@@ -9,7 +9,7 @@ from matplotlib import figure, ticker
 
 from sparsejax.training import published, report_style, results
 from sparsejax.training.comparison import Cell, Outcome, model_name
-from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+from sparsejax.training.report_style import COLORS, FAINT, INK
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
@@ -138,12 +138,7 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   axes.yaxis.set_major_locator(ticker.FixedLocator(_TICKS))
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
   axes.set_ylabel("test accuracy, %", color=FAINT, size=10)
-  axes.grid(axis="y", color=GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(colors=FAINT, length=0, labelsize=9.5)
-  for side in ("top", "right", "left"):
-    axes.spines[side].set_visible(False)
-  axes.spines["bottom"].set_color(GRID)
+  report_style.plain(axes, 9.5)
   handles, labels = axes.get_legend_handles_labels()
   if handles:
     fig.legend(
@@ -164,7 +159,7 @@ def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path
   """
   results.write_results(out, out.stem, rows(config, outcomes))
   plot.parent.mkdir(parents=True, exist_ok=True)
-  title = f"{model_name(config)} on {config.dataset}"
+  title = report_style.title({"model": model_name(config), "dataset": config.dataset})
   draw(config, outcomes, title).savefig(plot, dpi=160)
 
 

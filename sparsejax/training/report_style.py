@@ -42,3 +42,18 @@ def title(config: Any) -> str:
   """
   model, dataset = config["model"], config["dataset"]
   return f"{NAMES.get(model, model)} on {NAMES.get(dataset, dataset)}"
+
+
+def plain(axes: Any, labelsize: float) -> None:
+  """Leaves of a plot's frame its foot, and lines across.
+
+  Args:
+    axes: of matplotlib.
+    labelsize: of the numbers, in points.
+  """
+  axes.grid(axis="y", color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=FAINT, length=0, labelsize=labelsize)
+  for side in ("top", "right", "left"):
+    axes.spines[side].set_visible(False)
+  axes.spines["bottom"].set_color(GRID)
