@@ -11,7 +11,8 @@ end writes the whole table, which covers all that is finished in the workdir.
 
 --together says how many seeds are trained side by side in one run: by default all of
 them on an accelerator (fewer where memory does not suffice) and one on a CPU, where
-nothing would be gained. --write_only trains nothing.
+nothing would be gained. --write_only trains nothing. --keep adds the seeds that the
+file of --out tells of and the workdir lacks, for runs made elsewhere or lost since.
 """
 
 import pathlib
@@ -33,6 +34,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Which seeds.")
 _TOGETHER = flags.DEFINE_integer("together", None, "Seeds side by side.", 1)
 _OUT = flags.DEFINE_string("out", None, "The results file; by default in the workdir.")
 _PLOT = flags.DEFINE_string("plot", None, "The plot; by default in the workdir.")
+_KEEP = flags.DEFINE_bool("keep", False, "Keep the seeds that --out holds already.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
@@ -72,9 +74,11 @@ def main(argv: list[str]) -> None:
     if not _WRITE_ONLY.value:
       train(workdir)
     outcomes = comparison.collect(_CONFIG.value, workdir)
+    out = pathlib.Path(_OUT.value or workdir / "comparison.json")
+    if _KEEP.value:
+      outcomes = comparison_report.keep(_CONFIG.value, outcomes, out)
     if not outcomes:
       sys.exit(f"Error: nothing is finished in {workdir}.")
-    out = pathlib.Path(_OUT.value or workdir / "comparison.json")
     plot = pathlib.Path(_PLOT.value or workdir / "comparison.png")
     comparison_report.write(_CONFIG.value, outcomes, out, plot)
   except KeyboardInterrupt:

@@ -1,19 +1,30 @@
 """What a grid of runs came to: rows for a results file, a table, a plot."""
 
+import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib import figure, ticker
 
-from sparsejax.training import published, report_style, results
+from sparsejax.training import errors, published, report_style, results
 from sparsejax.training.comparison import Cell, Outcome, model_name
+from sparsejax.training.methods import METHODS
 from sparsejax.training.report_style import COLORS, FAINT, INK
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
 _MARKERS = "osD"  # with the colours they tell 21 methods apart
+
+# What `rows` writes, for `keep` to read.
+_CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
+_NOTE = re.compile(
+  r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+); multiply-adds of the dense"
+  r" network's: (?P<inference>[\d.]+)% to infer, (?P<training>[\d.]+)% to train"
+  r" \(estimated\)(; trained at (?P<commits>.+))?"
+)
 
 _TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 99.9)
 
@@ -32,7 +43,7 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
   for cell, found in outcomes.items():
     paper, source = published.accuracy(config.dataset, model, *cell)
     several = list(found.values())
-    commits = sorted({o.commit for o in several if o.commit})
+    commits = sorted({c for o in several if o.commit for c in o.commit.split(", ")})
     inference, training = _costs(several)
     table.append(
       results.row(
@@ -48,6 +59,53 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
       )
     )
   return table
+
+
+def keep(
+  config: Any, outcomes: Outcomes, held: pathlib.Path
+) -> dict[Cell, dict[int, Outcome]]:
+  """Returns the outcomes with those of an earlier results file that are not among them.
+
+  Runs take long and folders get lost; what a results file tells of a seed stays true.
+  Costs and commits are told there by cell, not by seed, so all its seeds have the same.
+
+  Args:
+    config: of the comparison, for the model; other models' rows are passed over.
+    outcomes: of `comparison.collect`, which go before the file's.
+    held: a file of `write`; where there is none, nothing is added.
+
+  Returns:
+    Outcomes by cell in the order of `METHODS`, then seed.
+
+  Raises:
+    ConfigError: the file's runs of a cell have another number of steps.
+  """
+  merged = {cell: dict(found) for cell, found in outcomes.items()}
+  entries = json.loads(held.read_text())["rows"] if held.exists() else []
+  for entry in entries:
+    match = _CASE.fullmatch(entry["case"])
+    told = _NOTE.fullmatch(entry["note"])
+    if not match or not told or match["model"] != model_name(config):
+      continue
+    cell = Cell(match["method"], float(match["density"]))
+    seeds = [int(seed) for seed in told["seeds"].split(", ")]
+    here = merged.setdefault(cell, {})
+    steps = {o.steps for o in here.values()} | {int(told["steps"])}
+    if len(steps) > 1:
+      raise errors.ConfigError(
+        f"{held} must hold runs as long as the workdir's; got {told['steps']} steps of"
+        f" {entry['case']} beside {min(steps - {int(told['steps'])})}"
+      )
+    costs = float(told["inference"]) / 100, float(told["training"]) / 100
+    for seed, accuracy in zip(seeds, entry["values"], strict=True):
+      here.setdefault(
+        seed, Outcome(accuracy, *costs, int(told["steps"]), told["commits"] or "")
+      )
+  order = list(METHODS)
+  return {
+    cell: dict(sorted(merged[cell].items()))
+    for cell in sorted(merged, key=lambda c: (order.index(c.method), c.density))
+  }
 
 
 def table(config: Any, outcomes: Outcomes) -> str:

@@ -78,6 +78,33 @@ def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
   assert table[1].endswith("10.0%     10.0%")
 
 
+def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
+  config, out = make_config("dense"), tmp_path / "toy.json"
+  outcomes = comparison.collect(config, two_runs[0])
+  snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
+  assert comparison_report.keep(config, outcomes, out) == outcomes
+  comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
+  written = json.loads(out.read_text())["rows"]
+  # Nothing new: the same table. One seed lost: it is put back in its place.
+  assert (
+    comparison_report.rows(config, comparison_report.keep(config, outcomes, out))
+    == written
+  )
+  changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, commit="abc")}}
+  merged = comparison_report.keep(config, changed, out)
+  assert list(merged) == [snip, dense]
+  assert [o.accuracy for o in merged[snip].values()] == [
+    written[0]["values"][0],
+    12.5,
+  ]
+  assert comparison_report.rows(config, merged)[0]["note"].endswith("trained at abc")
+  longer = {snip: {2: outcomes[snip][1]._replace(steps=1)}}
+  with pytest.raises(errors.ConfigError, match="as long as the workdir's; got"):
+    comparison_report.keep(config, longer, out)
+  config.model = "lenet300"
+  assert comparison_report.keep(config, {}, out) == {}
+
+
 def test_what_is_finished_is_not_done_again(two_runs):
   workdir, lines = two_runs
   before = len(lines)
