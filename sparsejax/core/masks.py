@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core.leaves import align, check_arrays, check_masks, path_string
+from sparsejax.core.packed import unpack_tree
 from sparsejax.core.types import SparseState
 
 Array = jax.Array
@@ -50,9 +51,8 @@ def masks(opt_state: PyTree) -> PyTree:
       "opt_state must come from an optimizer made by sparsejax, got "
       f"{type(opt_state).__name__} without any SparseState in it."
     )
-  if len(states) == 1:
-    return states[0].masks
-  return _merge([state.masks for state in states])
+  found = [unpack_tree(state.masks) for state in states]
+  return found[0] if len(found) == 1 else _merge(found)
 
 
 def _merge(nodes: list[PyTree]) -> PyTree:
@@ -88,8 +88,10 @@ def skipped_updates(opt_state: PyTree) -> Array:
   Raises:
     ValueError: there is no sparsified optimizer in the state.
   """
-  masks(opt_state)
-  counts = [state.skipped for state in sparse_states(opt_state)]
+  states = sparse_states(opt_state)
+  if not states:
+    masks(opt_state)  # which says so
+  counts = [state.skipped for state in states]
   return jnp.sum(jnp.stack(counts), axis=0)
 
 

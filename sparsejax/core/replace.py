@@ -9,6 +9,7 @@ from jax.experimental.shard_alike import shard_alike
 
 from sparsejax.core.leaves import check_arrays, path_string
 from sparsejax.core.masks import masks as find_masks
+from sparsejax.core.packed import is_packed, pack_tree, unpack_tree
 from sparsejax.core.reduce import count
 from sparsejax.core.types import SparseState
 
@@ -73,10 +74,14 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
         )
       return _checked(name, given[name], old)
 
-    new = jax.tree_util.tree_map_with_path(new_mask, node.masks)
+    before = unpack_tree(node.masks)
+    new = jax.tree_util.tree_map_with_path(new_mask, before)
     budgets = jax.tree.map(
       lambda m, b: count(m, b.ndim).astype(b.dtype), new, node.budgets
     )
+    held = jax.tree.leaves(node.masks, is_leaf=is_packed)
+    if any(is_packed(mask) for mask in held):
+      new = pack_tree(new)
     return node._replace(masks=new, budgets=budgets)
 
   state = jax.tree.map(

@@ -93,8 +93,8 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
   """Returns where each array of a training state lies.
 
   What belongs to a parameter (its path ends with the parameter's, and the shapes are
-  equal: masks, moments, averages) lies where the parameter lies; the rest is
-  replicated.
+  equal: masks, moments, averages) lies where the parameter lies; so do bits of masks,
+  whose last axis is shorter, where it still divides. The rest is replicated.
 
   Args:
     layout: of `from_config`.
@@ -114,9 +114,17 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
       shape, spec = places.get(path[i:], (None, None))
       if spec is not None and shape == leaf.shape:
         return NamedSharding(layout.mesh, spec)
+      shape, spec = places.get(path[i:-1], (None, None))
+      if spec is not None and leaf.dtype == np.uint8:  # a `PackedMask`'s bits
+        whole = shape[-1] % (8 * _parts(layout, spec[-1])) == 0
+        return NamedSharding(layout.mesh, spec if whole else P(*spec[:-1], None))
     return layout.replicated
 
   return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _parts(layout: Layout, axis: str | None) -> int:
+  return 1 if axis is None else layout.mesh.shape[axis]
 
 
 def _spec(layout: Layout, path: Any, leaf: Any) -> P:

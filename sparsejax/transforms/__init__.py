@@ -22,6 +22,7 @@ from sparsejax.transforms.isometric import isometric
 from sparsejax.transforms.keep import keep
 from sparsejax.transforms.movement_pruning import movement_pruning
 from sparsejax.transforms.one_shot import one_shot
+from sparsejax.transforms.packed_masks import packed_masks
 from sparsejax.transforms.prune_to import prune_to
 from sparsejax.transforms.redistribute import redistribute
 from sparsejax.transforms.reselect import reselect
@@ -75,6 +76,7 @@ __all__ = [
   "near_dense",
   "nonzeros",
   "one_shot",
+  "packed_masks",
   "prune_to",
   "redistribute",
   "reinitialize",

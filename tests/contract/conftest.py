@@ -117,6 +117,12 @@ def _split(kernels):
   )
 
 
+def _packed(sparse, inner):
+  # Alone, the inner optimizer has no masks to pack.
+  tx = sparse(inner)
+  return sj.packed_masks(tx) if isinstance(sparse, Method) else tx
+
+
 SGD = optax.sgd(0.1, momentum=0.9)
 # From a method to an optimizer: most hold it outside, some wrap it.
 OPTIMIZERS: dict[str, Callable] = {
@@ -149,6 +155,7 @@ OPTIMIZERS: dict[str, Callable] = {
   ),
   "partition_inside": _inside(_split(SGD)),
   "partition_outside": lambda sparse: _split(sparse(SGD)),
+  "packed_outside": lambda sparse: _packed(sparse, _loosely(SGD)),
   "chain_outside": lambda sparse: optax.chain(optax.clip(1.0), sparse(SGD)),
 }
 

@@ -1,0 +1,69 @@
+"""Masks of one bit a weight in the optimizer's state."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from sparsejax.core.checks import check_optimizer
+from sparsejax.core.masks import masks as find_masks
+from sparsejax.core.packed import pack_tree, unpack_tree
+from sparsejax.core.types import PyTree, SparseState
+
+
+def packed_masks(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Holds the masks in bits between steps; updates are those of `tx`, bit for bit.
+
+  state.masks: (..., n) bool -> (..., ceil(n / 8)) uint8, the last axis eight to a byte
+
+  A bool takes a byte: of the 17 that a weight takes under Adam (weight, gradient and
+  two moments in float32, mask) one is the mask's, and seven eighths of it are saved.
+  It costs each step what unpacking costs. All functions that take a state take this
+  one: `sj.masks` gives bools. A last axis that is cut over devices must hold a
+  multiple of eight weights on each, or the compiler moves bits between them.
+
+  Args:
+    tx: any optimizer with a sparse one of this package in it; the last wrapper goes
+      outside: `sj.packed_masks(sj.initialize_grown(sj.rigl(...)))`.
+
+  Returns:
+    An optax transformation with the state of `tx`, its masks packed.
+
+  Raises:
+    TypeError: `tx` is no optimizer.
+    ValueError: in `init`, there is no sparsified optimizer in the state.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.packed_masks(sj.rigl(optax.sgd(0.1), density=0.25))
+    >>> state = tx.init({"kernel": jnp.ones((8, 20))})
+    >>> state.masks["kernel"].bits.shape, int(sj.masks(state)["kernel"].sum())
+    ((8, 3), 40)
+  """
+  check_optimizer("tx", tx, "an optimizer with a sparse one in it")
+  tx = optax.with_extra_args_support(tx)
+
+  def init_fn(params):
+    state = tx.init(params)
+    find_masks(state)  # raises where there is nothing to pack
+    return _map_masks(pack_tree, state)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    state = _map_masks(unpack_tree, state)
+    updates, state = tx.update(updates, state, params, **extra_args)
+    return updates, _map_masks(pack_tree, state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _map_masks(f: Callable[[PyTree], PyTree], opt_state: PyTree) -> PyTree:
+  def is_sparse(node):
+    return isinstance(node, SparseState)
+
+  return jax.tree.map(
+    lambda node: node._replace(masks=f(node.masks)) if is_sparse(node) else node,
+    opt_state,
+    is_leaf=is_sparse,
+  )
