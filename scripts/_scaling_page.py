@@ -39,8 +39,9 @@ def page(rows: list[dict[str, Any]]) -> str:
     )
   lines += [
     "",
-    "A mask takes a byte a weight, of 17 that are held. One bit a weight (`sj.pack`)",
-    "would save seven eighths of that, and cost, a step that only applies the mask:",
+    "A mask takes a byte a weight, of 17 that are held. One bit a weight, by",
+    "`sj.packed_masks(tx)`, saves seven eighths of that, and costs, a step that only",
+    "applies the mask:",
     "",
     "| masks | bytes read and written a weight | operations a weight | scratch bytes a"
     " weight |",

@@ -121,14 +121,30 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
 
 
 def mask_rows(tree: str, quick: bool) -> list[dict]:
-  """Memory of the masks: as they are kept, and packed to bits."""
-  params = start(tree, quick)[0]
+  """The masks as they are kept and packed to bits: memory, and time of a step."""
+  params, grads, inner, _ = start(tree, quick)
   masks = sj.masks(jax.jit(sj.static_sparse(optax.sgd(0.1), DENSITY).init)(params))
   packed = sj.pack(masks)
+  sparse = sj.static_sparse(inner, DENSITY)
+  bools = Stepper(sparse, params, grads)
+  bits = Stepper(sj.packed_masks(sparse), params, grads)
+  ratios = []
+  for round_ in range(1 + (2 if quick else CYCLES[tree])):
+    base = timing.once(bools)
+    if round_:  # the first one warms up
+      ratios.append(timing.once(bits) / base)
+    else:
+      timing.once(bits)
   case, weights = f"memory/{tree}/masks", sum(m.size for m in jax.tree.leaves(masks))
   return [
     results.row(case, "megabytes", _bytes(masks) / 1e6, note=f"{weights:,} weights"),
     results.row(case, "packed_ratio", _bytes(masks) / _bytes(packed)),
+    results.row(
+      f"off_step/{tree}/packed_masks",
+      "times_bool_step",
+      float(np.median(ratios)),
+      note=f"static_sparse, side by side, median of {len(ratios)}; density {DENSITY}",
+    ),
     results.row(case, "parameters_ratio", _bytes(params) / _bytes(masks)),
   ]
 
