@@ -115,7 +115,9 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
       if spec is not None and shape == leaf.shape:
         return NamedSharding(layout.mesh, spec)
       shape, spec = places.get(path[i:-1], (None, None))
-      if spec is not None and leaf.dtype == np.uint8:  # a `PackedMask`'s bits
+      if not shape or spec is None or leaf.dtype != np.uint8:
+        continue
+      if leaf.shape == (*shape[:-1], -(-shape[-1] // 8)):  # a `PackedMask`'s bits
         whole = shape[-1] % (8 * _parts(layout, spec[-1])) == 0
         return NamedSharding(layout.mesh, spec if whole else P(*spec[:-1], None))
     return layout.replicated
