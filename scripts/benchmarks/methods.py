@@ -140,8 +140,8 @@ def mask_rows(tree: str, quick: bool) -> list[dict]:
     results.row(case, "megabytes", _bytes(masks) / 1e6, note=f"{weights:,} weights"),
     results.row(case, "packed_ratio", _bytes(masks) / _bytes(packed)),
     results.row(
-      f"off_step/{tree}/packed_masks",
-      "times_bool_step",
+      case,
+      "packed_step_ratio",
       float(np.median(ratios)),
       note=f"static_sparse, side by side, median of {len(ratios)}; density {DENSITY}",
     ),
