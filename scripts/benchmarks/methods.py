@@ -126,15 +126,11 @@ def mask_rows(tree: str, quick: bool) -> list[dict]:
   masks = sj.masks(jax.jit(sj.static_sparse(optax.sgd(0.1), DENSITY).init)(params))
   packed = sj.pack(masks)
   sparse = sj.static_sparse(inner, DENSITY)
-  bools = Stepper(sparse, params, grads)
-  bits = Stepper(sj.packed_masks(sparse), params, grads)
-  ratios = []
-  for round_ in range(1 + (2 if quick else CYCLES[tree])):
-    base = timing.once(bools)
-    if round_:  # the first one warms up
-      ratios.append(timing.once(bits) / base)
-    else:
-      timing.once(bits)
+  steps = {"bools": sparse, "bits": sj.packed_masks(sparse)}
+  rounds = 2 if quick else CYCLES[tree]
+  seconds = timing.interleaved(
+    {name: Stepper(tx, params, grads) for name, tx in steps.items()}, rounds
+  )
   case, weights = f"memory/{tree}/masks", sum(m.size for m in jax.tree.leaves(masks))
   return [
     results.row(case, "megabytes", _bytes(masks) / 1e6, note=f"{weights:,} weights"),
@@ -142,8 +138,8 @@ def mask_rows(tree: str, quick: bool) -> list[dict]:
     results.row(
       case,
       "packed_step_ratio",
-      float(np.median(ratios)),
-      note=f"static_sparse, side by side, median of {len(ratios)}; density {DENSITY}",
+      timing.median_ratio(seconds["bits"], seconds["bools"]),
+      note=f"static_sparse, side by side, median of {rounds}; density {DENSITY}",
     ),
     results.row(case, "parameters_ratio", _bytes(params) / _bytes(masks)),
   ]

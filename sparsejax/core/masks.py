@@ -24,6 +24,17 @@ def sparse_states(opt_state: PyTree) -> list[SparseState]:
   return [leaf for leaf in leaves if is_state(leaf)]
 
 
+def _some_states(opt_state: PyTree) -> list[SparseState]:
+  """`sparse_states`, at least one of them."""
+  states = sparse_states(opt_state)
+  if not states:
+    raise ValueError(
+      "opt_state must come from an optimizer made by sparsejax, got "
+      f"{type(opt_state).__name__} without any SparseState in it."
+    )
+  return states
+
+
 def masks(opt_state: PyTree) -> PyTree:
   """Finds the masks in any nested optax state.
 
@@ -45,13 +56,7 @@ def masks(opt_state: PyTree) -> PyTree:
     >>> sj.masks(state)["bias"] is None, int(sj.masks(state)["kernel"].sum())
     (True, 2)
   """
-  states = sparse_states(opt_state)
-  if not states:
-    raise ValueError(
-      "opt_state must come from an optimizer made by sparsejax, got "
-      f"{type(opt_state).__name__} without any SparseState in it."
-    )
-  found = [unpack_tree(state.masks) for state in states]
+  found = [unpack_tree(state.masks) for state in _some_states(opt_state)]
   return found[0] if len(found) == 1 else _merge(found)
 
 
@@ -88,10 +93,7 @@ def skipped_updates(opt_state: PyTree) -> Array:
   Raises:
     ValueError: there is no sparsified optimizer in the state.
   """
-  states = sparse_states(opt_state)
-  if not states:
-    masks(opt_state)  # which says so
-  counts = [state.skipped for state in states]
+  counts = [state.skipped for state in _some_states(opt_state)]
   return jnp.sum(jnp.stack(counts), axis=0)
 
 

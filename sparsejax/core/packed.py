@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -35,11 +36,16 @@ def is_packed(node: Any) -> bool:
 
 
 def pack_tree(masks: PyTree) -> PyTree:
-  """The tree with a `PackedMask` for each bool array; scalars stay as they are."""
+  """The tree with a `PackedMask` for each bool array; scalars stay as they are.
+
+  Raises:
+    ValueError: explicit axes of a mesh cut a mask's last axis within a byte.
+  """
 
   def pack_one(mask):
     if not mask.ndim:
       return mask
+    _check_cut(mask)
     return PackedMask(jnp.packbits(mask, axis=-1), mask.shape[-1])
 
   return jax.tree.map(pack_one, masks)
@@ -54,3 +60,18 @@ def unpack_tree(masks: PyTree) -> PyTree:
     return jnp.unpackbits(node.bits, axis=-1, count=node.size).astype(bool)
 
   return jax.tree.map(unpack_one, masks, is_leaf=is_packed)
+
+
+def _check_cut(mask: Array) -> None:
+  """Only explicit axes are known here; over others the compiler moves what it must."""
+  sharding = getattr(jax.typeof(mask), "sharding", None)
+  if sharding is None or not sharding.spec:
+    return
+  axes = sharding.spec[-1]
+  names = axes if isinstance(axes, tuple) else (axes,) if axes is not None else ()
+  parts = math.prod(sharding.mesh.shape[name] for name in names)
+  if mask.shape[-1] % (8 * parts) and parts > 1:
+    raise ValueError(
+      "packed_masks needs a multiple of eight weights on each device along a last axis"
+      f" that explicit mesh axes cut, got {mask.shape[-1]} weights on {parts} devices."
+    )

@@ -22,7 +22,7 @@ def packed_masks(
   two moments in float32, mask) one is the mask's, and seven eighths of it are saved.
   It costs each step what unpacking costs. All functions that take a state take this
   one: `sj.masks` gives bools. A last axis that is cut over devices must hold a
-  multiple of eight weights on each, or the compiler moves bits between them.
+  multiple of eight weights on each, or the bits lie whole on all of them.
 
   Args:
     tx: any optimizer with a sparse one of this package in it; the last wrapper goes
@@ -33,7 +33,8 @@ def packed_masks(
 
   Raises:
     TypeError: `tx` is no optimizer.
-    ValueError: in `init`, there is no sparsified optimizer in the state.
+    ValueError: in `init`, there is no sparsified optimizer in the state, or explicit
+      axes of a mesh cut a last axis otherwise than in whole bytes.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj

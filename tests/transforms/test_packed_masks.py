@@ -117,3 +117,19 @@ def test_what_cannot_be_packed_is_refused():
     sj.packed_masks(optax.sgd(0.1)).init(normal(0))
   with pytest.raises(TypeError, match="tx must be"):
     sj.packed_masks("rigl")
+
+
+def test_a_cut_within_a_byte():
+  # Over automatic axes the bits lie whole everywhere; explicit ones cannot move them.
+  kernel, tx = jnp.asarray(normal(0)["a"]), sj.packed_masks(optimizer())
+  expected = sj.masks(tx.init({"a": kernel}))
+  for axis_type in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(axis_type,))
+    params = {"a": jax.device_put(kernel, NamedSharding(mesh, P(None, "x")))}
+    if axis_type == AxisType.Auto:
+      state = jax.jit(tx.init)(params)
+      np.testing.assert_array_equal(sj.masks(state)["a"], expected["a"])
+      assert state.masks["a"].bits.sharding.is_fully_replicated
+    else:
+      with pytest.raises(ValueError, match="got 20 weights on 2 devices"):
+        jax.jit(tx.init)(params)
