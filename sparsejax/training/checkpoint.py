@@ -119,7 +119,8 @@ class Checkpoints:
     """Reads the newest good checkpoint.
 
     Others that are newer are moved to `<workdir>/damaged` and named in the result:
-    damaged ones, those whose writer was killed, and another program's.
+    damaged ones, those whose writer was killed, and another program's. All processes
+    of a run read the same one: what one of them cannot read is damaged to all.
 
     Args:
       target: a state of this run, or the abstract one of `jax.eval_shape`.
@@ -130,15 +131,20 @@ class Checkpoints:
     Raises:
       CheckpointError: if a checkpoint is another run's, or if there are some and none
         is good.
+      ConfigError: the processes do not see the same checkpoints.
     """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    distributed.check_same("the checkpoints (in a workdir that all share)", str(steps))
     lost: dict[int, str] = {}
     good = foreign = None
     unfinished = False
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    for step in steps:
       what = f"the checkpoint of step {step}"
       try:
         # Before orbax reads it: what it makes of damaged files is not always an error.
-        finished = _check_digests(self._directory / str(step))
+        with distributed.together(_reason):
+          finished = _check_digests(self._directory / str(step))
+        finished = distributed.everywhere(finished)
         meta = self._read_meta(step)
         if not finished:
           lost[step], unfinished = f"{what} was not finished", True
@@ -180,14 +186,15 @@ class Checkpoints:
 
   def _read_meta(self, step: int) -> dict[str, Any]:
     item = self._directory / str(step) / "meta"
-    if not item.exists():
+    if not distributed.everywhere(item.exists()):
       raise _ForeignError(
         f"the checkpoint {item.parent} was not written by this program: it has no"
         f" 'meta' item. Give another --workdir."
       )
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-    )
+    with distributed.together(_reason):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      )
     return restored["meta"]
 
   def _read_arrays(self, step: int, target: PyTree) -> dict[str, jax.Array]:
@@ -201,9 +208,10 @@ class Checkpoints:
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name] or device)
       for name, x in jax.eval_shape(named_arrays.flatten, target).items()
     }
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )
+    with distributed.together(_reason):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      )
     return restored["state"]
 
   def _check_belongs(self, step: int, meta: dict[str, Any], target: PyTree) -> None:

@@ -185,6 +185,26 @@ def _first_error(words: str) -> tuple[int, str]:
   return process, bytes(all_[process]).rstrip(b"\0").decode(errors="ignore")
 
 
+def everywhere(flag: bool) -> bool:
+  """Whether something is so in every process.
+
+  Args:
+    flag: whether it is in this one.
+
+  Returns:
+    The same in all of them.
+
+  Example:
+    >>> everywhere(True)
+    True
+  """
+  if jax.process_count() == 1:
+    return flag
+  from jax.experimental import multihost_utils
+
+  return bool(np.all(np.asarray(multihost_utils.process_allgather(np.bool_(flag)))))
+
+
 def agree(stop: interrupt.Stop) -> bool:
   """Whether any process was asked to stop; all learn it in the same step.
 

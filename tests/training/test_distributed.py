@@ -121,6 +121,11 @@ def test_processes_that_do_not_meet_are_an_error_of_ours(error, monkeypatch):
     distributed.initialize(environment=MANUAL)
 
 
+def test_a_process_alone_decides():
+  assert distributed.everywhere(True) is True
+  assert distributed.everywhere(False) is False
+
+
 def test_an_error_of_a_process_alone_is_its_own():
   with pytest.raises(KeyError, match="mine"), distributed.together():
     raise KeyError("mine")
@@ -176,6 +181,44 @@ def test_a_checkpoint_that_no_process_can_write(found):
   for report in found[1]:
     assert "File too large" in report["files all"]["said"]
     assert report["files all"]["steps"] == [10]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("case", "process", "reason"),
+  [
+    ("digests 0", 0, "is not what was written"),
+    ("digests 1", 1, "is not what was written"),
+    ("state 1", 1, r"\[Errno 5\] Input/output error: state"),
+    ("meta 0", 0, r"\[Errno 5\] Input/output error: meta"),
+  ],
+)
+def test_a_checkpoint_that_one_process_cannot_read_is_damaged_to_both(
+  case, process, reason, found
+):
+  for i, report in enumerate(found[1]):
+    report = report[f"unread {case}"]
+    assert report["extra"] == {"at": 10}
+    assert report["good"] is True
+    assert report["left"] == [10]
+    (lost,) = report["lost"]
+    other = "" if i == process else f"process {process}: "
+    says = r"the checkpoint of step 20 is damaged \(" + other
+    assert re.match(says + ".*" + reason, lost)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_see_the_same_checkpoints_stop(found):
+  folder, reports = found
+  for report in reports:
+    assert report["unseen"].startswith(
+      "ConfigError: the checkpoints (in a workdir that all share) must be the same in"
+      " all processes; got 0x"
+    )
+  assert sorted(p.name for p in (folder / "unseen/checkpoints").iterdir()) == [
+    "10",
+    "20",
+  ]
 
 
 @pytest.mark.slow

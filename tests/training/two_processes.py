@@ -21,6 +21,8 @@ from sparsejax.training import checkpoint, distributed, metrics, workdir
 STAMP = {"seed": 0}
 # What cannot be written, and by which process; digests are the first one's alone.
 SAVES = (("files", 0), ("files", 1), ("files", "all"), ("digests", 0))
+# What cannot be read, and by which process.
+RESTORES = (("digests", 0), ("digests", 1), ("state", 1), ("meta", 0))
 
 
 def fails(message):
@@ -86,6 +88,53 @@ def save_with_an_error(folder, process, place):
   return {"said": found, "steps": steps, "good": good, "again": again}
 
 
+def restore_with_an_error(folder, process, place):
+  """What this process restores if one cannot read the newest checkpoint."""
+  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+  for step in (10, 20):
+    checkpoints.save(step, state(step), {"at": step})
+  digests, manager = checkpoint._digests, checkpoints._manager
+  if process == jax.process_index():
+    if place == "digests":
+      checkpoint._digests = lambda path: {} if path.name == "20" else digests(path)
+    else:
+      checkpoints._manager = Unreadable(manager, place)
+  restored = checkpoints.restore(state(0))
+  checkpoint._digests = digests
+  local = restored.state["kernel"].addressable_shards
+  good = all(np.array_equal(s.data, kernel(10)[s.index]) for s in local)
+  left = checkpoints.steps()
+  checkpoints.close()
+  return {"extra": restored.extra, "lost": restored.lost, "good": good, "left": left}
+
+
+class Unreadable:
+  """Orbax's manager in a process that cannot read an item of step 20."""
+
+  def __init__(self, manager, item):
+    self.manager, self.item = manager, item
+
+  def __getattr__(self, name):
+    return getattr(self.manager, name)
+
+  def restore(self, step, args):
+    if step == 20 and self.item in args.keys():
+      fails(f"[Errno 5] Input/output error: {self.item}")
+    return self.manager.restore(step, args=args)
+
+
+def restore_of_what_one_does_not_see(folder):
+  """What this process says if the second sees fewer checkpoints than the first."""
+  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+  for step in (10, 20):
+    checkpoints.save(step, state(step), {})
+  if jax.process_index():
+    checkpoints._manager.all_steps = lambda: [10]
+  found = complaint(checkpoints.restore, state(0))
+  checkpoints.close()
+  return found
+
+
 def metrics_with_an_error(folder):
   """What a process says when the first cannot write its metrics."""
   folder.mkdir(exist_ok=True)
@@ -115,6 +164,10 @@ def main(folder: pathlib.Path) -> None:
   for place, process in SAVES:
     name = f"{place} {process}"
     found[name] = save_with_an_error(folder / name, process, place)
+  for place, process in RESTORES:
+    name = f"unread {place} {process}"
+    found[name] = restore_with_an_error(folder / name, process, place)
+  found["unseen"] = restore_of_what_one_does_not_see(folder / "unseen")
   found["metrics"] = metrics_with_an_error(folder / "metrics")
   found["workdir free"] = two_workdirs(folder / "metrics", holds=False)
   found["workdir held"] = two_workdirs(folder / "metrics", holds=True)
