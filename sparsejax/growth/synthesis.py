@@ -11,13 +11,13 @@ class Milestone(NamedTuple):
   """A size on the way down, at which the network is fine-tuned and kept.
 
   Attributes:
-    connections: live weights there.
+    connections: live weights there, in the whole network or one number a layer.
     rounds: pruning rounds from the size before, in equal ratios.
     units: how many inputs, then units of each hidden layer, may be left there; () for
       any: then only connections are pruned.
   """
 
-  connections: int
+  connections: int | tuple[int, ...]
   rounds: int
   units: tuple[int, ...] = ()
 
@@ -56,7 +56,8 @@ class Position(NamedTuple):
     round: rounds done in this phase.
     milestone: which one is next.
     tries: retrainings of a network whose error is too large.
-    start: connections, then units, where pruning towards the milestone began.
+    start: connections of each layer where pruning towards the milestone began.
+    start_units: units there.
     given_up: whether accuracy could not be recovered, so that no milestone follows.
   """
 
@@ -65,6 +66,7 @@ class Position(NamedTuple):
   milestone: int = 0
   tries: int = 0
   start: tuple[int, ...] = ()
+  start_units: tuple[int, ...] = ()
   given_up: bool = False
 
 
@@ -73,20 +75,21 @@ class Actions(NamedTuple):
 
   Attributes:
     grow: `(state, round) -> state`, by the growth policies.
-    prune: `(state, connections, units) -> state`, to at most so many.
+    prune: `(state, connections, units) -> state`, to at most so many; connections as
+      in the milestone, of the whole network or of each layer.
     train: `(state, epochs, first, last) -> state`; the learning rate goes along a
       cosine from `first` to `last` times its peak.
     error: `(state) -> float` that is compared with the plan's errors.
-    size: `(state) -> (connections, units)`.
+    size: `(state) -> (connections, units)`, the former of each layer.
     keep: `(state, milestone)`, told of every network that was fine-tuned.
     save: `(state, best, position, error)`, told of every round.
   """
 
   grow: Callable[[State, int], State]
-  prune: Callable[[State, int, tuple[int, ...]], State]
+  prune: Callable[[State, int | tuple[int, ...], tuple[int, ...]], State]
   train: Callable[[State, int, float, float], State]
   error: Callable[[State], float]
-  size: Callable[[State], tuple[int, tuple[int, ...]]]
+  size: Callable[[State], tuple[tuple[int, ...], tuple[int, ...]]]
   keep: Callable[[State, int], None]
   save: Callable[[State, State, Position, float], None]
 
@@ -120,7 +123,8 @@ def synthesize(
     The last state.
 
   Raises:
-    ValueError: a number of the plan is outside its range.
+    ValueError: a number of the plan is outside its range, or a milestone has not one
+      number a layer.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), figure 3 and algorithm 4.
@@ -132,7 +136,7 @@ def synthesize(
     ...   prune=lambda n, connections, units: connections,
     ...   train=lambda n, epochs, first, last: n,
     ...   error=lambda n: 100 / n,
-    ...   size=lambda n: (n, ()),
+    ...   size=lambda n: ((n,), ()),
     ...   keep=lambda n, i: print("kept", n),
     ...   save=lambda n, best, position, error: print(position.phase, n),
     ... )
@@ -163,13 +167,14 @@ def check_plan(plan: Plan) -> None:
     raise ValueError("milestones must hold at least one, got none.")
   last = math.inf
   for milestone in plan.milestones:
-    if not 0 < milestone.connections < last:
+    connections = _total(milestone.connections)
+    if not 0 < connections < last:
       raise ValueError(
         f"milestones must have fewer and fewer connections, got {plan.milestones}."
       )
     if milestone.rounds < 1:
       raise ValueError(f"rounds must be at least 1, got {milestone.rounds}.")
-    last = milestone.connections
+    last = connections
   for name in ("growth_rounds", "growth_epochs", "prune_epochs", "tune_epochs"):
     if getattr(plan, name) < 1:
       raise ValueError(f"{name} must be at least 1, got {getattr(plan, name)}.")
@@ -187,6 +192,10 @@ def ladder(start: int, end: int, rounds: int, done: int) -> int:
   if end >= start:
     return start
   return round(start * (end / start) ** (done / rounds))
+
+
+def _total(connections: int | tuple[int, ...]) -> int:
+  return sum(connections) if isinstance(connections, tuple) else connections
 
 
 def _step(plan, actions, state, best, position):
@@ -216,15 +225,21 @@ def _prune(plan, actions, state, best, position):
   milestone = plan.milestones[position.milestone]
   if not position.start:
     connections, units = actions.size(state)
-    position = position._replace(start=(connections, *units))
+    position = position._replace(start=connections, start_units=units)
   if not position.tries:
     done = position.round + 1
-    connections, *units = position.start
-    keep = ladder(connections, milestone.connections, milestone.rounds, done)
-    left = tuple(
-      ladder(a, b, milestone.rounds, done)
-      for a, b in zip(units, milestone.units, strict=bool(milestone.units))
-    )
+    down = lambda start, end: ladder(start, end, milestone.rounds, done)
+    if isinstance(milestone.connections, tuple):
+      if len(milestone.connections) != len(position.start):
+        raise ValueError(
+          "connections must be one number, or one number a layer,"
+          f" {len(position.start)}; got {milestone.connections}."
+        )
+      keep = tuple(map(down, position.start, milestone.connections))
+    else:
+      keep = down(sum(position.start), milestone.connections)
+    pairs = zip(position.start_units, milestone.units, strict=bool(milestone.units))
+    left = tuple(down(*pair) for pair in pairs)
     state = actions.prune(state, keep, left)
     position = position._replace(round=done)
   state = actions.train(state, plan.prune_epochs, 1.0, plan.floor)

@@ -14,6 +14,7 @@ import optax
 import sparsejax as sj
 from sparsejax import growth, models
 from sparsejax.analysis import flops, live_parameters, sizes
+from sparsejax.growth.chain import get
 from sparsejax.training import augment, checkpoint, data, errors, interrupt
 from sparsejax.training import config as config_lib
 from sparsejax.training import metrics as metrics_lib
@@ -205,7 +206,8 @@ class _Run:
         for i, name in enumerate(("state", "best"))
       )
       position = extra["position"]
-      position["start"] = tuple(position["start"])
+      for name in ("start", "start_units"):
+        position[name] = tuple(position[name])
       self.say(f"Going on after round {self.rounds}.")
       return network, best, growth.Position(**position)
     network = self._seed()
@@ -247,7 +249,12 @@ class _Run:
     state = growth.carry_over(network.train, fresh, narrow.chain, wide.chain)
     return Network(network.doublings + 1, run_lib.place(state), network.error)
 
-  def prune(self, network: Network, connections: int, units: tuple[int, ...]):
+  def prune(
+    self,
+    network: Network,
+    connections: int | tuple[int, ...],
+    units: tuple[int, ...],
+  ):
     state, chain = network.train, self.capacity(network.doublings).chain
     masks, weights = sj.masks(state.opt_state), state.params
     if "batch_stats" in state.model_state:
@@ -256,7 +263,7 @@ class _Run:
     if units:
       keep = [np.int32(n) for n in units]
       masks = growth.prune_units(masks, weights, chain, keep)
-    power, keep = self.config.uses_power, np.int32(connections)
+    power, keep = self.config.uses_power, jax.tree.map(np.int32, connections)
     masks = growth.prune_connections(masks, weights, chain, keep, powers=power)
     return network._replace(train=run_lib.place(policies.with_masks(state, masks)))
 
@@ -287,11 +294,12 @@ class _Run:
     program = self.capacity(network.doublings).program
     return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
 
-  def size(self, network: Network) -> tuple[int, tuple[int, ...]]:
+  def size(self, network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
     chain = self.capacity(network.doublings).chain
     masks = sj.masks(network.train.opt_state)
     _, live = growth.unit_importance(masks, network.train.params, chain)
-    connections = policies.connections(masks)
+    connections = (get(masks, layer.path) for layer in chain)
+    connections = tuple(policies.connections(mask) for mask in connections)
     return connections, tuple(int(units.sum()) for units in live)
 
   def _record(self, network: Network) -> dict[str, Any]:
@@ -303,7 +311,7 @@ class _Run:
     there = live_parameters(apply, params, masks, image)
     connections, units = self.size(network)
     return {
-      "connections": connections,
+      "connections": sum(connections),
       "parameters": sizes(params, there).live,
       "multiply_adds": int(flops(apply, params, masks, image).multiply_adds),
       "units": list(units),

@@ -45,7 +45,8 @@ def default_config() -> config_dict.ConfigDict:
   c.birth_strength = 0.5  # of a new neuron's weights, of the mean of those there
   c.map_candidates = 16  # random kernels a feature map is chosen from
   # Pruning.
-  c.milestones = (300,)  # connections, at each of which the network is fine-tuned
+  c.milestones = (300,)  # connections, or one number a layer for each; at each of them
+  # the network is fine-tuned
   c.milestone_rounds = (4,)  # pruning rounds on the way there
   c.milestone_units = ()  # for each: inputs, then hidden units; () for any
   c.prune_epochs = 2  # retraining after each
@@ -124,6 +125,13 @@ def complete(config: Mapping[str, Any]) -> Any:
     "milestone_rounds",
     len(full.milestone_rounds) == len(full.milestones),
     f"of {len(full.milestones)} numbers, as milestones",
+  )
+  layers = [n for n in full.milestones if isinstance(n, tuple)]
+  _require(
+    full,
+    "milestones",
+    all(len(n) == hidden + 1 and all(m > 0 for m in n) for n in layers),
+    f"of numbers or, for each layer, {hidden + 1} above 0",
   )
   units = full.milestone_units
   _require(

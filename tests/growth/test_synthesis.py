@@ -22,7 +22,7 @@ def _actions(log, error, stop_after=None):
     prune=lambda n, connections, units: connections,
     train=lambda n, epochs, first, last: n,
     error=error,
-    size=lambda n: (n, ()),
+    size=lambda n: ((n,), ()),
     keep=lambda n, i: log.append(("kept", n, i, None)),
     save=save,
   )
@@ -83,6 +83,22 @@ def test_growth_ends_after_its_rounds():
   assert _path(log)[:3] == [("grow", 10), ("grow", 20), ("prune", 40)]
   # A network that is smaller than a milestone is not made larger.
   assert [state for phase, state, *_ in log if phase == "kept"] == [40, 25]
+
+
+def test_each_layer_has_a_size_of_its_own_where_the_milestone_names_one():
+  log = []
+  actions = _actions(log, lambda n: 1.0)._replace(size=lambda n: (n, ()))
+  by_layer = growth.Milestone((4, 81, 70), 2)
+  plan = PLAN._replace(milestones=(by_layer,))
+  end = growth.synthesize(plan, actions, (64, 100, 50))
+  # In equal ratios, and no layer grows.
+  pruned = [state for phase, state, *_ in log if phase in ("prune", "tune")]
+  assert pruned == [(64, 100, 50), (16, 90, 50), (4, 81, 50)]
+  assert end == (4, 81, 50)
+  for sizes in ((4, 81), (1, 2, 3, 4)):
+    plan = PLAN._replace(milestones=(growth.Milestone(sizes, 2),))
+    with pytest.raises(ValueError, match="one number a layer"):
+      growth.synthesize(plan, actions, (64, 100, 50))
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 6, 7, 8])
