@@ -10,7 +10,6 @@ share the workdir with different --runs or --seeds. Rows of runs that the workdi
 not have, and rows of other metrics, stay as they are.
 """
 
-import json
 import pathlib
 
 import _command_line
@@ -166,12 +165,9 @@ def path_rows() -> list[dict]:
 def write() -> None:
   rows = [row for case in CASES for row in case_rows(case)]
   rows += growth_rows() + path_rows()
-  mine = {(row["case"], row["metric"]) for row in rows}
-  out = pathlib.Path(_OUT.value)
-  held = json.loads(out.read_text())["rows"] if out.exists() else []
-  rows += [row for row in held if (row["case"], row["metric"]) not in mine]
-  results.write_results(out, "nest", sorted(rows, key=lambda row: row["case"]))
-  print(f"Wrote {out}: {len(mine)} rows of {_WORKDIR.value}.")
+  whole = sorted(results.with_held(rows, _OUT.value), key=lambda row: row["case"])
+  results.write_results(_OUT.value, "nest", whole)
+  print(f"Wrote {_OUT.value}: {len(rows)} rows of {_WORKDIR.value}.")
 
 
 def main(argv: list[str]) -> None:

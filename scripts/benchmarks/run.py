@@ -154,18 +154,8 @@ def before(commit: str) -> list[dict]:
     )
   return [
     row | {"metric": f"{row['metric']}_before"}
-    for row in placed(json.loads(done.stdout))
+    for row in results.placed(json.loads(done.stdout))
     if not row["metric"].endswith("_before")
-  ]
-
-
-def placed(content: dict) -> list[dict]:
-  """The rows of a results file, each with a note of what it was measured at."""
-  where = f"at commit {(content['commit'] or 'unknown')[:12]}, {content['hardware']}"
-  note = lambda row: "; ".join(filter(None, (row["note"], where)))
-  return [
-    row if "at commit" in row["note"] else row | {"note": note(row)}
-    for row in content["rows"]
   ]
 
 
@@ -177,10 +167,7 @@ def table(found: dict) -> list[dict]:
       rows += json.loads(record(name).read_text())
   if _BEFORE.value:
     rows += before(_BEFORE.value)
-  mine = {(row["case"], row["metric"]) for row in rows}
-  out = pathlib.Path(_OUT.value)
-  held = placed(json.loads(out.read_text())) if out.exists() else []
-  rows += [row for row in held if (row["case"], row["metric"]) not in mine]
+  rows = results.with_held(rows, _OUT.value)
   kinds = dict.fromkeys(row["case"].split("/")[0] for row in rows)
   order = {kind: number for number, kind in enumerate(kinds)}
   return sorted(rows, key=lambda row: order[row["case"].split("/")[0]])

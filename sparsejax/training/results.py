@@ -111,6 +111,55 @@ def write_results(
   partial.replace(target)
 
 
+def with_held(
+  rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+  """The rows, then those that a results file holds besides, for a table made in parts.
+
+  Args:
+    rows: of what was made now.
+    path: of the results file; it may not be there yet.
+
+  Returns:
+    Rows, the held ones with a note of the commit and the hardware that made them.
+
+  Example:
+    >>> import tempfile
+    >>> file = f"{tempfile.mkdtemp()}/toy.json"
+    >>> write_results(file, "toy", [row("a", "seconds", 1.5), row("b", "seconds", 3)])
+    >>> rows = with_held([row("a", "seconds", 1.0)], file)
+    >>> [(r["case"], r["mean"], "at commit" in r["note"]) for r in rows]
+    [('a', 1.0, False), ('b', 3.0, True)]
+  """
+  mine = {(r["case"], r["metric"]) for r in rows}
+  file = pathlib.Path(path)
+  held = placed(json.loads(file.read_text())) if file.exists() else []
+  kept = [r for r in held if (r["case"], r["metric"]) not in mine]
+  return [*map(dict, rows), *kept]
+
+
+def placed(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The rows of a results file, each with a note of what it was made by.
+
+  Args:
+    content: of the file.
+
+  Returns:
+    Its rows; those that have such a note stay as they are.
+
+  Example:
+    >>> content = {"commit": None, "hardware": "an abacus", "rows": [row("a", "b", 1)]}
+    >>> placed(content)[0]["note"]
+    'at commit unknown, an abacus'
+  """
+  where = f"at commit {(content['commit'] or 'unknown')[:12]}, {content['hardware']}"
+  note = lambda r: "; ".join(filter(None, (r["note"], where)))
+  return [
+    dict(r) if "at commit" in r["note"] else {**r, "note": note(r)}
+    for r in content["rows"]
+  ]
+
+
 def environment() -> dict[str, Any]:
   """What makes figures now: `{"command", "commit", "date", "hardware", "versions"}`.
 
