@@ -17,6 +17,7 @@ import sparsejax as sj
 from sparsejax import lottery, models, training
 from sparsejax.training import config as config_lib
 from sparsejax.training import data, functions, methods, optimizers, run, step
+from sparsejax.training import program as program_lib
 from sparsejax.training import supermask as variants
 
 DRAWS = 10  # of a Bernoulli supermask, as in the paper's program
@@ -155,7 +156,7 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
   train, test = run.place(
     (
       prepared.dataset.train,
-      data.pad(prepared.dataset.test, step.evaluation_batch(10_000)),
+      data.pad(prepared.dataset.test, program_lib.evaluation_batch(10_000)),
     )
   )
   state = run.start(prepared, train)

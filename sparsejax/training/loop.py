@@ -24,10 +24,10 @@ from sparsejax.training import (
   stream,
 )
 from sparsejax.training import metrics as metrics_lib
+from sparsejax.training import program as program_lib
 from sparsejax.training import progress as progress_lib
 from sparsejax.training import result as result_lib
 from sparsejax.training import run as run_lib
-from sparsejax.training import step as step_lib
 from sparsejax.training import workdir as workdir_lib
 
 
@@ -229,7 +229,7 @@ def _placed(run: run_lib.Run) -> tuple[Any, Any, Any]:
   shards = run.layout.shards if run.layout else 1
 
   def padded(split: data_lib.Split) -> data_lib.Split:
-    return data_lib.pad(split, step_lib.evaluation_batch(len(split.labels), shards))
+    return data_lib.pad(split, program_lib.evaluation_batch(len(split.labels), shards))
 
   return run_lib.place((splits[0], *map(padded, splits[1:])), run.layout)
 

@@ -14,6 +14,7 @@ from sparsejax.core.leaves import path_string
 from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
 from sparsejax.training import augment, data, errors, functions, optimizers, step
 from sparsejax.training import lottery_config as config_lib
+from sparsejax.training import program as program_lib
 
 PyTree = Any
 _INIT, _AUGMENT, _DROPOUT = range(3)
@@ -122,7 +123,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     return step.cross_entropy(logits, batch[1], t.label_smoothing)[0], model_state
 
   def totals(params, model_state, split):
-    size = step.evaluation_batch(len(split.labels))
+    size = program_lib.evaluation_batch(len(split.labels))
 
     def body(i, totals):
       take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
@@ -158,7 +159,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   if c.mask_zero != "zero":
     restarted = freeze_masked(restarted)
   padded = [
-    data.pad(s, step.evaluation_batch(len(s.labels)))
+    data.pad(s, program_lib.evaluation_batch(len(s.labels)))
     for s in (dataset.validation, dataset.test)
   ]
   return Setup(

@@ -37,8 +37,8 @@ def advance(
   Args:
     run: of `run.prepare`.
     state: of `count` updates; donated.
-    train: as of `step.Program.run`.
-    order: as of `step.Program.run`.
+    train: as of `program.Program.run`.
+    order: as of `program.Program.run`.
     count: updates done so far.
     stop: updates to be done, in the same epoch.
 

@@ -23,6 +23,7 @@ from sparsejax.training import (
 )
 from sparsejax.training import config as config_lib
 from sparsejax.training import mesh as mesh_lib
+from sparsejax.training import program as program_lib
 from sparsejax.training.methods import METHODS
 
 
@@ -42,7 +43,7 @@ class Run(NamedTuple):
 
   config: Any
   dataset: data.Dataset
-  program: step.Program
+  program: program_lib.Program
   find_masks: Any
   seeds: np.ndarray
   steps_per_epoch: int
@@ -137,7 +138,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
     return at_initialization.masked(params, sj.masks(state), c.rescale_start)
 
   try:
-    program = step.make_program(
+    program = program_lib.make_program(
       model,
       lambda seed: optimizers.make_tx(c, total_steps, seed),
       dataset=dataset,

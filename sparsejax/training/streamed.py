@@ -21,20 +21,20 @@ def functions(
   layout: mesh_lib.Layout | None,
   places: Any,
 ) -> dict[str, Callable[..., Any]]:
-  """Builds the parts of a `step.Program` that see examples.
+  """Builds the parts of a `program.Program` that see examples.
 
   Args:
     step: `(state, images, labels, update_masks) -> (state, Totals)`, to be compiled.
     evaluate: `(state, images, labels) -> Totals`, to be compiled.
     normalize: of a batch of images.
     batch_size: examples a step, and of an evaluation's batch.
-    due: see `step.make_program`.
+    due: see `program.make_program`.
     order_stream: what the run's key is folded with for the order of the examples.
     layout: the mesh; None for one device.
     places: where the state lies; None on one device.
 
   Returns:
-    `order`, `batches`, `run` and `evaluate`, as `step.Program` has them.
+    `order`, `batches`, `run` and `evaluate`, as `program.Program` has them.
   """
   whole = None if layout is None else layout.replicated
   step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))

@@ -12,14 +12,14 @@ import numpy as np
 import optax
 
 import sparsejax as sj
-from sparsejax import growth, models
-from sparsejax.analysis import flops, live_parameters, sizes
-from sparsejax.growth.chain import get
-from sparsejax.training import augment, checkpoint, data, errors, interrupt
+from sparsejax import growth
+from sparsejax.training import checkpoint, data, errors, interrupt
 from sparsejax.training import config as config_lib
 from sparsejax.training import metrics as metrics_lib
+from sparsejax.training import program as program_lib
 from sparsejax.training import run as run_lib
 from sparsejax.training import step as step_lib
+from sparsejax.training import synthesis_capacity as capacities
 from sparsejax.training import synthesis_config as fields
 from sparsejax.training import synthesis_growth as policies
 from sparsejax.training import synthesis_milestones as milestones
@@ -40,16 +40,6 @@ class Network(NamedTuple):
   doublings: int
   train: step_lib.TrainState
   error: float = float("nan")
-
-
-class Capacity(NamedTuple):
-  """What is compiled for one set of widths."""
-
-  features: tuple[int, ...]
-  model: Any
-  chain: tuple[growth.Layer, ...]
-  program: step_lib.Program
-  gradients: Any
 
 
 class _StoppedError(Exception):
@@ -109,11 +99,11 @@ class _Run:
         f"batch_size must be at most the {len(dataset.train.labels)} training images; "
         f"got {config.batch_size}"
       )
-    pad = lambda split: data.pad(split, step_lib.evaluation_batch(len(split.labels)))
+    pad = lambda split: data.pad(split, program_lib.evaluation_batch(len(split.labels)))
     self.train_data, self.validation, self.test = run_lib.place(
       (dataset.train, pad(dataset.validation), pad(dataset.test))
     )
-    self.capacity = functools.cache(self._capacity)
+    self.capacity = functools.cache(functools.partial(capacities.make, config, dataset))
     self.capacity(0)  # what does not fit shows here
     self.stores: dict[int, checkpoint.Checkpoints] = {}
     self.rounds = 0
@@ -135,42 +125,6 @@ class _Run:
     with metrics_lib.Writer(self.path, int(network.train.step)) as writer:
       self.writer = writer
       growth.synthesize(fields.plan(self.config), actions, network, best, position)
-
-  def _capacity(self, doublings: int) -> Capacity:
-    c = self.config
-    features = tuple(n * 2**doublings for n in c.features)
-    try:
-      model = models.create(
-        c.model,
-        num_classes=self.dataset.num_classes,
-        features=features,
-        **c.model_kwargs.to_dict(),
-      )
-      shape = self.dataset.train.images.shape[1:]
-      chain = growth.layers(model, shape)
-      program = step_lib.make_program(
-        model,
-        lambda seed: self._optimizer(),
-        dataset=self.dataset,
-        batch_size=c.batch_size,
-        due=lambda count: jnp.zeros((), bool),
-        augment=augment.get(c.augmentation),
-      )
-      jax.eval_shape(program.init, np.zeros(1, np.int32))
-    except (TypeError, ValueError) as e:
-      raise errors.ConfigError(f"model {c.model!r}: {e}") from e
-    found = policies.gradients(model, chain, self.dataset, c.growth_batches)
-    return Capacity(features, model, chain, program, found)
-
-  def _optimizer(self) -> optax.GradientTransformationExtraArgs:
-    c = self.config
-
-    def adam(learning_rate):
-      return optax.adamw(learning_rate, weight_decay=c.weight_decay)
-
-    inner = optax.inject_hyperparams(adam)(learning_rate=c.learning_rate)
-    inner = optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1)
-    return growth.warm_up(sj.static_sparse(inner, density=1.0), c.warm_up_steps)
 
   def _seed(self) -> Network:
     capacity, c = self.capacity(0), self.config
@@ -295,29 +249,11 @@ class _Run:
     return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
 
   def size(self, network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    chain = self.capacity(network.doublings).chain
-    masks = sj.masks(network.train.opt_state)
-    _, live = growth.unit_importance(masks, network.train.params, chain)
-    connections = (get(masks, layer.path) for layer in chain)
-    connections = tuple(policies.connections(mask) for mask in connections)
-    return connections, tuple(int(units.sum()) for units in live)
+    return capacities.size(self.capacity(network.doublings), network.train)
 
   def _record(self, network: Network) -> dict[str, Any]:
-    model, state = self.capacity(network.doublings).model, network.train
-    masks, params = sj.masks(state.opt_state), state.params
-    apply = lambda params, x: model.apply({"params": params, **state.model_state}, x)
-    shape = (1, *self.dataset.train.images.shape[1:])
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    there = live_parameters(apply, params, masks, image)
-    connections, units = self.size(network)
-    return {
-      "connections": sum(connections),
-      "parameters": sizes(params, there).live,
-      "multiply_adds": int(flops(apply, params, masks, image).multiply_adds),
-      "units": list(units),
-      "live": {name: int(m.sum()) for name, m in run_lib.named(masks).items()},
-      "train_error": network.error,
-    }
+    record = capacities.describe(self.capacity(network.doublings), network.train)
+    return {**record, "train_error": network.error}
 
   def _seconds(self) -> float:
     return self.before + time.monotonic() - self.started

@@ -7,6 +7,7 @@ import pytest
 import sparsejax as sj
 from sparsejax.training import augment, data, functions, optimizers, step
 from sparsejax.training import config as config_lib
+from sparsejax.training import program as program_lib
 from sparsejax.training import run as run_lib
 
 
@@ -227,7 +228,7 @@ def test_augmentation_follows_from_seed_and_step(digits):
     def apply(self, variables, x):
       return x.reshape(x.shape[0], -1) @ variables["params"]["kernel"]
 
-  program = step.make_program(
+  program = program_lib.make_program(
     Linear(),
     lambda seed: optax.with_extra_args_support(optax.sgd(0.1)),
     dataset=digits,

@@ -17,6 +17,7 @@ from sparsejax.training import (
   errors,
   metrics,
   synthesis,
+  synthesis_capacity,
   synthesis_config,
   synthesis_milestones,
   synthesis_plots,
@@ -48,15 +49,15 @@ def standard():
 @pytest.fixture(scope="module")
 def compiled():
   """One compilation for all runs."""
-  original, known = synthesis._Run._capacity, {}
+  original, known = synthesis_capacity.make, {}
 
-  def capacity(self, doublings):
+  def make(config, dataset, doublings):
     if doublings not in known:
-      known[doublings] = original(self, doublings)
+      known[doublings] = original(config, dataset, doublings)
     return known[doublings]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(synthesis._Run, "_capacity", capacity)
+    patch.setattr(synthesis_capacity, "make", make)
     yield
 
 
