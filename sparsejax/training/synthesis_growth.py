@@ -106,8 +106,11 @@ def grow(
     if bridges[i] is not None:
       bridge = bridges[i]
       if config.units_by == "random":
+        # As many wires, as strong, between other units.
         noise = jax.random.fold_in(jax.random.fold_in(key, _NOISE), i)
-        bridge = jax.random.normal(noise, bridge.shape) * jnp.std(bridge)
+        for axis in (0, 1):
+          other = jax.random.fold_in(noise, axis)
+          bridge = jax.random.permutation(other, bridge, axis)
       params, masks = growth.grow_neurons(
         params,
         masks,

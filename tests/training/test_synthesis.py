@@ -1,6 +1,7 @@
 """A synthesis on the digits: its path, its files, and that it goes on."""
 
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
@@ -11,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sparsejax as sj
 from sparsejax import growth, models
+from sparsejax.growth.chain import get
 from sparsejax.training import (
   augment,
+  data,
   errors,
   metrics,
   synthesis,
@@ -22,6 +26,7 @@ from sparsejax.training import (
   synthesis_milestones,
   synthesis_plots,
 )
+from sparsejax.training import synthesis_growth as policies
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -233,3 +238,27 @@ def test_alexnet_has_the_papers_seed():
     for layer, a, b in zip(chain, sources, widths, strict=True)
   )
   assert 8.0e6 < live < 8.9e6
+
+
+def test_random_neurons_are_wired_as_strongly_as_those_by_gradients(compiled):
+  c = synthesis_config.complete({**CONFIG, "growth_connections": 0.0})
+  capacity = synthesis_capacity.make(c, data.load("digits"), 0)
+  state, chain = capacity.program.init(np.zeros(1, np.int32)), capacity.chain
+  state = policies.with_masks(state, growth.seed(chain, 0.5, 0.3, jax.random.key(1)))
+  bridges = [
+    jax.random.normal(jax.random.key(i), (a.shape[0], b.shape[1]))
+    for i, (a, b) in enumerate(itertools.pairwise(chain))
+  ]
+  found = jax.tree.map(jnp.zeros_like, state.params), bridges
+  grown = {}
+  for how in ("gradient", "random"):
+    config = synthesis_config.complete({**c.to_dict(), "units_by": how})
+    new = policies.grow(state, chain, found, lambda params: 0.0, config)
+    grown[how] = sj.masks(new.opt_state)
+  for layer in chain:
+    before = get(sj.masks(state.opt_state), layer.path)
+    gradient, random = (get(grown[how], layer.path) for how in ("gradient", "random"))
+    assert int(gradient.sum()) == int(random.sum()) > int(before.sum())
+  # Other inputs, not others of the same neurons.
+  first = [np.asarray(get(masks, chain[0].path)) for masks in grown.values()]
+  assert (first[0] != first[1]).any()
