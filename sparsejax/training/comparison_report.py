@@ -193,7 +193,10 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   axes.set_xlabel("weights kept", color=FAINT, size=10)
   # By the logarithm of the error: 98 and 98.5 % are as far apart as 92 and 94 %.
   axes.set_yscale("function", functions=(_height, _accuracy))
-  axes.yaxis.set_major_locator(ticker.FixedLocator(_TICKS))
+  low, high = axes.get_ylim()
+  few = sum(low <= t <= high for t in _TICKS) < 3
+  locator = ticker.MaxNLocator(5) if few else ticker.FixedLocator(_TICKS)
+  axes.yaxis.set_major_locator(locator)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
   axes.set_ylabel("test accuracy, %", color=FAINT, size=10)
   report_style.plain(axes, 9.5)
