@@ -7,10 +7,10 @@ Launch (after `python scripts/prepare_data.py mnist`):
 For one CPU core. Not run here. The paper has 74.3x fewer parameters and 43.7x fewer
 operations at 0.77 % (table 2).
 
-The seed is LeNet-5 at two fifths of its maps and a fifth of its neurons, with a tenth
-of its connections. Images are distorted (affine). Pruning weighs a weight by what it
-costs: one of the first convolution is used at 576 positions, and the target is in
-operations too.
+The seed is LeNet-5 at three tenths of its maps and a seventh of its neurons, with a
+fifth of its connections. Images are distorted (affine), and all of them are trained on.
+Pruning goes to a size for each layer: a weight of the first convolution is used at 576
+positions, and the target is in operations too.
 
 Variants, as in `--config=configs/mnist_lenet5_nest.py:structured`: the default;
 structured (feature maps and neurons go whole, for speed).
