@@ -12,6 +12,7 @@ set; a depth of 1,000 a tenth of that.
 The whole table has not been made yet: about nine hours on two CPU cores.
 """
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import _command_line
 import jax
 import numpy as np
-from _deep_cnn import Case, train
+from _deep_cnn import FIXED, Case, record_path, train
 from absl import flags
 
 from sparsejax import models
@@ -34,6 +35,11 @@ _CASES = flags.DEFINE_string("cases", "", "A regular expression; all by default.
 _SEEDS = flags.DEFINE_list("seeds", None, "Which seeds; those of each case by default.")
 _OUT = flags.DEFINE_string("out", "results/deep_cnn.json", "The table to write.")
 _PLOTS = flags.DEFINE_string("plots", "plots", "Folder of the figures.")
+_TOGETHER = flags.DEFINE_bool(
+  "together", False, "Runs of one shape side by side; for accelerators."
+)
+_UNROLL = flags.DEFINE_integer("unroll", 1, "Layers a turn of the loop.")
+_LOWERING = flags.DEFINE_string("lowering", "auto", "Of the convolutions.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 PAPER_VARIANCES = (1.05, 2.01e-5)
@@ -79,15 +85,29 @@ CASES = [
   ),
   Case(f"{DEEP}/delta_orthogonal", 10_000, seeds=3, curve=True),
   Case(f"{DEEP}/readout_only", 10_000, trained="readout", seeds=3),
-  Case(f"{DEEP}/gaussian", 10_000, kernel_init="gaussian", variances=PAPER_VARIANCES),
-  Case(f"{DEEP}/lecun", 10_000, kernel_init="lecun"),
+  Case(
+    f"{DEEP}/gaussian",
+    10_000,
+    kernel_init="gaussian",
+    variances=PAPER_VARIANCES,
+    test=2000,
+  ),
+  Case(f"{DEEP}/lecun", 10_000, kernel_init="lecun", test=2000),
   Case(f"{DEEP}/sparse_orthogonal/density=0.25", 10_000, seeds=3, **SPARSE),
   Case(f"{DEEP}/frozen_readout", 10_000, trained="trunk", seeds=3),
   *[
     Case(f"mnist/depth={d}/delta_orthogonal", d, curve=True) for d in (1250, 2500, 5000)
   ],
-  Case("cifar10/depth=1250/delta_orthogonal", 1250, "cifar10", steps=1000, curve=True),
-  Case(f"{DEEP}/delta_orthogonal/steps=2000", 10_000, steps=2000, curve=True),
+  # Longer, and for accelerators.
+  Case(f"{DEEP}/delta_orthogonal/batch=128", 10_000, steps=400, batch=128, curve=True),
+  Case(
+    "cifar10/depth=1250/delta_orthogonal/batch=128",
+    1250,
+    "cifar10",
+    steps=1200,
+    batch=128,
+    curve=True,
+  ),
 ]
 SPECTRA = {
   "delta-orthogonal, σw²=1": ("delta_orthogonal", (1.0, 0.0)),
@@ -101,6 +121,26 @@ DEPTHS = (10, 100, 1000, 10_000)
 SCALE_DEPTHS, SCALE_STEPS = (20, 50, 100, 200, 400), 40
 COLORS = isometry_plots.COLORS[:4]
 SCALE_VARIANCES = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.4, 1.7)
+
+
+def groups() -> list[list[tuple[Case, int]]]:
+  """The wanted runs, each alone or with those that it can go side by side with."""
+  wanted = [
+    (dataclasses.replace(case, unroll=_UNROLL.value, lowering=_LOWERING.value), seed)
+    for seed in range(3)
+    for case in CASES
+    if seed < case.seeds
+    and re.search(_CASES.value, case.name)
+    and (_SEEDS.value is None or str(seed) in _SEEDS.value)
+  ]
+  if not _TOGETHER.value:
+    return [[run] for run in wanted]
+  together: dict[Any, list] = {}
+  for case, seed in wanted:
+    fixed = case.method in ("", *FIXED)
+    shape = case.depth, case.dataset, case.steps, case.batch, case.variances
+    together.setdefault(shape if fixed else (case, seed), []).append((case, seed))
+  return list(together.values())
 
 
 def folder() -> pathlib.Path:
@@ -145,9 +185,21 @@ def depth_scale(depth: int, variance: float) -> float:
     steps=SCALE_STEPS,
     test=50,
   )
-  record = train(case, 0, _DATA_DIR.value, folder())
+  train([(case, 0)], _DATA_DIR.value, folder())
+  record = json.loads(record_path(folder(), case, 0).read_text())
   last = np.array(record["loss"][-10:])
   return float(last.mean()) if np.isfinite(last).all() else 99.0
+
+
+def made_on(records: list[dict]) -> str:
+  """On which devices, and how many runs took their minutes together."""
+  found = []
+  for r in records:
+    text = f"on {'two CPU cores' if r['device'] == 'cpu' else 'one ' + r['device']}"
+    if r["together"] > 1:
+      text += f", {r['together']} runs side by side in these minutes"
+    found.append(text)
+  return "; ".join(dict.fromkeys(found))
 
 
 def rows_of(case: Case) -> list[dict]:
@@ -159,20 +211,25 @@ def rows_of(case: Case) -> list[dict]:
   tail = max(case.steps // 10, 1)
   count = case.test or 10_000
   note = (
-    f"{case.steps} steps of 16 images, 16 channels; {count:,} test images; "
+    f"{case.steps} steps of {case.batch} images, 16 channels; {count:,} test images; "
     f"learning rate {records[0]['rate']:g}, seeds "
-    f"{', '.join(p.stem[5:] for p in paths)}"
+    f"{', '.join(p.stem[5:] for p in paths)}; {made_on(records)}"
   )
   finite = lambda v: v if np.isfinite(v) else 99.0
+  seen_through = [r for r in records if r["before"]]
   metrics = {
     "test_accuracy_percent": [100 * r["test_accuracy"] for r in records],
     "train_loss": [finite(float(np.mean(r["loss"][-tail:]))) for r in records],
     "minutes": [r["seconds"] / 60 for r in records],
     "first_layer_gradient_norm": [finite(r["gradients"]["0"][0]) for r in records],
-    "jacobian_log10_median_before": [r["before"]["log10_median"] for r in records],
-    "jacobian_log10_smallest_before": [r["before"]["log10_smallest"] for r in records],
-    "jacobian_log10_median_after": [r["after"]["log10_median"] for r in records],
-    "jacobian_log10_smallest_after": [r["after"]["log10_smallest"] for r in records],
+    "jacobian_log10_median_before": [r["before"]["log10_median"] for r in seen_through],
+    "jacobian_log10_smallest_before": [
+      r["before"]["log10_smallest"] for r in seen_through
+    ],
+    "jacobian_log10_median_after": [r["after"]["log10_median"] for r in seen_through],
+    "jacobian_log10_smallest_after": [
+      r["after"]["log10_smallest"] for r in seen_through
+    ],
   }
   # The paper says "about": both figures are read off its plots.
   paper = {"mnist": 99.0, "cifar10": 82.0} if case.method == "" else {}
@@ -246,12 +303,8 @@ def main(argv: list[str]) -> None:
       ):
         rows.append(results.row(case, metric, value, note=note))
   if not _WRITE_ONLY.value:
-    wanted = [c for c in CASES if re.search(_CASES.value, c.name)]
-    for seed in range(3):
-      for case in wanted:
-        allowed = _SEEDS.value is None or str(seed) in _SEEDS.value
-        if seed < case.seeds and allowed:
-          train(case, seed, _DATA_DIR.value, folder())
+    for group in groups():
+      train(group, _DATA_DIR.value, folder())
   losses = np.full((len(SCALE_DEPTHS), len(SCALE_VARIANCES)), np.nan)
   for i, j in np.ndindex(*losses.shape):
     depth, variance = SCALE_DEPTHS[i], SCALE_VARIANCES[j]
