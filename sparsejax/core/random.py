@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
+
+from sparsejax.core.alike import laid_like
 
 Array = jax.Array
 
@@ -24,12 +25,12 @@ def uniform_like(key: Array, x: Array) -> Array:
   if sharding is not None and any(axis is not None for axis in sharding.spec):
     return jax.random.uniform(key, x.shape, jnp.float32, out_sharding=sharding)
   values = jax.random.uniform(key, x.shape, jnp.float32)
-  return shard_alike(values, x)[0] if x.ndim else values
+  return laid_like(values, x)
 
 
 def true_like(x: Array) -> Array:
   """A bool array of ones with the shape and the sharding of another array."""
-  return shard_alike(jnp.ones_like(x, dtype=bool), x)[0] if x.ndim else jnp.bool_(True)
+  return laid_like(jnp.ones_like(x, dtype=bool), x)
 
 
 def leaf_keys(key: Array, tree) -> list[Array]:

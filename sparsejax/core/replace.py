@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 
+from sparsejax.core.alike import laid_like
 from sparsejax.core.leaves import check_arrays, path_string
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.packed import is_packed, pack_tree, unpack_tree
@@ -135,6 +135,6 @@ def _checked(name: str, mask, old: Array) -> Array:
     )
   mask = jnp.asarray(mask)
   if isinstance(old, Tracer) or isinstance(mask, Tracer):
-    return shard_alike(mask, old)[0] if mask.ndim else mask
+    return laid_like(mask, old)
   # A weight that nobody placed must stay free, or the next step compiles again.
   return jax.device_put(mask, old.sharding) if old.committed else mask

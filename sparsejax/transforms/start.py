@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 
+from sparsejax.core.alike import laid_like
 from sparsejax.core.budgets import from_vector
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.leaves import path_string
@@ -86,7 +86,7 @@ def placed_like(state: PyTree, params: PyTree) -> PyTree:
     for i in range(len(path) + 1):
       param = places.get(path[i:])
       if param is not None and param.shape == leaf.shape:
-        return shard_alike(leaf, param)[0]
+        return laid_like(leaf, param)
     return leaf
 
   return jax.tree_util.tree_map_with_path(place, state)
