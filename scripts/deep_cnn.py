@@ -13,6 +13,7 @@ The whole table has not been made yet: about nine hours on two CPU cores.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -216,21 +217,16 @@ def rows_of(case: Case) -> list[dict]:
     f"{', '.join(p.stem[5:] for p in paths)}; {made_on(records)}"
   )
   finite = lambda v: v if np.isfinite(v) else 99.0
-  seen_through = [r for r in records if r["before"]]
   metrics = {
     "test_accuracy_percent": [100 * r["test_accuracy"] for r in records],
     "train_loss": [finite(float(np.mean(r["loss"][-tail:]))) for r in records],
     "minutes": [r["seconds"] / 60 for r in records],
     "first_layer_gradient_norm": [finite(r["gradients"]["0"][0]) for r in records],
-    "jacobian_log10_median_before": [r["before"]["log10_median"] for r in seen_through],
-    "jacobian_log10_smallest_before": [
-      r["before"]["log10_smallest"] for r in seen_through
-    ],
-    "jacobian_log10_median_after": [r["after"]["log10_median"] for r in seen_through],
-    "jacobian_log10_smallest_after": [
-      r["after"]["log10_smallest"] for r in seen_through
-    ],
   }
+  for key, when in itertools.product(("median", "smallest"), ("before", "after")):
+    # Of seed 0 alone.
+    if values := [r[when][f"log10_{key}"] for r in records if r[when]]:
+      metrics[f"jacobian_log10_{key}_{when}"] = values
   # The paper says "about": both figures are read off its plots.
   paper = {"mnist": 99.0, "cifar10": 82.0} if case.method == "" else {}
   rows = []
@@ -269,9 +265,9 @@ def plot_curves(path: pathlib.Path) -> None:
     record, drawn = json.loads(file.read_text()), True
     seen = np.convolve(record["accuracy"], np.ones(25) / 25, "valid")
     axes.plot(np.arange(25, 25 + len(seen)), 100 * seen, color=color, lw=1, alpha=0.6)
-    curve = sorted((int(k), v) for k, v in record["test_curve"].items())
-    curve.append((len(record["loss"]), record["test_accuracy"]))
-    steps, values = zip(*curve, strict=True)
+    curve = {int(k): v for k, v in record["test_curve"].items()}
+    curve[len(record["loss"])] = record["test_accuracy"]
+    steps, values = zip(*sorted(curve.items()), strict=True)
     axes.plot(
       steps, 100 * np.array(values), "o-", color=color, ms=4, label=f"{depth:,} layers"
     )
