@@ -9,7 +9,9 @@ that the workdir does not have stay as they are. A run of 300
 steps at 10,000 layers takes about 15 minutes on two CPU cores, and 8 more for the test
 set; a depth of 1,000 a tenth of that.
 
-The whole table has not been made yet: about nine hours on two CPU cores.
+An accelerator waits for each layer's start, and twelve nets take hardly longer than
+one: `--together --lowering=slices --unroll=8` trains the fixed masks' cases of a depth
+side by side, twelve of 10,000 layers in two and a half minutes on one H200.
 """
 
 import dataclasses

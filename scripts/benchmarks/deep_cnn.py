@@ -5,6 +5,7 @@ steps against `lax.conv` in a scan, memory of `remat="sqrt"`, and initialization
 """
 
 import functools
+import math
 import time
 from typing import Any
 
@@ -110,8 +111,12 @@ def memory_rows(long: int) -> list[dict]:
     temporary(remat="sqrt"),
     temporary(lowering="lax"),
   )
+  # A gradient is as large as the parameters whatever is kept for it.
+  gradient = 4 * sum(math.prod(leaf.shape) for leaf in shapes(long, 16)[1:])
+  kept = (sqrt - gradient) / (plain - gradient)
   case = f"deep_cnn/memory/depth={long}/channels=16"
   return [
+    results.row(case, "sqrt_remat_ratio_to_plain_beside_gradient", kept, note=NOTE),
     results.row(case, "plain_megabytes", plain / 1e6, note=NOTE),
     results.row(case, "sqrt_remat_ratio_to_plain", sqrt / plain, note=NOTE),
     results.row(case, "plain_ratio_to_lax_conv", plain / lax, note=NOTE),

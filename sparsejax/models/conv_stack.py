@@ -55,7 +55,8 @@ def conv_stack(
     padding: "zero" or "circular".
     lowering: "slices" (products and shifts), "lax" (XLA's convolution and autodiff,
       which forward mode needs), or "auto": the former on CPUs, XLA's convolution under
-      the same custom VJP elsewhere.
+      the same custom VJP elsewhere. Under `vmap` that is a grouped convolution, and
+      "slices" was six times faster on a GPU.
     remat: "none" or "sqrt".
     unroll: layers a step of the loop; more than one seldom pays.
 
