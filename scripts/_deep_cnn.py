@@ -66,7 +66,7 @@ class Case:
   test: int = 0
   curve: bool = False
   unroll: int = 1
-  lowering: str = "auto"
+  lowering: Any = "auto"
 
 
 WARM_UP = 10

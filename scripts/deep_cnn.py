@@ -79,7 +79,7 @@ CASES = [
     method_kwargs=_ISOMETRIC,
   ),
   Case(
-    "mnist/depth=1000/isometric/density=0.1",
+    "mnist/depth=1000/isometric/density=0.125",
     1000,
     kernel_init="sparse_orthogonal",
     method="isometric",
