@@ -198,7 +198,7 @@ def made_on(records: list[dict]) -> str:
   """On which devices, and how many runs took their minutes together."""
   found = []
   for r in records:
-    text = f"on {'two CPU cores' if r['device'] == 'cpu' else 'one ' + r['device']}"
+    text = f"on {'CPU cores' if r['device'] == 'cpu' else 'one ' + r['device']}"
     if r["together"] > 1:
       text += f", {r['together']} runs side by side in these minutes"
     found.append(text)

@@ -56,7 +56,9 @@ def plot_spectra(
       f"spectra must hold 1 to {len(COLORS)} initializations, got {len(spectra)}."
     )
   figure, axes = plain_figure()
-  for color, (name, by_depth) in zip(COLORS, spectra.items(), strict=False):
+  for i, (name, by_depth) in enumerate(spectra.items()):
+    # Every second line is dashed: one that lies on another shows both.
+    color, dashes = COLORS[i], ("-", "--")[i % 2]
     depths = sorted(by_depth)
     logs = [np.nan_to_num(by_depth[d].log10, nan=floor, neginf=floor) for d in depths]
     low, middle, high = (
@@ -64,13 +66,13 @@ def plot_spectra(
       for f in (np.min, np.median, np.max)
     )
     axes.fill_between(depths, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(depths, middle, color=color, linewidth=2, marker="o", ms=4, label=name)
+    axes.plot(depths, middle, dashes, color=color, lw=2, marker="o", ms=4, label=name)
   axes.set_xscale("log")
   axes.set_ylim(floor, None)
   axes.set_xlabel("depth, layers", color=_FAINT)
   axes.set_ylabel("singular values, log10", color=_FAINT)
   axes.set_title("Spectrum of the end-to-end Jacobian", loc="left", color=_INK)
-  axes.legend(loc="lower left", frameon=False, labelcolor=_INK)
+  figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
   return figure
 
 
