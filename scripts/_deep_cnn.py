@@ -200,7 +200,9 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
 
   step = jax.jit(_over(step), donate_argnums=(0, 1))
   evaluate = _evaluation(model, norm)
-  partial_path = record_path(folder, cases[0], seeds[0]).with_suffix(".npz")
+  # Its name holds how many go side by side: a state of others would not fit.
+  name = f".{len(cases)}.npz"
+  partial_path = record_path(folder, cases[0], seeds[0]).with_suffix(name)
   partial_path.parent.mkdir(parents=True, exist_ok=True)
   if partial_path.exists():
     params, state, records = _restore(partial_path, params, state)
