@@ -24,7 +24,8 @@ from typing import Any
 import _command_line
 import jax
 import numpy as np
-from _deep_cnn import FIXED, Case, record_path, train
+from _deep_cnn import record_path, train
+from _deep_cnn_cases import FIXED, Case
 from absl import flags
 
 from sparsejax import models
