@@ -132,14 +132,20 @@ def spectrum(seed: int, model, params) -> dict[str, float]:
   }
 
 
+def shape(case: Case) -> Any:
+  """What runs side by side share; one that moves its masks shares with no other."""
+  if case.method not in ("", *FIXED):
+    return case
+  return case.depth, case.dataset, case.steps, case.batch, case.test, case.variances
+
+
 def common(cases) -> Case:
   """What the model and the optimizer of all are made by."""
   first, *others = cases
   if not others or set(cases) == {first}:
     return first
   methods = {c.method for c in cases}
-  shared = {(c.depth, c.dataset, c.steps, c.batch, c.test, c.variances) for c in cases}
-  if len(shared) > 1 or not methods <= {"", *FIXED}:
+  if len({shape(c) for c in cases}) > 1:
     raise ValueError(f"these cannot go side by side: {[c.name for c in cases]}")
   trained = {c.trained for c in cases}
   return dataclasses.replace(

@@ -25,7 +25,7 @@ import _command_line
 import jax
 import numpy as np
 from _deep_cnn import record_path, train
-from _deep_cnn_cases import FIXED, Case
+from _deep_cnn_cases import Case, shape
 from absl import flags
 
 from sparsejax import models
@@ -141,9 +141,8 @@ def groups() -> list[list[tuple[Case, int]]]:
     return [[run] for run in wanted]
   together: dict[Any, list] = {}
   for case, seed in wanted:
-    fixed = case.method in ("", *FIXED)
-    shape = case.depth, case.dataset, case.steps, case.batch, case.variances
-    together.setdefault(shape if fixed else (case, seed), []).append((case, seed))
+    key = shape(case)
+    together.setdefault((key, seed) if key == case else key, []).append((case, seed))
   return list(together.values())
 
 
@@ -242,7 +241,7 @@ def rows_of(case: Case) -> list[dict]:
         values,
         paper=paper.get(case.dataset) if published else None,
         source=SOURCE if published and case.dataset in paper else "",
-        note=note,
+        note=f"{note}; of seed 0 alone" if "jacobian" in metric else note,
       )
     )
   for at, value in records[0]["test_curve"].items() if case.curve else ():
