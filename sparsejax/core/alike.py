@@ -13,8 +13,8 @@ def laid_like(values: Array, x: Array) -> Array:
 
   What depends on no data, such as zeros and random numbers, the compiler is free to put
   whole on every device. An elementwise operation that reads both arrays ties their
-  layouts. Its condition always holds (the second half for NaN), which XLA does
-  not fold. Needed under `jit` alone; it is fused into what follows. On explicit axes the
+  layouts. Its condition always holds (the second half for NaN), which XLA does not
+  fold. Needed under `jit` alone; it is fused into what follows. On explicit axes the
   types say how values lie, but a program that reads none of its arguments runs on one
   device.
 
