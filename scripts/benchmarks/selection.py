@@ -52,6 +52,12 @@ def rows(case: str, size: int, rounds: int) -> list[dict]:
       timing.median_ratio(found["ours"], found["numpy"]),
       note=f"side by side, median of {rounds} rounds",
     ),
+    results.row(
+      case,
+      "times_bandwidth_limit",
+      own * timing.bandwidth() / (scores.nbytes + mask.nbytes),
+      note=f"scores read once, masks written, at {timing.bandwidth() / 1e9:,.0f} GB/s",
+    ),
     results.row(f"compile/{case}", "seconds", compile_seconds),
   ]
   others = {

@@ -1,10 +1,12 @@
 """How the benchmarks take time: in rounds over all, so that load falls on all alike."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # case -> what measures it and returns its rows.
@@ -42,3 +44,12 @@ def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]
 def median_ratio(values: np.ndarray, others: np.ndarray) -> float:
   """Median over rounds of a ratio taken within each."""
   return float(np.median(values / others))
+
+
+@functools.cache
+def bandwidth() -> float:
+  """Bytes a second that the device's memory moves: half a gigabyte read and written."""
+  numbers = jnp.zeros(2**27, jnp.float32)
+  program, _ = compiled(lambda x: x + 1, numbers)
+  seconds = interleaved({"copy": lambda: program(numbers)}, 11)["copy"]
+  return 2 * numbers.nbytes / float(np.median(seconds))
