@@ -1,22 +1,31 @@
 r"""Trains the syntheses of results/nest.json, or assembles it from what is finished.
 
   python scripts/nest.py --workdir=runs/nest
-  python scripts/nest.py --workdir=runs/nest --write_only
+  python scripts/nest.py --workdir=runs/nest --write_only --speed
 
 LeNet-300-100 and LeNet-5 by the recipes of configs/mnist_lenet300_nest.py and
 configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. Runs that
 are finished are not done again and one that was stopped goes on; several processes may
 share the workdir with different --runs or --seeds. Rows of runs that the workdir does
 not have, and rows of other metrics, stay as they are.
+
+--speed cuts out the dead units of each case's best network, and takes the time of what
+is left beside the dense network with its masks multiplied in, on the test images: do
+nothing else meanwhile.
 """
 
+import json
 import pathlib
+import sys
 
 import _command_line
+import _networks
+import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
 from sparsejax.training import (
+  data,
   metrics,
   results,
   synthesis,
@@ -25,6 +34,9 @@ from sparsejax.training import (
 )
 
 ROOT = _command_line.ROOT
+sys.path.append(str(ROOT / "scripts/benchmarks"))
+import compaction  # noqa: E402
+
 # Name of a run: config, variant, seeds.
 RUNS = {
   "lenet300": ("mnist_lenet300_nest", "", 3),
@@ -47,12 +59,20 @@ CASES = {
   "lenet5": ("lenet5", 0, 74.3, 43.7, 0.77),
   "lenet5/structured": ("lenet5/structured", 0, None, None, None),
 }
+# What scripts/benchmarks/compaction.py calls a metric, and what it is called here.
+SPEED = {
+  "max_abs_difference": "max_abs_difference",
+  "speedup_scan": "speedup_batch1",
+  "speedup_batch128": "speedup_batch128",
+  "speedup_call": "speedup_call",
+}
 SOURCE = "Dai, Yin & Jha 2017 (arXiv 1711.02017), abstract and table 2"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
 _OUT = flags.DEFINE_string("out", str(ROOT / "results/nest.json"), "The table.")
 _RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Which runs.")
 _SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.")
+_SPEED = flags.DEFINE_bool("speed", False, "Take the time of compacted networks too.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
@@ -84,13 +104,45 @@ def finished(run: str, milestone: int) -> dict[int, dict]:
   return found
 
 
+def best_of(found: dict[int, dict]) -> int:
+  """The seed of the least test error."""
+  return min(found, key=lambda seed: found[seed]["test_error_percent"])
+
+
+def measure_speed(case: str) -> None:
+  """Keeps the rows of a case's best network, compacted, beside its run."""
+  run, milestone, *_ = CASES[case]
+  found = finished(run, milestone)
+  if not found:
+    return
+  folder = run_dir(run, best_of(found))
+  network = _networks.load(folder, milestone)
+  config = json.loads((folder / "config.json").read_text())
+  test = data.load(config["dataset"], config["data_dir"]).test
+  images = jnp.asarray(test.images, jnp.float32) / 255  # as inputs "unit" has them
+  rows = compaction.measure(
+    case, network.apply, network.params, network.masks, images, rounds=20
+  )
+  kept = [row | {"metric": SPEED[r]} for row in rows if (r := row["metric"]) in SPEED]
+  (folder / f"speed_{milestone}.json").write_text(json.dumps(kept, indent=1))
+  print(case, *(f"{row['metric']} {row['mean']:.3g}" for row in kept), flush=True)
+
+
+def speed_rows(case: str) -> list[dict]:
+  """What `measure_speed` kept, if it is of the network that is the best one now."""
+  run, milestone, *_ = CASES[case]
+  found = finished(run, milestone)
+  file = run_dir(run, best_of(found)) / f"speed_{milestone}.json" if found else None
+  return json.loads(file.read_text()) if file and file.exists() else []
+
+
 def case_rows(case: str) -> list[dict]:
   run, milestone, parameters, operations, error = CASES[case]
   found = finished(run, milestone)
   if not found:
     return []
   dense_parameters, dense_flops = DENSE[case.split("/")[0]]
-  best = min(found, key=lambda seed: found[seed]["test_error_percent"])
+  best = best_of(found)
   errors = [r["test_error_percent"] for r in found.values()]
   note = (
     f"mean is that of seed {best}, the least test error of seeds "
@@ -163,7 +215,7 @@ def path_rows() -> list[dict]:
 
 
 def write() -> None:
-  rows = [row for case in CASES for row in case_rows(case)]
+  rows = [row for case in CASES for row in (*case_rows(case), *speed_rows(case))]
   rows += growth_rows() + path_rows()
   whole = sorted(results.with_held(rows, _OUT.value), key=lambda row: row["case"])
   results.write_results(_OUT.value, "nest", whole)
@@ -177,6 +229,8 @@ def main(argv: list[str]) -> None:
     for seed in _SEEDS.value or range(RUNS[run][2]):
       train(run, seed)
       write()
+  for case in CASES if _SPEED.value else ():
+    measure_speed(case)
   write()
 
 

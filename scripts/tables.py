@@ -4,10 +4,10 @@ python scripts/tables.py
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published` has
 only the rows with a published value. What every method costs on a tree of parameters
-stands behind `<!-- costs: TREE -->`. A mean in a sentence stands between
-`<!-- mean: NAME CASE METRIC -->` and `<!-- end -->`, not at the start of a line, where
-the mark would end the paragraph. A test holds the files equal to what this script
-would write.
+stands behind `<!-- costs: TREE -->`, on a GPU behind `<!-- costs: TREE gpu -->`. A mean
+in a sentence stands between `<!-- mean: NAME CASE METRIC -->` and `<!-- end -->`, not
+at the start of a line, where the mark would end the paragraph. A test holds the files
+equal to what this script would write.
 """
 
 import json
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TABLE = re.compile(
   r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
 )
-_COSTS = re.compile(r"(<!-- costs: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COSTS = re.compile(r"(<!-- costs: (\w+)( gpu)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _MEAN = re.compile(r"(<!-- mean: (\w+) (\S+) (\w+) -->).*?(<!-- end -->)")
 
 
@@ -69,7 +69,7 @@ def results(name: str, published: bool = False) -> str:
   return f"{table(rows)}\n\nMade by {where}.\n"
 
 
-def costs(tree: str) -> str:
+def costs(tree: str, device: str = "") -> str:
   """A line a method: its two kinds of step, its compilation, what it was before."""
   columns = {
     "a step without a mask update": (f"off_step/{tree}/", "times_plain_step"),
@@ -79,7 +79,7 @@ def costs(tree: str) -> str:
     "to compile, s": (f"compile/{tree}/", "seconds"),
     "state, bytes a parameter": (f"memory/{tree}/", "state_bytes_per_parameter"),
   }
-  content = json.loads((ROOT / "results/benchmarks.json").read_text())
+  content = json.loads((ROOT / f"results/benchmarks{device}.json").read_text())
   means = {(row["case"], row["metric"]): row["mean"] for row in content["rows"]}
   start = columns["a step without a mask update"][0]
   methods = [c.removeprefix(start) for c, m in means if c.startswith(start)]
@@ -100,7 +100,7 @@ def costs(tree: str) -> str:
 
 
 def filled(text: str) -> str:
-  text = _COSTS.sub(lambda m: m[1] + costs(m[2]) + m[3], text)
+  text = _COSTS.sub(lambda m: m[1] + costs(m[2], "_gpu" if m[3] else "") + m[4], text)
   text = _TABLE.sub(lambda m: m[1] + results(m[2], bool(m[3])) + m[4], text)
   return _MEAN.sub(lambda m: m[1] + value(m[2], m[3], m[4]) + m[5], text)
 

@@ -127,8 +127,8 @@ def measure(
     rows.append(results.row(case, f"estimated_speedup_{metric}", value, note=note))
   cut = small.select(images)
   pairs = {
-    "dense": calls(apply, params, images, images[:BATCH]),
-    "compact": calls(small.apply_pixels, small.params, cut, cut[:BATCH]),
+    "dense": calls(apply, params, images[:IMAGES], images[:BATCH]),
+    "compact": calls(small.apply_pixels, small.params, cut[:IMAGES], cut[:BATCH]),
   }
   pairs["compact"]["call"] = calls(small.apply, small.params, images, cut)["call"]
   seconds = best(pairs, rounds, repeats)

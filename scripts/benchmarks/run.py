@@ -1,9 +1,11 @@
 r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
 
   python scripts/benchmarks/run.py --workdir=runs/benchmarks
+  python scripts/benchmarks/run.py --workdir=runs/gpu --out=results/benchmarks_gpu.json
 
   selection     the largest tenth of 1e4 to 1e8 scores, against jnp.sort, lax.top_k and
                 numpy.partition
+  plain_step    SGD with momentum itself, beside what moving its bytes would take
   masks         memory of the masks of ResNet-50 and ViT-B
   methods       every method on these two trees: a step without and one with a mask
                 update beside plain SGD with momentum, time to compile, memory
@@ -185,7 +187,7 @@ def main(argv: list[str]) -> None:
   if _QUICK.value:
     return
   rows = table(found)
-  results.write_results(_OUT.value, "benchmarks", rows)
+  results.write_results(_OUT.value, pathlib.Path(_OUT.value).stem, rows)
   importlib.import_module("picture").draw(rows, pathlib.Path(_PLOT.value))
   print(f"Wrote {_OUT.value} and {_PLOT.value}.")
 
