@@ -16,16 +16,13 @@ nothing else meanwhile.
 
 import json
 import pathlib
-import sys
 
 import _command_line
-import _networks
-import jax.numpy as jnp
+import _nest_speed
 import numpy as np
 from absl import flags, logging
 
 from sparsejax.training import (
-  data,
   metrics,
   results,
   synthesis,
@@ -34,9 +31,6 @@ from sparsejax.training import (
 )
 
 ROOT = _command_line.ROOT
-sys.path.append(str(ROOT / "scripts/benchmarks"))
-import compaction  # noqa: E402
-
 # Name of a run: config, variant, seeds.
 RUNS = {
   "lenet300": ("mnist_lenet300_nest", "", 3),
@@ -49,6 +43,7 @@ RUNS = {
   "growth/neurons=random": ("mnist_lenet300_nest", "neurons_random", 5),
 }
 # Parameters and operations of the dense networks, the papers' and ours.
+WIDTHS = {"lenet300": (300, 100), "lenet5": (20, 50, 500)}
 DENSE = {"lenet300": (266_610, 532_400), "lenet5": (431_080, 4_586_000)}
 # Case: run, milestone, the paper's parameters, operations ratio, and error.
 CASES = {
@@ -59,13 +54,6 @@ CASES = {
   "lenet5": ("lenet5", 0, 74.3, 43.7, 0.77),
   "lenet5/structured": ("lenet5/structured", 0, None, None, None),
 }
-# What scripts/benchmarks/compaction.py calls a metric, and what it is called here.
-SPEED = {
-  "max_abs_difference": "max_abs_difference",
-  "speedup_scan": "speedup_batch1",
-  "speedup_batch128": "speedup_batch128",
-  "speedup_call": "speedup_call",
-}
 SOURCE = "Dai, Yin & Jha 2017 (arXiv 1711.02017), abstract and table 2"
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -73,6 +61,9 @@ _OUT = flags.DEFINE_string("out", str(ROOT / "results/nest.json"), "The table.")
 _RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Which runs.")
 _SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.")
 _SPEED = flags.DEFINE_bool("speed", False, "Take the time of compacted networks too.")
+_TRAINED_ON = flags.DEFINE_string(
+  "trained_on", "", "Hardware that the runs were trained on, if not on this."
+)
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
@@ -112,20 +103,12 @@ def best_of(found: dict[int, dict]) -> int:
 def measure_speed(case: str) -> None:
   """Keeps the rows of a case's best network, compacted, beside its run."""
   run, milestone, *_ = CASES[case]
-  found = finished(run, milestone)
-  if not found:
+  if not (found := finished(run, milestone)):
     return
   folder = run_dir(run, best_of(found))
-  network = _networks.load(folder, milestone)
-  config = json.loads((folder / "config.json").read_text())
-  test = data.load(config["dataset"], config["data_dir"]).test
-  images = jnp.asarray(test.images, jnp.float32) / 255  # as inputs "unit" has them
-  rows = compaction.measure(
-    case, network.apply, network.params, network.masks, images, rounds=20
-  )
-  kept = [row | {"metric": SPEED[r]} for row in rows if (r := row["metric"]) in SPEED]
-  (folder / f"speed_{milestone}.json").write_text(json.dumps(kept, indent=1))
-  print(case, *(f"{row['metric']} {row['mean']:.3g}" for row in kept), flush=True)
+  rows = _nest_speed.rows(case, folder, milestone, WIDTHS[case.split("/")[0]])
+  (folder / f"speed_{milestone}.json").write_text(json.dumps(rows, indent=1))
+  print(case, *(f"{row['metric']} {row['mean']:.3g}" for row in rows), flush=True)
 
 
 def speed_rows(case: str) -> list[dict]:
@@ -151,6 +134,8 @@ def case_rows(case: str) -> list[dict]:
     f"images; test errors {np.mean(errors):.3f} in the mean; the distortion and the "
     "scale of the inputs were chosen among earlier trials by seed 0's test errors"
   )
+  if _TRAINED_ON.value:
+    note += f"; trained on {_TRAINED_ON.value}"
   columns = {
     "parameters_ratio": (lambda r: dense_parameters / r["parameters"], parameters),
     "flops_ratio": (lambda r: dense_flops / (2 * r["multiply_adds"]), operations),

@@ -112,7 +112,7 @@ def measure(
       case,
       "max_abs_difference",
       float(jnp.max(jnp.abs(got - want))),
-      note=f"of {len(images):,} outputs",
+      note=f"of {len(images):,} images' outputs, {jnp.max(jnp.abs(want)):.1f} at most",
     )
   ]
   cost = flops(apply, params, masks, images[:1])

@@ -1,0 +1,64 @@
+"""What the networks of scripts/nest.py gain when their dead units are cut out."""
+
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import _networks
+import jax
+import jax.numpy as jnp
+
+from sparsejax import growth
+from sparsejax.training import data
+
+sys.path.append(str(pathlib.Path(__file__).parent / "benchmarks"))
+compaction = importlib.import_module("compaction")
+
+# What scripts/benchmarks/compaction.py calls a metric, and what it is called here.
+METRICS = {
+  "max_abs_difference": "max_abs_difference",
+  "speedup_scan": "speedup_batch1",
+  "speedup_batch128": "speedup_batch128",
+  "speedup_call": "speedup_call",
+}
+
+
+def in_full_widths(
+  network: _networks.Network, widths: tuple[int, ...]
+) -> tuple[Callable, Any, Any]:
+  """`(apply, params, masks)` of the same function, in the paper's dense network."""
+  narrow, shape = network.module, network.image_shape
+  wide: Any = narrow.clone(features=widths)
+  chains = growth.layers(narrow, shape), growth.layers(wide, shape)
+  params = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, *shape)))[
+    "params"
+  ]
+
+  def widen(tree):
+    zeros = lambda old, new: jnp.zeros(new.shape, old.dtype)
+    dead = jax.tree.map(
+      lambda old, new: None if old is None else zeros(old, new),
+      tree,
+      params,
+      is_leaf=lambda x: x is None,
+    )
+    return growth.carry_over(tree, dead, *chains)
+
+  apply = lambda params, x: wide.apply({"params": params}, x)
+  return apply, widen(network.params), widen(network.masks)
+
+
+def rows(
+  case: str, folder: pathlib.Path, milestone: int, widths: tuple[int, ...]
+) -> list[dict]:
+  """Rows of one network on the test images, against a dense one of these widths."""
+  network = _networks.load(folder, milestone)
+  config = json.loads((folder / "config.json").read_text())
+  test = data.load(config["dataset"], config["data_dir"]).test
+  images = jnp.asarray(test.images, jnp.float32) / 255  # as inputs "unit" has them
+  dense = in_full_widths(network, widths)
+  found = compaction.measure(case, *dense, images, rounds=20)
+  return [r | {"metric": METRICS[m]} for r in found if (m := r["metric"]) in METRICS]
