@@ -10,8 +10,8 @@ share the workdir with different --runs or --seeds. Rows of runs that the workdi
 not have, and rows of other metrics, stay as they are.
 
 --speed cuts out the dead units of each case's best network, and takes the time of what
-is left beside the dense network with its masks multiplied in, on the test images: do
-nothing else meanwhile.
+is left beside the paper's dense network, the masks multiplied in, what never grew at
+zero, on the test images: do nothing else meanwhile.
 """
 
 import json
@@ -42,8 +42,9 @@ RUNS = {
   "growth/neurons=gradient": ("mnist_lenet300_nest", "neurons_gradient", 5),
   "growth/neurons=random": ("mnist_lenet300_nest", "neurons_random", 5),
 }
-# Parameters and operations of the dense networks, the papers' and ours.
+# Widths of the papers' dense networks.
 WIDTHS = {"lenet300": (300, 100), "lenet5": (20, 50, 500)}
+# Their parameters and operations, and ours.
 DENSE = {"lenet300": (266_610, 532_400), "lenet5": (431_080, 4_586_000)}
 # Case: run, milestone, the paper's parameters, operations ratio, and error.
 CASES = {
@@ -115,8 +116,11 @@ def speed_rows(case: str) -> list[dict]:
   """What `measure_speed` kept, if it is of the network that is the best one now."""
   run, milestone, *_ = CASES[case]
   found = finished(run, milestone)
-  file = run_dir(run, best_of(found)) / f"speed_{milestone}.json" if found else None
-  return json.loads(file.read_text()) if file and file.exists() else []
+  if not found:
+    return []
+  file = run_dir(run, seed := best_of(found)) / f"speed_{milestone}.json"
+  rows = json.loads(file.read_text()) if file.exists() else []
+  return [row | {"note": f"seed {seed}; {row['note']}"} for row in rows]
 
 
 def case_rows(case: str) -> list[dict]:

@@ -29,10 +29,9 @@ METRICS = ("off_step", "mask_update")
 
 
 def cases(quick: bool) -> timing.Cases:
-  """A case a tree and method, one for its masks, and one for the plain step."""
+  """A case a tree and method, and one a tree for its masks alone."""
   found: timing.Cases = {}
   for tree in list(trees.TREES)[: 1 if quick else None]:
-    found[f"plain_step/{tree}"] = functools.partial(plain_rows, tree, quick)
     found[f"masks/{tree}"] = functools.partial(mask_rows, tree, quick)
     for name, method in METHODS.items():
       if name != "dense" and not method.prunes_at_init:
@@ -119,21 +118,6 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   ):
     rows.append(results.row(f"memory/{tree}/{name}", metric, value))
   return rows
-
-
-def plain_rows(tree: str, quick: bool) -> list[dict]:
-  """What the others stand beside: its time, and what memory alone would take."""
-  plain = start(tree, quick)[-1]
-  rounds = 3 if quick else 21
-  own = float(np.median(timing.interleaved({"plain": plain}, rounds)["plain"]))
-  # Parameters, momentum and gradients are read, the first two are written.
-  limit = 5 * 4 * trees.size(trees.shapes(tree, quick)) / timing.bandwidth()
-  note = f"20 bytes a parameter, at {timing.bandwidth() / 1e9:,.0f} GB/s"
-  case = f"plain_step/{tree}"
-  return [
-    results.row(case, "seconds", own, note=f"median of {rounds} rounds"),
-    results.row(case, "times_bandwidth_limit", own / limit, note=note),
-  ]
 
 
 def mask_rows(tree: str, quick: bool) -> list[dict]:

@@ -5,7 +5,6 @@ r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
 
   selection     the largest tenth of 1e4 to 1e8 scores, against jnp.sort, lax.top_k and
                 numpy.partition
-  plain_step    SGD with momentum itself, beside what moving its bytes would take
   masks         memory of the masks of ResNet-50 and ViT-B
   methods       every method on these two trees: a step without and one with a mask
                 update beside plain SGD with momentum, time to compile, memory
@@ -13,6 +12,7 @@ r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
   population    tickets of LeNet-300-100 under vmap against one after another
   compaction    networks whose dead units are cut out: estimated and measured speed-ups
   deep_cnn      stacks of 10,000 convolutions: compilation, steps, memory
+  plain_step    SGD with momentum itself, beside what moving its bytes would take
   quick_start   scripts/train.py on the digits, from its start to its end
 
 What is compared runs in turns in one process, and medians over rounds are written. Do
@@ -47,8 +47,16 @@ from absl import flags, logging
 from sparsejax.training import results
 
 ROOT = _command_line.ROOT
-# Selection last: where 1e8 scores have lain, mask updates take half as long again.
-PARTS = ("methods", "convolution", "population", "compaction", "deep_cnn", "selection")
+# Large arrays last: where 1e8 scores have lain, mask updates take half as long again.
+PARTS = (
+  "methods",
+  "convolution",
+  "population",
+  "compaction",
+  "deep_cnn",
+  "plain_step",
+  "selection",
+)
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmarks", "Where records are kept.")
 _OUT = flags.DEFINE_string("out", str(ROOT / "results/benchmarks.json"), "The table.")
