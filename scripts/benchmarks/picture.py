@@ -86,7 +86,8 @@ def _methods(axes, found, kind: str, text: str) -> None:
     axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xlim(left=min(1, axes.get_xlim()[0]))
   axes.grid(axis="x", color=GRID, linewidth=0.8)
-  axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+  if names:
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
   axes.set_xlabel("times a plain SGD-momentum step", color=FAINT, size=9.5)
   _title(axes, text)
 
