@@ -33,16 +33,14 @@ def in_full_widths(
   narrow, shape = network.module, network.image_shape
   wide: Any = narrow.clone(features=widths)
   chains = growth.layers(narrow, shape), growth.layers(wide, shape)
-  params = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, *shape)))[
-    "params"
-  ]
+  variables = jax.eval_shape(wide.init, jax.random.key(0), jnp.zeros((1, *shape)))
 
   def widen(tree):
     zeros = lambda old, new: jnp.zeros(new.shape, old.dtype)
     dead = jax.tree.map(
       lambda old, new: None if old is None else zeros(old, new),
       tree,
-      params,
+      variables["params"],
       is_leaf=lambda x: x is None,
     )
     return growth.carry_over(tree, dead, *chains)
