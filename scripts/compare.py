@@ -24,7 +24,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
-from sparsejax.training import comparison, comparison_report, results
+from sparsejax.training import comparison, comparison_report, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -58,7 +58,7 @@ def train(workdir: pathlib.Path) -> None:
     comparison.cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
     seeds,
     together=together,
-    commit=results.commit(12) or "",
+    commit=provenance.commit(12) or "",
     say=lambda line: print(line, flush=True),
     verbose=sys.stderr.isatty(),
   )

@@ -26,7 +26,13 @@ import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sparsejax.training import errors, lottery, lottery_config, lottery_report, results
+from sparsejax.training import (
+  errors,
+  lottery,
+  lottery_config,
+  lottery_report,
+  provenance,
+)
 
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
@@ -47,7 +53,7 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
-      commit = results.commit(12) or ""
+      commit = provenance.commit(12) or ""
       lottery.run_experiment(_CONFIG.value, workdir, commit=commit)
     print(lottery_report.write(workdir))
   except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import _command_line
 from absl import flags, logging
 
 from sparsejax import training
-from sparsejax.training import results
+from sparsejax.training import provenance, results
 
 ROOT = _command_line.ROOT
 # Error in percent and standard error, from the data in the authors' repository.
@@ -58,7 +58,7 @@ def train(model: str, density: float, seed: int) -> bool:
     config.num_epochs = _EPOCHS.value
   finished = training.train_and_evaluate(config, workdir).finished
   if finished:
-    (workdir / "commit").write_text(results.commit(12) or "")
+    (workdir / "commit").write_text(provenance.commit(12) or "")
   return finished
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sparsejax.training import results
+from sparsejax.training import provenance
 from sparsejax.training import run as run_lib
 from sparsejax.training import workdir as workdir_lib
 
@@ -27,7 +27,7 @@ def record(path: pathlib.Path, run: run_lib.Run, step: int) -> None:
   """
   if jax.process_index() != 0:
     return
-  now = results.environment()
+  now = provenance.environment()
   parts = [part for part in read(path).get("parts", []) if part["step"] <= step]
   if parts and all(parts[-1].get(name) == value for name, value in now.items()):
     return

@@ -1,24 +1,17 @@
 """Results files: figures that a script made, with all that made them."""
 
-import datetime
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
-import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from sparsejax.training.provenance import environment
+
 KEYS = ("case", "metric", "mean", "sem", "n", "values", "paper", "source", "note")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def row(
@@ -158,88 +151,3 @@ def placed(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     dict(r) if "at commit" in r["note"] else {**r, "note": note(r)}
     for r in content["rows"]
   ]
-
-
-def environment() -> dict[str, Any]:
-  """What makes figures now: `{"command", "commit", "date", "hardware", "versions"}`.
-
-  Returns:
-    JSON values; the commit is None outside of a checkout, and ends in `+` where files
-    differ from it.
-
-  Example:
-    >>> list(environment())
-    ['command', 'commit', 'date', 'hardware', 'versions']
-  """
-  return {
-    "command": _command(),
-    "commit": commit(),
-    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    "hardware": _hardware(),
-    "versions": _versions(),
-  }
-
-
-def _command():
-  script = pathlib.Path(sys.argv[0])
-  words = [
-    "python",
-    "/".join(script.parts[-2:]) if script.is_absolute() else str(script),
-  ]
-  words += [re.sub(r"(^|=)/\S*/", r"\1", argument) for argument in sys.argv[1:]]
-  return shlex.join(words)
-
-
-def commit(digits: int = 40) -> str | None:
-  """Returns the commit of the program that runs.
-
-  Args:
-    digits: how many of its hash are wanted; git takes more where they are ambiguous.
-
-  Returns:
-    Its hash, `+` behind it if files of the program differ from it; None outside of a
-    checkout.
-
-  Example:
-    >>> found = commit(12)
-    >>> found is None or len(found.removesuffix("+")) >= 12
-    True
-  """
-  here = pathlib.Path(__file__).parent
-
-  def git(*arguments):
-    return subprocess.run(
-      ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-  try:
-    # Installed into an environment inside another project's checkout, it is not ours.
-    git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return git("rev-parse", f"--short={digits}", "HEAD") + ("+" if changed else "")
-  except (OSError, subprocess.CalledProcessError):
-    return None
-
-
-def _hardware():
-  """Cores and kind of the processor, and accelerators if there are any."""
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-  kind = platform.processor() or platform.machine()
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.exists():
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text())
-    kind = found.group(1).strip() if found else kind
-  text = f"{cores or os.cpu_count()} cores of {kind}"
-  if jax.default_backend() != "cpu":
-    text += f"; {jax.device_count()} x {jax.devices()[0].device_kind}"
-  return text
-
-
-def _versions():
-  versions = {"python": platform.python_version()}
-  for package in (*_PACKAGES, "sparsejax"):
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return versions
