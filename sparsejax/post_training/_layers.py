@@ -1,0 +1,709 @@
+"""Finds the layers of any function in its jaxpr: which products use which weights.
+
+The program is traced and flattened as for `sparsejax.analysis.compact`. Every selected
+parameter is then followed forwards, through operations that only move or cast its
+elements, to the products it enters. A `scan` over stacked layers is unrolled, so that
+each layer is a product of its own; a `scan` that uses one kernel in every round, as a
+recurrent network does, stays a loop.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.extend.core import primitives
+
+from sparsejax.analysis._movement import MOVES, move
+from sparsejax.analysis._program import (
+  Operation,
+  Program,
+  evaluate,
+  operands,
+  trace,
+  varying,
+)
+from sparsejax.core.leaves import Where, path_string, selected
+
+PyTree = Any
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_REFUSED = ("ragged_dot", "ragged_dot_general", "scaled_dot")
+# Moves that mix arrays.
+_UNREAD = ("concatenate", "optimization_barrier", "pad", "stack", "tile")
+
+
+class Use(NamedTuple):
+  """One product that a layer's weights enter.
+
+  Attributes:
+    output: the number of the product's output, by which it is found.
+    side: which operand is the kernel, 0 or 1.
+    at: index of the operation, or of the loop that holds it, in the flat program.
+  """
+
+  output: int
+  side: int
+  at: int
+
+
+class Layer(NamedTuple):
+  """Weights that enter a product as a matrix of `outputs` rows and `inputs` columns.
+
+  Attributes:
+    name: the parameter's path; with `[i]` where the parameter holds several layers.
+    leaf: the parameter's number in flattening order.
+    shape: `(*spatial, inputs, outputs)`, of a product with batch axes or a grouped
+      convolution `(groups, ..., inputs, outputs)`.
+    groups: products side by side, each with inputs of its own; 1 for most layers.
+    outputs: rows of each group's matrix.
+    inputs: columns of each group's matrix: the products summed in one output.
+    uses: the products, in program order.
+  """
+
+  name: str
+  leaf: int
+  shape: tuple[int, ...]
+  groups: int
+  outputs: int
+  inputs: int
+  uses: tuple[Use, ...]
+  view: "_View"
+
+  @property
+  def size(self) -> int:
+    """The number of weights."""
+    return self.groups * self.outputs * self.inputs
+
+  def positions(self) -> np.ndarray:
+    """Where each weight stands in the flattened parameter.
+
+    Returns:
+      int array `(groups, outputs, inputs)`.
+    """
+    return self.view.positions()
+
+
+class Network(NamedTuple):
+  """A flat program and its layers, in program order."""
+
+  program: Program
+  layers: tuple[Layer, ...]
+  varying: frozenset[int]  # values that depend on the inputs
+
+  def segment(self, available: Iterable[int], targets: Sequence[int]) -> Program:
+    """The part of the program that computes some values from others.
+
+    Args:
+      available: values that need no computing; those that are used become inputs.
+      targets: the values wanted.
+
+    Returns:
+      A program from the parameters and the inputs to the targets.
+    """
+    return segment(self.program, available, targets)
+
+  def live(self, at: int) -> tuple[int, ...]:
+    """The values that operation `at` and those after it need from before."""
+    program = self.program
+    before = set(program.inputs)
+    for operation in program.operations[:at]:
+      before.update(operation.outputs)
+    needed = {out for out in program.outputs if isinstance(out, int)}
+    for operation in program.operations[at:]:
+      needed.update(operands(operation))
+    return tuple(sorted(before & needed & self.varying))
+
+
+class _View(NamedTuple):
+  """How a value's elements come from a parameter: a chain of moves."""
+
+  leaf: int
+  shape: tuple[int, ...]  # of the value
+  parent: "_View | None" = None
+  move: Callable[[np.ndarray], np.ndarray] | None = None
+
+  def positions(self) -> np.ndarray:
+    chain, view = [], self
+    while view.parent is not None and view.move is not None:
+      chain.append(view.move)
+      view = view.parent
+    size = math.prod(view.shape)
+    kind = np.int32 if size < 2**31 else np.int64
+    array = np.arange(size, dtype=kind).reshape(view.shape)
+    for step in reversed(chain):
+      array = step(array)
+    return array
+
+
+class _MustUnroll(Exception):
+  """A loop picks its layer by a counter, so it must be unrolled to be read."""
+
+
+def find_layers(
+  apply_fn: Callable[[PyTree, Any], Any],
+  params: PyTree,
+  inputs: Any,
+  where: Where = None,
+  caller: str = "post_training",
+) -> Network:
+  """Traces a function and finds the products that its parameters enter.
+
+  Args:
+    apply_fn: `(params, inputs) -> outputs`.
+    params: pytree of arrays, or of their abstract values.
+    inputs: one batch, or its abstract values.
+    where: which leaves; see `sj.sparsify`.
+    caller: the public function's name, for messages.
+
+  Returns:
+    A `Network`.
+
+  Raises:
+    ValueError: a selected parameter enters no product, or cannot be followed to it.
+  """
+  chosen = selected(params, where)
+  program, _ = trace(apply_fn, params, inputs)
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  paths = [path_string(path) for path, _ in flat]
+  finder = _Finder(program, chosen, paths, caller)
+  operations = finder.follow(list(program.operations))
+  program = program._replace(
+    operations=tuple(operations), constants=finder.constants, inputs=program.inputs
+  )
+  layers = finder.layers()
+  if not layers:
+    picked = [path for path, flag in zip(paths, chosen, strict=True) if flag]
+    raise ValueError(
+      "apply_fn must multiply its inputs by at least one selected parameter, got none "
+      f"in {caller}: where selects {picked}."
+    )
+  return Network(program, layers, frozenset(varying(program)))
+
+
+class _Finder:
+  """Follows parameters through a program."""
+
+  def __init__(self, program: Program, chosen, paths, caller):
+    self.program, self.paths, self.caller = program, paths, caller
+    self.shapes, self.dtypes = program.shapes, program.dtypes
+    self.constants = dict(program.constants)
+    self.views: dict[int, _View] = {}
+    self.depends: dict[int, frozenset[int]] = {}  # value -> selected leaves within it
+    self.last: dict[int, str] = {}  # value -> the operation that lost the view
+    self.fixed: dict[int, Operation | None] = dict.fromkeys(self.constants)
+    self.varies = set(program.inputs)
+    self.found: list[tuple[_View, Use, tuple]] = []
+    for leaf, (number, flag) in enumerate(zip(program.params, chosen, strict=True)):
+      if flag:
+        self.views[number] = _View(leaf, self.shapes[number])
+        self.depends[number] = frozenset([leaf])
+
+  def follow(self, operations: list[Operation]) -> list[Operation]:
+    """Visits all operations; returns them with loops over layers unrolled."""
+    done, pending = [], list(reversed(operations))
+    while pending:
+      operation = pending.pop()
+      if operation.name == "scan":
+        if self._stacked(operation):
+          pending.extend(reversed(self._unrolled(operation)))
+          continue
+        found = list(self.found)
+        try:
+          self._loop(operation, len(done))
+        except _MustUnroll:
+          self.found = found
+          pending.extend(reversed(self._unrolled(operation)))
+          continue
+      else:
+        self._visit(operation, len(done), inside=False)
+      done.append(operation)
+    return done
+
+  def _visit(self, operation: Operation, at: int, inside: bool) -> None:
+    numbers = list(operands(operation))
+    if any(i in self.varies for i in numbers):
+      self.varies.update(operation.outputs)
+    elif all(i in self.fixed for i in numbers):
+      self.fixed.update(dict.fromkeys(operation.outputs, operation))
+    viewed = [i for i in numbers if i in self.views]
+    if operation.name in _PRODUCTS:
+      self._product(operation, at)
+      return
+    held = self._held(numbers)
+    if not held:
+      return
+    if operation.name == "optimization_barrier":
+      for i, out in zip(operation.inputs, operation.outputs, strict=True):
+        self._rename(i, out)
+      return
+    if operation.name in _REFUSED or _has_body(operation):
+      self._refuse(next(i for i in numbers if i in self.depends), operation.name)
+    if len(viewed) == 1 and self._moved(operation, viewed[0], inside):
+      return
+    if not any(i in self.varies for i in numbers):
+      for out in operation.outputs:
+        self.depends[out] = held
+        self.last[out] = next(
+          (self.last[i] for i in numbers if i in self.last), operation.name
+        )
+
+  def _moved(self, operation: Operation, source: int, inside: bool) -> bool:
+    """Gives the outputs their views, if the operation only moves elements."""
+    name, p, view = operation.name, operation.params, self.views[source]
+    shapes = [self.shapes[out] for out in operation.outputs]
+    first = isinstance(operation.inputs[0], int) and operation.inputs[0] == source
+    steps: list[Callable] = [_same]
+    if name in ("mul", "div") and (first or name == "mul"):
+      # A factor that all weights share changes neither masks nor compensation.
+      factor = operation.inputs[1 if first else 0]
+      varies = isinstance(factor, int) and factor in self.varies
+      if varies or math.prod(self._shape(factor)) != 1:
+        return False
+    elif name == "dynamic_slice" and first:
+      starts = [self._constant(i, inside) for i in operation.inputs[1:]]
+      if any(s is None for s in starts):
+        return False
+      index = _slices(starts, view.shape, p["slice_sizes"])
+      steps = [lambda a: a[index]]
+    elif name in MOVES and name not in _UNREAD:
+      if math.prod(view.shape) < sum(map(math.prod, shapes)):
+        return False  # a broadcast repeats weights
+      steps = [lambda a, k=k: move(name, p, shapes, [a])[k] for k in range(len(shapes))]
+    elif name != "sharding_constraint":
+      return False
+    for out, shape, step in zip(operation.outputs, shapes, steps, strict=True):
+      self._see(out, _View(view.leaf, shape, view, step))
+    return True
+
+  def _rename(self, number: Any, other: int) -> None:
+    """Says that a value, unless it is a literal, has another number too."""
+    if not isinstance(number, int):
+      return
+    if number in self.views:
+      self.views[other] = self.views[number]
+    if number in self.depends:
+      self.depends[other] = self.depends[number]
+    if number in self.last:
+      self.last[other] = self.last[number]
+
+  def _see(self, number: int, view: _View) -> None:
+    self.views[number] = view
+    self.depends[number] = frozenset([view.leaf])
+
+  def _product(self, operation: Operation, at: int) -> None:
+    left, right = operation.inputs
+    sides = [s for s in (0, 1) if operation.inputs[s] in self.views]
+    varies = any(i in self.varies for i in operands(operation))
+    if len(sides) == 1:
+      side = sides[0]
+      kernel = operation.inputs[side]
+      if operation.name == "conv_general_dilated" and side == 0:
+        self._refuse(kernel, "conv_general_dilated, as the image")
+      if operation.params.get("batch_group_count", 1) > 1:
+        self._refuse(kernel, "conv_general_dilated in batch groups")
+      view = self.views[kernel]
+      rows, shape = matrix_view(operation, side, view.shape)
+      matrix = _View(view.leaf, (), view, rows)
+      self.found.append((matrix, Use(operation.outputs[0], side, at), shape))
+      if varies:
+        return
+    held = self._held(i for i in (left, right) if isinstance(i, int))
+    if not held:
+      return
+    if varies:
+      lost = next(
+        i for i in (left, right) if isinstance(i, int) and self.depends.get(i)
+      )
+      self._refuse(lost, self.last.get(lost, operation.name))
+    # A product without inputs: what it makes may be a kernel, and is not followed.
+    for out in operation.outputs:
+      self.depends[out] = held
+      self.last[out] = operation.name
+
+  def _held(self, numbers: Iterable[int]) -> frozenset[int]:
+    return frozenset(leaf for i in numbers for leaf in self.depends.get(i, ()))
+
+  def _refuse(self, number: int, name: str):
+    leaf = min(self.depends[number])
+    raise ValueError(
+      "apply_fn must only move, cast or multiply a selected parameter, got "
+      f"{self.paths[leaf]!r}, which {self.caller} cannot follow through {name}; leave "
+      "it out with `where`."
+    )
+
+  def _shape(self, value) -> tuple[int, ...]:
+    return self.shapes[value] if isinstance(value, int) else np.shape(value)
+
+  def _constant(self, value, inside: bool):
+    """A scalar's value, None if it depends on parameters or inputs."""
+    if not isinstance(value, int):
+      return np.asarray(value)
+    if value not in self.fixed:
+      if inside and value not in self.program.params:
+        raise _MustUnroll
+      return None
+    operations, wanted, seen = [], [value], set()
+    while wanted:
+      operation = self.fixed[number] if (number := wanted.pop()) in self.fixed else None
+      if operation is not None and operation.outputs not in seen:
+        seen.add(operation.outputs)
+        operations.append(operation)
+        wanted.extend(operands(operation))
+    order = {out: i for i, out in enumerate(self.fixed)}
+    operations.sort(key=lambda operation: order[operation.outputs[0]])
+    used = {i for operation in operations for i in operands(operation)} | {value}
+    constants = {i: c for i, c in self.constants.items() if i in used}
+    program = self.program._replace(
+      operations=tuple(operations),
+      params=(),
+      inputs=(),
+      outputs=(value,),
+      constants=constants,
+    )
+    return np.asarray(evaluate(program, (), ())[0][0])
+
+  def _stacked(self, operation: Operation) -> bool:
+    """Whether a loop takes a slice of a selected parameter in each round."""
+    p = operation.params
+    first = p["num_consts"] + p["num_carry"]
+    return any(
+      isinstance(i, int) and i in self.depends for i in operation.inputs[first:]
+    )
+
+  def _loop(self, operation: Operation, at: int) -> None:
+    """Visits the body of a loop that stays a loop."""
+    body, p = operation.params["body"], operation.params
+    consts, carries = p["num_consts"], p["num_carry"]
+    self.constants.update(body.constants)
+    self.fixed.update(dict.fromkeys(body.constants))
+    for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
+      carried = consts <= k < consts + carries
+      same = carried and body.outputs[k - consts] == inner
+      if k >= consts and not same:
+        if isinstance(outer, int) and outer in self.views:
+          self._refuse(outer, "the carry of a scan")
+        if not isinstance(outer, int) or outer not in self.depends:
+          self.varies.add(inner)  # it changes from round to round
+        continue
+      if not isinstance(outer, int):
+        self.fixed[inner] = None
+        self.constants[inner] = outer
+        continue
+      self._rename(outer, inner)
+      if outer in self.varies:
+        self.varies.add(inner)
+    for inner in body.operations:
+      if inner.name == "scan":
+        if self._stacked(inner):
+          raise _MustUnroll
+        self._loop(inner, at)
+      else:
+        self._visit(inner, at, inside=True)
+    if any(i in self.varies for i in operands(operation)) or any(
+      o in self.varies for o in body.outputs if isinstance(o, int)
+    ):
+      self.varies.update(operation.outputs)
+
+  def _new(self, shape: tuple[int, ...], dtype: Any) -> int:
+    number = len(self.shapes)
+    self.shapes[number], self.dtypes[number] = shape, dtype
+    return number
+
+  def _like(self, value: int) -> int:
+    return self._new(self.shapes[value], self.dtypes[value])
+
+  def _unrolled(self, operation: Operation) -> list[Operation]:
+    """The rounds of a loop one after another."""
+    body, p = operation.params["body"], operation.params
+    consts, carries = p["num_consts"], p["num_carry"]
+    self.constants.update(body.constants)
+    self.fixed.update(dict.fromkeys(body.constants))
+    carry = list(operation.inputs[consts : consts + carries])
+    stacked = operation.inputs[consts + carries :]
+    slices: list[list] = [[] for _ in body.outputs[carries:]]
+    made: list[Operation] = []
+    rounds = range(p["length"])
+    for i in reversed(rounds) if p["reverse"] else rounds:
+      values = [*operation.inputs[:consts], *carry]
+      values += [self._slice(x, i, made) for x in stacked]
+      numbers = dict(zip(body.inputs, values, strict=True))
+      made += [self._renumbered(inner, numbers) for inner in body.operations]
+      outputs = [self._read(numbers, o) for o in body.outputs]
+      carry = outputs[:carries]
+      for rows, value in zip(slices, outputs[carries:], strict=True):
+        rows.append(value)
+    # The outputs of the loop are other names of what the last round made.
+    for out, value in zip(operation.outputs[:carries], carry, strict=True):
+      made.append(self._copy(value, out))
+    for out, rows in zip(operation.outputs[carries:], slices, strict=True):
+      self._stack(rows[::-1] if p["reverse"] else rows, out, made)
+    return made
+
+  def _read(self, numbers: dict, value):
+    return numbers.get(value, value) if isinstance(value, int) else value
+
+  def _slice(self, value, i: int, made: list[Operation]):
+    if not isinstance(value, int):
+      return np.asarray(value)[i]
+    shape, dtype = self.shapes[value], self.dtypes[value]
+    row = self._new((1, *shape[1:]), dtype)
+    out = self._new(shape[1:], dtype)
+    limits = {
+      "start_indices": (i,) + (0,) * (len(shape) - 1),
+      "limit_indices": (i + 1, *shape[1:]),
+      "strides": None,
+    }
+    made.append(Operation(primitives.slice_p, limits, (value,), (row,)))
+    made.append(Operation(primitives.squeeze_p, {"dimensions": (0,)}, (row,), (out,)))
+    return out
+
+  def _copy(self, value, out: int) -> Operation:
+    shape = self.shapes[out]
+    p = {"new_sizes": shape, "dimensions": None, "sharding": None}
+    return Operation(primitives.reshape_p, p, (value,), (out,))
+
+  def _stack(self, rows: list, out: int, made: list[Operation]) -> None:
+    shape = self.shapes[out][1:]
+    wide = []
+    for row in rows:
+      number = self._new((1, *shape), self.dtypes[out])
+      p = {"new_sizes": (1, *shape), "dimensions": None, "sharding": None}
+      made.append(Operation(primitives.reshape_p, p, (row,), (number,)))
+      wide.append(number)
+    p = {"dimension": 0}
+    made.append(Operation(primitives.concatenate_p, p, tuple(wide), (out,)))
+
+  def _renumbered(self, operation: Operation, numbers: dict) -> Operation:
+    """An operation of a loop's body with outputs of its own."""
+    inputs = tuple(self._read(numbers, i) for i in operation.inputs)
+    for out in operation.outputs:
+      numbers[out] = self._like(out)
+    p = operation.params
+    if operation.name == "scan":
+      body = p["body"]
+      inner = {i: self._like(i) for i in body.inputs}
+      made = tuple(self._renumbered(o, inner) for o in body.operations)
+      body = body._replace(
+        operations=made,
+        inputs=tuple(inner[i] for i in body.inputs),
+        outputs=tuple(self._read(inner, o) for o in body.outputs),
+      )
+      p = {**p, "body": body}
+    return Operation(
+      operation.primitive, p, inputs, tuple(numbers[o] for o in operation.outputs)
+    )
+
+  def layers(self) -> tuple[Layer, ...]:
+    """What was found, each set of weights once, checked to be apart from the others."""
+    made: dict[tuple[int, str], dict] = {}
+    taken: dict[int, np.ndarray] = {}
+    for view, use, shape in self.found:
+      positions = view.positions()
+      digest = hashlib.sha1(positions.tobytes()).hexdigest()
+      key = (view.leaf, digest + str(positions.shape))
+      if key in made:
+        made[key]["uses"] += (use,)
+        continue
+      root = view
+      while root.parent is not None:
+        root = root.parent
+      covered = taken.setdefault(view.leaf, np.zeros(math.prod(root.shape), bool))
+      if covered[positions].any():
+        raise ValueError(
+          "apply_fn must use each weight of a selected parameter in products over the "
+          f"same inputs, got {self.paths[view.leaf]!r}, which enters two products that "
+          "share weights but not inputs; leave it out with `where`."
+        )
+      covered[positions] = True
+      made[key] = {
+        "first": int(positions.min()),
+        "uses": (use,),
+        "shape": shape,
+        "sizes": positions.shape,
+        "view": view,
+      }
+    return _named(made, self.paths)
+
+
+def _has_body(operation: Operation) -> bool:
+  """Whether an operation has a body that is not read, as `while` and `cond` have."""
+  groups = (p if isinstance(p, tuple) else (p,) for p in operation.params.values())
+  values = [value for group in groups for value in group]
+  return any(isinstance(v, (core.Jaxpr, core.ClosedJaxpr)) for v in values)
+
+
+def _same(a: np.ndarray) -> np.ndarray:
+  return a
+
+
+def _slices(starts, shape, sizes) -> tuple[slice, ...]:
+  """The part that a `dynamic_slice` takes; it moves starts inside the bounds."""
+  starts = [
+    min(max(int(start), 0), whole - size)
+    for start, whole, size in zip(starts, shape, sizes, strict=True)
+  ]
+  return tuple(slice(s, s + n) for s, n in zip(starts, sizes, strict=True))
+
+
+def _named(made: dict, paths: list[str]) -> tuple[Layer, ...]:
+  """The layers with their names, in the order in which they are first used."""
+  starts: dict[int, list[int]] = {}
+  for (leaf, _), entry in made.items():
+    starts.setdefault(leaf, []).append(entry["first"])
+  layers = []
+  for (leaf, _), entry in made.items():
+    several = sorted(starts[leaf])
+    name = paths[leaf]
+    if len(several) > 1:
+      name += f"[{several.index(entry['first'])}]"
+    groups, outputs, inputs = entry["sizes"]
+    layers.append(
+      Layer(
+        name,
+        leaf,
+        entry["shape"],
+        groups,
+        outputs,
+        inputs,
+        entry["uses"],
+        entry["view"],
+      )
+    )
+  return tuple(sorted(layers, key=lambda layer: layer.uses[0].at))
+
+
+def segment(program: Program, available: Iterable[int], targets: Sequence[int]):
+  """The part of a program that computes some values from others.
+
+  Args:
+    program: flat.
+    available: values that need no computing; those that are used become inputs.
+    targets: the values wanted.
+
+  Returns:
+    A program from the parameters and the inputs to the targets.
+  """
+  available = set(available)
+  needed, kept = set(targets) - available, []
+  for operation in reversed(program.operations):
+    if needed.intersection(operation.outputs):
+      kept.append(operation)
+      needed.update(i for i in operands(operation) if i not in available)
+  used = {i for operation in kept for i in operands(operation)} | set(targets)
+  constants = {i: c for i, c in program.constants.items() if i in used}
+  return program._replace(
+    operations=tuple(reversed(kept)),
+    inputs=tuple(i for i in sorted(available) if i in used),
+    outputs=tuple(targets),
+    constants=constants,
+  )
+
+
+def matrix_view(
+  operation: Operation, side: int, shape: tuple[int, ...]
+) -> tuple[Callable[[Any], Any], tuple[int, ...]]:
+  """How a product reads its kernel as matrices.
+
+  Args:
+    operation: a `dot_general` or a convolution.
+    side: which operand is the kernel.
+    shape: of the kernel.
+
+  Returns:
+    A function from the kernel, a NumPy or JAX array, to `(groups, outputs, inputs)`;
+    and the shape `(*spatial, inputs, outputs)` that distributions see.
+  """
+  p = operation.params
+  if operation.name == "dot_general":
+    contracted, batch, free = _axes(operation, side, len(shape))
+    order = (*batch, *free, *contracted)
+    sizes = [math.prod(shape[a] for a in part) for part in (batch, free, contracted)]
+    groups, outputs, inputs = sizes
+    seen = (inputs, outputs) if not batch else (groups, inputs, outputs)
+    return lambda k: k.transpose(order).reshape(sizes), seen
+  out, into, *space = p["dimension_numbers"].rhs_spec
+  groups = p["feature_group_count"]
+  inputs = shape[into] * math.prod(shape[a] for a in space)
+  sizes = (groups, shape[out] // groups, inputs)
+  order = (out, *space, into)
+  seen = (*(shape[a] for a in space), shape[into], shape[out])
+  return lambda k: k.transpose(order).reshape(sizes), seen
+
+
+def product_inputs(operation: Operation, side: int, values: Sequence[jax.Array]):
+  """What a product multiplies its kernel by, one row per sum.
+
+  Args:
+    operation: a `dot_general` or a convolution.
+    side: which operand is the kernel.
+    values: the two operands.
+
+  Returns:
+    Float array `(groups, samples, inputs)`, in the order of `matrix_view`'s inputs.
+  """
+  x, kernel = values[1 - side], values[side]
+  if operation.name == "dot_general":
+    pairs, batches = operation.params["dimension_numbers"]
+    order = _axes(operation, side, kernel.ndim)[0]
+    contracted = tuple(pairs[1 - side][list(pairs[side]).index(a)] for a in order)
+    batch = tuple(batches[1 - side])
+    free = [a for a in range(x.ndim) if a not in contracted and a not in batch]
+    sizes = [math.prod(x.shape[a] for a in part) for part in (batch, free, contracted)]
+    return x.transpose(*batch, *free, *contracted).reshape(sizes)
+  return _patches(operation, x, kernel)
+
+
+def _axes(operation: Operation, side: int, rank: int):
+  """A kernel's contracted, batch and free axes; contracted ones in its own order."""
+  contracted, batch = operation.params["dimension_numbers"]
+  batch = tuple(batch[side])
+  contracted = tuple(sorted(contracted[side]))
+  free = tuple(a for a in range(rank) if a not in contracted and a not in batch)
+  return contracted, batch, free
+
+
+def _patches(operation: Operation, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The patches of images that a convolution multiplies, `(groups, samples, n)`.
+
+  One strided slice per tap of the kernel: on a CPU faster than the convolution with
+  one-hot kernels that `jax.lax.conv_general_dilated_patches` is.
+  """
+  p = operation.params
+  numbers = p["dimension_numbers"]
+  x = jnp.transpose(x, numbers.lhs_spec)
+  taps = [kernel.shape[a] for a in numbers.rhs_spec[2:]]
+  config = [
+    (low, high, dilation - 1)
+    for (low, high), dilation in zip(p["padding"], p["lhs_dilation"], strict=True)
+  ]
+  zero = jnp.zeros((), x.dtype)
+  x = jax.lax.pad(x, zero, [(0, 0, 0), (0, 0, 0), *config])
+  spread = p["rhs_dilation"]
+  outs = [
+    (size - (tap - 1) * wide - 1) // stride + 1
+    for size, tap, wide, stride in zip(
+      x.shape[2:], taps, spread, p["window_strides"], strict=True
+    )
+  ]
+  slices = []
+  for tap in np.ndindex(*taps):
+    starts = [t * wide for t, wide in zip(tap, spread, strict=True)]
+    limits = [
+      s + (n - 1) * stride + 1
+      for s, n, stride in zip(starts, outs, p["window_strides"], strict=True)
+    ]
+    slices.append(
+      jax.lax.slice(
+        x, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *p["window_strides"])
+      )
+    )
+  stacked = jnp.stack(slices)  # (taps, batch, channels, *outs)
+  groups = p["feature_group_count"]
+  count, images, channels = stacked.shape[:3]
+  stacked = stacked.reshape(count, images, groups, channels // groups, math.prod(outs))
+  stacked = stacked.transpose(2, 1, 4, 0, 3)
+  return stacked.reshape(groups, -1, count * channels // groups)
