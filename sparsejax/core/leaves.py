@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.checks import check_callable, check_regex
+from sparsejax.core.containers import unboxed, without_empty_boxes
 
 PyTree = Any
 Where = PyTree | str | Callable[[str, jax.Array], bool] | None
@@ -182,13 +183,13 @@ def choose(params: PyTree, chosen: list[bool]) -> PyTree:
   """The params' tree with None in place of every leaf that is not chosen."""
   leaves, treedef = jax.tree.flatten(params)
   kept = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
-  return treedef.unflatten(kept)
+  return without_empty_boxes(treedef.unflatten(kept))
 
 
 def merge(params: PyTree, kernels: PyTree) -> PyTree:
   """The inverse of `choose`: the params with the leaves that `kernels` holds."""
   leaves, treedef = jax.tree.flatten(params)
-  entries = treedef.flatten_up_to(kernels)
+  entries = jax.tree.structure(unboxed(params)).flatten_up_to(unboxed(kernels))
   both = zip(leaves, entries, strict=True)
   return treedef.unflatten(leaf if k is None else k for leaf, k in both)
 
@@ -199,8 +200,9 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   Args:
     params: any pytree of arrays.
     masks: a tree of the same structure with None at some leaves.
-    strict: whether the containers must be the same too; otherwise leaves are
-      matched by their paths where they are not (nnx wraps and unwraps them).
+    strict: whether the containers must be the same too, but for boxes around single
+      arrays; otherwise leaves are matched by their paths where they are not (nnx wraps
+      and unwraps them).
 
   Returns:
     A list in the flattening order of `params`.
@@ -210,10 +212,11 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   """
   check_arrays("params", params)
   check_arrays("masks", masks)
-  flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+  flat = jax.tree_util.tree_leaves_with_path(params)
   paths = [path_string(path) for path, _ in flat]
+  treedef = jax.tree.structure(unboxed(params))
   try:
-    entries = [_only_leaf(e) for e in treedef.flatten_up_to(masks)]
+    entries = [_only_leaf(e) for e in treedef.flatten_up_to(unboxed(masks))]
   except (ValueError, TypeError, KeyError) as e:
     by_path = {
       path_string(path): mask

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from sparsejax.core.leaves import align, check_arrays, check_masks, path_string
 from sparsejax.core.packed import unpack_tree
@@ -126,6 +127,31 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
     p if m is None else jnp.where(m, p, jnp.zeros_like(p))
     for p, m in zip(leaves, entries, strict=True)
   )
+
+
+def masked_copy(params: PyTree, masks: PyTree) -> PyTree:
+  """`apply_masks`, of which no array is one of the arguments.
+
+  For params from which a training starts: a step that donates them must not take with
+  it what the caller keeps, to rewind to for instance.
+
+  Args:
+    params: as in `apply_masks`.
+    masks: as in `apply_masks`.
+
+  Returns:
+    As of `apply_masks`; leaves without a mask are copied, unless they are traced.
+
+  Raises:
+    TypeError: as `apply_masks`.
+    ValueError: as `apply_masks`.
+  """
+  return copied(apply_masks(params, masks))
+
+
+def copied(tree: PyTree) -> PyTree:
+  """The same values in arrays of their own; what is traced stays as it is."""
+  return jax.tree.map(lambda x: x if isinstance(x, Tracer) else x.copy(), tree)
 
 
 def pack(masks: PyTree) -> PyTree:

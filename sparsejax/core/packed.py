@@ -1,25 +1,22 @@
 """Masks of one bit a weight, as leaves of an optimizer's state."""
 
-import dataclasses
-import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sparsejax.core.containers import unboxed
 
 Array = jax.Array
 PyTree = Any
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["size"]
-)
-@dataclasses.dataclass(frozen=True)
-class PackedMask:
+class PackedMask(NamedTuple):
   """A mask in bits.
 
-  The size is no array, so that a state's structure knows all shapes.
+  The size is no array, so that a state's structure knows all shapes. A NamedTuple, so
+  that `flax.serialization` writes it like the states around it.
 
   Attributes:
     bits: uint8 (..., ceil(size / 8)), the first weight in the highest bit.
@@ -30,6 +27,13 @@ class PackedMask:
   size: int
 
 
+jax.tree_util.register_pytree_with_keys(
+  PackedMask,
+  lambda mask: (((jax.tree_util.GetAttrKey("bits"), mask.bits),), mask.size),
+  lambda size, children: PackedMask(next(iter(children)), size),
+)
+
+
 def is_packed(node: Any) -> bool:
   """Whether a node of a tree is a `PackedMask`."""
   return isinstance(node, PackedMask)
@@ -37,6 +41,8 @@ def is_packed(node: Any) -> bool:
 
 def pack_tree(masks: PyTree) -> PyTree:
   """The tree with a `PackedMask` for each bool array; scalars stay as they are.
+
+  Bits are not of the kernel's shape, so they leave the box around it.
 
   Raises:
     ValueError: explicit axes of a mesh cut a mask's last axis within a byte.
@@ -48,7 +54,7 @@ def pack_tree(masks: PyTree) -> PyTree:
     _check_cut(mask)
     return PackedMask(jnp.packbits(mask, axis=-1), mask.shape[-1])
 
-  return jax.tree.map(pack_one, masks)
+  return jax.tree.map(pack_one, unboxed(masks))
 
 
 def unpack_tree(masks: PyTree) -> PyTree:
@@ -57,7 +63,12 @@ def unpack_tree(masks: PyTree) -> PyTree:
   def unpack_one(node):
     if not is_packed(node):
       return node
-    return jnp.unpackbits(node.bits, axis=-1, count=node.size).astype(bool)
+
+    def unpack(bits):
+      return jnp.unpackbits(bits, axis=-1, count=node.size).astype(bool)
+
+    abstract = isinstance(node.bits, jax.ShapeDtypeStruct)
+    return jax.eval_shape(unpack, node.bits) if abstract else unpack(node.bits)
 
   return jax.tree.map(unpack_one, masks, is_leaf=is_packed)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sparsejax.core.alike import laid_like
+from sparsejax.core.containers import boxed_like, unboxed
 from sparsejax.core.leaves import check_arrays, path_string
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.packed import is_packed, pack_tree, unpack_tree
@@ -77,12 +78,14 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     before = unpack_tree(node.masks)
     new = jax.tree_util.tree_map_with_path(new_mask, before)
     budgets = jax.tree.map(
-      lambda m, b: count(m, b.ndim).astype(b.dtype), new, node.budgets
+      lambda m, b: count(m, b.ndim).astype(b.dtype),
+      new,
+      boxed_like(node.budgets, new),
     )
     held = jax.tree.leaves(node.masks, is_leaf=is_packed)
     if any(is_packed(mask) for mask in held):
       new = pack_tree(new)
-    return node._replace(masks=new, budgets=budgets)
+    return node._replace(masks=new, budgets=unboxed(budgets))
 
   state = jax.tree.map(
     replace, opt_state, is_leaf=lambda node: isinstance(node, SparseState)
@@ -133,7 +136,8 @@ def _checked(name: str, mask, old: Array) -> Array:
       f"masks must have the shapes of their weights, got {shape} for {old.shape} at "
       f"{name!r}."
     )
-  mask = jnp.asarray(mask)
+  # A copy: a step that donates its state must not take the caller's masks with it.
+  mask = jnp.array(mask)
   if isinstance(old, Tracer) or isinstance(mask, Tracer):
     return laid_like(mask, old)
   # A weight that nobody placed must stay free, or the next step compiles again.

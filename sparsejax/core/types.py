@@ -72,7 +72,8 @@ class SparseState(NamedTuple):
     count: int32, the number of updates so far.
     seed: int32, the seed of masks and random scores.
     masks: as in `Topology`; what `sj.masks` finds.
-    budgets: as in `Topology`.
+    budgets: as in `Topology`, without the boxes (`nn.Partitioned`, nnx variables) in
+      which some params come: these speak of arrays of the kernel's shape.
     skipped: int32, mask updates skipped because a score was not finite.
     average: running average of the gradients at the sparsified leaves, kept only
       where a score needs momentum and the inner optimizer holds none; else None.
@@ -88,6 +89,16 @@ class SparseState(NamedTuple):
   average: PyTree
   transform_state: PyTree
   inner_state: PyTree
+
+
+class ForwardState(SparseState):
+  """The state of an optimizer whose masks act in the forward pass only.
+
+  A `SparseState` with the same fields. The type alone says that masked weights are not
+  promised to be zero in the params (`sj.check_sparse`).
+  """
+
+  __slots__ = ()
 
 
 class MaskTransform(NamedTuple):

@@ -10,7 +10,7 @@ from sparsejax.core.budgets import apportion
 from sparsejax.core.checks import check_callable, check_key
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.leaves import align
-from sparsejax.core.masks import apply_masks
+from sparsejax.core.masks import masked_copy
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.reduce import count
 from sparsejax.lottery.second_order import keep_best
@@ -31,7 +31,8 @@ def rewind(params: PyTree, masks: PyTree) -> PyTree:
     masks: what `prune` gave for the trained weights.
 
   Returns:
-    A tree like `params`.
+    A tree like `params`, with arrays of its own: a training that donates them leaves
+    `params` for the next ticket.
 
   Raises:
     ValueError: structures or shapes differ.
@@ -44,7 +45,7 @@ def rewind(params: PyTree, masks: PyTree) -> PyTree:
     >>> rewind({"kernel": jnp.ones((1, 2))}, {"kernel": jnp.array([[True, False]])})
     {'kernel': Array([[1., 0.]], dtype=float32)}
   """
-  return apply_masks(params, masks)
+  return masked_copy(params, masks)
 
 
 def mask_one(
@@ -93,7 +94,7 @@ def mask_one(
   if fresh is not None:
     check_callable("fresh", fresh, "a function of a key", 1)
   if action == "rewind":
-    return apply_masks(params, masks)
+    return rewind(params, masks)
   leaves, treedef = jax.tree.flatten(params)
   entries = align(params, masks)
   if action == "reinit":
@@ -111,7 +112,7 @@ def mask_one(
       w if m is None else jnp.sign(old) * jnp.abs(w)
       for w, old, m in zip(new, leaves, entries, strict=True)
     ]
-  return apply_masks(treedef.unflatten(new), masks)
+  return masked_copy(treedef.unflatten(new), masks)
 
 
 def _reshuffled(key, weights, mask):
@@ -162,16 +163,18 @@ def mask_zero(action: str, initial: PyTree, final: PyTree, masks: PyTree) -> PyT
   if action not in MASK_ZERO:
     raise ValueError(f"action must be one of {', '.join(MASK_ZERO)}, got {action!r}.")
   if action == "zero":
-    return apply_masks(initial, masks)
+    return rewind(initial, masks)
   leaves, treedef = jax.tree.flatten(initial)
   entries = align(initial, masks)
+  nothing = jax.tree.map(lambda _: None, masks)
   if action == "init":
-    return initial
+    return masked_copy(initial, nothing)
   ends = treedef.flatten_up_to(final)
-  return treedef.unflatten(
+  values = treedef.unflatten(
     i if m is None else jnp.where(m | (jnp.abs(f) > jnp.abs(i)), i, jnp.zeros_like(i))
     for i, f, m in zip(leaves, ends, entries, strict=True)
   )
+  return masked_copy(values, nothing)
 
 
 def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTree:

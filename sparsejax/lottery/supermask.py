@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from sparsejax.core.budgets import to_vector
+from sparsejax.core.containers import is_placeholder
 from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, align, check_where, choose
 from sparsejax.core.masks import masks as find_masks
@@ -129,7 +130,7 @@ def frozen(
   """
 
   def init_fn(params):
-    scores = first_scores(params)
+    scores = params if is_placeholder(params) else first_scores(params)
     sparse: Any = optimizer.init(scores)
     return SupermaskState(scores, sparse)
 

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from sparsejax.core.checks import check_mapping, check_optimizer, check_regex
+from sparsejax.core.containers import is_placeholder
 from sparsejax.core.leaves import path_string
 
 Method = Callable[[optax.GradientTransformation], optax.GradientTransformation]
@@ -74,6 +75,8 @@ def by_path(
     transforms[pattern] = made
 
   def label(params):
+    if is_placeholder(params):
+      return params
     flat, treedef = jax.tree_util.tree_flatten_with_path(params)
     unused, labels = set(methods), []
     for path, _ in flat:

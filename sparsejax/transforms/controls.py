@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sparsejax.core.checks import check_callable, check_flag, check_key
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.leaves import Where, check_masks, matches, selected
+from sparsejax.core.masks import copied
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.reduce import count
 from sparsejax.core.types import PyTree
@@ -115,4 +116,4 @@ def reinitialize(
       draw = init(leaf_key, leaf.shape, leaf.dtype)
       leaf = jnp.sign(leaf) * jnp.abs(draw) if keep_signs else draw
     new.append(leaf)
-  return treedef.unflatten(new)
+  return copied(treedef.unflatten(new))

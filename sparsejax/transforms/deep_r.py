@@ -1,5 +1,6 @@
 """Deep-R: deep rewiring (Bellec et al. 2018)."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jax import lax
 
 from sparsejax.core.checks import check_number
+from sparsejax.core.containers import boxed_like
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.structures.base import Structure
@@ -135,6 +137,37 @@ def deep_r(
     kernels = choose(params, [m is not None for m in align(params, state.masks)])
     return DeepRState(jax.tree.map(lambda p: p >= 0, kernels), state)
 
+  # One function for all steps, as in `sparsify`.
+  @functools.partial(jax.jit, inline=True)
+  def rewire_if_due(due, kernels, steps, live, budgets, positive, key, step):
+    def rewire():
+      def stays(mask, sign, p, u):
+        new = p + u.astype(p.dtype)
+        return mask & ~jnp.where(sign, new < 0, new > 0)
+
+      kept = jax.tree.map(stays, live, positive, kernels, steps)
+      inputs = ScoreInputs(
+        params=kernels,
+        grads=kernels,
+        moments=Moments(None, None),
+        masks=live,
+        key=jax.random.fold_in(key, _GROWTH),
+        step=step,
+      )
+      topology = Topology(kept, budgets, jnp.asarray(True))
+      masks = wake.update(inputs, topology, ())[0].masks
+      coins = _coins(jax.random.fold_in(key, _SIGNS), kernels)
+      signs = jax.tree.map(
+        lambda new, old, coin, sign: jnp.where(new & ~old, coin, sign),
+        masks,
+        kept,
+        coins,
+        positive,
+      )
+      return masks, kept, signs
+
+    return lax.cond(due, rewire, lambda: (live, live, positive))
+
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     before, grads = state.sparse_state, updates
     if params is None:
@@ -152,38 +185,16 @@ def deep_r(
       grads, before, params, update_masks=False, **extra_args
     )
     due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
-    kernels = choose(params, chosen)
-
-    def rewire():
-      def stays(mask, positive, p, u):
-        new = p + u.astype(p.dtype)
-        return mask & ~jnp.where(positive, new < 0, new > 0)
-
-      kept = jax.tree.map(
-        stays, before.masks, state.positive, kernels, choose(updates, chosen)
+    kernels, step = choose(params, chosen), after.count
+    # Masks that were packed may have lost the params' boxes.
+    live = boxed_like(before.masks, kernels)
+    if due is None:
+      masks, kept, positive = live, live, state.positive
+    else:
+      budgets = boxed_like(before.budgets, kernels)
+      masks, kept, positive = rewire_if_due(
+        due, kernels, choose(updates, chosen), live, budgets, state.positive, key, step
       )
-      inputs = ScoreInputs(
-        params=kernels,
-        grads=kernels,
-        moments=Moments(None, None),
-        masks=before.masks,
-        key=jax.random.fold_in(key, _GROWTH),
-        step=after.count,
-      )
-      topology = Topology(kept, before.budgets, jnp.asarray(True))
-      masks = wake.update(inputs, topology, ())[0].masks
-      coins = _coins(jax.random.fold_in(key, _SIGNS), kernels)
-      positive = jax.tree.map(
-        lambda new, old, coin, sign: jnp.where(new & ~old, coin, sign),
-        masks,
-        kept,
-        coins,
-        state.positive,
-      )
-      return masks, kept, positive
-
-    old = (before.masks, before.masks, state.positive)
-    masks, kept, positive = old if due is None else lax.cond(due, rewire, lambda: old)
     leaves, treedef = jax.tree.flatten(updates)
     emitted = treedef.unflatten(
       u if m is None else jnp.where(m, u, -p.astype(u.dtype))

@@ -1,5 +1,6 @@
 """Where grown weights start."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jax import lax
 
 from sparsejax.core.checks import check_callable, check_number, check_optimizer
+from sparsejax.core.containers import boxed_like
 from sparsejax.core.leaves import align, choose
 from sparsejax.core.random import leaf_keys
 from sparsejax.core.types import Moments, PyTree, Score, ScoreInputs, SparseState
@@ -92,6 +94,15 @@ def initialize_grown(
     # A copy: a step that donates its params must not take the state with it.
     return GrownState(jax.tree.map(jnp.copy, choose(params, chosen)), state)
 
+  # One function for all steps, as in `sparsify`; only one that wakes weights pays.
+  @functools.partial(jax.jit, inline=True)
+  def values_if_grown(grown, inputs):
+    return lax.cond(
+      grown,
+      lambda: _like(values(inputs), inputs.params),
+      lambda: jax.tree.map(jnp.zeros_like, inputs.params),
+    )
+
   def update_fn(updates, state, params=None, **extra_args):
     grads, before = updates, state.sparse_state
     after: Any  # a SparseState, which the type of an optax state cannot say
@@ -102,7 +113,7 @@ def initialize_grown(
       params=choose(params, chosen),
       grads=choose(grads, chosen),
       moments=Moments(None, None),
-      masks=before.masks,
+      masks=boxed_like(before.masks, choose(params, chosen)),
       key=jax.random.fold_in(jax.random.key(before.seed), before.count),
       step=after.count,
     )
@@ -110,12 +121,7 @@ def initialize_grown(
       wanted = state.initial
     else:
       moved = [jnp.any(a & ~b) for a, b in zip(new, old, strict=True) if a is not None]
-      # Only a step that wakes weights pays for the values.
-      wanted = lax.cond(
-        jnp.any(jnp.stack(moved)),
-        lambda: _like(values(inputs), inputs.params),
-        lambda: jax.tree.map(jnp.zeros_like, inputs.params),
-      )
+      wanted = values_if_grown(jnp.any(jnp.stack(moved)), inputs)
     leaves, treedef = jax.tree.flatten(updates)
     wanted = iter(jax.tree.leaves(wanted))
     out = []

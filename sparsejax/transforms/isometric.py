@@ -1,5 +1,6 @@
 """Dynamic sparse training of deep stacks that stay near isometry."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from jax import lax
 
 from sparsejax.core.checks import check_flag
+from sparsejax.core.containers import boxed_like, is_placeholder
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.polar import nearest_orthogonal
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
@@ -104,9 +106,12 @@ def isometric(
 
   def init_fn(params):
     state: Any = sparse.init(params)
+    if is_placeholder(params):
+      return state
     chosen = [m is not None for m in align(params, state.masks)]
     kernels = choose(params, chosen)
-    return with_masks(state, _first_masks(kernels, state.budgets, state.seed))
+    budgets = boxed_like(state.budgets, kernels)
+    return with_masks(state, _first_masks(kernels, budgets, state.seed))
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     updates, after = sparse.update(
@@ -143,25 +148,34 @@ def _first_masks(kernels, budgets, seed):
 def _retracted(due, updates, params, state, support):
   """Updates that end where the supported matrices are orthogonal, where due."""
   leaves, treedef = jax.tree.flatten(updates)
+  masks = align(params, state.masks)
+  numbers = iter(jax.tree.leaves(state.budgets))
+  budgets = [None if mask is None else next(numbers) for mask in masks]
   out = []
   for u, p, mask, budget, held in zip(
     leaves,
     jax.tree.leaves(params),
-    align(params, state.masks),
-    treedef.flatten_up_to(state.budgets),
+    masks,
+    budgets,
     align(params, support),
     strict=True,
   ):
-    if mask is None or p.ndim - budget.ndim < 3:
+    if mask is None or budget is None or p.ndim - budget.ndim < 3:
       out.append(u)
       continue
 
-    def move(u=u, p=p, mask=mask, held=held, rows=budget.ndim):
-      end = _project(p + u.astype(p.dtype), held, rows)
-      return jnp.where(mask, (end - p).astype(u.dtype), u)
-
-    out.append(lax.cond(due, move, lambda u=u: u))
+    out.append(_move_if_due(due, u, p, mask, held, budget.ndim))
   return treedef.unflatten(out)
+
+
+# One function for all steps, as in `sparsify`.
+@functools.partial(jax.jit, static_argnames="rows", inline=True)
+def _move_if_due(due, u, p, mask, held, rows):
+  def move():
+    end = _project(p + u.astype(p.dtype), held, rows)
+    return jnp.where(mask, (end - p).astype(u.dtype), u)
+
+  return lax.cond(due, move, lambda: u)
 
 
 def _project(kernel: Array, support: Array, rows: int) -> Array:

@@ -36,10 +36,11 @@ def find_moments(inner_state: PyTree, params: PyTree, chosen: list[bool]) -> Mom
   firsts, seconds = [], []
   leaves = jax.tree_util.tree_leaves_with_path(params)
   for (path, param), flag in zip(leaves, chosen, strict=True):
-    first, second = _moments_of(held, path, param) if flag else (None, None)
-    firsts.append(first)
-    seconds.append(second)
-  treedef = jax.tree.structure(params)
+    if flag:
+      first, second = _moments_of(held, path, param)
+      firsts.append(first)
+      seconds.append(second)
+  treedef = jax.tree.structure(choose(params, chosen))
   return Moments(treedef.unflatten(firsts), treedef.unflatten(seconds))
 
 
@@ -60,3 +61,22 @@ def complete(moments: Moments, params: PyTree, chosen: list[bool]) -> bool:
   """Whether every chosen leaf has a first moment."""
   wanted = jax.tree.leaves(choose(params, chosen))
   return len(jax.tree.leaves(moments.first)) == len(wanted)
+
+
+def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
+  """`complete`, of a state that was made for optax's placeholder.
+
+  Args:
+    inner_state: what an optimizer's `init` gave for the placeholder.
+    placeholder: see `is_placeholder`.
+
+  Returns:
+    Whether the placeholder stands in a field with a first moment's name.
+  """
+  kind, array = type(placeholder), jax.ShapeDtypeStruct((1,), "float32")
+  state = jax.tree.map(
+    lambda node: array if isinstance(node, kind) else node,
+    inner_state,
+    is_leaf=lambda node: isinstance(node, kind),
+  )
+  return complete(find_moments(state, array, [True]), array, [True])

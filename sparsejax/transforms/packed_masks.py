@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparsejax.core.checks import check_optimizer
+from sparsejax.core.containers import is_placeholder
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.packed import pack_tree, unpack_tree
 from sparsejax.core.types import PyTree, SparseState
@@ -22,7 +24,8 @@ def packed_masks(
   two moments in float32, mask) one is the mask's, and seven eighths of it are saved.
   It costs each step what unpacking costs. All functions that take a state take this
   one: `sj.masks` gives bools. A last axis that is cut over devices must hold a
-  multiple of eight weights on each, or the bits lie whole on all of them.
+  multiple of eight weights on each, or the bits lie whole on all of them; they stand
+  without the boxes of `nn.with_partitioning`, which would cut bytes as weights.
 
   Args:
     tx: any optimizer with a sparse one of this package in it; the last wrapper goes
@@ -49,6 +52,9 @@ def packed_masks(
   def init_fn(params):
     state = tx.init(params)
     find_masks(state)  # raises where there is nothing to pack
+    if is_placeholder(params):
+      # Bits are not shaped like the params.
+      return _map_masks(lambda _: jnp.zeros((), jnp.uint8), state)
     return _map_masks(pack_tree, state)
 
   def update_fn(updates, state, params=None, **extra_args):

@@ -1,5 +1,6 @@
 """Turns a mask transform and any optax optimizer into a sparse optimizer."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jax import lax
 
 from sparsejax.core.checks import check_flag, check_number, check_optimizer
+from sparsejax.core.containers import boxed_like, is_placeholder, unboxed
 from sparsejax.core.leaves import (
   Where,
   align,
@@ -34,7 +36,7 @@ from sparsejax.distributions.static import (
   check_distribution,
   uniform,
 )
-from sparsejax.transforms.moments import complete, find_moments
+from sparsejax.transforms.moments import complete, find_moments, holds_momentum
 from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.start import budget_template, placed_like, start
 from sparsejax.transforms.structured import check_layers, check_structure
@@ -129,6 +131,8 @@ def sparsify(
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
+    if is_placeholder(params):
+      return _map_of_state(params)
     chosen = selected(params, where)
     kernels = choose(params, chosen)
     if stacked is False:
@@ -145,7 +149,7 @@ def sparsify(
     traced = density if isinstance(density, jax.Array) else None
     masks, budgets, seed_ = start(
       kernels,
-      jnp.asarray(seed, jnp.int32),
+      jnp.array(seed, jnp.int32),  # a copy, for the state may be donated
       traced,
       density=density if traced is None else None,
       distribution=distribution,
@@ -162,17 +166,53 @@ def sparsify(
       count=jnp.zeros((), jnp.int32),
       seed=seed_,
       masks=masks,
-      budgets=budgets,
+      budgets=unboxed(budgets),
       skipped=jnp.zeros((), jnp.int32),
       average=average,
       transform_state=placed_like(mask_transform.init(kernels), params),
       inner_state=inner_state,
     )
 
+  def _map_of_state(placeholder):
+    """Where the state has trees like the params; see `is_placeholder`."""
+    inner_state = inner.init(placeholder)
+    averages = momentum_decay is not None and not holds_momentum(
+      inner_state, placeholder
+    )
+    return SparseState(
+      count=jnp.zeros((), jnp.int32),
+      seed=jnp.array(seed, jnp.int32),
+      masks=placeholder,
+      budgets=jnp.zeros((), jnp.int32),
+      skipped=jnp.zeros((), jnp.int32),
+      average=placeholder if averages else None,
+      transform_state=mask_transform.init(placeholder),
+      inner_state=inner_state,
+    )
+
+  # One function for all steps: in a loop without `jit` a `cond` on new closures would
+  # compile at each of them. Inlined, it leaves no trace in a larger program.
+  @functools.partial(jax.jit, inline=True)
+  def update_if_due(due, inputs, budgets, skipped, before):
+    old = (inputs.masks, budgets, skipped, before)
+
+    def transform():
+      finite = jnp.asarray(True)
+      topology = Topology(inputs.masks, budgets, finite, structure)
+      topology, after = mask_transform.update(inputs, topology, before)
+      new = jax.tree.map(replicated, topology.budgets)
+      new = (topology.masks, new, skipped, after)
+      skip = (*old[:2], optax.safe_increment(skipped), before)
+      return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
+
+    return lax.cond(due, transform, lambda: old)
+
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     grads = updates
     check_update(grads, state, params, update_masks)
     chosen = [m is not None for m in align(params, state.masks)]
+    # Masks that were packed, or come from elsewhere, may have lost the params' boxes.
+    old_masks = boxed_like(state.masks, choose(params, chosen))
     step = jnp.asarray(optax.safe_increment(state.count))
     due = mask_update_due(step, update_masks, update_every, start_step, end_step)
 
@@ -180,12 +220,12 @@ def sparsify(
       if average is None:
         moments = find_moments(inner_state, params, chosen)
       else:
-        moments = Moments(average, choose(params, [False] * len(chosen)))
+        moments = Moments(average, _none_like(average))
       return ScoreInputs(
         params=choose(params, chosen),
         grads=choose(grads, chosen),
         moments=moments,
-        masks=state.masks,
+        masks=old_masks,
         key=jax.random.fold_in(jax.random.key(state.seed), state.count),
         step=step,
       )
@@ -197,24 +237,13 @@ def sparsify(
 
     def update_topology(inner_state, average):
       # Stacked layers may lie on several devices; all know all the numbers.
-      budgets = jax.tree.map(replicated, state.budgets)
-      old = (state.masks, budgets, state.skipped, before)
+      budgets = jax.tree.map(replicated, boxed_like(state.budgets, old_masks))
       if due is None:
-        return old
-
-      def transform():
-        inputs = score_inputs(inner_state, average)
-        finite = jnp.asarray(True)
-        topology = Topology(state.masks, budgets, finite, structure)
-        topology, after = mask_transform.update(inputs, topology, before)
-        new = jax.tree.map(replicated, topology.budgets)
-        new = (topology.masks, new, state.skipped, after)
-        skip = (*old[:2], optax.safe_increment(state.skipped), old[3])
-        return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
-
+        return old_masks, budgets, state.skipped, before
       # The inner update stays outside: as an operand it would be written out at
       # every step, due or not.
-      return lax.cond(due, transform, lambda: old)
+      inputs = score_inputs(inner_state, average)
+      return update_if_due(due, inputs, budgets, state.skipped, before)
 
     # Only one generation of masks is read in either order: with two, each would be
     # copied at every step.
@@ -237,7 +266,7 @@ def sparsify(
       count=step,
       seed=state.seed,
       masks=masks,
-      budgets=budgets,
+      budgets=unboxed(budgets),
       skipped=skipped,
       average=average,
       transform_state=after,
@@ -272,6 +301,11 @@ def _where_live(entries, updates, params=None, zeros=False):
     dead = jnp.zeros_like(u) if zeros else -p.astype(u.dtype)
     out.append(u if mask is None else select(mask, u, dead))
   return treedef.unflatten(out)
+
+
+def _none_like(tree):
+  """The same containers, boxes included, with None in place of every array."""
+  return jax.tree.structure(tree).unflatten([None] * len(jax.tree.leaves(tree)))
 
 
 def check_update(updates, state, params, update_masks) -> None:

@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.core.checks import check_callable
+from sparsejax.core.containers import is_placeholder
 from sparsejax.core.leaves import Where, align
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.structures.base import Structure
-from sparsejax.core.types import Distribution, MaskTransform, PyTree, SparseState
+from sparsejax.core.types import (
+  Distribution,
+  ForwardState,
+  MaskTransform,
+  PyTree,
+  SparseState,
+)
 from sparsejax.distributions.static import uniform
 from sparsejax.transforms.sparsify import check_update, sparsify
 
@@ -107,8 +114,8 @@ def sparsify_forward(
       with momentum or weight decay; None for all.
 
   Returns:
-    An optax transformation with a `SparseState`; see `sparsify`. What comes after it in
-    a chain must leave its updates as they are, or the masks lag behind the params.
+    An optax transformation with a `ForwardState`; see `sparsify`. What comes after it
+    in a chain must leave its updates as they are, or the masks lag behind the params.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -162,10 +169,13 @@ def sparsify_forward(
 
   def init_fn(params):
     state: Any = masking.init(params)
+    if is_placeholder(params):
+      return ForwardState(*state)
     masks, budgets, skipped, after = first_masks(params, state)
-    return state._replace(
+    state = state._replace(
       masks=masks, budgets=budgets, skipped=skipped, transform_state=after
     )
+    return ForwardState(*state)
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
     grads = updates
@@ -181,8 +191,9 @@ def sparsify_forward(
       )
     after = optax.apply_updates(params, updates)  # pyright: ignore[reportArgumentType]
     state = state._replace(inner_state=inner_state)
-    _, state = masking.update(grads, state, after, update_masks=update_masks)
-    return updates, state
+    masked: Any
+    _, masked = masking.update(grads, state, after, update_masks=update_masks)
+    return updates, ForwardState(*masked)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
