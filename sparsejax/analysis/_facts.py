@@ -35,6 +35,8 @@ class Facts:
     self.stacked: set[int] = set()
     self.made_of: dict[int, tuple[str, ...]] = {}
     self.varying = _all_varying(two)
+    self._producers: dict[int, Operation] = {}
+    self._outside: dict[int, int] = {}  # what a loop's constants are outside of it
     self._whole: dict[int, Any] = {}
     for number, leaf, path in zip(two.params, leaves, paths, strict=True):
       self._set(number, leaf, (path,))
@@ -67,6 +69,43 @@ class Facts:
       return np.asarray(value) != 0
     flags = self.constants[value] != 0
     return flags.any(0) if value in self.stacked else flags
+
+  def places(self, value: Any) -> tuple[int, np.ndarray] | None:
+    """Where the elements of a constant stand in the one parameter that it moves.
+
+    Args:
+      value: a literal or the number of a constant.
+
+    Returns:
+      The parameter's number, and for each element the index in its flat array; None if
+      the constant is made of several, or by arithmetic.
+    """
+    found = self._places(value)
+    if found is None:
+      return None
+    leaf, array = found
+    for axis, size in self.batch[value].items():
+      array = array.take(np.arange(size), axis)
+    return leaf, array
+
+  def _places(self, value: Any) -> tuple[int, np.ndarray] | None:
+    if not isinstance(value, int) or value in self.stacked:
+      return None
+    if value in self.program.params:
+      shape = self.program.shapes[value]
+      return value, np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    if value in self._outside:
+      return self._places(self._outside[value])
+    operation = self._producers.get(value)
+    if operation is None or operation.name not in MOVES:
+      return None
+    source, *others = operation.inputs
+    found = None if others else self._places(source)
+    if found is None:
+      return None
+    shapes = [self.program.shapes[i] for i in operation.outputs]
+    moved = move(operation.name, operation.params, shapes, [found[1]])
+    return found[0], moved[operation.outputs.index(value)]
 
   def _set(self, number, value, made_of, stacked=False) -> None:
     self._whole[number] = value
@@ -109,6 +148,7 @@ class Facts:
       outputs = self._bind(operation, values, stacked)
     for number, value in zip(operation.outputs, outputs, strict=True):
       self._set(number, value, tuple(made_of), stacked)
+      self._producers[number] = operation
 
   def _bind(self, operation, values, stacked):
     def bind(*values):
@@ -138,6 +178,8 @@ class Facts:
       if k >= p["num_consts"] and k < first:
         raise ValueError("compact cannot follow a loop that carries parameters.")
       self._set(inner, value, self.paths(outer), stacked=k >= first)
+      if k < first and isinstance(outer, int):
+        self._outside[inner] = outer
     self._evaluate(body)
 
 

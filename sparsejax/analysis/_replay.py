@@ -9,6 +9,7 @@ from sparsejax.analysis import _moves, _program
 from sparsejax.analysis._facts import Facts
 from sparsejax.analysis._movement import MOVES, RESHAPES
 from sparsejax.analysis._program import Operation, Program
+from sparsejax.analysis._removed import Channels, Removed
 from sparsejax.analysis._rules import ELEMENTWISE, PRODUCTS
 from sparsejax.analysis._units import Units
 from sparsejax.analysis._values import Step, Values, binder, spread
@@ -23,11 +24,11 @@ class Replay:
     pixels: places in the flattened input that are kept, or None for all.
   """
 
-  def __init__(self, facts: Facts, units: Units, constants: dict[int, np.ndarray]):
-    self.facts, self.units, self.constants = facts, units, constants
+  def __init__(self, facts: Facts, units: Units, removed: Removed):
+    self.facts, self.units, self.removed = facts, units, removed
     self.values = Values(facts, units)
     self.params = self.values.params
-    self.kernels: dict[str, tuple[int, ...]] = {}
+    self._kernels: dict[tuple, tuple[int, ...]] = {}
     self._pending: dict[int, np.ndarray] = {}
     program = facts.program
     [self.input] = program.inputs
@@ -37,11 +38,19 @@ class Replay:
     self._uses = _uses(program)
     self.steps = self._steps(program)
     self.outputs = [self.values.output(i) for i in program.outputs]
+    self.values.share()
+    named = ((self.values.names[key], shape) for key, shape in self._kernels.items())
+    self.kernels = {}
+    for name, shape in named:
+      if name in self.params:
+        self.kernels.setdefault(name, self.values.before.get(name, shape))
 
   def __call__(self, params: dict[str, jax.Array], inputs: jax.Array) -> list:
     """Runs it on inputs, or on the pixels of them that are kept."""
     n = inputs.shape[0]
     env = {self.input: inputs}
+    fixed = {name: jnp.asarray(array) for name, array in self.values.fixed.items()}
+    params = {**fixed, **params}
     for step in self.steps:
       step(env, params, n)
     return [output(env, params, n) for output in self.outputs]
@@ -92,7 +101,7 @@ class Replay:
 
   def _finish(self, out: int) -> Step:
     """Adds what removed units contribute, or leaves it to the bias that follows."""
-    extra = self.constants.get(out)
+    extra = self.removed.added.get(out)
     if extra is None:
       return lambda env, params, n: None
     following = self._uses.get(out, [])
@@ -179,7 +188,8 @@ class Replay:
       return self._same(operation)
     side = varying[0]
     value, weights = operation.inputs[side], operation.inputs[1 - side]
-    if self.values.empty(value):
+    channels = self.removed.channels.get(out)
+    if self.values.empty(value) and channels is None:
       return self._nothing(out)
     params_of = dict(operation.params)
     if operation.name == "dot_general":
@@ -187,13 +197,20 @@ class Replay:
     else:
       sets = self._kernel_sets(operation, params_of)
     array, stacked = self.facts.array(weights), weights in self.facts.stacked
+    places = self.facts.places(weights) if channels is None else None
     for axis, kept in enumerate(sets):
       array = np.take(array, kept, axis + stacked)
-    made_of = self.facts.paths(weights)
-    path = made_of[-1] if made_of else "constant"
-    kernel = self.values.param(path, array, (out, "kernel"), stacked)
-    self.kernels[self.values.names[out, "kernel"]] = self.facts.array(weights).shape
+      if places is not None:
+        places = places[0], np.take(places[1], kept, axis)
     read, bind = self.values.read(value), binder(operation, params_of)
+    if channels is not None:
+      array = np.concatenate([array, channels.rows], channels.kernel_axis + stacked)
+      read = self._with_channels(value, channels, (out, "channels"))
+    made_of = self.facts.paths(weights)
+    key = (out, "kernel")
+    path = made_of[-1] if made_of else None
+    kernel = self.values.param(path, np.asarray(array), key, stacked, places)
+    self._kernels[key] = self.facts.array(weights).shape
     finish = self._finish(out)
 
     def step(env, params, n):
@@ -203,9 +220,29 @@ class Replay:
 
     return step
 
+  def _with_channels(self, value: int, channels: Channels, key: tuple):
+    """Reads an operand with channels of constants behind those that are kept."""
+    axis = channels.axis
+    path = None if channels.free else "constant"
+    patterns = self.values.param(path, channels.patterns, key, False)
+    read, empty = self.values.read(value), self.values.empty(value)
+    batch, shape = self.facts.batch[value], self.facts.shapes[value]
+    kept = zip(shape, self.units.kept[value], strict=True)
+    sizes = [len(indices) or size for size, indices in kept]
+    sizes[axis] = channels.patterns.shape[axis]
+
+    def with_channels(env, params, n):
+      shape = tuple(n * s if a in batch else s for a, s in enumerate(sizes))
+      wide = spread(jnp.asarray(patterns(env, params, n)), shape)
+      if empty:
+        return wide
+      return jnp.concatenate([read(env, params, n), wide], axis)
+
+    return with_channels
+
   def _nothing(self, out: int) -> Step:
     """A sum of which no unit is left."""
-    extra = self.constants.get(out)
+    extra = self.removed.added.get(out)
     extra = np.zeros((1,) * len(self.units.kept[out])) if extra is None else extra
     array = extra.astype(self.facts.program.dtypes[out])
     stacked = extra.ndim > len(self.units.kept[out])

@@ -3,7 +3,11 @@
 Every element has the number of a unit. Operations join units: an addition those of its
 operands, a convolution all positions of a channel. What remains apart can be removed
 one by one, and what is kept of any value is a product of sets, one for each axis.
+A product of two activations joins nothing: it asks that axes keep the same indices, as
+the heads of queries, keys, values and attention do.
 """
+
+import copy
 
 import numpy as np
 
@@ -45,6 +49,8 @@ class Units:
     self.kept: dict[int, list[np.ndarray]] = {}
     self._union = Union(_FIXED + 1)
     self._implied: list[tuple[np.ndarray, int]] = []
+    # (value, axis, value, axis): pairs of axes that must keep the same indices.
+    self._paired: list[tuple[int, int, int, int]] = []
     self._keep = np.zeros(0, bool)
     program = facts.program
     for i in program.inputs:
@@ -74,12 +80,34 @@ class Units:
         if i not in self.flat or i in self.boxed:
           whole = self._box(i, self._keep[units])
           self._keep[units[np.ix_(*whole)]] = True
+      for left, a, right, b in self._paired:
+        self._pair(roots, left, a, right, b)
+        self._pair(roots, right, b, left, a)
       if np.count_nonzero(self._keep) == before:
         break
     for i, units in roots.items():
       self.kept[i] = self._box(i, self._keep[units])
     if all(self.mask(i).all() for i in self.facts.program.inputs):
       self.flat = set()
+
+  def fork(self) -> "Units":
+    """A copy in which other units can be kept."""
+    other = copy.copy(self)
+    other._keep, other.kept = self._keep.copy(), {}
+    other.flat, other.boxed = set(self.flat), set(self.boxed)
+    return other
+
+  def _pair(self, roots, source: int, a: int, target: int, b: int) -> None:
+    """Keeps the indices of one axis that are kept of another."""
+    units = roots[target]
+    wanted = self._box(source, self._keep[roots[source]])[a]
+    sets = self._box(target, self._keep[units])
+    missing = np.setdiff1d(wanted, sets[b])
+    if len(missing):
+      # Where nothing is kept of the target yet, the whole slice is.
+      sets = [k if len(k) else np.arange(units.shape[x]) for x, k in enumerate(sets)]
+      sets[b] = missing
+      self._keep[units[np.ix_(*sets)]] = True
 
   def mask(self, value: int) -> np.ndarray:
     """Which elements of a value are kept."""
@@ -137,6 +165,8 @@ class Units:
     if name in PRODUCTS and len(varying) == 1:
       product = self._dot if name == "dot_general" else self._convolve
       return [product(operation, shapes[0])]
+    if name == "dot_general":
+      return [self._dot_both(operation, shapes[0])]
     for i in varying:
       self._union.join(self.of[i], _FIXED)
     return [np.full(shape, _FIXED) for shape in shapes]
@@ -212,6 +242,28 @@ class Units:
     # The result has the left operand's free axes, then the right's.
     mine = range(len(free)) if side == 0 else range(len(shape) - len(free), len(shape))
     return self._fresh(shape, [a for a in range(len(shape)) if a not in mine])
+
+  def _dot_both(self, operation: Operation, shape) -> np.ndarray:
+    """A product of two activations, such as queries and keys.
+
+    Axes that are one in the product keep the same indices. The result has a unit for
+    each index of the axes along which the operands have units that differ.
+    """
+    axes, batch = operation.params["dimension_numbers"]
+    values, out = operation.inputs, operation.outputs[0]
+    contracted = zip(*axes, strict=True)
+    self._paired += [(values[0], a, values[1], b) for a, b in contracted]
+    apart, place = [], len(batch[0])
+    for side, value in enumerate(values):
+      roots = self._union.find(self.of[value])
+      free = [a for a in range(roots.ndim) if a not in (*axes[side], *batch[side])]
+      rows = [*enumerate(batch[side]), *enumerate(free, place)]
+      place += len(free)
+      for target, a in rows:
+        self._paired.append((value, a, out, target))
+        if (roots != roots.take([0], a)).any():
+          apart.append(target)
+    return self._fresh(shape, apart)
 
   def _convolve(self, operation: Operation, shape) -> np.ndarray:
     p = operation.params

@@ -64,11 +64,18 @@ def compact(
 
   What does not vary is a constant: a neuron without inputs is `f(bias)`. Its
   contribution is added to the next layer's bias. Where that differs from position to
-  position, as behind a border of zeros (SAME padding), it is added as a map over the
-  positions, or with `maps=False` the channel stays. Both facts and what they imply are
-  read off the jaxpr: there is nothing to register. Units that an addition, a loop's
-  layers or a group of a convolution tie together go together. Parameters that are made
-  of parameters alone (a batch norm's scale over its deviation) are folded into one.
+  position, as behind a border of zeros (SAME padding), one channel of constants carries
+  what all removed channels of the same pattern contribute. A map over the positions is
+  added instead where that has fewer parameters, and where neither does, the channel
+  stays. Both facts and what they imply are read off the jaxpr: there is nothing to
+  register. Units that an addition, a loop's layers, a group of a convolution or a
+  product of two activations (a head's queries, keys and values; a gated unit) tie
+  together go together. Parameters that are made of parameters alone (a batch norm's
+  scale over its deviation) are folded into one. A parameter that is read in several
+  places, such as an embedding that is the output's kernel too, is stored once.
+
+  The result never has more parameters than the network: where folding would make it
+  so, the network is returned as it is.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, for inference. Its branches of
@@ -76,7 +83,7 @@ def compact(
     params: pytree of arrays.
     masks: what `sj.masks` gives for it, or None if the params are masked already.
     example: inputs `(n, ...)`, or their abstract value; only shape and dtype are used.
-    maps: whether contributions that differ between positions are folded.
+    maps: whether a number for every position may be stored.
     platform: that the result is for, such as "cpu"; None is the default backend.
 
   Returns:
@@ -105,17 +112,10 @@ def compact(
       f"{jax.tree.map(np.shape, example)}."
     )
   facts, treedef = _facts(apply_fn, params, example, leaves, paths, platform)
-  reach = Reach(facts)
-  units = Units(facts, reach)
-  while True:
-    units.settle()
-    constants, removed, uneven = _removed.contributions(facts, reach, units, leaves)
-    if maps or not uneven:
-      break
-    for out, operand in uneven.items():
-      flags = np.broadcast_to(removed[out], facts.shapes[operand])
-      units.keep(operand, flags & ~units.mask(operand))
-  replay = Replay(facts, units, constants)
+  replay = _smallest(facts, leaves, maps)
+  before = sum(np.size(leaf) for leaf in leaves)
+  if sum(np.size(array) for array in replay.params.values()) > before:
+    return _unchanged(apply_fn, params, leaves, paths)
   small = {name: jnp.asarray(array) for name, array in replay.params.items()}
 
   def apply_pixels(params: Params, inputs: jax.Array) -> Any:
@@ -134,6 +134,43 @@ def compact(
   result = Compact(apply, small, flags, shapes, replay.pixels, apply_pixels)
   select = result.select
   return result
+
+
+def _smallest(facts: Facts, leaves: list, maps: bool) -> Replay:
+  """The smaller program; of two ways to treat maps the one with fewer parameters."""
+  reach = Reach(facts)
+  units = Units(facts, reach)
+  units.settle()
+  removed = _removed.contributions(facts, reach, units, leaves)
+  found = [Replay(facts, units, removed)] if maps or not removed.maps else []
+  if removed.maps:
+    # The other way: units whose contribution would be a map stay.
+    units = units.fork()
+    units.settle()
+    while removed.maps:
+      for operand in set(removed.maps.values()):
+        elements = _removed.removed_elements(facts, reach, units, operand)
+        units.keep(operand, elements)
+      units.settle()
+      removed = _removed.contributions(facts, reach, units, leaves)
+    found.append(Replay(facts, units, removed))
+  return min(found, key=lambda replay: sum(a.size for a in replay.params.values()))
+
+
+def _unchanged(apply_fn, params, leaves, paths) -> Compact:
+  """The network as it is, where every smaller one would have more parameters."""
+  treedef, path_of = jax.tree.structure(params), list(paths)
+
+  def apply(params: Params, inputs: jax.Array) -> Any:
+    return apply_fn(treedef.unflatten([params[path] for path in path_of]), inputs)
+
+  arrays = dict(zip(paths, map(jnp.asarray, leaves), strict=True))
+  flags = {
+    path: array != 0 if array.ndim > 1 else jnp.ones(array.shape, bool)
+    for path, array in arrays.items()
+  }
+  shapes = {path: (a.shape, a.shape) for path, a in arrays.items() if a.ndim > 1}
+  return Compact(apply, arrays, flags, shapes, None, apply)
 
 
 def live_parameters(

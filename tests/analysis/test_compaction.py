@@ -160,7 +160,7 @@ def test_a_hand_made_network():
 
 
 def test_constants_behind_a_border():
-  """A dead channel of bias 1 behind SAME padding is a map, or stays."""
+  """A dead channel of bias 1 behind SAME padding is a channel of ones, or a map."""
   conv = lambda w, x: models.conv2d(x, w["k"], w["b"])
   net = lambda p, x: conv(p["2"], jax.nn.relu(conv(p["1"], x)))
   rng = np.random.default_rng(0)
@@ -169,14 +169,16 @@ def test_constants_behind_a_border():
     "1": {"k": draw(3, 3, 1, 2).at[..., 1].set(0.0), "b": jnp.ones(2)},
     "2": {"k": draw(3, 3, 2, 4), "b": draw(4)},
   }
-  small = check(net, params, (4, 4, 1))
-  assert small.params["1/k"].shape == (3, 3, 1, 1)
-  assert small.params["2/b"].shape == (4, 4, 4, 1)
-  kept = check(net, params, (4, 4, 1), maps=False)
-  assert kept.params["1/k"].shape == (3, 3, 1, 2)
-  assert kept.params["2/b"].shape == (4, 1, 1, 1)
+  for maps in (True, False):
+    small = check(net, params, (4, 4, 1), maps=maps)
+    # The kernel's second row is the dead channel's, times relu(1).
+    assert small.params["1/k"].shape == (3, 3, 1, 1)
+    np.testing.assert_array_equal(small.params["2/k"], params["2"]["k"])
+    assert small.params["2/b"].shape == (4, 1, 1, 1)
   silent = {**params, "1": {**params["1"], "b": jnp.array([1.0, -1.0])}}
   assert check(net, silent, (4, 4, 1), maps=False).params["1/k"].shape == (3, 3, 1, 1)
+  # On 2 x 2 pixels a map of 4 x 4 numbers is smaller than a row of 9 x 4.
+  assert check(net, params, (2, 2, 1)).params["2/b"].shape == (4, 2, 2, 1)
 
 
 class Joined(nn.Module):
@@ -201,7 +203,8 @@ def test_what_networks_are_made_of():
   variables = pruned(Joined(), (4, 4, 2), 0.6, 0.6)
   small = check(Joined().apply, variables, (4, 4, 2))
   now = {name.split("/")[1]: shapes[1] for name, shapes in small.shapes.items()}
-  assert now["c"][2] == now["c"][3] == now["depthwise"][3] < 10
+  # And one channel of constants, for what the border does not see of the removed.
+  assert now["c"][2] - 1 == now["c"][3] == now["depthwise"][3] < 9
 
 
 def test_a_constant_network_and_dead_classes():
