@@ -18,7 +18,14 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax import analysis, initializers, lottery, models, training
+from sparsejax import (
+  analysis,
+  initializers,
+  lottery,
+  models,
+  post_training,
+  training,
+)
 from sparsejax.training import augment, checkpoint, config, data, metrics, results, run
 
 OURS = pathlib.Path(sj.__file__).parent
@@ -42,6 +49,7 @@ def names(folder: str) -> dict[str, Any]:
     **{"KEY": jax.random.key(0), "x44": params["a"], "im": jnp.ones((1, 8, 8, 1))},
     **{"FOLDER": folder, "jax": jax, "jnp": jnp, "np": np, "pathlib": pathlib},
     **{"sj": sj, "models": models, "training": training, "lottery": lottery},
+    **{"post_training": post_training, "product": lambda p, x: x @ p["a"]},
     **{"initializers": initializers, "analysis": analysis, "config": config},
     **{"results": results, "data": data, "checkpoint": checkpoint, "run": run},
     **{"augment": augment, "metrics": metrics},

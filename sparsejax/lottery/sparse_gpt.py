@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.core import top_k_mask
 from sparsejax.core.checks import check_integer, check_number, check_tuple
@@ -23,6 +24,7 @@ def sparse_gpt(
   density: float = 0.5,
   *,
   n_m: tuple[int, int] | None = None,
+  live: int | None = None,
   block: int = 128,
   damping: float = 0.01,
 ) -> OneShot:
@@ -36,8 +38,10 @@ def sparse_gpt(
   Args:
     weights: float array `(rows, n)`, the transpose of a Dense kernel.
     hessian: float array `(n, n)`, `(2 / samples) X^T X`.
-    density: the fraction kept of each block of columns, in (0, 1]; not used with `n_m`.
+    density: the fraction kept, in (0, 1]: exactly `round(density * rows * n)` weights,
+      shared out evenly over the blocks of columns; not used with `n_m`.
     n_m: `(N, M)`: keep the best N of every M neighbouring columns.
+    live: how many weights to keep, in place of `density`; not used with `n_m`.
     block: columns a block.
     damping: fraction of the mean diagonal added to the diagonal.
 
@@ -45,7 +49,7 @@ def sparse_gpt(
     `OneShot`.
 
   Raises:
-    ValueError: `density`, `n_m`, `block` or `damping` breaks its rule.
+    ValueError: `density`, `n_m`, `live`, `block` or `damping` breaks its rule.
 
   Example:
     >>> w = jnp.array([[1.0, 4.0, 3.0, 2.0]])
@@ -58,6 +62,11 @@ def sparse_gpt(
   if hessian.shape != (n, n):
     raise ValueError(f"hessian must have shape ({n}, {n}), got {hessian.shape}.")
   check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
+  if live is None:
+    live = max(1, round(density * rows * n))
+  check_integer("live", live, 0)
+  if live > rows * n:
+    raise ValueError(f"live must be at most {rows * n}, the weights, got {live}.")
   check_integer("block", block, 1)
   check_number("damping", damping, "be at least 0", lambda v: 0 <= v < float("inf"))
   if n_m is not None:
@@ -78,17 +87,18 @@ def sparse_gpt(
   real = jnp.arange(n + padding) < n
   diagonal = jnp.where(real, diagonal, jnp.ones_like(diagonal))
 
-  def choose(chunk, pivots, valid):
+  def choose(chunk, pivots, valid, count):
     scores = jnp.where(valid[None], (chunk / pivots[None]) ** 2, -jnp.inf)
     if n_m is not None:
       n_kept, group = n_m
       groups = scores.reshape(-1, group)
       kept = jax.vmap(lambda s: top_k_mask(s, n_kept))(groups)
       return kept.reshape(scores.shape)
-    columns = jnp.sum(valid, dtype=jnp.float32)
-    return top_k_mask(scores, jnp.round(density * rows * columns).astype(jnp.int32))
+    return top_k_mask(scores, count)
 
-  def one_block(weights, start):
+  def one_block(weights, start_and_count):
+    start, count = start_and_count
+
     def cut(x, axis):
       return jax.lax.dynamic_slice_in_dim(x, start, block, axis)
 
@@ -97,13 +107,13 @@ def sparse_gpt(
     group_size = None if n_m is None else n_m[1]
     mask = jnp.zeros(chunk.shape, bool)
     if n_m is None:
-      mask = choose(chunk, pivots, cut(real, 0))
+      mask = choose(chunk, pivots, cut(real, 0), count)
 
     def column(carry, i):
       chunk, mask = carry
       if group_size is not None:
         # A group is chosen when its first column is reached, from compensated weights.
-        fresh = choose(chunk, pivots, cut(real, 0))
+        fresh = choose(chunk, pivots, cut(real, 0), count)
         group = jnp.arange(block) // group_size == i // group_size
         mask = jnp.where((i % group_size == 0) & group[None], fresh, mask)
       value = chunk[:, i]
@@ -119,6 +129,11 @@ def sparse_gpt(
     return jax.lax.dynamic_update_slice_in_dim(weights, chunk, start, 1), mask
 
   starts = jnp.arange(0, n + padding, block)
-  weights, masks = jax.lax.scan(one_block, weights, starts)
+  # Rounding the running total, not each block's count, keeps the sum exact.
+  totals = [
+    (2 * live * min(end, n) + n) // (2 * n) for end in range(0, n + block, block)
+  ]
+  counts = jnp.asarray(np.diff(totals), jnp.int32)
+  weights, masks = jax.lax.scan(one_block, weights, (starts, counts))
   mask = jnp.moveaxis(masks, 0, 1).reshape(rows, -1)
   return OneShot(weights[:, :n], mask[:, :n])

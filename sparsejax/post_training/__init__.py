@@ -1,5 +1,8 @@
 """Pruning of trained networks: what enters each layer, and which weights can go."""
 
+from sparsejax.post_training._methods import ria, wanda
+from sparsejax.post_training._owl import owl
+from sparsejax.post_training._prune import LayerReport, Pruned, prune
 from sparsejax.post_training._statistics import (
   InputStatistics,
   LayerInfo,
@@ -7,4 +10,15 @@ from sparsejax.post_training._statistics import (
   layers,
 )
 
-__all__ = ["InputStatistics", "LayerInfo", "input_statistics", "layers"]
+__all__ = [
+  "InputStatistics",
+  "LayerInfo",
+  "LayerReport",
+  "Pruned",
+  "input_statistics",
+  "layers",
+  "owl",
+  "prune",
+  "ria",
+  "wanda",
+]

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.analysis._program import Program, evaluate
+from sparsejax.analysis._program import evaluate
 from sparsejax.core.checks import check_callable, check_flag
 from sparsejax.core.leaves import Where, check_arrays
 from sparsejax.post_training._layers import (
   Layer,
+  Network,
   find_layers,
   product_inputs,
-  segment,
 )
 
 PyTree = Any
@@ -45,7 +45,8 @@ class InputStatistics(NamedTuple):
     """`(2 / count) sum x x^T`, as `lottery.sparse_gpt` takes it, shaped as `gram`."""
     if self.gram is None:
       raise ValueError("gram must have been asked for to give a Hessian, got None.")
-    return self.gram * jnp.asarray(2 / max(self.count, 1), self.gram.dtype)
+    count = jnp.maximum(jnp.asarray(self.count, self.gram.dtype), 1)
+    return self.gram * (2 / count)
 
 
 class LayerInfo(NamedTuple):
@@ -170,82 +171,92 @@ def input_statistics(
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
   check_flag("gram", gram)
   sums: Any = None
+  leaves = jax.tree.leaves(params)
   for first, batch in checked(batches):
     if sums is None:
       network = find_layers(apply_fn, params, first, where, "input_statistics")
-      sums = Sums(network.program, network.layers, gram)
-      totals = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype),
-        jax.eval_shape(sums.of, jax.tree.leaves(params), jax.tree.leaves(first)),
-      )
-      leaves, times = jax.tree.leaves(params), 0
-    totals = sums.add(totals, leaves, jax.tree.leaves(batch))
-    times += 1
+      sums = Sums(network, network.layers, gram, 0)
+      totals = sums.start(leaves, numbered(network, first))
+    values = numbered(network, batch)
+    totals = sums.step(totals, leaves, values)
   if sums is None:
     raise ValueError("batches must hold at least one batch, got none.")
-  return {
-    layer.name: InputStatistics(sums.counts[layer.name] * times, *total)
-    for layer, total in zip(network.layers, totals, strict=True)
-  }
+  names = [layer.name for layer in network.layers]
+  return dict(zip(names, totals, strict=True))
+
+
+def numbered(network: Network, batch: Any) -> dict[int, Any]:
+  """The leaves of a batch by their numbers in the program."""
+  return dict(zip(network.program.inputs, jax.tree.leaves(batch), strict=True))
 
 
 class Sums:
-  """Sums over one batch of what enters some layers, computed by part of a program."""
+  """Sums over one batch of what enters some layers, computed by part of a program.
 
-  def __init__(self, program: Program, layers: tuple[Layer, ...], gram: bool):
-    targets = dict.fromkeys(
-      out for layer in layers for use in layer.uses for out in _outputs(program, use)
-    )
+  Args:
+    network: from `find_layers`.
+    layers: some of its layers.
+    gram: whether to compute Gram matrices.
+    at: the index of the operation from which on the program is run.
+  """
+
+  def __init__(self, network: Network, layers: tuple[Layer, ...], gram: bool, at: int):
+    operations = network.program.operations
+    ends = {out for k in layers for use in k.uses for out in operations[use.at].outputs}
     # What follows the last of the products is not computed.
-    self.program = _upto(program, list(targets))
+    self.program = network.segment(network.live(at), sorted(ends))
     self.layers, self.gram = layers, gram
-    self.counts: dict[str, int] = {}
-    self.of = self._of
+    self.counts = [0] * len(layers)
+    self._uses = {use.output: (k, use) for k, x in enumerate(layers) for use in x.uses}
     self.add = jax.jit(self._add, donate_argnums=0)
 
-  def _of(self, params: list, inputs: list) -> list[tuple]:
-    """One batch's sums."""
-    uses = {
-      use.output: (k, use) for k, layer in enumerate(self.layers) for use in layer.uses
-    }
+  def start(self, params: list, values: dict[int, Any]) -> list["InputStatistics"]:
+    """Statistics of no batch; learns how many inputs one batch has."""
 
-    def visit(operation, values):
-      if not operation.outputs or operation.outputs[0] not in uses:
+    def of(params, values):
+      sums, self.counts = self._of(params, values)
+      return sums
+
+    shapes = jax.eval_shape(of, params, values)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return [InputStatistics(0, *zero) for zero in zeros]
+
+  def step(self, totals, params: list, values: dict[int, Any]):
+    """Adds one batch; `totals` must not be used again."""
+    sums = self.add([tuple(t[1:]) for t in totals], params, values)
+    return [
+      InputStatistics(t.count + n, *s)
+      for t, n, s in zip(totals, self.counts, sums, strict=True)
+    ]
+
+  def _add(self, totals, params: list, values: dict[int, Any]):
+    return jax.tree.map(jnp.add, totals, self._of(params, values)[0])
+
+  def _of(self, params: list, values: dict[int, Any]) -> tuple[list, list[int]]:
+    """One batch's sums and counts."""
+
+    def visit(operation, operands):
+      if not operation.outputs or operation.outputs[0] not in self._uses:
         return None
-      _, use = uses[operation.outputs[0]]
-      return product_inputs(operation, use.side, values)
+      _, use = self._uses[operation.outputs[0]]
+      return product_inputs(operation, use.side, operands)
 
+    inputs = [values[i] for i in self.program.inputs]
     _, seen = evaluate(self.program, params, inputs, visit)
     sums: list[Any] = [None] * len(self.layers)
-    self.counts = dict.fromkeys([layer.name for layer in self.layers], 0)
+    counts = [0] * len(self.layers)
     for operation, x in seen:
-      k = uses[operation.outputs[0]][0]
+      k = self._uses[operation.outputs[0]][0]
       layer = self.layers[k]
       # A loop stacks the inputs of its rounds.
       x = jnp.moveaxis(x, -3, 0).reshape(layer.groups, -1, layer.inputs)
-      self.counts[layer.name] += x.shape[1]
       x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-      squares = jnp.sum(x * x, 1)
-      product = None
+      new = jnp.sum(x * x, 1), None
       if self.gram:
-        product = jnp.einsum("gsi,gsj->gij", x, x, precision="highest")
-      old = sums[k]
-      if old is not None:
-        squares = squares + old[0]
-        product = None if product is None else product + old[1]
-      sums[k] = (squares, product)
-    return sums
-
-  def _add(self, totals, params: list, inputs: list):
-    return jax.tree.map(jnp.add, totals, self._of(params, inputs))
-
-
-def _outputs(program: Program, use) -> tuple[int, ...]:
-  return program.operations[use.at].outputs
-
-
-def _upto(program: Program, targets: list[int]) -> Program:
-  return segment(program, program.inputs, targets)._replace(inputs=program.inputs)
+        new = new[0], jnp.einsum("gsi,gsj->gij", x, x, precision="highest")
+      counts[k] += x.shape[1]
+      sums[k] = new if sums[k] is None else jax.tree.map(jnp.add, sums[k], new)
+    return sums, counts
 
 
 def checked(batches: Iterable[Any]):
@@ -254,7 +265,7 @@ def checked(batches: Iterable[Any]):
   A sequence is checked as a whole before the first batch is given out.
   """
   if hasattr(batches, "shape") or isinstance(batches, (dict, str)):
-    kind = type(batches).__name__
+    kind = "array" if hasattr(batches, "shape") else type(batches).__name__
     raise TypeError(
       f"batches must be a sequence of inputs, one per batch, got a single {kind}; put "
       "it into a list."
@@ -276,15 +287,22 @@ def checked(batches: Iterable[Any]):
     yield first, batch
 
 
+def _describe(tree: Any) -> str:
+  """Shapes and dtypes, such as `{'x': float32[2, 3]}`."""
+  text = str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree))
+  return text.replace("'", "") if hasattr(tree, "shape") else text
+
+
 def _check_batch(first: Any, batch: Any, i: int) -> None:
   check_arrays("batches", batch)
-  describe = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
   if not jax.tree.leaves(batch) or any(
     math.prod(a.shape) == 0 for a in jax.tree.leaves(batch)
   ):
-    raise ValueError(f"batches must hold examples, got {describe(batch)} in batch {i}.")
-  if describe(first) != describe(batch):
+    raise ValueError(
+      f"batches must hold examples, got {_describe(batch)} in batch {i}."
+    )
+  if _describe(first) != _describe(batch):
     raise ValueError(
       "batches must all have the shapes and dtypes of the first, "
-      f"{describe(first)}, got {describe(batch)} in batch {i}."
+      f"{_describe(first)}, got {_describe(batch)} in batch {i}."
     )

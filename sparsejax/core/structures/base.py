@@ -35,6 +35,7 @@ class Structure:
       weights until the budgets are full; `before` are the masks before the chain.
     density: the only density it can have, or None for any.
     ablates: whether `fill` may close neurons, so that a method must grow.
+    group: `(n, m)` where n of every m neighbouring inputs are live, axis -2; else None.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Structure:
   fill: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
   density: float | None = None
   ablates: bool = False
+  group: tuple[int, int] | None = None
 
 
 def fit_units(unit: Callable[[tuple[int, ...]], int]):

@@ -145,4 +145,5 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     keep=select,
     fill=fill,
     density=n / m,
+    group=(n, m) if adjacent and axis == -2 else None,
   )
