@@ -13,7 +13,7 @@ model = nn.Sequential([nn.Dense(100), nn.relu, nn.Dense(10)])
 params = model.init(jax.random.key(0), x)
 sgd = optax.sgd(0.3, momentum=0.9)
 tx = sj.sparse_momentum(sgd, density=0.1, update_every=20, end_step=200)
-opt_state = tx.init(params)
+params, opt_state = sj.init(tx, params)
 
 
 def loss(params, x, y):

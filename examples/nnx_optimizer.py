@@ -11,9 +11,10 @@ x = x.astype("float32") / 16
 rngs = nnx.Rngs(0)
 layers = [nnx.Linear(64, 100, rngs=rngs), nnx.relu, nnx.Linear(100, 10, rngs=rngs)]
 model = nnx.Sequential(*layers)
-sgd = optax.sgd(0.3, momentum=0.9)
-tx = sj.sparse_momentum(sgd, density=0.1, update_every=20, end_step=200)
+tx = sj.sparse_momentum(optax.sgd(0.3, 0.9), 0.1, update_every=20, end_step=200)
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+params, masks = nnx.state(model, nnx.Param), sj.masks(optimizer.opt_state)
+nnx.update(model, sj.apply_masks(params, masks))  # sparse from the first gradient on
 
 
 def loss(model, x, y):

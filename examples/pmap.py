@@ -17,7 +17,7 @@ images, labels = (a[:1440].reshape(devices, -1, *a.shape[1:]) for a in (x, y))
 model = nn.Sequential([nn.Dense(100), nn.relu, nn.Dense(10)])
 tx = sj.sparse_momentum(optax.sgd(0.3, 0.9), 0.1, update_every=20, end_step=200)
 params = model.init(jax.random.key(0), x)
-replicas = jax.tree.map(lambda a: jnp.stack([a] * devices), (params, tx.init(params)))
+replicas = jax.tree.map(lambda a: jnp.stack([a] * devices), sj.init(tx, params))
 loss = lambda params, x, y: cross_entropy(model.apply(params, x), y).mean()
 
 

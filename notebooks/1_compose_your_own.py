@@ -100,7 +100,7 @@ def trainer(change):
   def run(seed):
     tx = optimizer(change, seed)
     params = model.init(jax.random.key(seed), train[0][:1])["params"]
-    opt_state = tx.init(params)
+    params, opt_state = sj.init(tx, params)
     # Sparse layers start with the variance of dense ones.
     params = sj.rescale(params, sj.masks(opt_state))
 

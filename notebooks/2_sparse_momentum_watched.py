@@ -48,8 +48,7 @@ tx = sj.sparse_momentum(
   update_every=EVERY,
   drop_fraction=optax.cosine_decay_schedule(0.5, ROUNDS * EVERY),
 )
-opt_state = tx.init(params)
-params = sj.apply_masks(params, sj.masks(opt_state))
+params, opt_state = sj.init(tx, params)
 
 # %% [markdown]
 # One call of `to_next_update` ends with a mask update. Momentum is found in the inner

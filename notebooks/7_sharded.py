@@ -90,8 +90,8 @@ def step(params, opt_state, images, labels):
 # of the batch.
 
 # %%
-sharded = jax.device_put(params, shardings)
-opt_state = jax.jit(tx.init)(sharded)
+start = jax.jit(lambda params: sj.init(tx, params))
+sharded, opt_state = start(jax.device_put(params, shardings))
 masks = sj.masks(opt_state)
 moments = optax.tree.get(opt_state, "trace")
 figure, panels = plt.subplots(1, 4, figsize=(10, 2.6), layout="constrained")

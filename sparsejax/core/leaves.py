@@ -83,6 +83,7 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
   check_arrays("params", params)
   check_where(name, where)
   paths = [path_string(path) for path, _ in leaves]
+  default = where is None
   if where is None:
     where = is_kernel
   if isinstance(where, str):
@@ -95,6 +96,13 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
       chosen = jax.tree.leaves(jax.tree.broadcast(where, params))
     except ValueError as e:
       raise ValueError(f"{name} must be a tree that fits params: {e}") from None
+  if not any(chosen) and default:
+    shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
+    raise ValueError(
+      f"{name} must select at least one leaf, got none: by default these are floating-point "
+      f"kernels of rank 2 or more, and params hold {_few(paths)} of shapes {shapes[:6]}. Other "
+      f"leaves are chosen by {name}=, all of them by {name}=lambda path, leaf: True."
+    )
   if not any(chosen):
     raise ValueError(
       f"{name} must select at least one leaf, got none: {where!r} matches nothing "
@@ -131,8 +139,15 @@ def check_arrays(name: str, tree: PyTree) -> None:
   """Raises TypeError unless every leaf of a tree is an array, or abstract."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+      advice = ""
+      if name == "params":
+        advice = (
+          " Of a module with other leaves pass its arrays alone, as "
+          "eqx.filter(model, eqx.is_inexact_array) of equinox gives them."
+        )
       raise TypeError(
         f"{name} must be a tree of arrays, got {leaf!r} at {path_string(path)!r}."
+        + advice
       )
 
 

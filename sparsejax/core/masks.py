@@ -57,7 +57,12 @@ def masks(opt_state: PyTree) -> PyTree:
     >>> sj.masks(state)["bias"] is None, int(sj.masks(state)["kernel"].sum())
     (True, 2)
   """
-  found = [unpack_tree(state.masks) for state in _some_states(opt_state)]
+  return merged_masks(_some_states(opt_state))
+
+
+def merged_masks(states: list[SparseState]) -> PyTree:
+  """The masks of states that sparsify one tree, one or more of them, as bools."""
+  found = [unpack_tree(state.masks) for state in states]
   return found[0] if len(found) == 1 else _merge(found)
 
 

@@ -11,6 +11,7 @@ import optax
 
 from sparsejax.core.masks import apply_masks, sparse_states
 from sparsejax.core.replace import with_masks
+from sparsejax.transforms.init import masked_start
 from sparsejax.transforms.sparsify_forward import effective as sj_effective
 
 PyTree = Any
@@ -96,6 +97,8 @@ def make(tx, keys, params, masks, model_state) -> Member:
     if masks is not None:
       opt_state = with_masks(opt_state, masks)
       params = apply_masks(params, masks)
+    else:
+      params = masked_start(params, opt_state)
     return Member(key, params, model_state, opt_state)
 
   return jax.vmap(one)(keys, params, masks, model_state)

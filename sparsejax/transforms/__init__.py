@@ -17,6 +17,7 @@ from sparsejax.transforms.gradual_magnitude import cubic, gradual_magnitude
 from sparsejax.transforms.grasp import grasp
 from sparsejax.transforms.grow import grow
 from sparsejax.transforms.grow_per_neuron import grow_per_neuron
+from sparsejax.transforms.init import init
 from sparsejax.transforms.initialize_grown import initialize_grown
 from sparsejax.transforms.isometric import isometric
 from sparsejax.transforms.keep import keep
@@ -66,6 +67,7 @@ __all__ = [
   "grasp",
   "grow",
   "grow_per_neuron",
+  "init",
   "init_scores",
   "init_thresholds",
   "initialize_grown",

@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import sparsejax as sj
 from sparsejax.core.leaves import align, choose, matches, selected
 
 TREE = {
@@ -99,3 +103,26 @@ def test_bad_trees():
     align({"a": jnp.ones((3, 2))}, masks)
   with pytest.raises(ValueError, match="'a' missing"):
     align({"c": jnp.ones((3, 2))}, masks, strict=False)
+
+
+def test_a_flat_vector_is_told_of_ranks_and_where():
+  """Evolution strategies hand all weights over as one vector, which has no kernels."""
+  vector = jnp.ones(12)
+  with pytest.raises(ValueError, match=r"rank 2 or more.*shapes \[\(12,\)\].*where="):
+    sj.rigl(optax.sgd(0.1), 0.5).init(vector)
+  tx = sj.rigl(optax.sgd(0.1), 0.5, where=lambda path, leaf: True)
+  assert int(sj.masks(tx.init(vector)).sum()) == 6
+
+
+def test_a_module_with_functions_is_told_of_its_arrays():
+  model = eqx.nn.MLP(4, 4, 8, 1, key=jax.random.key(0))
+  tx = sj.static_sparse(optax.sgd(0.1), 0.5)
+  with pytest.raises(TypeError, match=r"eqx\.filter\(model, eqx\.is_inexact_array\)"):
+    tx.init(model)
+  params, state = sj.init(tx, eqx.filter(model, eqx.is_inexact_array))
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, state = tx.update(grads, state, params)
+  end = eqx.apply_updates(model, updates)
+  for layer, mask in zip(end.layers, sj.masks(state).layers, strict=True):
+    assert not np.any(np.asarray(layer.weight)[~np.asarray(mask.weight)])
+    assert int(mask.weight.sum()) == layer.weight.size // 2
