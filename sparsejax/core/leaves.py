@@ -99,9 +99,10 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
   if not any(chosen) and default:
     shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
     raise ValueError(
-      f"{name} must select at least one leaf, got none: by default these are floating-point "
-      f"kernels of rank 2 or more, and params hold {_few(paths)} of shapes {shapes[:6]}. Other "
-      f"leaves are chosen by {name}=, all of them by {name}=lambda path, leaf: True."
+      f"{name} must select at least one leaf, got none: by default these are "
+      f"floating-point kernels of rank 2 or more, and params hold {_few(paths)} of "
+      f"shapes {shapes[:6]}. Other leaves are chosen by {name}=, all of them by "
+      f"{name}=lambda path, leaf: True."
     )
   if not any(chosen):
     raise ValueError(

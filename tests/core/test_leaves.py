@@ -122,7 +122,7 @@ def test_a_module_with_functions_is_told_of_its_arrays():
   params, state = sj.init(tx, eqx.filter(model, eqx.is_inexact_array))
   grads = jax.tree.map(jnp.ones_like, params)
   updates, state = tx.update(grads, state, params)
-  end = eqx.apply_updates(model, updates)
+  end = eqx.apply_updates(params, updates)
   for layer, mask in zip(end.layers, sj.masks(state).layers, strict=True):
     assert not np.any(np.asarray(layer.weight)[~np.asarray(mask.weight)])
     assert int(mask.weight.sum()) == layer.weight.size // 2
