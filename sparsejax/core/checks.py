@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.experimental import checkify
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
@@ -137,3 +139,53 @@ def check_mapping(name: str, value: Any, what: str) -> None:
   """
   if not isinstance(value, Mapping):
     raise TypeError(f"{name} must be a mapping {what}, got {value!r}.")
+
+
+def check_value(holds: Any, message: str) -> None:
+  """Raises ValueError unless a rule about values holds.
+
+  Under `jax.jit` a value cannot be read: the check does nothing there, unless the
+  function goes through `checkify.checkify`, whose error then carries the message.
+
+  Args:
+    holds: a bool or a bool scalar, possibly traced.
+    message: what the error says.
+
+  Raises:
+    ValueError: it does not hold.
+
+  Example:
+    >>> check_value(False, "damping must be at least 0, got -1.")
+    Traceback (most recent call last):
+      ...
+    ValueError: damping must be at least 0, got -1.
+  """
+  if isinstance(holds, Tracer):
+    checkify.debug_check(holds, message)
+  elif not bool(holds):
+    raise ValueError(message)
+
+
+def check_finite(name: str, value: jax.Array) -> None:
+  """Raises ValueError where an array holds NaN or infinity; see `check_value`.
+
+  Args:
+    name: the argument's name.
+    value: float array of any shape, possibly traced.
+
+  Raises:
+    ValueError: a number is not finite.
+
+  Example:
+    >>> check_finite("hessian", jnp.array([[1.0, jnp.nan]]))
+    Traceback (most recent call last):
+      ...
+    ValueError: hessian must be finite, got nan at [0, 1].
+  """
+  finite = jnp.isfinite(value)
+  if isinstance(finite, Tracer):
+    check_value(jnp.all(finite), f"{name} must be finite, got NaN or infinity.")
+  elif not bool(jnp.all(finite)):
+    at = np.unravel_index(int(jnp.argmin(finite)), finite.shape)
+    index = tuple(int(i) for i in at)
+    raise ValueError(f"{name} must be finite, got {value[index]} at {list(index)}.")

@@ -5,13 +5,19 @@ Rows here are neurons: `weights` is `(rows, n)`, the transpose of a Dense kernel
 one row never touches another, so rows are a `vmap`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sparsejax.core.checks import check_integer
-from sparsejax.lottery.compensation import check_rows, damped
+from sparsejax.lottery.compensation import (
+  check_factor,
+  check_rows,
+  regularized,
+  statistics_dtype,
+)
 
 
 class Order(NamedTuple):
@@ -37,16 +43,20 @@ def deletion_order(
 
   Args:
     weights: float array `(rows, n)`.
-    hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite.
+    hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite. It may be
+      singular, as with fewer samples than columns: see `regularized`.
     damping: fraction of the mean diagonal added to the diagonal.
     block: how many downdates are applied together (speed, not value).
     batch_size: how many rows are held at a time, `n^2` floats each.
 
   Returns:
-    `Order`.
+    `Order`, in float32 or, if an argument is float64, in float64.
 
   Raises:
-    ValueError: shapes do not fit, or `damping` is negative.
+    TypeError: `weights` or `hessian` is not floating point.
+    ValueError: shapes do not fit, `damping` is negative, a number is not finite, or
+      `hessian` is not positive semidefinite. Under `jit` such a Hessian gives a rise
+      of NaN instead, or the same error through `checkify.checkify`.
 
   Example:
     >>> h = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -59,46 +69,69 @@ def deletion_order(
   check_rows(weights, hessian, damping)
   check_integer("block", block, 1)
   check_integer("batch_size", batch_size, 1)
-  n = weights.shape[1]
-  block = min(block, n)
-  hessian = damped(hessian, damping)
+  block = min(block, weights.shape[1])
+  order = _deletion_order(weights, hessian, damping, block, batch_size)
+  check_factor(order.rise, hessian)
+  return order
 
-  def delete_row(row, inverse):
+
+# Run eagerly, the loops would compile at every call.
+@functools.partial(jax.jit, static_argnames=("block", "batch_size"))
+def _deletion_order(weights, hessian, damping, block, batch_size):
+  n = weights.shape[1]
+  dtype = statistics_dtype(weights, hessian)
+  weights = weights.astype(dtype)
+  hessian = regularized(hessian.astype(dtype), damping)
+
+  def invert(hessian):
+    factor = jnp.linalg.cholesky(hessian)
+    eye = jnp.eye(n, dtype=dtype)
+    return jax.scipy.linalg.cho_solve((factor, True), eye)
+
+  def delete_row(row, inverse, diagonal):
+    # No downdate leaves less: [H_LL^-1]_qq >= 1 / H_qq for any live block.
+    least = 1 / diagonal
+
     def one_block(state, count):
-      return _delete_block(state, count, block)
+      return _delete_block(state, count, block, least)
 
     live = jnp.ones(row.shape, bool)
     state = (row, live, inverse, jnp.diagonal(inverse))
     left = [block] * (n // block) + ([n % block] if n % block else [])
     _, (index, rise) = jax.lax.scan(one_block, state, jnp.array(left, jnp.int32))
+    # Without an inverse the order is none.
+    rise = jnp.where(jnp.all(jnp.isfinite(inverse)), rise, jnp.nan)
     return index.reshape(-1)[:n], rise.reshape(-1)[:n]
 
   if hessian.ndim == 2:
-    inverse = jnp.linalg.inv(hessian)
-    return Order(
-      *jax.lax.map(lambda w: delete_row(w, inverse), weights, batch_size=batch_size)
+    inverse, diagonal = invert(hessian), jnp.diagonal(hessian)
+    index, rise = jax.lax.map(
+      lambda w: delete_row(w, inverse, diagonal), weights, batch_size=batch_size
     )
-  return Order(
-    *jax.lax.map(
-      lambda pair: delete_row(pair[0], jnp.linalg.inv(pair[1])),
+  else:
+    index, rise = jax.lax.map(
+      lambda pair: delete_row(pair[0], invert(pair[1]), jnp.diagonal(pair[1])),
       (weights, hessian),
       batch_size=batch_size,
     )
-  )
+  return Order(index, rise)
 
 
-def _delete_block(state, count, block):
+def _delete_block(state, count, block, least):
   """`count <= block` deletions of one row, then one rank-`block` downdate."""
   row, live, inverse, diagonal = state
   pending = jnp.zeros((block, row.size), row.dtype)
 
   def delete(step, carry):
     row, live, diagonal, pending, index, rise = carry
-    tiny = jnp.finfo(row.dtype).tiny
-    saliency = jnp.where(live, row**2 / (2 * jnp.maximum(diagonal, tiny)), jnp.inf)
+    safe, largest = jnp.maximum(diagonal, least), jnp.finfo(row.dtype).max
+    saliency = row**2 / (2 * safe)
+    # Finite where live, whatever the row: each weight is deleted once.
+    saliency = jnp.where(saliency < largest, saliency, largest)
+    saliency = jnp.where(live, saliency, jnp.inf)
     q = jnp.argmin(saliency).astype(jnp.int32)
     column = inverse[q] - pending[:, q] @ pending
-    root = jnp.sqrt(jnp.maximum(diagonal[q], tiny))
+    root = jnp.sqrt(safe[q])
     scaled = jnp.where(live, column / root, 0).at[q].set(root)
     # Past the last weight there is nothing to delete: leave everything as it is.
     scaled = jnp.where(step < count, scaled, jnp.zeros_like(scaled))

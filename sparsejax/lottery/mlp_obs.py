@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.budgets import apportion
+from sparsejax.core.checks import check_finite
 from sparsejax.lottery import compensation, layerwise_obs
 from sparsejax.lottery.second_order import Pruned, keep_best
 from sparsejax.scores.gauss_newton import dense_layers, mlp_factors
@@ -61,7 +63,8 @@ def prepare(
     `Prepared`.
 
   Raises:
-    ValueError: `params` holds something that is not a dense layer.
+    ValueError: `params` holds something that is not a dense layer; `inputs`, a layer's
+      params or its Hessian are not finite (under `jit` see `deletion_order`).
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
@@ -73,12 +76,22 @@ def prepare(
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1 and
   section 4; the sensitivities are added here.
   """
-  factors = mlp_factors(params, inputs, loss=loss, activation=activation)
+  layers = dense_layers(params)
+  names = sorted(params) if isinstance(params, Mapping) else range(len(layers))
+  check_finite("inputs", inputs)
+  for name, layer in zip(names, layers, strict=True):
+    for part, value in layer.items():
+      check_finite(f"params[{name!r}][{part!r}]", value)
+  dtype = compensation.statistics_dtype(inputs, *jax.tree.leaves(layers))
+  layers = jax.tree.map(lambda x: x.astype(dtype), layers)
+  inputs = inputs.astype(dtype)
+  factors = mlp_factors(layers, inputs, loss=loss, activation=activation)
   hessians, means, scores, rises = [], [], [], []
-  for layer, (x, s) in zip(dense_layers(params), factors, strict=True):
+  for name, layer, (x, s) in zip(names, layers, factors, strict=True):
     mean = jnp.mean(x, 0) if "bias" in layer else jnp.zeros_like(x[0])
     centred = x - mean[None]
     hessian = centred.T @ centred / x.shape[0]
+    check_finite(f"the Hessian of params[{name!r}]", hessian)
     order = layerwise_obs.deletion_order(
       layer["kernel"].T, hessian, damping=damping, batch_size=batch_size
     )
@@ -106,7 +119,8 @@ def prune(
     params: as given to `prepare`. Biases are never deleted; they are compensated.
     prepared: from `prepare`.
     live: kernel weights kept, an integer, possibly traced.
-    uniform: the same density in every layer, instead of the best `live` of the net.
+    uniform: the same density in every layer (the rest by largest remainder), instead of
+      the best `live` of the net.
     damping: as in `prepare`.
 
   Returns:
@@ -126,11 +140,12 @@ def prune(
   layers = dense_layers(params)
   every = [jnp.ones(s.shape, bool) for s in prepared.scores]
   if uniform:
-    total = sum(s.size for s in prepared.scores)
-    masks = []
-    for score, where in zip(prepared.scores, every, strict=True):
-      share = jnp.round(jnp.asarray(live) * (score.size / total)).astype(jnp.int32)
-      masks.append(keep_best(score, where, share))
+    sizes = jnp.array([s.size for s in prepared.scores], jnp.int32)
+    shares = apportion(sizes, live, sizes)
+    masks = [
+      keep_best(score, where, share)
+      for score, where, share in zip(prepared.scores, every, shares, strict=True)
+    ]
   else:
     masks = keep_best(prepared.scores, every, live)
   kernels = [
@@ -173,5 +188,8 @@ def with_kernel(layer: Mapping[str, jax.Array], kernel: jax.Array, mean: jax.Arr
   """
   new = {**layer, "kernel": kernel}
   if "bias" in layer:
-    new["bias"] = layer["bias"] + (layer["kernel"] - kernel).T @ mean
+    # In the dtype of the mean: a kernel's rounding is compensated too.
+    bias, old = layer["bias"].astype(mean.dtype), layer["kernel"].astype(mean.dtype)
+    bias = bias + (old - kernel.astype(mean.dtype)).T @ mean
+    new["bias"] = bias.astype(layer["bias"].dtype)
   return new

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core.checks import check_integer, check_number
+from sparsejax.core.checks import check_finite, check_integer, check_number
 from sparsejax.core.leaves import check_masks
+from sparsejax.lottery.compensation import statistics_dtype
 
 
 def live_inverse(
@@ -22,13 +23,16 @@ def live_inverse(
   Args:
     hessian: float array `(n, n)`, symmetric.
     mask: bool array `(n,)`, True = live.
-    damping: added to the live diagonal.
+    damping: added to the live diagonal. Where the block is singular to working
+      precision, so is `n eps max |diag H|` (`n eps` if that is 0).
 
   Returns:
     Float array `(n, n)`.
 
   Raises:
-    ValueError: `damping` is negative.
+    TypeError: `mask` is not bool.
+    ValueError: `damping` is negative; `hessian` is not finite (under `jit` the inverse
+      is NaN instead).
 
   Example:
     >>> live_inverse(jnp.diag(jnp.array([2.0, 4.0])), jnp.array([True, False])).tolist()
@@ -37,10 +41,29 @@ def live_inverse(
   check_number("damping", damping, "be at least 0", lambda v: 0 <= v < np.inf)
   check_masks(mask, "mask")
   _check_square("hessian", hessian, mask.size)
+  check_finite("hessian", hessian)
+  return _live_inverse(hessian, mask, damping)
+
+
+def _live_inverse(hessian, mask, damping):
   live = mask[:, None] & mask[None, :]
   eye = jnp.eye(mask.size, dtype=hessian.dtype)
-  inverse = jnp.linalg.inv(jnp.where(live, hessian + damping * eye, eye))
-  return jnp.where(live, inverse, jnp.zeros_like(inverse))
+
+  def invert(extra):
+    matrix = jnp.where(live, hessian + (damping + extra) * eye, eye)
+    inverse = jnp.linalg.inv(matrix)
+    return jnp.where(live, inverse, jnp.zeros_like(inverse))
+
+  def norm(matrix):
+    return jnp.max(jnp.sum(jnp.abs(jnp.where(live, matrix, 0)), 0))
+
+  inverse = invert(jnp.zeros((), hessian.dtype))
+  smallest = mask.size * float(jnp.finfo(hessian.dtype).eps)
+  # LAPACK's rule: the reciprocal of the condition number is below rounding.
+  regular = norm(hessian + damping * eye) * norm(inverse) * smallest < 1
+  largest = jnp.max(jnp.abs(jnp.where(live, hessian, 0) * eye))
+  unit = smallest * jnp.where(largest > 0, largest, jnp.ones_like(largest))
+  return jax.lax.cond(regular, lambda: inverse, lambda: invert(unit))
 
 
 def obs_saliency(
@@ -159,7 +182,8 @@ def optimal_brain_surgeon(
   """Deletes the least salient weight, compensates, and repeats on the same Hessian.
 
   One inversion, then a downdate a deletion; the weights are at all times the minimum of
-  the quadratic under the zeros so far.
+  the quadratic under the zeros so far. Where no live weight has positive inverse
+  curvature, as with an indefinite Hessian, the smallest goes, without compensation.
 
   Args:
     weights: float array `(n,)`, exactly 0.0 where dead.
@@ -169,11 +193,15 @@ def optimal_brain_surgeon(
     damping: added to the Hessian's diagonal.
 
   Returns:
-    `Surgery`: weights, mask and the predicted rise of the loss. Stops early where no
-    live weight has positive inverse curvature.
+    `Surgery`: weights in their own dtype, a mask of exactly `live` (at most as many as
+    `mask` has), and the predicted rise of the loss; computed in float32 or, if an
+    argument is float64, in float64.
 
   Raises:
-    ValueError: `damping` is negative.
+    TypeError: `mask` is not bool.
+    ValueError: `damping` is negative, `live` out of range, or `weights` or `hessian`
+      not finite. Under `jit` such a Hessian gives NaN at live weights instead, in a
+      mask of the same count, or the same error through `checkify.checkify`.
 
   Example:
     >>> hessian = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -188,24 +216,45 @@ def optimal_brain_surgeon(
     check_integer("live", live, 0)
     if live > weights.size:
       raise ValueError(f"live must be at most {weights.size}, got {live}.")
-  inverse = live_inverse(hessian, mask, damping)
+  check_finite("weights", weights)
+  check_number("damping", damping, "be at least 0", lambda v: 0 <= v < np.inf)
+  check_masks(mask, "mask")
+  _check_square("hessian", hessian, mask.size)
+  check_finite("hessian", hessian)
+  return _surgery(weights, hessian, mask, live, damping)
+
+
+# Run eagerly, the loop would compile at every call.
+@jax.jit
+def _surgery(weights, hessian, mask, live, damping):
+  dtype = statistics_dtype(weights, hessian)
+  given, weights, hessian = weights.dtype, weights.astype(dtype), hessian.astype(dtype)
+  inverse = _live_inverse(hessian, mask, damping)
+  least, largest = jnp.maximum(live, 0), jnp.finfo(dtype).max
 
   def unfinished(state):
-    weights, mask, inverse, _ = state
-    possible = jnp.any(jnp.isfinite(obs_saliency(weights, inverse, mask)))
-    return (jnp.sum(mask, dtype=jnp.int32) > live) & possible
+    return jnp.sum(state[1], dtype=jnp.int32) > least
 
   def delete(state):
     weights, mask, inverse, predicted = state
     saliency = obs_saliency(weights, inverse, mask)
-    index = jnp.argmin(saliency)
+    compensable = jnp.any(jnp.isfinite(saliency))
+    # Finite where live, or the loop would not end on an infinite weight.
+    size = jnp.minimum(jnp.abs(weights), largest)
+    smallest = jnp.argmin(jnp.where(mask, size, jnp.inf))
+    index = jnp.where(compensable, jnp.argmin(saliency), smallest)
+    without = weights.at[index].set(0)
+    plain = hessian[index, index] * weights[index] ** 2 / 2
+    compensated = obs_update(weights, inverse, index)
     return (
-      jnp.where(mask, obs_update(weights, inverse, index), 0),
+      jnp.where(mask, jnp.where(compensable, compensated, without), 0),
       mask.at[index].set(False),
-      downdate_inverse(inverse, index),
-      predicted + saliency[index],
+      jnp.where(compensable, downdate_inverse(inverse, index), inverse),
+      predicted + jnp.where(compensable, saliency[index], plain),
     )
 
   start = (weights, mask, inverse, jnp.zeros((), weights.dtype))
   weights, mask, _, predicted = jax.lax.while_loop(unfinished, delete, start)
-  return Surgery(weights, mask, predicted)
+  sound = jnp.all(jnp.isfinite(hessian))
+  weights = jnp.where(mask, jnp.where(sound, weights, jnp.nan), 0)
+  return Surgery(weights.astype(given), mask, predicted)

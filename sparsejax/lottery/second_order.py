@@ -190,11 +190,14 @@ def surgeon_rule(loss: Callable[[Params], jax.Array], *, damping: float = 0.0) -
 def keep_best(scores: Params, masks: Params, live: jax.Array | int) -> Params:
   """Masks of the `live` best-scored live weights over all layers: exactly `live`.
 
+  NaN ranks last, with -inf.
+
   Example:
     >>> keep_best(jnp.array([1.0, 1.0]), jnp.array([True, True]), 1).tolist()
     [True, False]
   """
   leaves, structure = jax.tree.flatten(scores)
+  leaves = [jnp.where(jnp.isnan(s), -jnp.inf, s) for s in leaves]
   where = jax.tree.leaves(masks)
   shares = split_k(leaves, live, where)
   kept = [

@@ -1,5 +1,6 @@
 """SparseGPT: one-shot layer-wise OBS in a fixed column order, with N:M masks."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,12 @@ import numpy as np
 
 from sparsejax.core import top_k_mask
 from sparsejax.core.checks import check_integer, check_number, check_tuple
-from sparsejax.lottery.compensation import damped
+from sparsejax.lottery.compensation import (
+  check_factor,
+  check_rows,
+  regularized,
+  statistics_dtype,
+)
 
 
 class OneShot(NamedTuple):
@@ -37,19 +43,25 @@ def sparse_gpt(
 
   Args:
     weights: float array `(rows, n)`, the transpose of a Dense kernel.
-    hessian: float array `(n, n)`, `(2 / samples) X^T X`.
+    hessian: float array `(n, n)`, `(2 / samples) X^T X`, kept in float32 or float64.
+      It may be singular, as with fewer samples than columns: see `regularized`.
     density: the fraction kept, in (0, 1]: exactly `round(density * rows * n)` weights,
       shared out evenly over the blocks of columns; not used with `n_m`.
     n_m: `(N, M)`: keep the best N of every M neighbouring columns.
     live: how many weights to keep, in place of `density`; not used with `n_m`.
-    block: columns a block.
+    block: columns per block.
     damping: fraction of the mean diagonal added to the diagonal.
 
   Returns:
-    `OneShot`.
+    `OneShot`, the weights in their own dtype; computed in float32 or, if an argument is
+    float64, in float64.
 
   Raises:
-    ValueError: `density`, `n_m`, `live`, `block` or `damping` breaks its rule.
+    TypeError: `weights` or `hessian` is not floating point.
+    ValueError: `density`, `n_m`, `live`, `block` or `damping` breaks its rule;
+      `weights` or `hessian` is not finite, or `hessian` not positive semidefinite. Under `jit` such
+      a Hessian gives NaN at live weights instead, in a mask of the same counts, or the
+      same error through `checkify.checkify`.
 
   Example:
     >>> w = jnp.array([[1.0, 4.0, 3.0, 2.0]])
@@ -58,82 +70,119 @@ def sparse_gpt(
 
   Reference: Frantar and Alistarh, SparseGPT (2023), Algorithm 1.
   """
+  check_rows(weights, hessian, damping)
   rows, n = weights.shape
-  if hessian.shape != (n, n):
+  if hessian.ndim != 2:
     raise ValueError(f"hessian must have shape ({n}, {n}), got {hessian.shape}.")
   check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
-  if live is None:
-    live = max(1, round(density * rows * n))
-  check_integer("live", live, 0)
-  if live > rows * n:
-    raise ValueError(f"live must be at most {rows * n}, the weights, got {live}.")
+  if live is not None:
+    check_integer("live", live, 0)
+    if live > rows * n:
+      raise ValueError(f"live must be at most {rows * n}, the weights, got {live}.")
   check_integer("block", block, 1)
-  check_number("damping", damping, "be at least 0", lambda v: 0 <= v < float("inf"))
   if n_m is not None:
     check_tuple("n_m", n_m, 2)
+    n_m = (n_m[0], n_m[1])
     if not 0 < n_m[0] <= n_m[1]:
       raise ValueError(f"n_m must be (N, M) with 0 < N <= M, got {n_m}.")
     if n % n_m[1]:
       raise ValueError(f"n_m: M must divide the {n} columns, got {n_m}.")
     block = -(-min(block, n) // n_m[1]) * n_m[1]
   block = min(block, n)
-  # Column i's row of the factor must hold only what lies to its right.
-  inverse = jnp.linalg.inv(damped(hessian, damping))
-  upper = jnp.linalg.cholesky(inverse).T
+  kept = _kept_per_block(_live(density, rows * n) if live is None else live, n, block)
+  result, pivots = _prune_columns(weights, hessian, kept, damping, n_m=n_m, block=block)
+  check_factor(pivots, hessian)
+  return result
+
+
+# Run eagerly, the loops would compile at every call.
+@functools.partial(jax.jit, static_argnames=("n_m", "block"))
+def _prune_columns(weights, hessian, kept, damping, *, n_m, block):
+  """The result, and the pivots of the Hessian's factor, NaN if it has none."""
+  rows, n = weights.shape
+  dtype = statistics_dtype(weights, hessian)
+  given, weights, hessian = weights.dtype, weights.astype(dtype), hessian.astype(dtype)
+  factor, scales = _rows_of_inverse(regularized(hessian, damping))
   padding = -n % block
   weights = jnp.pad(weights, ((0, 0), (0, padding)))
-  upper = jnp.pad(upper, ((0, padding), (0, padding)))
-  diagonal = jnp.diagonal(upper)
+  factor = jnp.pad(factor, ((0, padding), (0, padding)))
+  pivots = jnp.pad(scales, (0, padding))
   real = jnp.arange(n + padding) < n
-  diagonal = jnp.where(real, diagonal, jnp.ones_like(diagonal))
 
-  def choose(chunk, pivots, valid, count):
-    scores = jnp.where(valid[None], (chunk / pivots[None]) ** 2, -jnp.inf)
-    if n_m is not None:
-      n_kept, group = n_m
-      groups = scores.reshape(-1, group)
-      kept = jax.vmap(lambda s: top_k_mask(s, n_kept))(groups)
-      return kept.reshape(scores.shape)
-    return top_k_mask(scores, count)
+  def choose(chunk, pivots, valid, kept):
+    # Ranks like the squared score, and cannot overflow.
+    scores = jnp.abs(chunk) * pivots[None]
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+    valid = jnp.broadcast_to(valid[None], scores.shape)
+    if n_m is None:
+      return top_k_mask(scores, kept, valid)
+    n_kept, group = n_m
+    best = jax.vmap(lambda s, v: top_k_mask(s, n_kept, v))
+    groups = best(scores.reshape(-1, group), valid.reshape(-1, group))
+    return groups.reshape(scores.shape)
 
-  def one_block(weights, start_and_count):
-    start, count = start_and_count
+  def one_block(weights, start_and_kept):
+    start, kept = start_and_kept
 
     def cut(x, axis):
       return jax.lax.dynamic_slice_in_dim(x, start, block, axis)
 
-    chunk, rows_of_upper = cut(weights, 1), cut(upper, 0)
-    square, pivots = cut(rows_of_upper, 1), cut(diagonal, 0)
+    chunk, rows_of_factor, valid = cut(weights, 1), cut(factor, 0), cut(real, 0)
+    square, scale = cut(rows_of_factor, 1), cut(pivots, 0)
     group_size = None if n_m is None else n_m[1]
     mask = jnp.zeros(chunk.shape, bool)
     if n_m is None:
-      mask = choose(chunk, pivots, cut(real, 0), count)
+      mask = choose(chunk, scale, valid, kept)
 
     def column(carry, i):
       chunk, mask = carry
       if group_size is not None:
         # A group is chosen when its first column is reached, from compensated weights.
-        fresh = choose(chunk, pivots, cut(real, 0), count)
+        fresh = choose(chunk, scale, valid, kept)
         group = jnp.arange(block) // group_size == i // group_size
         mask = jnp.where((i % group_size == 0) & group[None], fresh, mask)
-      value = chunk[:, i]
-      error = jnp.where(mask[:, i], 0, value) / pivots[i]
+      error = jnp.where(mask[:, i], 0, chunk[:, i])
       chunk = chunk - error[:, None] * square[i][None]
       return (chunk, mask), error
 
     (chunk, mask), errors = jax.lax.scan(column, (chunk, mask), jnp.arange(block))
     later = jnp.arange(n + padding) >= start + block
-    correction = errors.T @ jnp.where(later[None], rows_of_upper, 0)
+    correction = errors.T @ jnp.where(later[None], rows_of_factor, 0)
     weights = weights - correction
     chunk = jnp.where(mask, chunk, 0)
     return jax.lax.dynamic_update_slice_in_dim(weights, chunk, start, 1), mask
 
   starts = jnp.arange(0, n + padding, block)
-  # Rounding the running total, not each block's count, keeps the sum exact.
-  totals = [
-    (2 * live * min(end, n) + n) // (2 * n) for end in range(0, n + block, block)
-  ]
-  counts = jnp.asarray(np.diff(totals), jnp.int32)
-  weights, masks = jax.lax.scan(one_block, weights, (starts, counts))
+  weights, masks = jax.lax.scan(one_block, weights, (starts, kept))
   mask = jnp.moveaxis(masks, 0, 1).reshape(rows, -1)
-  return OneShot(weights[:, :n], mask[:, :n])
+  return OneShot(weights[:, :n].astype(given), mask[:, :n]), scales
+
+
+def _rows_of_inverse(hessian):
+  """Row i of the upper Cholesky factor U of `H^-1` over `U_ii`, and `1 / U_ii`.
+
+  With `H = R R^T`, R upper triangular, `U = R^-1`: no inverse is formed.
+  """
+  root = jnp.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+  eye = jnp.eye(len(hessian), dtype=hessian.dtype)
+  factor = jax.scipy.linalg.solve_triangular(root, eye)
+  pivots = jnp.diagonal(root)
+  return pivots[:, None] * factor, pivots
+
+
+def _live(density, size):
+  """`round(density * size)`, at least 1: an int, or int64 of a density of jax."""
+  if not isinstance(density, jax.Array):
+    return max(1, round(float(density) * size))
+  with jax.enable_x64(True):
+    live = jnp.round(density.astype(jnp.float64) * size).astype(jnp.int64)
+    return jnp.maximum(live, 1)
+
+
+def _kept_per_block(live, n, block):
+  """How many of `live` weights each block of columns keeps, int32 (blocks,)."""
+  # Rounding the running total, not each block's count, keeps the sum exact.
+  ends = np.minimum(np.arange(0, n + block, block), n)
+  with jax.enable_x64(True):
+    totals = (2 * jnp.asarray(live, jnp.int64) * jnp.asarray(ends) + n) // (2 * n)
+    return jnp.diff(totals).astype(jnp.int32)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core.checks import check_integer
+from sparsejax.core.checks import check_finite, check_integer, check_number
+from sparsejax.core.leaves import check_masks
+from sparsejax.lottery.compensation import statistics_dtype
 
 
 def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
@@ -18,10 +20,11 @@ def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
     damping: above 0.
 
   Returns:
-    Float array `(n, n)`.
+    Array `(n, n)`, float32 or, of float64 gradients, float64.
 
   Raises:
-    ValueError: `damping` is not above 0.
+    ValueError: `damping` is not above 0; a gradient is not finite (under `jit` the
+      inverse is NaN instead).
 
   Example:
     >>> fisher_inverse(jnp.array([[1.0], [3.0]]), damping=1.0).tolist()
@@ -29,8 +32,9 @@ def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
 
   Reference: Singh and Alistarh, WoodFisher (2020), Eq. 5.
   """
-  if damping <= 0:
-    raise ValueError(f"damping must be above 0, got {damping}.")
+  check_number("damping", damping, "be above 0", lambda v: 0 < v < float("inf"))
+  check_finite("gradients", gradients)
+  gradients = gradients.astype(statistics_dtype(gradients))
   count, n = gradients.shape
 
   def add(inverse, gradient):
@@ -64,7 +68,8 @@ def block_inverse(
     `WoodFisher`.
 
   Raises:
-    ValueError: `block` is below 1 or `damping` is not above 0.
+    ValueError: `block` is below 1, `damping` is not above 0, or a gradient is not
+      finite.
 
   Example:
     >>> block_inverse(jnp.ones((4, 5)), block=2).blocks.shape
@@ -76,6 +81,7 @@ def block_inverse(
   check_integer("batch_size", batch_size, 1)
   if gradients.ndim != 2:
     raise ValueError(f"gradients must have shape (N, n), got {gradients.shape}.")
+  check_finite("gradients", gradients)
   count, n = gradients.shape
   padded = jnp.pad(gradients, ((0, 0), (0, -n % block)))
   chunks = jnp.moveaxis(padded.reshape(count, -1, block), 1, 0)
@@ -93,7 +99,7 @@ def woodfisher_saliency(weights: jax.Array, fisher: WoodFisher) -> jax.Array:
     fisher: from `block_inverse`.
 
   Returns:
-    Float array `(n,)`.
+    Array `(n,)` of the inverse's dtype, finite for finite weights.
 
   Example:
     >>> fisher = block_inverse(jnp.array([[1.0, 0.0]]), block=2, damping=1.0)
@@ -103,7 +109,12 @@ def woodfisher_saliency(weights: jax.Array, fisher: WoodFisher) -> jax.Array:
   Reference: Singh and Alistarh (2020), Eq. 12.
   """
   diagonal = jnp.diagonal(fisher.blocks, axis1=1, axis2=2).reshape(-1)[: fisher.n]
-  return weights**2 / (2 * diagonal)
+  limits = jnp.finfo(diagonal.dtype)
+  # Rounding can leave nothing of an inverse: a steep weight is worth most, not NaN.
+  saliency = weights.astype(diagonal.dtype) ** 2 / (
+    2 * jnp.maximum(diagonal, limits.tiny)
+  )
+  return jnp.minimum(saliency, limits.max)
 
 
 def woodfisher_compensate(
@@ -120,7 +131,13 @@ def woodfisher_compensate(
     mask: bool array `(n,)`, True = live.
 
   Returns:
-    Float array `(n,)`, exactly 0.0 where dead.
+    Array `(n,)` of the weights' dtype, exactly 0.0 where dead; NaN where live in a
+    block whose inverse is not finite. Blocks whose equations are singular to working
+    precision keep their live weights as they are.
+
+  Raises:
+    TypeError: `mask` is not bool.
+    ValueError: `mask` has another shape than `weights`.
 
   Example:
     >>> fisher = WoodFisher(jnp.array([[[1.0, 0.5], [0.5, 1.0]]]), 2)
@@ -130,17 +147,25 @@ def woodfisher_compensate(
 
   Reference: Kurtic et al., The optimal BERT surgeon (2022), Eq. 4.
   """
-  size = fisher.blocks.shape[1]
+  check_masks(mask, "mask")
+  if mask.shape != weights.shape:
+    raise ValueError(
+      f"mask must have the shape of weights {weights.shape}, got {mask.shape}."
+    )
+  size, dtype = fisher.blocks.shape[1], fisher.blocks.dtype
   pad = (0, -fisher.n % size)
-  w = jnp.pad(weights, pad).reshape(-1, size)
+  w = jnp.pad(weights.astype(dtype), pad).reshape(-1, size)
   live = jnp.pad(mask, pad, constant_values=True).reshape(-1, size)
-  eye = jnp.eye(size, dtype=weights.dtype)
+  eye = jnp.eye(size, dtype=dtype)
 
   def one_block(w, live, inverse):
     dead = ~live
     small = jnp.where(dead[:, None] & dead[None, :], inverse, eye)
     multiplier = jnp.linalg.solve(small, jnp.where(dead, w, 0))
-    return jnp.where(live, w - inverse @ jnp.where(dead, multiplier, 0), 0)
+    new = w - inverse @ jnp.where(dead, multiplier, 0)
+    new = jnp.where(jnp.all(jnp.isfinite(new)), new, w)
+    new = jnp.where(jnp.all(jnp.isfinite(inverse)), new, jnp.nan)
+    return jnp.where(live, new, 0)
 
   result = jax.vmap(one_block)(w, live, fisher.blocks)
-  return result.reshape(-1)[: fisher.n]
+  return result.reshape(-1)[: fisher.n].astype(weights.dtype)
