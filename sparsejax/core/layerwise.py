@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.budgets import to_vector
+from sparsejax.core.leaves import path_string
 from sparsejax.core.reduce import count
 from sparsejax.core.selection import select
 
@@ -40,10 +41,44 @@ def usable(scores: PyTree, where: PyTree) -> Array:
 
   Returns:
     bool scalar.
+
+  Raises:
+    ValueError: see `check_scores`.
   """
+  check_scores(scores, where)
   bad = jax.tree.map(
     lambda s, w: count(w & ~(s < jnp.inf)),  # NaN compares False
     scores,
     where,
   )
   return jnp.all(jnp.stack(jax.tree.leaves(bad)) == 0)
+
+
+def check_scores(scores: PyTree, where: PyTree, name: str = "score") -> None:
+  """Raises ValueError unless scores, which may be a user's, are a float per weight.
+
+  Args:
+    scores: what a score gave.
+    where: tree of bool arrays, one per kernel.
+    name: the argument's name.
+
+  Example:
+    >>> check_scores({"a": jnp.ones(2)}, {"a": jnp.ones(3, bool)})
+    Traceback (most recent call last):
+      ...
+    ValueError: score must give a float per weight, float[3] at 'a'; got float32[2].
+  """
+  found, expected = jax.tree.structure(scores), jax.tree.structure(where)
+  if found != expected:
+    raise ValueError(
+      f"{name} must give a tree like the sparsified leaves, {expected}; got {found}."
+    )
+  for (path, mask), score in zip(
+    jax.tree_util.tree_leaves_with_path(where), jax.tree.leaves(scores), strict=True
+  ):
+    shape, dtype = jnp.shape(score), jnp.result_type(score)
+    if shape != mask.shape or not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(
+        f"{name} must give a float per weight, float{list(mask.shape)} at "
+        f"{path_string(path)!r}; got {dtype}{list(shape)}."
+      )

@@ -13,6 +13,7 @@ from sparsejax.distributions.static import (
   Array,
   Shapes,
   check_distribution,
+  laid_out,
   sizes_of,
   total_budget,
 )
@@ -81,7 +82,7 @@ def override(
         left = total - spent
         left = left if isinstance(left, int) else left.astype(jnp.float64)
         density = left / room
-      others = distribution(rest, density)
+      others = laid_out(distribution, rest, density)
     order = {path: i for i, path in enumerate(rest)}
     none = jnp.int32(0)
     budgets = [

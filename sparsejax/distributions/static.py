@@ -118,7 +118,7 @@ def total_budget(shapes: Shapes, density):
 
 
 def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
-  """What a distribution says, checked: it may be anybody's function.
+  """Calls a distribution, which may be the user's, and validates its result.
 
   Args:
     distribution: `(shapes, density) -> budgets`.
@@ -126,13 +126,19 @@ def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
     density: fraction kept.
 
   Returns:
-    int32 (layers,).
+    int32 (layers,), summing to `total_budget(shapes, density)`. Of a traced density,
+    budgets with another sum are scaled to it, by largest remainder.
 
   Raises:
-    ValueError: it is not an integer a layer, or (where the values are known) more than
-      the layer holds.
+    ValueError: it is not an integer per layer, from 0 to all that the layer holds, or
+      (of a density that is not traced) the sum is another.
   """
-  given = distribution(shapes, density)
+  if isinstance(density, Tracer):
+    given, total = distribution(shapes, density), total_budget(shapes, density)
+  else:
+    # Under `jit` too: budgets are checked while they can be read.
+    with jax.ensure_compile_time_eval():
+      given, total = distribution(shapes, density), total_budget(shapes, density)
   budgets = jnp.asarray(given)
   if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
     raise ValueError(
@@ -147,7 +153,17 @@ def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
           f"distribution must give each layer 0 to all of its weights, got {budget} of "
           f"{size} at {path!r}."
         )
-  return jnp.clip(budgets.astype(jnp.int32), 0, jnp.asarray(sizes, jnp.int32))
+  if isinstance(given, Tracer) or isinstance(total, Tracer):
+    # Budgets that sum to the total come out as they are.
+    budgets = jnp.clip(budgets.astype(jnp.int32), 0, jnp.asarray(sizes, jnp.int32))
+    return _apportion(budgets, total, sizes, spread=False)
+  found = int(np.asarray(given, np.int64).sum())
+  if found != int(total):
+    raise ValueError(
+      f"distribution must give budgets that sum to {int(total)} weights (density "
+      f"{density} of {sizes.sum()}), got {found}."
+    )
+  return budgets.astype(jnp.int32)
 
 
 def check_distribution(distribution, none: bool = False) -> None:
@@ -196,12 +212,12 @@ def _one_each(budgets: Array) -> Array:
   return jnp.where(jnp.max(budgets) > needed, moved, budgets)
 
 
-def _apportion(weights, total, sizes) -> Array:
+def _apportion(weights, total, sizes, spread: bool = True) -> Array:
   with jax.enable_x64(True):
     budgets = _apportion_jit(
       jnp.asarray(weights), jnp.asarray(total), jnp.asarray(sizes)
     )
-  return _one_each(budgets)
+  return _one_each(budgets) if spread else budgets
 
 
 _apportion_jit = jax.jit(apportion)

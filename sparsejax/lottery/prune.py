@@ -17,7 +17,7 @@ from sparsejax.core.checks import (
   check_mapping,
   check_number,
 )
-from sparsejax.core.layerwise import top_k_masks, usable
+from sparsejax.core.layerwise import check_scores, top_k_masks, usable
 from sparsejax.core.leaves import (
   Where,
   align,
@@ -110,6 +110,7 @@ def prune(
   kernels = choose(params, [m is not None for m in align(params, masks)])
   worth = jax.tree.map(jnp.abs, kernels) if score is None else score(params, masks)
   worth = jax.tree.map(lambda _, s: s, masks, worth)
+  check_scores(worth, masks)
   paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(masks)]
   shares = layer_rates(paths, fraction, rates)
   static = tuple(None if isinstance(s, Tracer) else float(s) for s in shares)
@@ -249,7 +250,9 @@ def _prune(worth, masks, fraction, *, rates, scope):
   else:
     left = keep.astype(jnp.int32)
     some = jnp.maximum(left, jnp.minimum(live, 1))
-    kept = top_k_masks(worth, treedef.unflatten(list(some)), masks)
+    # NaN is never selected; where it is traced, the counts hold all the same.
+    ranked = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), -jnp.inf, s), worth)
+    kept = top_k_masks(ranked, treedef.unflatten(list(some)), masks)
   return kept, live, left, usable(worth, masks)
 
 

@@ -36,7 +36,8 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     score: what a weight is worth.
     fraction: the share of the budget to drop, in [0, 1), to a millionth: a float, a
       schedule `step -> float`, or a rule `(inputs, topology) -> (layers,)`. What a
-      schedule or rule gives is clipped to [0, 1].
+      schedule or rule gives is clipped to [0, 1]; NaN skips the mask update, and the
+      state counts it.
     scope: among which weights the worst are sought: "layer", "global" (the scores
       must then share one dtype) or "sign". Structures go with "layer" only.
 
@@ -44,7 +45,8 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     A mask transform. At least one weight stays in a layer that has one.
 
   Raises:
-    ValueError: a static fraction is outside [0, 1); scope is none of the three.
+    ValueError: a static fraction is outside [0, 1); scope is none of the three; at a
+      mask update: fraction gives neither one number nor one per layer.
     TypeError: fraction is none of these.
 
   Example:
@@ -60,8 +62,9 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     masks, budgets, finite, structure = topology
     scores = score(inputs)
     budget = to_vector(budgets)
-    dropped = ceil_fraction(rule(inputs, topology), budget)
-    finite = finite & usable(scores, masks)
+    share, sound = checked_fraction(rule(inputs, topology), budget)
+    dropped = ceil_fraction(share, budget)
+    finite = finite & sound & usable(scores, masks)
     if scope == "sign":
       masks = _keep_by_sign(scores, dropped, budgets, masks, inputs.params)
       return topology._replace(masks=masks, finite=finite), state
@@ -134,6 +137,33 @@ def fraction_rule(
     f"{name} must be a float in [0, 1), a schedule or a function of (inputs, "
     f"topology), got {fraction!r}."
   )
+
+
+def checked_fraction(
+  fraction: Any, budget: Array, name: str = "fraction"
+) -> tuple[Array, Array]:
+  """Validates what a user's schedule or rule gave.
+
+  Args:
+    fraction: of `fraction_rule`'s rule.
+    budget: int32 (layers,).
+    name: the argument's name in messages.
+
+  Returns:
+    The fraction, 0 where it is NaN, and whether it is nowhere NaN.
+
+  Raises:
+    ValueError: it is neither one number nor one per layer.
+  """
+  fraction = jnp.asarray(fraction)
+  number = jnp.issubdtype(fraction.dtype, jnp.number)
+  if not number or fraction.shape not in ((), budget.shape):
+    raise ValueError(
+      f"{name} must give one number or one per layer, {budget.size} in all, got "
+      f"{fraction.dtype}{list(fraction.shape)}."
+    )
+  sound = ~jnp.isnan(fraction)
+  return jnp.where(sound, fraction, jnp.zeros_like(fraction)), jnp.all(sound)
 
 
 def required_arguments(f: Callable) -> int:

@@ -23,7 +23,12 @@ from sparsejax.distributions.static import uniform
 from sparsejax.scores.magnitude import magnitude
 from sparsejax.scores.random import random
 from sparsejax.transforms.chain import chain
-from sparsejax.transforms.drop import Fraction, ceil_fraction, fraction_rule
+from sparsejax.transforms.drop import (
+  Fraction,
+  ceil_fraction,
+  checked_fraction,
+  fraction_rule,
+)
 from sparsejax.transforms.grow import grow
 from sparsejax.transforms.redistribute import redistribute
 from sparsejax.transforms.shares import survivors
@@ -163,7 +168,10 @@ def drop_below(
     above = jax.tree.map(lambda s, m: m & (s.astype(jnp.float32) >= h), scores, masks)
     live = live_counts(masks, budgets)
     keep = jnp.maximum(live_counts(above, budgets), jnp.minimum(live, 1))
-    aim = ceil_fraction(rule(inputs, topology), to_vector(budgets))
+    share, sound = checked_fraction(
+      rule(inputs, topology), to_vector(budgets), "drop_fraction"
+    )
+    aim = ceil_fraction(share, to_vector(budgets))
     with jax.enable_x64(True):
       dropped = jnp.sum((live - keep).astype(jnp.int64)).astype(jnp.float64)
       aim = jnp.sum(aim.astype(jnp.int64)).astype(jnp.float64)
@@ -172,7 +180,7 @@ def drop_below(
     factor = jnp.where(few, jnp.float32(2), jnp.where(many, jnp.float32(0.5), 1.0))
     range_ = jnp.finfo(jnp.float32)
     after = jnp.clip(h * factor, range_.tiny, range_.max)
-    finite = topology.finite & usable(scores, masks)
+    finite = topology.finite & sound & usable(scores, masks)
     masks = top_k_masks(scores, from_vector(keep, budgets), masks)
     return topology._replace(masks=masks, finite=finite), ThresholdState(after)
 

@@ -38,7 +38,8 @@ def prune_to(
 
   Args:
     score: what a weight is worth.
-    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`.
+    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`, whose NaN
+      skips the mask update.
     distribution: how the total is laid out over the layers; None selects over the
       whole network at once (the scores must then share one dtype).
 
@@ -69,8 +70,17 @@ def prune_to(
     everything = jax.tree.map(jnp.ones_like, masks)
     target = density(inputs.step) if callable(density) else density
     if callable(density):
+      target = jnp.asarray(target)
+      if target.shape != () or not jnp.issubdtype(target.dtype, jnp.number):
+        raise ValueError(
+          f"density must give a single number, got {target.dtype}{list(target.shape)}."
+        )
+      target = target.astype(jnp.float32)
+      # Of NaN no budgets can be made: the mask update is skipped.
+      finite = finite & ~jnp.isnan(target)
+      target = jnp.where(jnp.isnan(target), jnp.float32(1), target)
       smallest = len(layer_sizes(masks, budgets)) / sum(layer_sizes(masks, budgets))
-      target = jnp.clip(jnp.asarray(target, jnp.float32), np.float32(smallest), 1.0)
+      target = jnp.clip(target, np.float32(smallest), 1.0)
     shapes = layer_shapes(masks, budgets)
     if distribution is None:
       total = total_budget(shapes, target)

@@ -38,13 +38,14 @@ def redistribute(score: Score | Rule) -> MaskTransform:
   Args:
     score: what live weights are worth; negative values count as zero. Or a rule
       `(inputs, topology) -> (layers,)` that gives the shares themselves: `sj.nonzeros`,
-      `sj.survivors`.
+      `sj.survivors`. NaN or infinity there skips the mask update.
 
   Returns:
     A mask transform that changes budgets only.
 
   Raises:
     TypeError: score is no function.
+    ValueError: at a mask update: a rule does not give a number per layer.
 
   References:
     Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", algorithm 1. The
@@ -68,7 +69,16 @@ def redistribute(score: Score | Rule) -> MaskTransform:
       with jax.enable_x64(True):
         share = mean_scores(scores, inputs.masks, budgets)
     else:
-      share = rule(inputs, topology)
+      share = jnp.asarray(rule(inputs, topology))
+      layers = len(layer_sizes(masks, budgets))
+      if share.shape != (layers,) or not jnp.issubdtype(share.dtype, jnp.number):
+        raise ValueError(
+          f"score must give a number per layer, {layers} in all, got "
+          f"{share.dtype}{list(share.shape)}."
+        )
+      sound = jnp.isfinite(share)
+      finite = finite & jnp.all(sound)
+      share = jnp.where(sound, share, jnp.zeros_like(share))
     live, budget = live_counts(masks, budgets), to_vector(budgets)
     sizes = layer_sizes(masks, budgets)
     with jax.enable_x64(True):
