@@ -160,8 +160,8 @@ def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
   found = int(np.asarray(given, np.int64).sum())
   if found != int(total):
     raise ValueError(
-      f"distribution must give budgets that sum to {int(total)} weights (density "
-      f"{density} of {sizes.sum()}), got {found}."
+      f"distribution must give budgets that sum to {int(total)}, {density} of "
+      f"{sizes.sum()} weights, got {found}."
     )
   return budgets.astype(jnp.int32)
 

@@ -59,9 +59,9 @@ def sparse_gpt(
   Raises:
     TypeError: `weights` or `hessian` is not floating point.
     ValueError: `density`, `n_m`, `live`, `block` or `damping` breaks its rule;
-      `weights` or `hessian` is not finite, or `hessian` not positive semidefinite. Under `jit` such
-      a Hessian gives NaN at live weights instead, in a mask of the same counts, or the
-      same error through `checkify.checkify`.
+      `weights` or `hessian` is not finite, or `hessian` not positive semidefinite.
+      Under `jit` such a Hessian gives NaN at live weights instead, in a mask of the
+      same counts, or the same error through `checkify.checkify`.
 
   Example:
     >>> w = jnp.array([[1.0, 4.0, 3.0, 2.0]])
