@@ -7,57 +7,88 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core import kernels
 from sparsejax.core.checks import check_callable, check_regex
-from sparsejax.core.containers import unboxed, without_empty_boxes
+from sparsejax.core.containers import is_box, unboxed, without_empty_boxes
 
 PyTree = Any
+_BOXED = jax.tree_util.GetAttrKey("value")
 Where = PyTree | str | Callable[[str, jax.Array], bool] | None
-
-# A rank of two or more is not enough: stacked layers give biases and scales a
-# leading axis, and an embedding table is a lookup, not a product.
-_NOT_KERNELS = re.compile(r"(^|/)(bias|scale)$|embed|norm", re.IGNORECASE)
 
 
 def path_string(path: tuple) -> str:
-  """Joins a key path with slashes; the trailing `value` of nnx is left out.
+  """Joins a key path with slashes; the trailing `value` of a box is left out.
 
   Args:
     path: a key path of `jax.tree_util`.
 
   Returns:
-    e.g. `"layers/0/kernel"`.
+    e.g. `"layers/0/kernel"`. The attribute `value` that ends it is that of nnx's
+    variables and of flax's partitioning boxes; a dictionary's key stays.
 
   Example:
     >>> import jax
     >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": [1.0]})
     >>> path_string(path)
     'a/0'
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": {"value": 1.0}})
+    >>> path_string(path)
+    'a/value'
   """
+  boxed = len(path) > 1 and path[-1] == _BOXED
+  return _join(path[:-1] if boxed else path)
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+  """Returns the path and the value of each leaf, boxes' `value` left out.
+
+  A box, such as a variable of nnx or a partitioning box of flax, is a node that holds
+  `value` alone; a module's field `value` beside other fields keeps its name.
+
+  Args:
+    tree: any pytree.
+
+  Returns:
+    (slash-separated path, leaf) of each leaf in flattening order.
+
+  Example:
+    >>> named_leaves({"query": 1, "value": [2, 3]})
+    [('query', 1), ('value/0', 2), ('value/1', 3)]
+  """
+  return [
+    (_join((*path, *(() if is_box(node) else rest))), leaf)
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
+    for rest, leaf in jax.tree_util.tree_leaves_with_path(node)
+  ]
+
+
+def _join(path: tuple) -> str:
   names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-  if len(names) > 1 and names[-1] == "value":
-    names = names[:-1]
   return "/".join(name.lstrip(".") for name in names)
 
 
-def is_kernel(path: str, leaf: jax.Array) -> bool:
-  """The default choice: rank two or more; no bias, normalization or embedding.
+def why_dense(params: PyTree) -> list[str | None]:
+  """Returns why the default choice leaves each leaf dense, None for its kernels.
 
   Args:
-    path: the leaf's path, slash-separated.
-    leaf: the array, or its abstract value.
+    params: any pytree of arrays.
 
   Returns:
-    Whether it is sparsified.
+    A list in flattening order; see `kernels.why_dense`.
 
   Example:
     >>> import jax.numpy as jnp
-    >>> is_kernel("dense/kernel", jnp.ones((3, 2)))
-    True
-    >>> is_kernel("embed/embedding", jnp.ones((3, 2)))
-    False
+    >>> why_dense({"b": jnp.ones((2, 3)), "w": jnp.ones((2, 3, 3))})
+    ['bias', None]
   """
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return floating and leaf.ndim >= 2 and not _NOT_KERNELS.search(path)
+  named = named_leaves(params)
+  most: dict[str, int] = {}
+  for path, leaf in named:
+    module = path.rpartition("/")[0]
+    most[module] = max(most.get(module, 0), len(leaf.shape))
+  return [
+    kernels.why_dense(path, leaf, most[path.rpartition("/")[0]]) for path, leaf in named
+  ]
 
 
 def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
@@ -67,7 +98,8 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
     params: any pytree of arrays.
     where: a tree of bools with the structure of `params` (or a prefix of it); a
       regular expression searched for in each slash-separated path; a function
-      `(path, leaf) -> bool`; or None for `is_kernel`.
+      `(path, leaf) -> bool`; or None for the kernels, for which `why_dense` has no
+      reason.
     name: the argument's name in messages.
 
   Returns:
@@ -77,26 +109,25 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
     TypeError: `where` is none of these.
     ValueError: a bool tree does not fit `params`, or nothing is selected.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(params)
+  leaves = named_leaves(params)
   if not leaves:
     raise ValueError("params must hold at least one array, got an empty tree.")
   check_arrays("params", params)
   check_where(name, where)
-  paths = [path_string(path) for path, _ in leaves]
-  default = where is None
+  paths = [path for path, _ in leaves]
   if where is None:
-    where = is_kernel
-  if isinstance(where, str):
+    chosen = [reason is None for reason in why_dense(params)]
+  elif isinstance(where, str):
     pattern = re.compile(where)
     chosen = [bool(pattern.search(path)) for path in paths]
   elif callable(where):
-    chosen = [bool(where(p, leaf)) for p, (_, leaf) in zip(paths, leaves, strict=True)]
+    chosen = [bool(where(path, leaf)) for path, leaf in leaves]
   else:
     try:
       chosen = jax.tree.leaves(jax.tree.broadcast(where, params))
     except ValueError as e:
       raise ValueError(f"{name} must be a tree that fits params: {e}") from None
-  if not any(chosen) and default:
+  if not any(chosen) and where is None:
     shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
     raise ValueError(
       f"{name} must select at least one leaf, got none: by default these are "
@@ -177,20 +208,18 @@ def selected(params: PyTree, where: Where) -> list[bool]:
     ValueError: a chosen leaf is empty, or nothing is chosen.
   """
   chosen = matches(params, where)
-  for (path, leaf), flag in zip(
-    jax.tree_util.tree_leaves_with_path(params), chosen, strict=True
-  ):
+  for (path, leaf), flag in zip(named_leaves(params), chosen, strict=True):
     if not flag:
       continue
     if not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating):
       raise TypeError(
         "where must select floating-point leaves, got "
-        f"{getattr(leaf, 'dtype', type(leaf).__name__)} at {path_string(path)!r}."
+        f"{getattr(leaf, 'dtype', type(leaf).__name__)} at {path!r}."
       )
     if leaf.size == 0:
       raise ValueError(
         f"where must select leaves that hold weights, got shape {leaf.shape} at "
-        f"{path_string(path)!r}."
+        f"{path!r}."
       )
   return chosen
 
@@ -228,16 +257,12 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   """
   check_arrays("params", params)
   check_arrays("masks", masks)
-  flat = jax.tree_util.tree_leaves_with_path(params)
-  paths = [path_string(path) for path, _ in flat]
-  treedef = jax.tree.structure(unboxed(params))
+  named, treedef = named_leaves(params), jax.tree.structure(unboxed(params))
+  paths = [path for path, _ in named]
   try:
     entries = [_only_leaf(e) for e in treedef.flatten_up_to(unboxed(masks))]
   except (ValueError, TypeError, KeyError) as e:
-    by_path = {
-      path_string(path): mask
-      for path, mask in jax.tree_util.tree_leaves_with_path(masks)
-    }
+    by_path = dict(named_leaves(masks))
     lost = [path for path in by_path if path not in paths]
     if strict or lost:
       lost = f"; {_few(lost)} missing" if lost else ""
@@ -246,7 +271,7 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
         f"got leaves {_few(paths)}{lost}. {e}"
       ) from None
     entries = [by_path.get(path) for path in paths]
-  for path, (_, leaf), mask in zip(paths, flat, entries, strict=True):
+  for (path, leaf), mask in zip(named, entries, strict=True):
     if mask is not None and mask.shape != leaf.shape:
       raise ValueError(
         f"params must have the shapes they had at init: {path!r} has shape "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core.archives import read_archive, write_archive
-from sparsejax.core.leaves import check_masks, path_string
+from sparsejax.core.leaves import check_masks, named_leaves
 from sparsejax.core.masks import pack, unpack
 
 PyTree = Any
@@ -67,8 +67,8 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
     raise ValueError(f"path must be a file of save_masks, got {os.fspath(path)!r}.")
   bits = {name: file[f"mask:{name}"] for name in names}
   shapes = {name: tuple(file[f"shape:{name}"].tolist()) for name in names}
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
-  places = {path_string(key): jnp.shape(leaf) for key, leaf in leaves}
+  leaves = named_leaves(like)
+  places = {name: jnp.shape(leaf) for name, leaf in leaves}
   for name, shape in shapes.items():
     if places.get(name) != shape:
       raise ValueError(
@@ -79,7 +79,7 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
     name: unpack(jnp.asarray(bits[name]), jax.ShapeDtypeStruct(shapes[name], bool))
     for name in names
   }
-  return treedef.unflatten(found.get(path_string(key)) for key, _ in leaves)
+  return jax.tree.structure(like).unflatten(found.get(name) for name, _ in leaves)
 
 
 def mask_arrays(masks: PyTree) -> dict[str, Any]:
@@ -95,10 +95,7 @@ def mask_arrays(masks: PyTree) -> dict[str, Any]:
     TypeError: a leaf is not bool.
   """
   check_masks(masks)
-  flat = {
-    path_string(key): jnp.asarray(mask)
-    for key, mask in jax.tree_util.tree_leaves_with_path(masks)
-  }
+  flat = {name: jnp.asarray(mask) for name, mask in named_leaves(masks)}
   arrays = {}
   for name, bits in jax.device_get(pack(flat)).items():
     arrays[f"mask:{name}"] = bits

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sparsejax.core.leaves import align, check_arrays, check_masks, path_string
+from sparsejax.core.leaves import (
+  align,
+  check_arrays,
+  check_masks,
+  named_leaves,
+  why_dense,
+)
 from sparsejax.core.packed import unpack_tree
 from sparsejax.core.types import SparseState
 
@@ -230,15 +236,17 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
 
 
 def summary(params: PyTree, masks: PyTree) -> str:
-  """A table of what is live: path, shape, size, live weights, density; totals.
+  """Returns a table of what is live, and of why the other leaves are dense.
 
   Args:
     params: any pytree of arrays.
     masks: what `sj.masks` gives for it; None entries are counted as dense.
 
   Returns:
-    The table, as text of a line a leaf; the totals are of the sparsified leaves
-    and of all parameters.
+    The table as text, one line per leaf: path, shape, size, live weights, and the
+    density or, for a leaf without a mask, why it is dense: the reason of the default
+    choice, such as "bias", or "excluded by where" for a kernel. The totals are of the
+    sparsified leaves and of all parameters.
 
   Raises:
     ValueError: structures or shapes differ.
@@ -247,28 +255,29 @@ def summary(params: PyTree, masks: PyTree) -> str:
     >>> import jax.numpy as jnp, sparsejax as sj
     >>> masks = {"w": jnp.array([[True, False]]), "b": None}
     >>> print(sj.summary({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks))
-    path        shape  size  live  density
-    --------------------------------------
-    b           2         2     2    dense
-    w           1x2       2     1   0.5000
-    --------------------------------------
-    sparsified            2     1   0.5000
-    all                   4     3   0.7500
+    path        shape  size  live      density
+    ------------------------------------------
+    b           2         2     2  dense: bias
+    w           1x2       2     1       0.5000
+    ------------------------------------------
+    sparsified            2     1       0.5000
+    all                   4     3       0.7500
   """
   check_masks(masks)
   entries = align(params, masks, strict=False)
-  flat = jax.tree_util.tree_leaves_with_path(params)
   live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])
   rows, kept, size, all_kept, all_size = [], 0, 0, 0, 0
-  for (path, leaf), count in zip(flat, live, strict=True):
+  reasons = why_dense(params)
+  for (path, leaf), count, why in zip(named_leaves(params), live, reasons, strict=True):
     n = int(np.prod(leaf.shape))
-    density = "dense" if count is None else f"{int(count) / n:.4f}"
+    dense = f"dense: {why or 'excluded by where'}"
+    density = dense if count is None else f"{int(count) / n:.4f}"
     alive = n if count is None else int(count)
     if count is not None:
       kept, size = kept + alive, size + n
     all_kept, all_size = all_kept + alive, all_size + n
     shape = "x".join(map(str, leaf.shape)) or "scalar"
-    rows.append((path_string(path), shape, f"{n:,}", f"{alive:,}", density))
+    rows.append((path, shape, f"{n:,}", f"{alive:,}", density))
   totals = [("all", "", f"{all_size:,}", f"{all_kept:,}", _ratio(all_kept, all_size))]
   totals.insert(0, ("sparsified", "", f"{size:,}", f"{kept:,}", _ratio(kept, size)))
   return _table(("path", "shape", "size", "live", "density"), rows, totals)

@@ -8,7 +8,7 @@ from jax.core import Tracer
 
 from sparsejax.core.alike import laid_like
 from sparsejax.core.containers import boxed_like, unboxed
-from sparsejax.core.leaves import check_arrays, path_string
+from sparsejax.core.leaves import check_arrays, named_leaves
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.packed import is_packed, pack_tree, unpack_tree
 from sparsejax.core.reduce import count
@@ -56,17 +56,14 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
   """
   find_masks(opt_state)  # raises where there is nothing to replace
   check_arrays("masks", masks)
-  given = {
-    path_string(path): mask for path, mask in jax.tree_util.tree_leaves_with_path(masks)
-  }
+  given = dict(named_leaves(masks))
   used: set[str] = set()
 
   def replace(node):
     if not isinstance(node, SparseState):
       return node
 
-    def new_mask(path, old):
-      name = path_string(path)
+    def new_mask(name, old):
       used.add(name)
       if name not in given:
         raise ValueError(
@@ -76,7 +73,9 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       return _checked(name, given[name], old)
 
     before = unpack_tree(node.masks)
-    new = jax.tree_util.tree_map_with_path(new_mask, before)
+    new = jax.tree.structure(before).unflatten(
+      new_mask(name, old) for name, old in named_leaves(before)
+    )
     budgets = jax.tree.map(
       lambda m, b: count(m, b.ndim).astype(b.dtype),
       new,

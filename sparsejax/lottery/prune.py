@@ -23,7 +23,7 @@ from sparsejax.core.leaves import (
   align,
   check_masks,
   choose,
-  path_string,
+  named_leaves,
   selected,
 )
 from sparsejax.core.random import true_like
@@ -111,7 +111,7 @@ def prune(
   worth = jax.tree.map(jnp.abs, kernels) if score is None else score(params, masks)
   worth = jax.tree.map(lambda _, s: s, masks, worth)
   check_scores(worth, masks)
-  paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(masks)]
+  paths = [path for path, _ in named_leaves(masks)]
   shares = layer_rates(paths, fraction, rates)
   static = tuple(None if isinstance(s, Tracer) else float(s) for s in shares)
   kept, live, left, sound = _prune(

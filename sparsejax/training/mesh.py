@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsejax.core.leaves import is_kernel, path_string
+from sparsejax.core.kernels import is_kernel
+from sparsejax.core.leaves import path_string
 from sparsejax.training import errors
 
 PyTree = Any

@@ -9,7 +9,7 @@ import optax
 
 from sparsejax.core.checks import check_mapping, check_optimizer, check_regex
 from sparsejax.core.containers import is_placeholder
-from sparsejax.core.leaves import path_string
+from sparsejax.core.leaves import named_leaves
 
 Method = Callable[[optax.GradientTransformation], optax.GradientTransformation]
 _REST = "everything else"
@@ -77,10 +77,9 @@ def by_path(
   def label(params):
     if is_placeholder(params):
       return params
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths = [path for path, _ in named_leaves(params)]
     unused, labels = set(methods), []
-    for path, _ in flat:
-      name = path_string(path)
+    for name in paths:
       hits = [pattern for pattern in methods if re.search(pattern, name)]
       if len(hits) > 1:
         raise ValueError(
@@ -90,9 +89,8 @@ def by_path(
       labels.append(hits[0] if hits else _REST)
     if unused:
       raise ValueError(
-        f"methods must match leaves, got {sorted(unused)}, which match none of "
-        f"{[path_string(path) for path, _ in flat]}."
+        f"methods must match leaves, got {sorted(unused)}, which match none of {paths}."
       )
-    return treedef.unflatten(labels)
+    return jax.tree.structure(params).unflatten(labels)
 
   return optax.partition({**transforms, _REST: inner}, label)

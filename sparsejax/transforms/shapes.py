@@ -2,7 +2,7 @@
 
 import jax
 
-from sparsejax.core.leaves import path_string
+from sparsejax.core.leaves import named_leaves
 from sparsejax.core.types import PyTree
 
 
@@ -18,9 +18,8 @@ def layer_shapes(masks: PyTree, budgets: PyTree) -> dict[str, tuple[int, ...]]:
     dict from path to shape.
   """
   shapes = {}
-  leaves = jax.tree_util.tree_leaves_with_path(masks)
-  for (path, mask), budget in zip(leaves, jax.tree.leaves(budgets), strict=True):
-    name = path_string(path)
+  leaves = named_leaves(masks)
+  for (name, mask), budget in zip(leaves, jax.tree.leaves(budgets), strict=True):
     if len(budget.shape):
       rows = {f"{name}/{row}": mask.shape[1:] for row in range(mask.shape[0])}
       shapes.update(rows)

@@ -85,7 +85,9 @@ def test_summary():
   }
   table = sj.summary(PARAMS, masks).splitlines()
   assert table[3].split() == ["body/kernel", "3x4", "12", "3", "0.2500"]
-  assert table[5].split() == ["head/kernel", "4x2", "8", "8", "dense"]
+  assert table[2].split() == ["body/bias", "4", "4", "4", "dense:", "bias"]
+  excluded = "head/kernel 4x2 8 8 dense: excluded by where"
+  assert table[5].split() == excluded.split()
   assert table[-2].split() == ["sparsified", "12", "3", "0.2500"]
   assert table[-1].split() == ["all", "26", "17", "0.6538"]
   assert len({len(line) for line in table}) == 1
