@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
   except (training.TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")
   print(f"\n{comparison_report.table(_CONFIG.value, outcomes)}\n")
-  print(f"Wrote {out} and {plot}.")
+  print(f"Wrote {out}{f' and {plot}' if plot.exists() else ''}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Counts the multiply-adds of a program's products."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ def count(program, live, names, varies, times, found) -> None:
     found: the products by the number of their output.
   """
   live, names = dict(live), dict(names)
+  producers = {i: o for o in program.operations for i in o.outputs}
+  fixed = _fixed_values(program)
   for i, constant in program.constants.items():
     if not jnp.issubdtype(constant.dtype, jax.dtypes.extended):
       live[i] = np.asarray(constant) != 0
@@ -52,6 +54,8 @@ def count(program, live, names, varies, times, found) -> None:
     elif operation.name == "scan":
       _count_scan(operation, live, names, varies, times, found)
     elif operation.name in _CONTRACTIONS:
+      if any(_selects(operation, side, fixed, program, producers) for side in (0, 1)):
+        continue  # a lookup or a cut, written as a product
       weights = [i for i in _program.operands(operation) if i not in varies]
       side = operation.inputs.index(weights[0]) if weights else None
       uses, whole = _uses(operation, program.shapes, side)
@@ -67,6 +71,84 @@ def count(program, live, names, varies, times, found) -> None:
         before.multiply_adds + times * sparse,
         before.dense + times * whole,
       )
+
+
+def _selects(operation, side: int, fixed, program, producers) -> bool:
+  """Whether one operand takes elements of the other: one 1 in a row, else zeros.
+
+  Such are the kernels that cut patches (`jax.lax.conv_general_dilated_patches`, flax's
+  `ConvLocal`), and `jax.nn.one_hot`, whether of constants or of the input.
+  """
+  value, p = operation.inputs[side], operation.params
+  if operation.name == "dot_general":
+    axes = tuple(p["dimension_numbers"][0][side])
+  else:
+    spec = p["dimension_numbers"].rhs_spec
+    axes = spec[1:] if side == 1 and p["batch_group_count"] == 1 else ()
+  if not axes:
+    return False
+  if not isinstance(value, int) or value in fixed:
+    array = _array(value, program, producers)
+    rows = array != 0
+    return bool((array == rows).all() and (rows.sum(axes) <= 1).all())
+  # The input's indices, compared with different numbers along the axis.
+  while value in producers and producers[value].name == "convert_element_type":
+    [value] = producers[value].inputs
+  source = producers.get(value)
+  if source is None or source.name != "eq" or len(axes) != 1:
+    return False
+  [axis] = axes
+  for numbers, indices in (source.inputs, source.inputs[::-1]):
+    if not isinstance(numbers, int) or not isinstance(indices, int):
+      continue
+    if numbers not in fixed or not _repeats(indices, axis, producers):
+      continue
+    ordered = np.sort(_array(numbers, program, producers), axis)
+    if (np.diff(ordered, axis=axis) != 0).all():
+      return True
+  return False
+
+
+def _repeats(value, axis: int, producers) -> bool:
+  """Whether a value is the same all along an axis, because it is broadcast there."""
+  source = producers.get(value)
+  if source is None or source.name != "broadcast_in_dim":
+    return False
+  dims = list(source.params["broadcast_dimensions"])
+  if axis not in dims:
+    return True
+  shape = source.params["shape"]
+  before = source.inputs[0]
+  if before in producers and producers[before].name == "broadcast_in_dim":
+    # As `x[..., None]`, which adds the axis with size 1.
+    inner = producers[before].params
+    return inner["shape"][dims.index(axis)] == 1 and shape[axis] >= 1
+  return False
+
+
+def _fixed_values(program) -> set[int]:
+  """The values that depend on neither parameters nor inputs."""
+  plain = lambda i: not jnp.issubdtype(program.dtypes[i], jax.dtypes.extended)
+  found = {i for i in program.constants if plain(i)}
+  for operation in program.operations:
+    if operation.name != "scan" and found.issuperset(_program.operands(operation)):
+      found.update(i for i in operation.outputs if plain(i))
+  return found
+
+
+def _array(value, program, producers) -> np.ndarray:
+  """Computes a value that depends on neither parameters nor inputs."""
+  if not isinstance(value, int):
+    return np.asarray(value)
+  if value in program.constants:
+    return np.asarray(program.constants[value])
+  operation = producers[value]
+  arrays: list[Any] = [_array(i, program, producers) for i in operation.inputs]
+  with jax.ensure_compile_time_eval():
+    operands = [jnp.asarray(array) for array in arrays]
+    outputs = operation.primitive.bind(*operands, **operation.params)
+  several = operation.primitive.multiple_results
+  return np.asarray(outputs[operation.outputs.index(value)] if several else outputs)
 
 
 def nonzero(apply_fn, params, inputs) -> dict[int, float]:

@@ -72,9 +72,11 @@ def flops(
 
   The count is of one example, and follows NeST (Dai, Yin and Jha 2019): two operations
   a multiply-add; additions of biases, normalization, activations and pooling are free;
-  borders count as image; activations that are zero are not credited unless asked.
-  Products of parameters alone are done once, not for each example, and are free. In
-  this count LeNet-300-100 takes 532,400 operations and LeNet-5 4,586,000.
+  so is what only moves data: lookups, and patches that are cut by a product with zeros
+  and ones (`flax.linen.ConvLocal`, `jax.nn.one_hot`); borders count as image;
+  activations that are zero are not credited unless asked. Products of parameters alone
+  are done once, not for each example, and are free. In this count LeNet-300-100 takes
+  532,400 operations and LeNet-5 4,586,000.
 
   Kernels are followed from the parameters to the products, through reshapes, casts,
   `w * mask` and the like, so no layer needs to be registered. Nothing is computed
@@ -85,7 +87,7 @@ def flops(
       `lambda params, x: model.apply({"params": params}, x)`.
     params: pytree of arrays, or of abstract values as `jax.eval_shape` gives.
     masks: what `sj.masks` gives for it; None entries, or None, count as dense.
-    inputs: arrays (or abstract values) with a leading axis of examples.
+    inputs: arrays (or abstract values) with a leading axis of examples, of any dtype.
     skip_zeros: count only products of two factors that are not zero, in the mean over
       `inputs`: what a processor would do that skips zeros in weights, activations and
       borders. Needs values of `params` and `inputs`.
@@ -139,15 +141,16 @@ def flops(
   return Cost(layers)
 
 
-def uses(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
-  """How often one image uses each weight of a layer.
+def uses(model: Any, example: Any) -> dict[str, int]:
+  """How often one example uses each weight of a layer.
 
   uses_l = positions of the layer's output: 1 for a dense layer on vectors, out height
   x out width for a convolution (borders counted as if they were image).
 
   Args:
     model: a flax linen module.
-    image_shape: of one image, such as (28, 28, 1).
+    example: the shape of one image, such as (28, 28, 1), for float32; or an array or
+      abstract value with a leading axis of examples, of any dtype, such as tokens.
 
   Returns:
     The count by the kernel's slash-separated path. Nothing is computed.
@@ -156,10 +159,15 @@ def uses(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
     >>> from sparsejax import models
     >>> uses(models.LeNet5(), (28, 28, 1))["conv1/kernel"]
     576
+    >>> tokens = jax.ShapeDtypeStruct((1, 16), "int32")
+    >>> uses(models.Transformer(length=16), tokens)["mlp1/up/kernel"]
+    16
   """
-  images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
-  layers = flops(model.apply, variables, None, images).layers
+  if isinstance(example, tuple):
+    example = jax.ShapeDtypeStruct((1, *example), "float32")
+  one = jax.ShapeDtypeStruct((1, *example.shape[1:]), example.dtype)
+  variables = jax.eval_shape(model.init, jax.random.key(0), one)
+  layers = flops(model.apply, variables, None, one).layers
   return {
     path.removeprefix("params/"): layer.uses
     for path, layer in layers.items()

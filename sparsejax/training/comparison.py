@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from sparsejax import models
 from sparsejax.analysis import multiply_adds
@@ -27,15 +28,16 @@ class Outcome(NamedTuple):
 
   Attributes:
     accuracy: on the test images, percent.
-    inference: multiply-adds of the final network over the dense one's.
-    training: multiply-adds of the whole run over a dense run's.
+    inference: multiply-adds of the final network over the dense one's; None where
+      they cannot be counted.
+    training: multiply-adds of the whole run over a dense run's, or None.
     steps: of the run.
     commit: of the program that trained it, or nothing.
   """
 
   accuracy: float
-  inference: float
-  training: float
+  inference: float | None
+  training: float | None
   steps: int
   commit: str
 
@@ -167,15 +169,14 @@ def collect(config: Any, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]
     workdir: as of `run_grid`.
 
   Returns:
-    The outcomes by cell, then seed. Cells are in the order of `METHODS`.
+    The outcomes by cell, then seed. Cells are in the order of `METHODS`. Costs that
+    cannot be counted are None, and a line of the log says why.
   """
-  images = data.load(config.dataset, config.data_dir, config.validation_fraction).train
-  classes = int(images.labels.max()) + 1
-  model = models.create(
-    config.model, num_classes=classes, **config.model_kwargs.to_dict()
-  )
-  uses = multiply_adds.uses(model, images.images.shape[1:])
-  sizes = _sizes(model, images.images.shape[1:])
+  try:
+    uses, sizes = _counts(config)
+  except Exception as e:  # accuracies that took days must not be lost to a count
+    logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
+    uses, sizes = None, {}
   outcomes = {}
   for method in METHODS:
     folders = (workdir / method).glob("density=*")
@@ -242,19 +243,34 @@ def _span(seeds: Sequence[int]) -> str:
   return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
 
 
-def _sizes(model: Any, image_shape: tuple[int, ...]) -> dict[str, int]:
-  images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+def _counts(config: Any) -> tuple[dict[str, int], dict[str, int]]:
+  """How often one example uses each weight, and the weights of each layer."""
+  dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+  images = dataset.train
+  classes = int(images.labels.max()) + 1
+  model = models.create(
+    config.model, num_classes=classes, **config.model_kwargs.to_dict()
+  )
+  # As in training: images are normalized floats, tokens are integers.
+  dtype = "int32" if dataset.mean is None else "float32"
+  example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), dtype)
+  params = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
   named = jax.tree_util.tree_leaves_with_path(params)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return {name(path): leaf.size for path, leaf in named}
+  sizes = {name(path): leaf.size for path, leaf in named}
+  return multiply_adds.uses(model, example), sizes
 
 
 def _outcome(run, index, uses, sizes, method) -> Outcome:
   summary = json.loads((run / result.FILE).read_text())
-  inference, training = costs.estimate(
-    costs.history(metrics.read(run), index), uses, sizes, method
-  )
+  inference = training = None
+  if uses is not None:
+    try:
+      history = costs.history(metrics.read(run), index)
+      inference, training = costs.estimate(history, uses, sizes, method)
+    except Exception as e:
+      error = type(e).__name__
+      logging.warning("Multiply-adds of %s are missing: %s: %s", run, error, e)
   commit = run / "commit"
   return Outcome(
     accuracy=100 - summary["test_error_percent"][index],

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 from matplotlib import figure, ticker
 
 from sparsejax.training import errors, published, report_style, results
@@ -21,9 +22,9 @@ _MARKERS = "osD"  # with the colours they tell 21 methods apart
 # What `rows` writes, for `keep` to read.
 _CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
 _NOTE = re.compile(
-  r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+); multiply-adds of the dense"
+  r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+)(; multiply-adds of the dense"
   r" network's: (?P<inference>[\d.]+)% to infer, (?P<training>[\d.]+)% to train"
-  r" \(estimated\)(; trained at (?P<commits>.+))?"
+  r" \(estimated\))?(; trained at (?P<commits>.+))?"
 )
 
 _TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 99.9)
@@ -45,6 +46,12 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
     several = list(found.values())
     commits = sorted({c for o in several if o.commit for c in o.commit.split(", ")})
     inference, training = _costs(several)
+    counted = (
+      ""
+      if inference is None
+      else f"; multiply-adds of the dense network's: {inference:.2%} to infer,"
+      f" {training:.2%} to train (estimated)"
+    )
     table.append(
       results.row(
         f"{model}/{cell.method}/density={cell.density:g}",
@@ -52,9 +59,8 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
         [o.accuracy for o in several],
         paper=paper,
         source=source,
-        note=f"{several[0].steps} steps; seeds {', '.join(map(str, found))};"
-        f" multiply-adds of the dense network's: {inference:.2%} to infer,"
-        f" {training:.2%} to train (estimated)"
+        note=f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
+        + counted
         + (f"; trained at {', '.join(commits)}" if commits else ""),
       )
     )
@@ -96,7 +102,9 @@ def keep(
         f"{held} must hold runs as long as the workdir's; got {told['steps']} steps of"
         f" {entry['case']} beside {min(steps - {int(told['steps'])})}"
       )
-    costs = float(told["inference"]) / 100, float(told["training"]) / 100
+    costs = (None, None)
+    if told["inference"]:
+      costs = float(told["inference"]) / 100, float(told["training"]) / 100
     for seed, accuracy in zip(seeds, entry["values"], strict=True):
       here.setdefault(
         seed, Outcome(accuracy, *costs, int(told["steps"]), told["commits"] or "")
@@ -116,7 +124,8 @@ def table(config: Any, outcomes: Outcomes) -> str:
     outcomes: of `comparison.collect`.
 
   Returns:
-    Lines; FLOPs are percentages of the dense network's, to infer and to train.
+    Lines; FLOPs are percentages of the dense network's, to infer and to train; blank
+    where they cannot be counted.
   """
   head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
   lines: list[tuple[str, ...]] = [head]
@@ -137,8 +146,8 @@ def table(config: Any, outcomes: Outcomes) -> str:
         f"{mean:.2f}" + (f" ± {sem:.2f}" if len(several) > 1 else ""),
         str(len(several)),
         "" if paper is None else f"{paper:.2f}",
-        f"{inference:.1%}",
-        f"{training:.1%}",
+        "" if inference is None else f"{inference:.1%}",
+        "" if training is None else f"{training:.1%}",
       )
     )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -210,7 +219,9 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
 
 
 def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path):
-  """Writes the results file, named as the file is, and the plot.
+  """Writes the results file, named as the file is, and then the plot.
+
+  A plot that cannot be drawn is left out, and a line of the log says why.
 
   Args:
     config: of the comparison.
@@ -221,7 +232,10 @@ def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path
   results.write_results(out, out.stem, rows(config, outcomes))
   plot.parent.mkdir(parents=True, exist_ok=True)
   title = report_style.title({"model": model_name(config), "dataset": config.dataset})
-  draw(config, outcomes, title).savefig(plot, dpi=160)
+  try:
+    draw(config, outcomes, title).savefig(plot, dpi=160)
+  except Exception as e:
+    logging.warning("The plot %s is missing: %s: %s", plot, type(e).__name__, e)
 
 
 def _height(accuracy):
@@ -240,6 +254,10 @@ def _mean(values) -> tuple[float, float]:
   return float(values.mean()), float(spread / np.sqrt(len(values)))
 
 
-def _costs(several: list[Outcome]) -> tuple[float, float]:
-  inference = np.mean([o.inference for o in several])
-  return float(inference), float(np.mean([o.training for o in several]))
+def _costs(several: list[Outcome]) -> tuple[float | None, float | None]:
+  """Means over the seeds whose costs are known; None if none is."""
+  known = [(o.inference, o.training) for o in several if o.inference is not None]
+  if not known:
+    return None, None
+  inference, training = np.mean(np.array(known, float), 0)
+  return float(inference), float(training)

@@ -1,5 +1,7 @@
 """FLOPs from the jaxpr: the papers' dense rows exactly, masks, loops, zeros."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -118,6 +120,43 @@ def test_products_of_activations_have_no_weights():
   layers = flops(attention, jnp.ones((2, 2)), None, jnp.ones((3, 5, 2))).layers
   assert layers[""] == (20, 20, 4, 4)
   assert layers["dot_general"] == (50, 50, 0, 0)
+
+
+def test_what_only_moves_data_is_free():
+  """ConvLocal cuts patches by a product with zeros and ones; one_hot looks up rows."""
+  local = nn.ConvLocal(4, (3, 3), padding="VALID")
+  cost = of(local, (1, 9, 9, 6))
+  # 7 x 7 positions, each with 3 x 3 x 6 x 4 weights of its own.
+  assert cost.multiply_adds == 49 * 54 * 4 == 10_584
+  assert list(cost.layers) == ["params/kernel"]
+  params, tokens = (
+    {"e": jnp.ones((11, 4)), "w": jnp.ones((4, 3))},
+    jnp.zeros((2, 7), int),
+  )
+  one_hot = lambda p, t: jax.nn.one_hot(t, 11) @ p["e"] @ p["w"]
+  assert flops(one_hot, params, None, tokens).layers == {"w": (84, 84, 12, 12)}
+  shift = jnp.eye(5, k=1)
+  layers = flops(lambda w, x: x @ shift @ w, jnp.ones((5, 2)), None, jnp.ones((1, 5)))
+  assert layers.multiply_adds == 10
+  # A sum of two, or a comparison that may hold several times, is arithmetic.
+  sums = flops(lambda w, x: x @ (shift + shift.T), None, None, jnp.ones((1, 5)))
+  assert (sums.multiply_adds, sums.dense_multiply_adds) == (8, 25)
+  several = flops(
+    lambda w, x: (x > 0.0).astype(jnp.float32) @ w,
+    jnp.ones((5, 2)),
+    None,
+    jnp.ones((1, 5)),
+  )
+  assert several.multiply_adds == 10
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8])
+def test_token_models_are_counted(dtype):
+  kwargs: Any = {"num_classes": 11, "length": 6, "depth": 1, "width": 8, "heads": 2}
+  tokens = jax.ShapeDtypeStruct((3, 6), dtype)
+  counted = multiply_adds.uses(models.Transformer(**kwargs), tokens)
+  assert len(counted) == 7
+  assert set(counted.values()) == {6}
 
 
 def test_shared_weights_of_a_loop_count_every_round():

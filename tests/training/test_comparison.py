@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import logging
 
 from sparsejax.analysis import multiply_adds
 from sparsejax.training import (
@@ -76,6 +77,48 @@ def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
   table = comparison_report.table(config, outcomes).splitlines()
   assert table[1].split()[:2] == ["snip", "10"]
   assert table[1].endswith("10.0%     10.0%")
+
+
+def test_what_fails_after_training_costs_no_result(two_runs, tmp_path, monkeypatch):
+  """Accuracies are written without the costs, the file without its plot."""
+
+  def fail(*args):
+    raise TypeError("no such product")
+
+  config, said = make_config("dense"), []
+  monkeypatch.setattr(comparison.multiply_adds, "uses", fail)
+  monkeypatch.setattr(logging, "warning", lambda line, *args: said.append(line % args))
+  outcomes = comparison.collect(config, two_runs[0])
+  snip = outcomes[comparison.Cell("snip", 0.1)]
+  assert [(o.inference, o.training) for o in snip.values()] == [(None, None)] * 2
+  monkeypatch.setattr(comparison_report, "draw", fail)
+  out, plot = tmp_path / "toy.json", tmp_path / "toy.png"
+  comparison_report.write(config, outcomes, out, plot)
+  row = json.loads(out.read_text())["rows"][0]
+  assert (row["n"], "multiply-adds" in row["note"], plot.exists()) == (2, False, False)
+  assert comparison_report.keep(config, {}, out) == outcomes
+  line = comparison_report.table(config, outcomes).splitlines()[1]
+  assert "%" not in line.split("10 %")[1]
+  assert said == [
+    "Multiply-adds are missing: TypeError: no such product",
+    f"The plot {plot} is missing: TypeError: no such product",
+  ]
+
+
+def test_runs_on_text_are_collected(tmp_path):
+  """The example's dtype is that of training: tokens are integers."""
+  config = default_config()
+  config.update(dataset="text", model="transformer")
+  config.model_kwargs = {"depth": 1, "width": 8, "heads": 2}
+  run = tmp_path / "dense" / "density=1" / "seeds=0"
+  run.mkdir(parents=True)
+  (run / "config.json").write_text(json.dumps({"seed": 0, "num_seeds": 1}))
+  summary = {"test_error_percent": [60.0], "step": 3}
+  (run / "summary.json").write_text(json.dumps(summary))
+  live = {"mlp1/up/kernel": 8 * 32, "mlp1/down/kernel": 32 * 8}
+  (run / metrics.FILE).write_text(json.dumps({"live": live}) + "\n")
+  [found] = comparison.collect(config, tmp_path).values()
+  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, "")}
 
 
 def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
