@@ -1,6 +1,7 @@
 """The start of a training: state, and params that are masked already."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, struct
+from flax.core import freeze
 
 import sparsejax as sj
 from sparsejax import lottery
@@ -84,3 +86,43 @@ def test_members_without_masks_of_their_own_are_masked_too():
   members = lottery.stack_members(STATIC(SGD), keys, params)
   live = jax.vmap(lambda p: jnp.stack([jnp.sum(p[k]["kernel"]) for k in "ab"]))
   np.testing.assert_array_equal(live(members.params), np.full((2, 2), 4.0))
+
+
+class Layer(struct.PyTreeNode):
+  """A node of flax's struct, with a field that is no child."""
+
+  kernel: jax.Array
+  bias: jax.Array | None
+  name: str = struct.field(pytree_node=False, default="layer")
+
+
+CORNERS = {
+  "none": {"k": jnp.ones((4, 4)), "b": None, "sub": {"a": None}},
+  "nones in a list": [jnp.ones((4, 4)), None, (None, jnp.ones(3))],
+  "frozen": freeze({"layer": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}),
+  "struct": {"layer": Layer(jnp.ones((4, 4)), None)},
+  "haiku": {"mlp/~/linear_0": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}},
+  "masked": {"k": jnp.ones((4, 4)), "b": optax.MaskedNode()},
+  "numpy": {"k": np.ones((4, 4), np.float32), "b": np.ones(4, np.float32)},
+  "integer keys": {0: {"kernel": jnp.ones((4, 4))}, 1: {"bias": jnp.ones(4)}},
+}
+
+
+@pytest.mark.parametrize("name", list(CORNERS))
+def test_corners_of_pytrees(name, tmp_path):
+  """What JAX takes for a tree, and flax, optax and haiku make, is kept as it is."""
+  tree, tx = CORNERS[name], STATIC(SGD)
+  params, state = sj.init(tx, tree)
+  assert jax.tree.structure(params) == jax.tree.structure(tree)
+  updates, after = tx.update(params, state, params)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  end: Any = optax.apply_updates(params, updates)
+  assert jax.tree.structure(end) == jax.tree.structure(tree)
+  masks = sj.masks(after)
+  [kernel] = [x for x in jax.tree.leaves(end) if x.ndim == 2]
+  np.testing.assert_allclose(np.sort(kernel.ravel()), [0.0] * 12 + [0.9] * 4)
+  jax.tree.map(np.testing.assert_array_equal, sj.apply_masks(end, masks), end)
+  sj.save_masks(tmp_path / "masks.npz", masks)
+  loaded = sj.load_masks(tmp_path / "masks.npz", end)
+  restored = sj.with_masks(after, loaded)
+  jax.tree.map(np.testing.assert_array_equal, restored, after)
