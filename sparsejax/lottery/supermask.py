@@ -142,7 +142,7 @@ def frozen(
       )
     chosen = [s is not None for s in align(params, state.scores)]
     grads = jax.tree.map(
-      lambda s, slope_, w, g: (slope_ * w * g).astype(s.dtype),
+      lambda s, slope_, w, g: slope_ * w.astype(s.dtype) * g.astype(s.dtype),
       state.scores,
       slope(state.scores),
       choose(params, chosen),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sparsejax.core.checks import check_flag, check_number, check_score
 from sparsejax.core.structures.base import check_fits
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
+from sparsejax.transforms.moments import wide_zeros
 
 
 class AccumulateState(NamedTuple):
@@ -59,11 +60,7 @@ def accumulate(
   check_number("decay", decay, "lie in (0, 1]", lambda v: 0 < v <= 1)
 
   def init(params: PyTree):
-    def zeros(p):
-      wide = jnp.finfo(p.dtype).bits > 32
-      return jnp.zeros_like(p, dtype=p.dtype if wide else jnp.float32)
-
-    return AccumulateState(jax.tree.map(zeros, params), transform.init(params))
+    return AccumulateState(jax.tree.map(wide_zeros, params), transform.init(params))
 
   def observe(inputs: ScoreInputs, state: AccumulateState):
     def add(total, x):

@@ -13,6 +13,7 @@ from sparsejax.core.checks import check_number
 from sparsejax.core.containers import boxed_like
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.random import leaf_keys, uniform_like
+from sparsejax.core.steps import update_or_zero, updated
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
   Distribution,
@@ -142,7 +143,7 @@ def deep_r(
   def rewire_if_due(due, kernels, steps, live, budgets, positive, key, step):
     def rewire():
       def stays(mask, sign, p, u):
-        new = p + u.astype(p.dtype)
+        new = updated(p, u)
         return mask & ~jnp.where(sign, new < 0, new > 0)
 
       kept = jax.tree.map(stays, live, positive, kernels, steps)
@@ -197,7 +198,7 @@ def deep_r(
       )
     leaves, treedef = jax.tree.flatten(updates)
     emitted = treedef.unflatten(
-      u if m is None else jnp.where(m, u, -p.astype(u.dtype))
+      u if m is None else update_or_zero(m, u, p)
       for u, p, m in zip(
         leaves, jax.tree.leaves(params), align(params, kept), strict=True
       )

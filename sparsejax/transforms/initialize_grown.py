@@ -13,6 +13,7 @@ from sparsejax.core.checks import check_callable, check_number, check_optimizer
 from sparsejax.core.containers import boxed_like
 from sparsejax.core.leaves import align, choose
 from sparsejax.core.random import leaf_keys
+from sparsejax.core.steps import sum_dtype
 from sparsejax.core.types import Moments, PyTree, Score, ScoreInputs, SparseState
 from sparsejax.scores.noisy import normal_like
 
@@ -130,7 +131,8 @@ def initialize_grown(
         out.append(u)
       else:
         step = jnp.asarray(scale, p.dtype) * next(wanted) - p
-        out.append(jnp.where(a & ~b, step.astype(u.dtype), u))
+        dtype = sum_dtype(p, u)
+        out.append(jnp.where(a & ~b, step.astype(dtype), u.astype(dtype)))
     return treedef.unflatten(out), GrownState(state.initial, after)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

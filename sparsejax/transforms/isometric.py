@@ -14,6 +14,7 @@ from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.polar import nearest_orthogonal
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
 from sparsejax.core.replace import with_masks
+from sparsejax.core.steps import updated
 from sparsejax.core.types import Distribution, Topology
 from sparsejax.distributions.static import check_density, uniform
 from sparsejax.scores.gradient import gradient
@@ -172,8 +173,9 @@ def _retracted(due, updates, params, state, support):
 @functools.partial(jax.jit, static_argnames="rows", inline=True)
 def _move_if_due(due, u, p, mask, held, rows):
   def move():
-    end = _project(p + u.astype(p.dtype), held, rows)
-    return jnp.where(mask, (end - p).astype(u.dtype), u)
+    end = _project(updated(p, u), held, rows)
+    # `u` has the dtype of the sum, as `sparsify` emits it.
+    return jnp.where(mask, end.astype(u.dtype) - p.astype(u.dtype), u)
 
   return lax.cond(due, move, lambda: u)
 

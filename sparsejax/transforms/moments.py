@@ -1,6 +1,7 @@
 """The moments of any optax optimizer, found by structure."""
 
 import jax
+import jax.numpy as jnp
 
 from sparsejax.core.leaves import choose
 from sparsejax.core.types import Moments, PyTree
@@ -55,6 +56,15 @@ def _moments_of(held, path, param):
         second = None
       return first, second
   return None, None
+
+
+def wide_zeros(weights: jax.Array) -> jax.Array:
+  """Returns zeros for a running sum: of the weights' shape, float32 at least.
+
+  In bfloat16 a decay of 0.999 is 1, and in float16 a sum of gradients overflows.
+  """
+  wide = jnp.finfo(weights.dtype).bits > 32
+  return jnp.zeros_like(weights, dtype=weights.dtype if wide else jnp.float32)
 
 
 def complete(moments: Moments, params: PyTree, chosen: list[bool]) -> bool:

@@ -22,6 +22,7 @@ from sparsejax.core.leaves import (
 )
 from sparsejax.core.reduce import replicated
 from sparsejax.core.select import select
+from sparsejax.core.steps import update_or_zero
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
   Distribution,
@@ -36,7 +37,12 @@ from sparsejax.distributions.static import (
   check_distribution,
   uniform,
 )
-from sparsejax.transforms.moments import complete, find_moments, holds_momentum
+from sparsejax.transforms.moments import (
+  complete,
+  find_moments,
+  holds_momentum,
+  wide_zeros,
+)
 from sparsejax.transforms.shapes import layer_shapes
 from sparsejax.transforms.start import budget_template, placed_like, start
 from sparsejax.transforms.structured import check_layers, check_structure
@@ -70,8 +76,10 @@ def sparsify(
   u = inner(g);  if due: masks = mask_transform(...);  update = u where live, else -p
 
   so that `optax.apply_updates` leaves masked weights at exactly zero, whatever the
-  inner optimizer does. With c updates done before this one, a mask update is due if
-  c + 1 > start_step, (c + 1 - start_step) % update_every == 0 and c < end_step.
+  inner optimizer does. The update of a sparsified leaf has the dtype of p + u, for in a
+  narrower one -p would be rounded. With c updates done before this one, a mask update
+  is due if c + 1 > start_step, (c + 1 - start_step) % update_every == 0 and
+  c < end_step.
 
   Args:
     inner: any optax optimizer. Its update is computed at every step.
@@ -94,7 +102,8 @@ def sparsify(
       updated before the inner optimizer's step, with its moments from before it;
       otherwise after it, with its moments from after it.
     momentum_decay: where the inner optimizer holds no momentum, keep a running
-      average m = decay m + g of the gradients as `inputs.moments`; None keeps none.
+      average m = decay m + g of the gradients as `inputs.moments`, float32 at least;
+      None keeps none.
       What is not finite in a gradient adds nothing to it.
     structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; None for
       any. Budgets are rounded to what it can hold.
@@ -161,7 +170,7 @@ def sparsify(
     if momentum_decay is not None:
       moments = find_moments(inner_state, params, chosen)
       if not complete(moments, params, chosen):
-        average = placed_like(jax.tree.map(jnp.zeros_like, kernels), params)
+        average = placed_like(jax.tree.map(wide_zeros, kernels), params)
     return SparseState(
       count=jnp.zeros((), jnp.int32),
       seed=seed_,
@@ -279,8 +288,8 @@ def sparsify(
 
     def add(m, g):
       # One gradient that is not finite would spoil the average for good.
-      g = jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g))
-      return jnp.asarray(momentum_decay, m.dtype) * m + g.astype(m.dtype)
+      g = jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)).astype(m.dtype)
+      return jnp.asarray(momentum_decay, m.dtype) * m + g
 
     return jax.tree.map(add, average, choose(grads, chosen))
 
@@ -298,8 +307,12 @@ def _where_live(entries, updates, params=None, zeros=False):
   values = leaves if zeros else jax.tree.leaves(params)
   out = []
   for mask, u, p in zip(entries, leaves, values, strict=True):
-    dead = jnp.zeros_like(u) if zeros else -p.astype(u.dtype)
-    out.append(u if mask is None else select(mask, u, dead))
+    if mask is None:
+      out.append(u)
+    elif zeros:
+      out.append(select(mask, u, jnp.zeros_like(u)))
+    else:
+      out.append(update_or_zero(mask, u, p))
   return treedef.unflatten(out)
 
 

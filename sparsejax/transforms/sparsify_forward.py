@@ -11,6 +11,7 @@ from sparsejax.core.checks import check_callable
 from sparsejax.core.containers import is_placeholder
 from sparsejax.core.leaves import Where, align
 from sparsejax.core.masks import masks as find_masks
+from sparsejax.core.steps import updated
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
   Distribution,
@@ -189,7 +190,7 @@ def sparsify_forward(
         u if m is None else jnp.where(m, u, jnp.zeros_like(u))
         for u, m in zip(leaves, free, strict=True)
       )
-    after = optax.apply_updates(params, updates)  # pyright: ignore[reportArgumentType]
+    after = jax.tree.map(updated, params, updates)
     state = state._replace(inner_state=inner_state)
     masked: Any
     _, masked = masking.update(grads, state, after, update_masks=update_masks)
