@@ -1,14 +1,17 @@
 """The diagonal Fisher score, from the optimizer's own second moment."""
 
 import jax
+import jax.numpy as jnp
 
 from sparsejax.core.types import PyTree, ScoreInputs
+from sparsejax.scores.momentum import never_negative
 
 
 def fisher(inputs: ScoreInputs) -> PyTree:
   """What deleting the weight costs, with the Fisher diagonal for the curvature.
 
-  s = v w^2 / 2, v the second moment of Adam and its relatives, or else (dL/dw)^2
+  s = v w^2 / 2, v the second moment of Adam and its relatives, or else (dL/dw)^2, and
+  that too where a second moment is negative, which a mean of squares never is
 
   v averages squares of batch gradients over steps: n times smaller, at batch size n,
   than the mean of single examples' squares, which does not change a ranking. For those
@@ -31,8 +34,11 @@ def fisher(inputs: ScoreInputs) -> PyTree:
   params, treedef = jax.tree.flatten(inputs.params)
   grads = jax.tree.leaves(inputs.grads)
   second = treedef.flatten_up_to(inputs.moments.second)
+  usable = never_negative(second)
   scores = []
   for w, g, v in zip(params, grads, second, strict=True):
-    curvature = (g.astype(w.dtype) ** 2) if v is None else v.astype(w.dtype)
+    curvature = g.astype(w.dtype) ** 2
+    if v is not None:
+      curvature = jnp.where(usable, v.astype(w.dtype), curvature)
     scores.append(curvature * w**2 / 2)
   return treedef.unflatten(scores)

@@ -39,6 +39,7 @@ from sparsejax.distributions.static import (
 )
 from sparsejax.transforms.moments import (
   complete,
+  factories_of,
   find_moments,
   holds_momentum,
   wide_zeros,
@@ -137,6 +138,7 @@ def sparsify(
     rule = "lie in [0, 1]"
     check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
   check_structure(structure, density, distribution)
+  factories = factories_of(inner)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -168,7 +170,7 @@ def sparsify(
     inner_state = placed_like(inner.init(params), params)
     average = None
     if momentum_decay is not None:
-      moments = find_moments(inner_state, params, chosen)
+      moments = find_moments(inner_state, params, chosen, factories)
       if not complete(moments, params, chosen):
         average = placed_like(jax.tree.map(wide_zeros, kernels), params)
     return SparseState(
@@ -227,7 +229,7 @@ def sparsify(
 
     def score_inputs(inner_state, average):
       if average is None:
-        moments = find_moments(inner_state, params, chosen)
+        moments = find_moments(inner_state, params, chosen, factories)
       else:
         moments = Moments(average, _none_like(average))
       return ScoreInputs(

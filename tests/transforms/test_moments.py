@@ -1,0 +1,241 @@
+"""Moments are what they are taken for, under every optimizer of optax."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sparsejax as sj
+from sparsejax.transforms.moments import complete, factories_of, find_moments
+
+contrib = optax.contrib
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+  """optax's Adam mixes integer counts with floats, which strict promotion refuses."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+def loss(params):
+  # Its second derivatives have both signs.
+  return sum(jnp.sum(jnp.sin(3 * p)) for p in jax.tree.leaves(params))
+
+
+# What the score of sparse momentum is made of: the gradient's size divided out
+# ("divided"), or not ("plain"), or an average of one's own ("own").
+KINDS = {
+  "adabelief": "divided",
+  "adam": "divided",
+  "adamax": "divided",
+  "adamaxw": "divided",
+  "adamw": "divided",
+  "adan": "divided",
+  "amsgrad": "divided",
+  "lamb": "divided",
+  "nadam": "divided",
+  "nadamw": "divided",
+  "novograd": "divided",
+  "optimistic_adam_v2": "divided",
+  "radam": "divided",
+  "sm3": "divided",
+  "yogi": "divided",
+  "adadelta": "own",
+  "adafactor": "own",
+  "adagrad": "own",
+  "fromage": "own",
+  "lars": "divided",
+  "lbfgs": "own",
+  "lion": "plain",
+  "noisy_sgd": "own",
+  "optimistic_gradient_descent": "own",
+  "polyak_sgd": "own",
+  "rmsprop": "own",
+  "rprop": "own",
+  "sgd": "own",
+  "sign_sgd": "own",
+  "signum": "plain",
+  "acprop": "divided",
+  "ademamix": "divided",
+  "adopt": "divided",
+  "cocob": "own",
+  "dadapt_adamw": "own",
+  "dog": "own",
+  "dowg": "own",
+  "galore": "own",
+  "madgrad": "own",
+  "momo": "own",
+  "momo_adam": "own",
+  "muon": "plain",
+  "prodigy": "own",
+  "schedule_free_adamw": "own",
+  "schedule_free_sgd": "own",
+  "simplified_ademamix": "divided",
+  "sophia": "plain",
+}
+# One takes a batch of gradients per example, one is deprecated for its second version.
+EXCLUDED = {"dpsgd", "optimistic_adam"}
+ARGUMENTS = {
+  "noisy_sgd": {"key": jax.random.key(0)},
+  "polyak_sgd": {},
+  "fromage": {"learning_rate": 0.01},
+}
+
+
+def make(name):
+  factory = getattr(optax, name, None) or getattr(contrib, name)
+  kwargs = {"learning_rate": 0.01} if _needs_rate(factory) else {}
+  return factory(**{**kwargs, **ARGUMENTS.get(name, {})})
+
+
+def _needs_rate(factory):
+  rate = inspect.signature(factory).parameters.get("learning_rate")
+  return rate is not None and rate.default is inspect.Parameter.empty
+
+
+def test_the_table_names_every_optimizer_of_optax():
+  found = set()
+  for module in (optax, contrib):
+    for name in dir(module):
+      factory = getattr(module, name)
+      if name.startswith(("_", "scale")) or not inspect.isfunction(factory):
+        continue
+      if "learning_rate" in inspect.signature(factory).parameters:
+        found.add(name)
+  wrappers = {"schedule_free", "radamw"}
+  assert found - wrappers - EXCLUDED <= set(KINDS)
+
+
+def layers(scale):
+  """Two equal layers, the second with gradients `scale` times as large."""
+  rng = np.random.default_rng(0)
+  p = jnp.asarray(rng.normal(size=(16, 16)), jnp.float32)
+  params = {"a": {"kernel": p}, "b": {"kernel": p}}
+
+  def gradients(step):
+    g = jnp.asarray(np.random.default_rng(step).normal(size=p.shape), jnp.float32)
+    return {"a": {"kernel": g}, "b": {"kernel": scale * g}}
+
+  return params, gradients
+
+
+def extra(params):
+  return {
+    "value": jnp.float32(1.0),
+    "loss": jnp.float32(1.0),
+    "value_fn": loss,
+    "obj_fn": loss,
+    "grad": jax.tree.map(jnp.ones_like, params),
+  }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_each_optimizer_keeps(name):
+  params, gradients = layers(100.0)
+  inner = optax.with_extra_args_support(make(name))
+  state, chosen = inner.init(params), [True, True]
+  update = jax.jit(lambda g, s: inner.update(g, s, params, **extra(params))[1])
+  if KINDS[name] == "own":
+    assert not complete(
+      find_moments(state, params, chosen, factories_of(inner)), params, chosen
+    )
+    return
+  for i in range(3):
+    state = update(gradients(i), state)
+  moments = find_moments(state, params, chosen, factories_of(inner))
+  assert complete(moments, params, chosen)
+  assert all(bool(jnp.all(v >= 0)) for v in jax.tree.leaves(moments.second))
+  scores = sj.momentum(
+    sj.ScoreInputs(params, params, moments, None, jax.random.key(0), jnp.int32(1))
+  )
+  ratio = float(jnp.mean(scores["b"]["kernel"]) / jnp.mean(scores["a"]["kernel"]))
+  expected = 1.0 if KINDS[name] == "divided" else 100.0
+  np.testing.assert_allclose(ratio, expected, rtol=0.05)
+
+
+def run(inner, scale, steps=4):
+  """Live weights of two equal layers after mask updates, and how often it skipped."""
+  params, gradients = layers(scale)
+  tx = sj.sparse_momentum(
+    inner, 0.25, update_every=2, drop_fraction=0.5, momentum_decay=0.9
+  )
+  state = tx.init(params)
+  # The same masks in both layers, so that only the gradients tell them apart.
+  start = sj.masks(state)["a"]["kernel"]
+  state = sj.with_masks(state, {"a": {"kernel": start}, "b": {"kernel": start}})
+  params = sj.apply_masks(params, sj.masks(state))
+
+  @jax.jit
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params, **extra(params))
+    return optax.apply_updates(params, updates), state
+
+  for i in range(steps):
+    params, state = step(params, state, gradients(i))
+  masks = sj.masks(state)
+  assert int(sj.skipped_updates(state)) == 0
+  assert bool(jnp.any(masks["a"]["kernel"] != start))
+  for name in ("a", "b"):
+    dead = params[name]["kernel"][~masks[name]["kernel"]]
+    assert bool(jnp.all(dead == 0))
+  live = [int(masks[name]["kernel"].sum()) for name in ("a", "b")]
+  assert sum(live) == 128
+  return live
+
+
+@pytest.mark.parametrize("name", ["adan", "sophia", "adopt", "adamax"])
+def test_masks_move_where_names_mislead(name):
+  live = run(make(name), 100.0)
+  if KINDS[name] == "divided":
+    assert abs(live[0] - live[1]) <= 2
+  else:
+    assert live[1] > live[0] + 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_masks_move_under_every_optimizer(name):
+  live = run(make(name), 100.0)
+  if KINDS[name] == "divided":
+    assert abs(live[0] - live[1]) <= 6
+  else:
+    assert live[1] > live[0]
+
+
+def test_adopt_is_known_inside_other_transforms():
+  adopt = contrib.adopt(0.01)
+  for inner in (
+    optax.chain(optax.clip(1.0), adopt),
+    optax.apply_if_finite(adopt, 3),
+    optax.MultiSteps(adopt, 2).gradient_transformation(),
+    optax.inject_hyperparams(contrib.adopt)(0.01),
+    optax.inject_hyperparams(lambda learning_rate: contrib.adopt(learning_rate))(0.01),
+    optax.partition({"all": adopt}, lambda p: jax.tree.map(lambda _: "all", p)),
+    optax.masked(adopt, lambda p: jax.tree.map(lambda _: True, p)),
+  ):
+    params, _ = layers(1.0)
+    moments = find_moments(
+      inner.init(params), params, [True, True], factories_of(inner)
+    )
+    assert moments.first["a"]["kernel"] is not None
+    assert moments.second["a"]["kernel"] is None
+
+
+def test_an_unknown_second_moment_that_is_negative_is_none():
+  """Somebody's own optimizer: the score is |m|, of all layers alike, and finite."""
+  m = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([[3.0, 4.0]])}
+  v = {"a": jnp.array([[4.0, 4.0]]), "b": jnp.array([[-1.0, 4.0]])}
+  given = sj.ScoreInputs(m, m, sj.Moments(m, v), None, jax.random.key(0), jnp.int32(1))
+  scores = sj.momentum(given)
+  assert scores["a"].tolist() == [[1.0, 2.0]]
+  assert scores["b"].tolist() == [[3.0, 4.0]]
+  # And curvature is the gradient's square: g^2 w^2 / 2 with w = g = m.
+  assert sj.fisher(given)["b"].tolist() == [[40.5, 128.0]]
+  v["b"] = jnp.array([[1.0, 4.0]])
+  given = given._replace(moments=sj.Moments(m, v))
+  np.testing.assert_allclose(sj.momentum(given)["a"], [[0.5, 1.0]], rtol=1e-6)
+  assert sj.fisher(given)["b"].tolist() == [[4.5, 32.0]]
