@@ -37,6 +37,7 @@ from sparsejax.distributions.static import (
   check_distribution,
   uniform,
 )
+from sparsejax.transforms.inner import check_inner, check_params
 from sparsejax.transforms.moments import (
   complete,
   factories_of,
@@ -116,7 +117,9 @@ def sparsify(
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range; no leaf is selected; the structure
-      does not go together with the transform, the density or a leaf.
+      does not go together with the transform, the density or a leaf; in `init`, the
+      inner optimizer is sparse itself or never moves a selected leaf
+      (`optax.set_to_zero`), or params are `optax.LookaheadParams`.
 
   Example:
     >>> import optax, sparsejax as sj
@@ -144,6 +147,7 @@ def sparsify(
   def init_fn(params):
     if is_placeholder(params):
       return _map_of_state(params)
+    check_params(params)
     chosen = selected(params, where)
     kernels = choose(params, chosen)
     if stacked is False:
@@ -168,6 +172,7 @@ def sparsify(
       structure=structure,
     )
     inner_state = placed_like(inner.init(params), params)
+    check_inner(inner, inner_state, params, chosen, factories)
     average = None
     if momentum_decay is not None:
       moments = find_moments(inner_state, params, chosen, factories)
