@@ -37,6 +37,7 @@ from sparsejax.distributions.static import (
   check_distribution,
   uniform,
 )
+from sparsejax.transforms.acprop import bounded_first_steps
 from sparsejax.transforms.inner import check_inner, check_params
 from sparsejax.transforms.moments import (
   complete,
@@ -102,7 +103,10 @@ def sparsify(
     mask_gradients: whether dead weights' gradients are zeroed before the inner
       optimizer sees them. Scores see dense gradients either way. The masks are then
       updated before the inner optimizer's step, with its moments from before it;
-      otherwise after it, with its moments from after it.
+      otherwise after it, with its moments from after it. A grown weight starts with
+      the moments of a weight without gradients; `optax.contrib.acprop`, which divides
+      by the previous second moment, is kept from the steps of thousands of learning
+      rates that would follow (`acprop.bounded_first_steps`).
     momentum_decay: where the inner optimizer holds no momentum, keep a running
       average m = decay m + g of the gradients as `inputs.moments`, float32 at least;
       None keeps none.
@@ -142,6 +146,7 @@ def sparsify(
     check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
   check_structure(structure, density, distribution)
   factories = factories_of(inner)
+  divides_by_previous = not factories.isdisjoint(("scale_by_acprop", "acprop"))
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -270,6 +275,12 @@ def sparsify(
       updates, inner_state = inner.update(
         _where_live(live, grads, zeros=True), state.inner_state, params, **extra_args
       )
+      if divides_by_previous:
+        old, new = (
+          find_moments(s, params, chosen, factories)
+          for s in (state.inner_state, inner_state)
+        )
+        updates = bounded_first_steps(updates, old, new, step == 1)
       average = _accumulate(average, grads, chosen)
     else:
       updates, inner_state = inner.update(
