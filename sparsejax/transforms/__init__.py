@@ -5,6 +5,7 @@ from sparsejax.transforms.accumulate import accumulate
 from sparsejax.transforms.at_initialization import masks_from_scores
 from sparsejax.transforms.by_path import by_path
 from sparsejax.transforms.chain import chain
+from sparsejax.transforms.check_sparse import check_sparse
 from sparsejax.transforms.controls import reinitialize, shuffle_masks
 from sparsejax.transforms.deep_r import deep_r
 from sparsejax.transforms.dense import dense
@@ -53,6 +54,7 @@ __all__ = [
   "alternate",
   "by_path",
   "chain",
+  "check_sparse",
   "cubic",
   "deep_r",
   "dense",
