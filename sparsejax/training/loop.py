@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import sparsejax as sj
 from sparsejax.training import checkpoint as checkpoint_lib
 from sparsejax.training import config as config_lib
 from sparsejax.training import data as data_lib
@@ -129,6 +130,9 @@ def _train(
   rate = optimizers.learning_rate(config, total)
   seen = jax.device_get(run_lib.observe(state))
   moved = run_lib.turnover(state)
+  # Mask updates that were due while none changed a mask, per seed; a resumed run may
+  # have settled, and is not counted.
+  unmoved, ever_moved = 0, found
   order = None
   with (
     # What a run wrote whose first checkpoint never came is written again, all of it.
@@ -164,6 +168,9 @@ def _train(
       loss, accuracy = totals.means()
       seen = jax.device_get(run_lib.observe(state))
       moved = run_lib.turnover(state, moved.masks)
+      sj.check_sparse(state.params, state.opt_state)
+      unmoved += optimizers.due_updates(config, total, begin, count)
+      ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
       speed = progress.update(
         count,
         loss=f"{np.mean(loss):.4f}",
@@ -171,6 +178,8 @@ def _train(
         density=f"{np.mean(seen.density):.4f}",
       )
       progress.skipped(np.sum(seen.skipped_steps), np.sum(seen.skipped_mask_updates))
+      if not np.all(ever_moved):
+        progress.unmoved(unmoved)
       writer.write(
         count,
         {

@@ -220,3 +220,19 @@ def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
   if not METHODS[config.method].moves:
     return lambda count: jnp.zeros((), bool)
   return rule
+
+
+def due_updates(config: Config, total_steps: int, begin: int, end: int) -> int:
+  """Returns how many mask updates are due in the steps from `begin` to `end`.
+
+  Args:
+    config: a complete config.
+    total_steps: steps of the whole run.
+    begin: updates done before.
+    end: updates done after.
+
+  Returns:
+    A count; 0 for methods whose masks do not move.
+  """
+  rule: Callable[[Any], Any] = due(config, total_steps)
+  return int(np.sum(np.asarray(rule(np.arange(begin, end)))))

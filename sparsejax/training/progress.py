@@ -8,6 +8,8 @@ import rich.progress
 
 # Elsewhere than in a terminal a line comes at most this often, in seconds.
 _PAUSE = 2.0
+# After so many mask updates that changed nothing, it is said.
+_DUE = 10
 
 
 class Progress:
@@ -105,6 +107,21 @@ class Progress:
       if count and what not in self._said:
         self._said.add(what)
         self.note(f"Warning: {what} The summary counts them.")
+
+  def unmoved(self, due: int) -> None:
+    """Warns once if no mask has changed though many mask updates were due.
+
+    Args:
+      due: mask updates that were due in this run, none of which changed a mask.
+    """
+    what = "never moved"
+    if due >= _DUE and what not in self._said:
+      self._said.add(what)
+      self.note(
+        f"Warning: {due:,} mask updates were due and no mask ever moved. Updates whose"
+        " scores were not finite are counted in skipped_mask_updates; otherwise look at"
+        " the drop fraction and the scores."
+      )
 
   def note(self, message: str) -> None:
     """Shows a message that stays."""

@@ -176,6 +176,8 @@ def test_due_is_the_schedule_of_the_optimizer_itself(every, start, end):
     _, state = update(params, state, params)
     flags.append(int(state.transform_state) > before)
   assert [bool(due(jnp.int32(step))) for step in range(total)] == flags
+  part = optimizers.due_updates(config, total, total // 3, total)
+  assert part == sum(flags[total // 3 :])
   assert not flags[-1]
   assert any(flags) == optimizers.updates_masks(config, total)
 
@@ -184,3 +186,5 @@ def test_due_is_the_schedule_of_the_optimizer_itself(every, start, end):
 def test_fixed_masks_are_never_due(method):
   due = optimizers.due(config_lib.complete({"method": method}), 1000)
   assert not any(due(jnp.int32(c)) for c in range(0, 1000, 33))
+  config = config_lib.complete({"method": method})
+  assert optimizers.due_updates(config, 1000, 0, 1000) == 0

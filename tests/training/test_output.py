@@ -148,6 +148,16 @@ def test_labels_are_moved_apart():
   assert places["c"] == max(values)
 
 
+def test_masks_that_never_moved_are_said_once():
+  text = io.StringIO()
+  console = rich.console.Console(file=text, width=300)
+  with progress.Progress(10, 0, console=console) as shown:
+    for due in (1, 9, 10, 20):
+      shown.unmoved(due)
+  [line] = text.getvalue().splitlines()
+  assert line.startswith("Warning: 10 mask updates were due and no mask ever moved.")
+
+
 def test_what_was_not_finite_is_said_once():
   text = io.StringIO()
   console = rich.console.Console(file=text, width=200)
