@@ -68,7 +68,9 @@ def mask_finder(
       return model.apply(params, model_state, images, None)[0]
 
     if config.method == "synflow":
-      return method(evaluate, params, (1, *image_shape), config.density, **kwargs)
+      seen = batches[0][0]
+      inputs = jax.ShapeDtypeStruct((1, *seen.shape[1:]), seen.dtype)
+      return method(evaluate, params, inputs, config.density, **kwargs)
     return method(loss, params, batches, config.density, **kwargs)
 
   return find

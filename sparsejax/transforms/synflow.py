@@ -1,5 +1,7 @@
 """SynFlow (Tanaka et al. 2020)."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from jax.core import Tracer
 
 from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.core.layerwise import usable
-from sparsejax.core.leaves import Where, choose, merge, selected
+from sparsejax.core.leaves import Where, choose, merge, path_string, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.random import true_like
 from sparsejax.core.structures.base import Structure
@@ -26,7 +28,7 @@ from sparsejax.transforms.at_initialization import (
 def synflow(
   apply_fn: Callable[[PyTree, jax.Array], jax.Array],
   params: PyTree,
-  input_shape: Sequence[int],
+  input_shape: Sequence[int] | jax.Array | jax.ShapeDtypeStruct,
   density: Any,
   *,
   rounds: int = 100,
@@ -34,26 +36,34 @@ def synflow(
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
-  """Prunes at initialization without data, and empties no layer before it must.
+  """Prunes at initialization without data, by how much of a flow a weight carries.
 
-  s = |w dR/dw|,  R = 1^T f(1; |params|);  for k = 1 .. rounds: the best
+  s = |w dR/dw|,  R = 1^T f(x; |params|);  for k = 1 .. rounds: the best
   density^(k / rounds) of all layers, at the weights that are left
 
   f is the network with all its params, biases too, replaced by their magnitudes, and R
-  the sum of its outputs for an input of ones. A layer's scores sum to the same total in
-  every layer of a chain, so a small layer's weights score high and it is pruned last.
+  the sum of its outputs for an input x of ones. Where R is a product of the layers (a
+  chain of products with ReLU, pooling, additions), a layer's scores sum to the same
+  total in every layer, so a small layer's weights score high, and no layer is emptied
+  before it must be. LayerNorm, softmax and differences break that: their outputs do not
+  grow with their inputs, the layers before them carry next to no flow, and whole layers
+  may go even at densities of .5. A warning then names them; `distribution=sj.erk` gives
+  every layer its weights.
 
-  R grows or shrinks by a factor a layer: it passes float32's range at some 30 layers.
+  R grows or shrinks by a factor per layer: it passes float32's range at some 30 layers.
   All is computed in float64, without `jax_enable_x64` being set; 200 layers of 512
-  units are in range. A model that fixes its own dtype must be built with another for
-  this call, and TPUs, which emulate float64 within float32's range, must leave it to
-  the CPU (`jax.default_device`).
+  units are in range. A model that fixes a dtype of its own, such as a recurrent one
+  with a float32 carry, is computed in float32 or else in the params' dtypes. TPUs,
+  which emulate float64 within float32's range, must leave it to the CPU
+  (`jax.default_device`).
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, in evaluation mode: no dropout, batch
       normalization by its running statistics.
     params: the weights at initialization.
-    input_shape: of the inputs, the batch axis included: (1, 28, 28, 1).
+    input_shape: of the inputs, the batch axis included: (1, 28, 28, 1). Of inputs that
+      are not floating point, such as tokens, an array, which is used as it is, or an
+      abstract value, `jax.ShapeDtypeStruct((1, 16), jnp.int32)`, for ones.
     density: fraction kept, in (0, 1].
     rounds: how many prunings; one shot (1) empties layers.
     where: which leaves are sparsified; see `sparsify`.
@@ -67,6 +77,9 @@ def synflow(
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range; no leaf is selected.
     FloatingPointError: R is out of range or zero in some round (not seen under `jit`).
+
+  Warns:
+    UserWarning: a layer is left without live weights (not seen under `jit`).
 
   References:
     Tanaka et al. 2020, "Pruning neural networks without any data by iteratively
@@ -83,27 +96,26 @@ def synflow(
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
-  if not isinstance(input_shape, (tuple, list)):
-    raise TypeError(f"input_shape must be a tuple of integers, got {input_shape!r}.")
-  for n in input_shape:
-    check_integer("input_shape", n, 1)
+  make_inputs = _input_maker(input_shape)
   chosen = selected(params, where)
   with jax.enable_x64(True):
     ladder = amounts(choose(params, chosen), density, rounds, distribution, structure)
     ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
+    dtype = _widest(apply_fn, params, make_inputs)
 
     @jax.jit
     def prune(params, ladder):
-      positive = jax.tree.map(_magnitude, params)
+      positive = _magnitudes(params, dtype)
       kernels = choose(positive, chosen)
-      inputs = jnp.ones(tuple(input_shape), jnp.float64)
+      inputs = make_inputs(dtype)
 
       def flow(weights):
-        return jnp.sum(apply_fn(merge(positive, weights), inputs))
+        with jax.enable_x64(dtype == jnp.float64):
+          return jnp.sum(apply_fn(merge(positive, weights), inputs))
 
       def one_round(masks, amount):
         weights = apply_masks(kernels, masks)
-        scores = jax.tree.map(jnp.multiply, weights, jax.grad(flow)(weights))
+        scores = jax.tree.map(_score, weights, jax.grad(flow)(weights))
         largest = [jnp.max(s) for s in jax.tree.leaves(scores)]
         sound = usable(scores, masks) & jnp.any(jnp.stack(largest) > 0)
         return keep_best(scores, amount, masks, structure), sound
@@ -112,13 +124,74 @@ def synflow(
 
     masks, sound = prune(params, ladder)
     if not isinstance(sound, Tracer) and not sound.all():
+      held = "float64" if dtype == jnp.float64 else "float32"
       raise FloatingPointError(
-        "params must give a synaptic flow that float64 can hold, got scores that are "
+        f"params must give a synaptic flow that {held} can hold, got scores that are "
         f"not finite or all zero in round {int(jnp.argmin(sound)) + 1} of {rounds}."
       )
+  _warn_of_empty(masks)
   return masks
 
 
-def _magnitude(leaf: jax.Array) -> jax.Array:
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return jnp.abs(leaf).astype(jnp.float64) if floating else leaf
+def _input_maker(given: Any) -> Callable[[Any], jax.Array]:
+  """`dtype -> inputs` of ones, or those given, from what `input_shape` holds."""
+  if hasattr(given, "shape") and hasattr(given, "dtype"):
+    if jnp.issubdtype(given.dtype, jnp.floating):
+      return _input_maker(tuple(given.shape))
+    if isinstance(given, jax.ShapeDtypeStruct):
+      return lambda dtype: jnp.ones(given.shape, given.dtype)
+    return lambda dtype: jnp.asarray(given)
+  if not isinstance(given, (tuple, list)):
+    raise TypeError(f"input_shape must be a tuple of integers, got {given!r}.")
+  for n in given:
+    check_integer("input_shape", n, 1)
+  return lambda dtype: jnp.ones(tuple(given), dtype or jnp.float32)
+
+
+def _widest(apply_fn, params, make_inputs) -> Any:
+  """The first of float64, float32 and None (the params' own dtypes) that f takes."""
+  for dtype in (jnp.float64, jnp.float32):
+    with jax.enable_x64(dtype == jnp.float64):
+      try:
+        jax.eval_shape(
+          lambda p, dtype=dtype: apply_fn(_magnitudes(p, dtype), make_inputs(dtype)),
+          params,
+        )
+      except (
+        TypeError,
+        ValueError,
+      ):  # two dtypes, in a carry or under strict promotion
+        continue
+      return dtype
+  return None
+
+
+def _magnitudes(params: PyTree, dtype: Any) -> PyTree:
+  """|params|, in a dtype if one is given; leaves that are not floats as they are."""
+
+  def magnitude(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    return jnp.abs(leaf).astype(dtype or leaf.dtype)
+
+  return jax.tree.map(magnitude, params)
+
+
+def _score(weight: jax.Array, gradient: jax.Array) -> jax.Array:
+  """|w dR/dw|: behind a difference or a softmax a gradient may be negative."""
+  return jnp.abs(weight.astype(jnp.float64) * gradient.astype(jnp.float64))
+
+
+def _warn_of_empty(masks: PyTree) -> None:
+  """Warns of layers without live weights, by name, where that can be seen."""
+  empty = [
+    path_string(path)
+    for path, mask in jax.tree_util.tree_leaves_with_path(masks)
+    if not isinstance(mask, Tracer) and math.prod(mask.shape) and not mask.any()
+  ]
+  if empty:
+    warnings.warn(
+      f"synflow leaves no live weight in {', '.join(empty)}: give each layer its "
+      "weights by distribution=sj.erk, or raise the density.",
+      stacklevel=3,
+    )

@@ -1,5 +1,6 @@
 """Pruning at initialization against tables worked by hand, and its controls."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +122,120 @@ def test_synflow_of_60_layers_keeps_every_layer_alive():
   # One shot with the same scores cuts the net.
   with pytest.raises(FloatingPointError, match="in round 1 of 1"):
     sj.synflow(deep, deep_params(scale=1e6), (1, 8), 0.5, rounds=1)
+
+
+def recurrent(cell):
+  model = nn.Sequential([nn.RNN(cell(features=6)), nn.Dense(3)])
+  params = model.init(jax.random.key(0), jnp.ones((1, 4, 5)))["params"]
+  return lambda p, x: model.apply({"params": p}, x), params
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.OptimizedLSTMCell])
+def test_recurrent_networks(cell):
+  apply, params = recurrent(cell)
+  x = jax.random.normal(jax.random.key(1), (2, 4, 5))
+  loss = lambda p, x: jnp.mean(apply(p, x) ** 2)
+  kernels = [p for p in jax.tree.leaves(params) if p.ndim == 2]
+  total = round(0.3 * sum(p.size for p in kernels))
+  for masks in (
+    sj.synflow(apply, params, (1, 4, 5), 0.3, rounds=5, distribution=sj.erk),
+    sj.snip(loss, params, [x], 0.3),
+    sj.grasp(loss, params, [x], 0.3),
+  ):
+    assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == total
+
+
+def test_a_carry_of_float32_gives_the_scores_of_float64():
+  """h_t = relu(h U + x W) twice, from h = 0: R = 1^T (W^2 U ...), worked in NumPy."""
+
+  def apply(params, x):
+    def step(h, _):
+      return jax.nn.relu(h @ params["u"] + x @ params["w"]), None
+
+    return jax.lax.scan(step, jnp.zeros((1, 3), jnp.float32), length=2)[0]
+
+  draw = np.random.default_rng(0).normal
+  w, u = draw(size=(2, 3)), draw(size=(3, 3))
+  params = {"u": jnp.asarray(u, jnp.float32), "w": jnp.asarray(w, jnp.float32)}
+  w, u, ones = np.abs(w), np.abs(u), np.ones(3)
+  # R = 1 W U 1 + 1 W 1.
+  d_u = np.outer(np.ones(2) @ w, ones)
+  d_w = np.outer(np.ones(2), u @ ones + ones)
+  scores = np.concatenate([(u * d_u).ravel(), (w * d_w).ravel()])
+  kept = scores >= np.sort(scores)[-6]
+  masks = sj.synflow(apply, params, (1, 2), 6 / 15, rounds=1)
+  assert bits(masks) == {
+    "u": kept[:9].astype(int).tolist(),
+    "w": kept[9:].astype(int).tolist(),
+  }
+
+
+def test_integer_inputs_and_leaves_that_are_not_floats():
+  def apply(params, tokens):
+    x = jnp.where(params["mask"][None, :, None], params["table"][tokens], 0)
+    return x.sum(1) @ params["kernel"]
+
+  params = {
+    "table": jax.random.normal(jax.random.key(0), (7, 4)),
+    "mask": jnp.array([True, True, False]),
+    "kernel": jnp.array([[1.0, -8.0], [2.0, 7.0], [3.0, -6.0], [4.0, 5.0]]),
+    "count": jnp.int32(3),
+  }
+  tokens = jnp.array([[0, 2, 1]])
+  flow = jnp.abs(params["table"][:3:2]).sum(0)[:, None] * jnp.abs(params["kernel"])
+  best = flow >= jnp.sort(flow.ravel())[-3]
+  masks = sj.synflow(apply, params, tokens, 3 / 8, rounds=1, where="kernel")
+  np.testing.assert_array_equal(masks["kernel"], best)
+  ones = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+  masks = sj.synflow(apply, params, ones, 3 / 8, rounds=1, where="kernel")
+  flow = jnp.abs(params["table"][1])[:, None] * jnp.abs(params["kernel"])
+  np.testing.assert_array_equal(masks["kernel"], flow >= jnp.sort(flow.ravel())[-3])
+  loss = lambda params, batch: jnp.mean(apply(params, batch) ** 2)
+  for method in (sj.snip, sj.grasp):
+    masks = method(loss, params, [tokens], 3 / 8, where="kernel")
+    assert int(masks["kernel"].sum()) == 3
+
+
+def test_bfloat16_params_and_inputs():
+  cast = lambda tree: jax.tree.map(lambda p: p.astype(jnp.bfloat16), tree)
+  params = {"a": jnp.array([[1.0, -3.0], [2.0, 0.5]]), "b": jnp.array([[4.0], [-1.0]])}
+  one = sj.synflow(product, cast(params), (1, 2), 0.5, rounds=1)
+  assert bits(one) == {"a": [1, 0, 1, 0], "b": [1, 0]}  # as in float32, see above
+  # A model that computes in a dtype of its own: 1-byte-exact products of bfloat16.
+  fixed = lambda p, x: x.astype(jnp.bfloat16) @ cast(p)["a"] @ cast(p)["b"]
+  assert bits(sj.synflow(fixed, params, (1, 2), 0.5, rounds=1)) == bits(one)
+  # One that takes nothing else, for its constant meets the params in a product.
+  strict = lambda p, x: jax.lax.dot(jnp.ones((1, 2), jnp.bfloat16), p["a"]) @ p["b"]
+  assert bits(sj.synflow(strict, cast(params), (1, 2), 0.5, rounds=1)) == bits(one)
+
+
+def test_a_negative_flow_counts_by_its_size():
+  # R = 3 a - 2 b - c: scores 3, 2 and 1, not 3, -2 and -1.
+  signs = jnp.array([3.0, -2.0, -1.0])
+  apply = lambda p, x: jnp.sum(p["w"][:, 0] * signs) * x
+  masks = sj.synflow(apply, {"w": jnp.ones((3, 1))}, (1,), 2 / 3, rounds=1)
+  assert bits(masks) == {"w": [1, 1, 0]}
+
+
+def test_layers_that_are_emptied_are_named():
+  # A difference of two equal maps: nothing flows through `first` at first order.
+  def apply(params, x):
+    h = x @ params["first"]
+    return (h - h.mean(1, keepdims=True)) @ params["last"] + params["bias"][None]
+
+  params = {"first": jnp.ones((4, 4)), "last": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+  params["last"] = params["last"] + jnp.arange(4.0)[:, None]
+  params["first"] = params["first"].at[:, 0].set(2.0)
+  params["body"] = jnp.ones((4, 4))
+  whole = lambda p, x: apply(p, x) + 100 * x @ p["body"]
+  with pytest.warns(UserWarning, match="synflow leaves no live weight in first, last"):
+    masks = sj.synflow(whole, params, (1, 4), 1 / 3, rounds=2)
+  assert masks["body"].all()
+  full = sj.synflow(whole, params, (1, 4), 1 / 3, rounds=2, distribution=sj.uniform)
+  assert [int(full[k].sum()) for k in ("first", "last", "body")] == [5, 5, 6]
+  # Under jit nothing can be read; the masks are the same.
+  traced = jax.jit(lambda p: sj.synflow(whole, p, (1, 4), 1 / 3, rounds=2))(params)
+  jax.tree.map(np.testing.assert_array_equal, traced, masks)
 
 
 def test_methods_are_the_same_under_jit_vmap_and_sharding():
