@@ -29,6 +29,7 @@ from sparsejax.growth.prune import (
   prune_connections,
   prune_units,
   remove_dead,
+  remove_unreachable,
   unit_importance,
 )
 from sparsejax.growth.seeds import seed
@@ -64,6 +65,7 @@ __all__ = [
   "prune_connections",
   "prune_units",
   "remove_dead",
+  "remove_unreachable",
   "seed",
   "size",
   "synthesize",

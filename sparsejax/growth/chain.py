@@ -1,12 +1,15 @@
 """The layers of a network that is a chain, and the units between them."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sparsejax.analysis import live_parameters
 from sparsejax.core.reduce import replicated
 
 Array = jax.Array
@@ -47,16 +50,23 @@ class Layer(NamedTuple):
 def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
   """Finds the layers of a model in the order in which they are called.
 
+  The order of calls does not show what a layer is fed with. So the traced program is
+  asked: `analysis.live_parameters` must find the same weights connected as the chain
+  does, when each layer lacks a unit's inputs and another's outputs. Skips, branches,
+  gates, shared kernels and a normalization over units (LayerNorm) fail that;
+  `remove_unreachable` takes any network.
+
   Args:
     model: a flax linen module whose layers follow one another: each takes what the one
-      before gave, after activations, pooling, normalization or flattening.
+      before gave, after activations, pooling, batch normalization or flattening.
     image_shape: of one image, such as (28, 28, 1).
 
   Returns:
-    A `Layer` for each module that holds a `kernel`. Nothing is computed.
+    A `Layer` for each module that holds a `kernel`. The model is traced, not run.
 
   Raises:
-    ValueError: a layer cannot take the units of the one before, as in a residual net.
+    ValueError: a layer is not fed by the units of the one before alone, as in a
+      residual network; or an operation is not understood by `analysis.compact`.
 
   Example:
     >>> from sparsejax import models
@@ -96,7 +106,74 @@ def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
       found[-1] = found[-1]._replace(norm=path)
   if not found:
     raise ValueError(f"model must hold a kernel, got {model!r}.")
+  _check_connections(model.apply, variables, images, tuple(found))
   return tuple(found)
+
+
+def _check_connections(apply_fn, variables, images, chain: tuple[Layer, ...]) -> None:
+  """Raises ValueError unless a program connects its layers as a chain does."""
+  dense = jax.tree.map(lambda p: np.ones(p.shape, bool), variables)
+  kernels = [np.ones(layer.shape, bool) for layer in chain]
+
+  def probe(removed):
+    """Compares without the connections into some units and out of others."""
+    masks = [kernel.copy() for kernel in kernels]
+    for i, side, unit in removed:
+      if side == "into":
+        masks[i][..., unit] = False
+      else:
+        rows = np.arange(chain[i + 1].shape[-2]) % chain[i + 1].inputs == unit
+        masks[i + 1][..., rows, :] = False
+    tree = dense["params"]
+    for layer, mask in zip(chain, masks, strict=True):
+      tree = put(tree, layer.path, mask)
+    live = live_parameters(apply_fn, variables, {**dense, "params": tree}, images)
+    expected = connected(tree, chain)
+    for layer in chain:
+      found = np.asarray(get(live["params"], layer.path))
+      if not np.array_equal(found, get(expected, layer.path)):
+        raise ValueError(
+          "model must be a chain of layers, each fed by the one before alone; got a "
+          f"program in which {layer.name!r} is connected otherwise (a skip, a branch, "
+          "a gate, a shared kernel, or a normalization over units)."
+        )
+
+  together = []
+  for i, layer in enumerate(chain[:-1]):
+    # Other units in each layer: a skip from one to the next must not hide.
+    into, out_of = (i, "into", 2 * i), (i, "out of", 2 * i + 1)
+    if layer.features > 2 * len(chain):
+      together += [into, out_of]
+    else:
+      units = (2 * i % layer.features, (2 * i + 1) % layer.features)
+      probe([(i, "into", units[0])])
+      probe([(i, "out of", units[1])])
+  probe(together)
+
+
+def connected(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
+  """The connections that lead from the input to the output; see `remove_dead`."""
+  # Forwards, what has no inputs; then backwards, what leads nowhere: no unit loses its
+  # inputs in the second pass that still has outputs, so two passes are enough.
+  for lower, upper in itertools.pairwise(chain):
+    masks = cut(masks, upper, source=fan_in(get(masks, lower.path)))
+  for lower, upper in reversed(list(itertools.pairwise(chain))):
+    target = fan_out(get(masks, upper.path), upper.inputs)
+    masks = cut(masks, lower, target=target)
+  return masks
+
+
+def cut(
+  masks: PyTree,
+  layer: Layer,
+  source: Array | None = None,
+  target: Array | None = None,
+) -> PyTree:
+  """The masks without a layer's connections from or to other than these units."""
+  source = jnp.ones(layer.inputs, bool) if source is None else source
+  target = jnp.ones(layer.features, bool) if target is None else target
+  mask = get(masks, layer.path) & between(source, target, layer)
+  return put(masks, layer.path, mask)
 
 
 def get(tree: PyTree, path: tuple[str, ...], leaf: str = "kernel") -> Any:

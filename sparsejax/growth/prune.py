@@ -1,17 +1,26 @@
 """Policy 4: the smallest connections go, then what is no longer connected."""
 
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sparsejax.analysis import live_parameters
 from sparsejax.core.global_selection import split_k
 from sparsejax.core.layerwise import top_k_masks
+from sparsejax.core.leaves import align, choose
 from sparsejax.core.reduce import replicated
-from sparsejax.growth.chain import Layer, between, fan_in, fan_out, get, live_units, put
+from sparsejax.growth.chain import (
+  Layer,
+  connected,
+  cut,
+  fan_out,
+  get,
+  live_units,
+  put,
+)
 
 Array = jax.Array
 PyTree = Any
@@ -97,14 +106,45 @@ def remove_dead(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
     >>> int(masks["a"]["kernel"].sum() + masks["b"]["kernel"].sum())
     0
   """
-  # Forwards, what has no inputs; then backwards, what leads nowhere: no unit loses its
-  # inputs in the second pass that still has outputs, so two passes are enough.
-  for lower, upper in itertools.pairwise(chain):
-    masks = _cut(masks, upper, source=fan_in(get(masks, lower.path)))
-  for lower, upper in reversed(list(itertools.pairwise(chain))):
-    target = fan_out(get(masks, upper.path), upper.inputs)
-    masks = _cut(masks, lower, target=target)
-  return masks
+  return connected(masks, chain)
+
+
+def remove_unreachable(
+  masks: PyTree,
+  apply_fn: Callable[[PyTree, Array], Any],
+  params: PyTree,
+  example: Any,
+) -> PyTree:
+  """Removes the weights that no input reaches or no output needs, in any network.
+
+  masks & analysis.live_parameters(apply_fn, params, masks, example)
+
+  What `remove_dead` does in a chain, read off the program: a unit of a residual
+  network that one branch no longer feeds still carries the others.
+
+  Args:
+    masks: bool arrays at the sparsified leaves of `params`, None elsewhere.
+    apply_fn: `(params, inputs) -> outputs`, for inference.
+    params: pytree of arrays, or of their abstract values.
+    example: inputs `(n, ...)`; only shape and dtype are used.
+
+  Returns:
+    Masks like `masks`, subsets of them. Not traceable: masks are read on the host.
+
+  Raises:
+    ValueError: as for `analysis.compact`.
+
+  Example:
+    >>> apply = lambda p, x: (x + x @ p["skipped"]) @ p["head"]
+    >>> params = {"skipped": jnp.ones((2, 2)), "head": jnp.ones((2, 1))}
+    >>> masks = {"skipped": jnp.array([[True, False], [True, False]])}
+    >>> masks["head"] = jnp.ones((2, 1), bool)
+    >>> remove_unreachable(masks, apply, params, jnp.ones((1, 2)))["head"].tolist()
+    [[True], [True]]
+  """
+  live = live_parameters(apply_fn, params, masks, example)
+  live = choose(live, [mask is not None for mask in align(params, masks)])
+  return jax.tree.map(jnp.logical_and, masks, live)
 
 
 @functools.partial(jax.jit, static_argnames="chain")
@@ -150,9 +190,9 @@ def prune_units(
   importance, live = unit_importance(masks, weights, chain)
   kept = top_k_masks(importance, [jnp.asarray(k, jnp.int32) for k in keep], live)
   for i, layer in enumerate(chain):
-    masks = _cut(masks, layer, source=kept[i])
+    masks = cut(masks, layer, source=kept[i])
     if i < len(chain) - 1:
-      masks = _cut(masks, layer, target=kept[i + 1])
+      masks = cut(masks, layer, target=kept[i + 1])
   return remove_dead(masks, chain)
 
 
@@ -224,11 +264,3 @@ def effective_weights(
 
 def _squares(weight: Array, mask: Array) -> Array:
   return jnp.where(mask, jnp.square(weight), jnp.zeros_like(weight))
-
-
-def _cut(masks, layer, source=None, target=None):
-  """The masks without a layer's connections from or to other than these units."""
-  source = jnp.ones(layer.inputs, bool) if source is None else source
-  target = jnp.ones(layer.features, bool) if target is None else target
-  mask = get(masks, layer.path) & between(source, target, layer)
-  return put(masks, layer.path, mask)
