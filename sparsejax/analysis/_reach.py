@@ -29,9 +29,11 @@ class Reach:
     self.nonzero: dict[int, np.ndarray] = {}
     self.needed: dict[int, np.ndarray] = {}
     program = facts.program
+    # Forward: the whole input varies.
     for i in program.inputs:
       self._see(i, np.ones(facts.shapes[i], bool), np.ones(facts.shapes[i], bool))
     self._forward(program)
+    # Backward: the whole output is needed.
     for i in program.outputs:
       if isinstance(i, int):
         self._need(i, np.ones(facts.shapes[i], bool))
@@ -86,6 +88,7 @@ class Reach:
       if inner in self.facts.varying:
         v, nz = self._v(outer), self._nz(outer)
         self._see(inner, *((v.any(0), nz.any(0)) if k >= first else (v, nz)))
+    # What a round carries may vary more in the next one, until nothing is new.
     while True:
       self._forward(body)
       news = [
@@ -161,6 +164,7 @@ class Reach:
       if isinstance(inner, int) and out in self.needed:
         need = self._wanted(out)
         self._need(inner, need if k < carries else need.any(0))
+    # What a round needs of the carry, the round before must give.
     while True:
       self._backward(body)
       news = [

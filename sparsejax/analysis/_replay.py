@@ -192,6 +192,8 @@ class Replay:
     if self.values.empty(value) and channels is None:
       return self._nothing(out)
     params_of = dict(operation.params)
+
+    # Of the kernel: the rows of kept inputs, the columns of kept outputs.
     if operation.name == "dot_general":
       sets = self._dot_sets(operation, side)
     else:
@@ -203,9 +205,13 @@ class Replay:
       if places is not None:
         places = places[0], np.take(places[1], kept, axis)
     read, bind = self.values.read(value), binder(operation, params_of)
+
+    # Behind them the row of each channel of constants.
     if channels is not None:
       array = np.concatenate([array, channels.rows], channels.kernel_axis + stacked)
       read = self._with_channels(value, channels, (out, "channels"))
+
+    # A kernel that no parameter is part of is fixed, not trained.
     made_of = self.facts.paths(weights)
     key = (out, "kernel")
     path = made_of[-1] if made_of else None

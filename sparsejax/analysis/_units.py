@@ -64,6 +64,7 @@ class Units:
 
   def settle(self) -> None:
     """Finds what is kept: all that is alive, and what cannot be parted from it."""
+    # At first the groups of all elements that are alive.
     if not len(self._keep):
       self._keep = np.zeros(len(self._union), bool)
       self._keep[_FIXED] = True
@@ -71,20 +72,28 @@ class Units:
         alive = np.broadcast_to(self.reach.alive(i), units.shape)
         self._keep[self._union.find(units[alive])] = True
     roots = {i: self.roots(i) for i in self.of}
+
+    # Then what those imply, until nothing is added. Only kept units are added, so the
+    # order does not matter.
     while True:
       before = np.count_nonzero(self._keep)
+      # A kept copy keeps what it was copied from.
       for units, implied in self._implied:
         if self._keep[self._union.find(units)].any():
           self._keep[self._union.find(np.asarray(implied))] = True
+      # What is kept of a value is a box along its axes.
       for i, units in roots.items():
         if i not in self.flat or i in self.boxed:
           whole = self._box(i, self._keep[units])
           self._keep[units[np.ix_(*whole)]] = True
+      # Axes that a product of two activations makes one keep the same indices.
       for left, a, right, b in self._paired:
         self._pair(roots, left, a, right, b)
         self._pair(roots, right, b, left, a)
       if np.count_nonzero(self._keep) == before:
         break
+
+    # The boxes; an input of which all is kept needs no list of pixels.
     for i, units in roots.items():
       self.kept[i] = self._box(i, self._keep[units])
     if all(self.mask(i).all() for i in self.facts.program.inputs):

@@ -1,4 +1,38 @@
-"""Dead units taken out: a smaller dense network that computes the same function."""
+"""Removes dead units: a smaller dense network that computes the same function.
+
+The design, in a compiler's words. `compact` traces the network and passes over the flat
+list of its operations a few times; each pass is a file and adds one kind of fact:
+
+    apply_fn, params, example
+        |
+        |  trace          _program.py    calls inlined, values numbered; at batches of 2
+        |                                and 3, which tells the axes of examples
+        v
+    [ x -> pad -> conv -> add -> relu -> dot -> y ]
+        |
+        |  constants      _facts.py      what is made of parameters alone is computed
+        |  reachability   _reach.py      forward: varies with x; backward: needed by y
+        |    by rules     _rules.py      how each primitive passes on such flags
+        v
+    alive = varies and needed, for each element of each value
+        |
+        |  groups         _units.py      elements that go together are joined
+        |    union-find   _union.py      (an addition joins its operands' channels);
+        |                                what is kept of a value is a box: one set of
+        |                                indices for each axis
+        v
+    kept[value] = [indices of axis 0, indices of axis 1, ...]
+        |
+        |  folding        _removed.py    what removed constants add to sums: into the
+        |                                bias, into a channel of constants, or a map
+        |  rewrite        _replay.py     each operation again, on what is kept
+        |                 _moves.py      slices, pads and concatenations among them
+        |                 _values.py     which parameters are stored, and where read
+        v
+    Compact(apply, params, ...)
+
+A primitive that no rule knows is an error that names it: nothing is guessed.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -111,8 +145,12 @@ def compact(
       "example must be one array with a leading axis of examples, got "
       f"{jax.tree.map(np.shape, example)}."
     )
+
+  # Trace, compute constants, and rewrite on what is kept.
   facts, treedef = _facts(apply_fn, params, example, leaves, paths, platform)
   replay = _smallest(facts, leaves, maps)
+
+  # Folding products of parameters can outgrow what removal saves.
   before = sum(np.size(leaf) for leaf in leaves)
   if sum(np.size(array) for array in replay.params.values()) > before:
     return _unchanged(apply_fn, params, leaves, paths)
@@ -124,6 +162,7 @@ def compact(
   def apply(params: Params, inputs: jax.Array) -> Any:
     return apply_pixels(params, select(inputs))
 
+  # What a caller sees: masks and shapes of the kernels, by name.
   flags = {
     name: array != 0 if name in replay.kernels else jnp.ones(array.shape, bool)
     for name, array in small.items()
@@ -138,13 +177,17 @@ def compact(
 
 def _smallest(facts: Facts, leaves: list, maps: bool) -> Replay:
   """The smaller program; of two ways to treat maps the one with fewer parameters."""
+  # Reachability, groups, and what the removed units add to sums.
   reach = Reach(facts)
   units = Units(facts, reach)
   units.settle()
   removed = _removed.contributions(facts, reach, units, leaves)
+
+  # One way: contributions that differ between positions are stored as maps.
   found = [Replay(facts, units, removed)] if maps or not removed.maps else []
   if removed.maps:
-    # The other way: units whose contribution would be a map stay.
+    # The other way: units whose contribution would be a map stay. Each that stays may
+    # make others stay, and their sums change, until no map is left.
     units = units.fork()
     units.settle()
     while removed.maps:
