@@ -229,6 +229,7 @@ def sparsify(
     return lax.cond(due, transform, lambda: old)
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    params = without_statics(params, updates)
     grads = updates
     check_update(grads, state, params, update_masks)
     chosen = [m is not None for m in align(params, state.masks)]
@@ -337,6 +338,36 @@ def _where_live(entries, updates, params=None, zeros=False):
 def _none_like(tree):
   """The same containers, boxes included, with None in place of every array."""
   return jax.tree.structure(tree).unflatten([None] * len(jax.tree.leaves(tree)))
+
+
+def without_statics(params, updates):
+  """Puts None where the updates have None and the params no array.
+
+  Programs of equinox pass their whole model, whose gradients are None at fields that
+  hold integers and functions.
+
+  Args:
+    params: the params.
+    updates: the gradients.
+
+  Returns:
+    The params, whose arrays stay as they are.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  if all(map(_is_array, leaves)):
+    return params
+  try:
+    entries = treedef.flatten_up_to(updates)
+  except ValueError:
+    return params  # which `check_update` refuses
+  return treedef.unflatten(
+    None if update is None and not _is_array(leaf) else leaf
+    for leaf, update in zip(leaves, entries, strict=True)
+  )
+
+
+def _is_array(leaf) -> bool:
+  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def check_update(updates, state, params, update_masks) -> None:

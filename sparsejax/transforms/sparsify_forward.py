@@ -21,7 +21,7 @@ from sparsejax.core.types import (
   SparseState,
 )
 from sparsejax.distributions.static import uniform
-from sparsejax.transforms.sparsify import check_update, sparsify
+from sparsejax.transforms.sparsify import check_update, sparsify, without_statics
 
 
 def effective(params: PyTree, opt_state: PyTree) -> PyTree:
@@ -179,6 +179,7 @@ def sparsify_forward(
     return ForwardState(*state)
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    params = without_statics(params, updates)
     grads = updates
     check_update(grads, state, params, update_masks)
     seen = grads if gradients is None else gradients(grads, params, state)

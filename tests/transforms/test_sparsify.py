@@ -338,3 +338,28 @@ def test_gradual_magnitude_refuses():
     sj.gradual_magnitude(optax.sgd(0.1), 0.1)
   with pytest.raises(ValueError, match=r"end_step must be at least .* = 150, got 120"):
     sj.gradual_magnitude(optax.sgd(0.1), 0.1, start_step=50, end_step=120)
+
+
+@pytest.mark.parametrize(
+  "method",
+  [
+    lambda inner: sj.rigl(inner, 0.25, update_every=1),
+    lambda inner: sj.straight_through(inner, 0.25, update_every=1),
+  ],
+  ids=["rigl", "straight_through"],
+)
+def test_update_passes_over_what_is_no_array(method):
+  """A whole module of equinox holds integers and functions, without gradients."""
+  kernel = jnp.linspace(-1.0, 1.0, 16).reshape(4, 4)
+  arrays = {"kernel": kernel, "size": None, "activation": None}
+  model = {"kernel": kernel, "size": 4, "activation": jax.nn.relu}
+  grads = {"kernel": jnp.cos(9 * kernel), "size": None, "activation": None}
+  tx = method(optax.adamw(0.1))
+  state = tx.init(arrays)
+  wanted, _ = tx.update(grads, state, arrays)
+  updates, state = tx.update(grads, state, model)
+  assert updates["size"] is None
+  np.testing.assert_array_equal(updates["kernel"], wanted["kernel"])
+  assert int(sj.masks(state)["kernel"].sum()) == 4
+  with pytest.raises(TypeError, match="params must be a tree of arrays"):
+    tx.update({**grads, "size": jnp.ones(())}, state, model)
