@@ -43,18 +43,21 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask):
-    """Maps x (n, length, width) to the same, ignoring tokens where mask is 0."""
+    """Maps x (n, length, width), zero where mask (n, length, 1) is, to the same."""
     width, heads = self.config["hidden_size"], self.config["num_attention_heads"]
     norm = lambda name: nn.LayerNorm(self.config["layer_norm_eps"], name=name)
     split = lambda y: y.reshape(*y.shape[:2], heads, width // heads)
     q, k, v = (split(nn.Dense(width, name=n)(x)) for n in ("query", "key", "value"))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(width // heads)
-    scores = jnp.where(mask[:, None, None].astype(bool), scores, -1e9)
+    scores = jnp.where(mask[:, None, None, :, 0] > 0, scores, -1e9)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v).reshape(x.shape)
-    x = norm("attention_norm")(x + nn.Dense(width, name="attention_output")(mixed))
+    # No output depends on padding. As zeros it adds nothing to Gram matrices either.
+    mixed = nn.Dense(width, name="attention_output")(mixed * mask)
+    x = norm("attention_norm")(x + mixed) * mask
     hidden = nn.Dense(self.config["intermediate_size"], name="intermediate")(x)
-    hidden = nn.Dense(width, name="output")(jax.nn.gelu(hidden, approximate=False))
-    return norm("output_norm")(x + hidden)
+    hidden = jax.nn.gelu(hidden, approximate=False) * mask
+    hidden = nn.Dense(width, name="output")(hidden)
+    return norm("output_norm")(x + hidden) * mask
 
 
 class SentenceEncoder(nn.Module):
@@ -75,11 +78,11 @@ class SentenceEncoder(nn.Module):
     places = jnp.arange(tokens.shape[1])
     x += table(c["max_position_embeddings"], "position_embedding")(places)[None]
     x += table(c["type_vocab_size"], "token_type_embedding")(jnp.zeros_like(tokens))
-    x = nn.LayerNorm(c["layer_norm_eps"], name="embedding_norm")(x)
+    mask = mask[..., None].astype(x.dtype)
+    x = nn.LayerNorm(c["layer_norm_eps"], name="embedding_norm")(x) * mask
     for i in range(c["num_hidden_layers"]):
       x = Block(c, name=f"encoder_{i}")(x, mask)
-    weights = mask[..., None].astype(x.dtype)
-    x = jnp.sum(x * weights, 1) / jnp.sum(weights, 1)
+    x = jnp.sum(x, 1) / jnp.sum(mask, 1)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -178,32 +181,19 @@ def encode(tokenizer, texts):
   return pick("ids"), pick("attention_mask")
 
 
-def calibration(tokenizer, texts, windows, size=32):
-  """Packs sentences into windows without padding, which would be counted as inputs.
+def calibration(tokenizer, texts, size=32):
+  """Tokenizes sentences in batches; the model keeps their padding out of statistics.
 
   Args:
     tokenizer: from `load`.
     texts: strings.
-    windows: how many.
-    size: windows per batch.
+    size: sentences per batch.
 
   Returns:
     Batches of tokens and masks.
   """
-  tokenizer.no_truncation()
-  tokenizer.no_padding()
-  first, *_, last = tokenizer.encode("a").ids
-  # Each window is filled with whole sentences as far as they go.
-  ids = [e.ids[1:-1] for e in tokenizer.encode_batch(texts)]
-  stream = np.array([token for part in ids for token in part], np.int32)
-  inside = LENGTH - 2
-  if len(stream) < windows * inside:
-    raise ValueError(f"windows must be at most {len(stream) // inside}, got {windows}.")
-  rows = stream[: windows * inside].reshape(windows, inside)
-  tokens = np.pad(rows, ((0, 0), (1, 1)))
-  tokens[:, 0], tokens[:, -1] = first, last
-  parts = np.split(tokens, range(size, windows, size))
-  return [(part, np.ones_like(part)) for part in parts]
+  parts = range(0, len(texts) - size + 1, size)
+  return [encode(tokenizer, texts[i : i + size]) for i in parts]
 
 
 def agreement(dense, sparse):
@@ -269,7 +259,7 @@ def main(argv=None):
   parser.add_argument("--method", default="sparse_gpt")
   parser.add_argument("--density", type=float, default=0.5)
   parser.add_argument("--n_m", type=int, nargs=2, help="such as 2 4")
-  parser.add_argument("--windows", type=int, default=512, help="of calibration text")
+  parser.add_argument("--sentences", type=int, default=512, help="for calibration")
   parser.add_argument("--steps", type=int, default=0, help="of fine-tuning")
   parser.add_argument("--seed", type=int, default=0, help="of the calibration text")
   args = parser.parse_args(argv)
@@ -284,7 +274,7 @@ def main(argv=None):
   pruned = post_training.prune(
     apply_fn,
     params,
-    calibration(tokenizer, rest, args.windows),
+    calibration(tokenizer, rest[: args.sentences]),
     args.density if structure is None else None,
     args.method,
     structure,
@@ -295,7 +285,7 @@ def main(argv=None):
   sparse = np.asarray(jax.jit(apply_fn)(pruned.params, test))
   print("cosine {:.4f}, nearest neighbour {:.3f}".format(*agreement(dense, sparse)))
   if args.steps:
-    batches = [encode(tokenizer, rest[i : i + 32]) for i in range(0, 2048, 32)]
+    batches = calibration(tokenizer, rest, 16)
     tuned = fine_tune(apply_fn, params, pruned, batches, args.steps)
     sparse = np.asarray(jax.jit(apply_fn)(tuned, test))
     print("cosine {:.4f}, nearest neighbour {:.3f}".format(*agreement(dense, sparse)))

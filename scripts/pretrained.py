@@ -28,7 +28,7 @@ import prune_pretrained as example  # pyright: ignore[reportMissingImports]
 MODEL = flags.DEFINE_string("model", None, "directory or zip of the model")
 RESULTS = flags.DEFINE_string("results", "results/pretrained.json", "results file")
 SEEDS = flags.DEFINE_integer("seeds", 3, "sets of calibration text")
-WINDOWS = flags.DEFINE_integer("windows", 512, "of 64 tokens of calibration text")
+SENTENCES = flags.DEFINE_integer("sentences", 1024, "of each set of calibration text")
 STEPS = flags.DEFINE_integer("steps", 400, "of fine-tuning")
 DENSITIES = {
   "density=0.5": (0.5, None),
@@ -48,7 +48,7 @@ def main(_):
 
   def prune(seed, density, method, structure, **kwargs):
     rest = example.sentences(seed)[1]
-    batches = example.calibration(tokenizer, rest, WINDOWS.value)
+    batches = example.calibration(tokenizer, rest[: SENTENCES.value])
     return post_training.prune(
       apply_fn,
       params,
@@ -73,7 +73,7 @@ def main(_):
         seconds = time.time() - start
         found.append((*example.agreement(dense, embed(pruned.params)), seconds))
         print(case, seed, found[-1], flush=True)
-      _write(case, found, f"{WINDOWS.value} windows of 64 tokens")
+      _write(case, found, f"{SENTENCES.value} sentences")
     case = f"minilm_l6/{name}/sparse_gpt/dense_inputs"
     if case not in done:
       pruned = prune(0, density, "sparse_gpt", structure, inputs="dense")
@@ -84,9 +84,7 @@ def main(_):
     if case in done:
       continue
     pruned = prune(0, density, "sparse_gpt", structure)
-    rest = example.sentences(0)[1]
-    starts = range(0, len(rest) - 16, 16)
-    batches = [example.encode(tokenizer, rest[i : i + 16]) for i in starts]
+    batches = example.calibration(tokenizer, example.sentences(0)[1], 16)
     start = time.time()
     tuned = example.fine_tune(apply_fn, params, pruned, batches, STEPS.value)
     found = [(*example.agreement(dense, embed(tuned)), time.time() - start)]

@@ -109,17 +109,22 @@ def _prune_columns(weights, hessian, kept, damping, *, n_m, block):
   pivots = jnp.pad(scales, (0, padding))
   real = jnp.arange(n + padding) < n
 
-  def choose(chunk, pivots, valid, kept):
+  n_kept, group = (1, 1) if n_m is None else n_m
+
+  def scores_of(chunk, pivots):
     # Ranks like the squared score, and cannot overflow.
     scores = jnp.abs(chunk) * pivots[None]
-    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-    valid = jnp.broadcast_to(valid[None], scores.shape)
-    if n_m is None:
-      return top_k_mask(scores, kept, valid)
-    n_kept, group = n_m
-    best = jax.vmap(lambda s, v: top_k_mask(s, n_kept, v))
-    groups = best(scores.reshape(-1, group), valid.reshape(-1, group))
-    return groups.reshape(scores.shape)
+    return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+
+  def choose_group(chunk, pivots, mask, i):
+    """The best N of the M columns from `i` on, in every row; ties to the first."""
+    columns = jax.lax.dynamic_slice_in_dim(chunk, i, group, 1)
+    scores = scores_of(columns, jax.lax.dynamic_slice_in_dim(pivots, i, group))
+    mine, other = scores[:, :, None], scores[:, None, :]
+    earlier = jnp.arange(group)[None, :] < jnp.arange(group)[:, None]
+    better = (other > mine) | ((other == mine) & earlier[None])
+    best = jnp.sum(better, -1, dtype=jnp.int32) < n_kept
+    return jax.lax.dynamic_update_slice_in_dim(mask, best, i, 1)
 
   def one_block(weights, start_and_kept):
     start, kept = start_and_kept
@@ -129,18 +134,18 @@ def _prune_columns(weights, hessian, kept, damping, *, n_m, block):
 
     chunk, rows_of_factor, valid = cut(weights, 1), cut(factor, 0), cut(real, 0)
     square, scale = cut(rows_of_factor, 1), cut(pivots, 0)
-    group_size = None if n_m is None else n_m[1]
     mask = jnp.zeros(chunk.shape, bool)
     if n_m is None:
-      mask = choose(chunk, scale, valid, kept)
+      candidates = jnp.broadcast_to(valid[None], chunk.shape)
+      mask = top_k_mask(scores_of(chunk, scale), kept, candidates)
 
     def column(carry, i):
       chunk, mask = carry
-      if group_size is not None:
+      if n_m is not None:
         # A group is chosen when its first column is reached, from compensated weights.
-        fresh = choose(chunk, scale, valid, kept)
-        group = jnp.arange(block) // group_size == i // group_size
-        mask = jnp.where((i % group_size == 0) & group[None], fresh, mask)
+        mask = jax.lax.cond(
+          i % group == 0, choose_group, lambda c, p, m, i: m, chunk, scale, mask, i
+        )
       error = jnp.where(mask[:, i], 0, chunk[:, i])
       chunk = chunk - error[:, None] * square[i][None]
       return (chunk, mask), error
