@@ -1,6 +1,7 @@
 """SparseJAX: networks that are sparse from the first training step to the last."""
 
 from sparsejax.core import (
+  KernelAxes,
   MaskTransform,
   Moments,
   ScoreInputs,
@@ -104,6 +105,7 @@ from sparsejax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+  "KernelAxes",
   "MaskTransform",
   "Moments",
   "ScoreInputs",

@@ -2,6 +2,7 @@
 
 from sparsejax.core.checksum import check_replicas, mask_checksum, replica_checksums
 from sparsejax.core.global_selection import split_k
+from sparsejax.core.kernel_axes import KernelAxes, LayerAxes
 from sparsejax.core.mask_files import load_masks, save_masks
 from sparsejax.core.masks import (
   apply_masks,
@@ -32,6 +33,8 @@ from sparsejax.core.types import (
 )
 
 __all__ = [
+  "KernelAxes",
+  "LayerAxes",
   "MaskTransform",
   "Moments",
   "ScoreInputs",

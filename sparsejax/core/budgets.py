@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.core.reduce import count, largest, replicated, total
+from sparsejax.core.stacked import rows_first, stacked_axes
 
 Array = jax.Array
 PyTree = Any
@@ -156,16 +157,19 @@ def live_counts(masks: PyTree, budgets: PyTree) -> Array:
 
   Args:
     masks: tree of bool arrays.
-    budgets: tree of int32 scalars, or vectors (rows,) for leaves that stack layers.
+    budgets: tree of int32 scalars, or one number per layer for leaves that stack
+      layers; see `core.stacked`.
 
   Returns:
     int32 (layers,).
   """
-  return to_vector(jax.tree.map(_live, masks, budgets))
+  return to_vector(jax.tree.map(live_in, masks, budgets))
 
 
-def _live(mask: Array, budget: Array) -> Array:
-  return count(mask, budget.ndim)
+def live_in(mask: Array, budget: Array | jax.ShapeDtypeStruct) -> Array:
+  """Counts one leaf's live weights: int32 of the shape of its budget."""
+  rows = len(stacked_axes(budget))
+  return count(rows_first(mask, budget), rows).reshape(budget.shape)
 
 
 def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:
@@ -180,8 +184,8 @@ def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:
 
 
 def to_vector(tree: PyTree) -> Array:
-  """One number a layer, as one vector: scalars and vectors (rows,) end to end."""
-  vectors = [replicated(jnp.atleast_1d(x)) for x in jax.tree.leaves(tree)]
+  """Concatenates budgets to one vector (layers,), row by row where layers stack."""
+  vectors = [jnp.ravel(replicated(x)) for x in jax.tree.leaves(tree)]
   return jnp.concatenate(vectors)
 
 
@@ -191,7 +195,7 @@ def from_vector(vector: Array, like: PyTree) -> PyTree:
   parts, start = [], 0
   for leaf in leaves:
     part = vector[start : start + leaf.size]
-    parts.append(part if leaf.ndim else part[0])
+    parts.append(part.reshape(leaf.shape))
     start += leaf.size
   return treedef.unflatten(parts)
 
@@ -208,14 +212,16 @@ def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
   Args:
     scores: tree of floats.
     masks: tree of bool arrays.
-    budgets: tree of int32, which tells stacked leaves.
+    budgets: tree of int32, whose shapes tell stacked leaves; see `core.stacked`.
 
   Returns:
     float64 (layers,); 0 for a layer without live weights. Call under x64.
   """
 
   def mean(score, mask, budget):
-    rows = budget.ndim
+    rows = len(stacked_axes(budget))
+    live = jnp.maximum(live_in(mask, budget), 1).astype(jnp.float64)
+    score, mask = rows_first(score, budget), rows_first(mask, budget)
     score = jnp.where(mask, jnp.maximum(score.astype(jnp.float32), jnp.float32(0)), 0)
     top = largest(score, rows)
     # A power of two, made from the exponent's bits, scales without rounding.
@@ -224,8 +230,8 @@ def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
     factor = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
     per_row = lax.expand_dims(factor, range(rows, mask.ndim)) if rows else factor
     fixed = (score * per_row).astype(jnp.uint32)
-    live = jnp.maximum(_live(mask, budget), 1).astype(jnp.float64)
-    return total(fixed, rows).astype(jnp.float64) / live / factor.astype(jnp.float64)
+    sums = total(fixed, rows).astype(jnp.float64).reshape(budget.shape)
+    return sums / live / factor.astype(jnp.float64).reshape(budget.shape)
 
   with jax.enable_x64(True):
     return to_vector(jax.tree.map(mean, scores, masks, budgets))

@@ -11,6 +11,7 @@ from sparsejax.core.leaves import check_arrays, check_masks
 from sparsejax.core.ordered import byte_at, ordered_bits
 from sparsejax.core.reduce import count
 from sparsejax.core.selection import largest_byte
+from sparsejax.core.stacked import rows_first, stacked_axes
 
 Array = jax.Array
 PyTree = Any
@@ -60,7 +61,7 @@ def split_layers(scores: PyTree, k, where: PyTree, budgets: PyTree) -> Array:
     scores: tree of floating arrays of one dtype.
     k: how many are taken in all; an integer, may be traced.
     where: tree of bool arrays, the candidates.
-    budgets: tree of int32, which tells stacked leaves.
+    budgets: tree of int32, whose shapes tell stacked leaves; see `core.stacked`.
 
   Returns:
     int32 array (layers,), in the order of `to_vector`. Stacked leaves stay whole:
@@ -69,8 +70,13 @@ def split_layers(scores: PyTree, k, where: PyTree, budgets: PyTree) -> Array:
   Raises:
     TypeError: the scores are no floats of one dtype.
   """
-  rows = [b.ndim for b in jax.tree.leaves(budgets)]
-  return _split(jax.tree.leaves(scores), k, jax.tree.leaves(where), rows)
+  like = jax.tree.leaves(budgets)
+  rows = [len(stacked_axes(b)) for b in like]
+  scores = [
+    rows_first(x, b) for x, b in zip(jax.tree.leaves(scores), like, strict=True)
+  ]
+  where = [rows_first(w, b) for w, b in zip(jax.tree.leaves(where), like, strict=True)]
+  return _split(scores, k, where, rows)
 
 
 def _split(scores, k, where, rows) -> Array:
@@ -88,7 +94,7 @@ def _split(scores, k, where, rows) -> Array:
     zero = jnp.int64(0)
 
     def totals(masks):
-      found = [jnp.atleast_1d(count(m, r)) for m, r in zip(masks, rows, strict=True)]
+      found = [jnp.ravel(count(m, r)) for m, r in zip(masks, rows, strict=True)]
       return jnp.concatenate(found).astype(jnp.int64)
 
     candidates = jnp.sum(totals([x > 0 for x in keys]))

@@ -9,6 +9,7 @@ from sparsejax.core.budgets import to_vector
 from sparsejax.core.leaves import path_string
 from sparsejax.core.reduce import count
 from sparsejax.core.selection import select
+from sparsejax.core.stacked import rows_back, rows_first, stacked_axes
 
 Array = jax.Array
 PyTree = Any
@@ -19,17 +20,22 @@ def top_k_masks(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
 
   Args:
     scores: tree of floats.
-    counts: tree of int32: a scalar a leaf, or (rows,) where the leading axis of the
-      leaf stacks layers, each row then with its own count.
+    counts: tree of int32: a scalar per leaf, or one number per layer where the leaf
+      stacks layers, (rows,) along its leading axis; see `core.stacked`.
     where: tree of bool arrays, the candidates.
 
   Returns:
     tree of bool arrays.
   """
   leaves, treedef = jax.tree.flatten(scores)
-  rows = [c.ndim for c in jax.tree.leaves(counts)]
+  budgets = jax.tree.leaves(counts)
+  rows = [len(stacked_axes(b)) for b in budgets]
   k = jnp.maximum(to_vector(counts), 0)
-  return treedef.unflatten(select(leaves, k, jax.tree.leaves(where), rows))
+  keys = [rows_first(x, b) for x, b in zip(leaves, budgets, strict=True)]
+  candidates = zip(jax.tree.leaves(where), budgets, strict=True)
+  masks = select(keys, k, [rows_first(w, b) for w, b in candidates], rows)
+  back = [rows_back(m, b) for m, b in zip(masks, budgets, strict=True)]
+  return treedef.unflatten(back)
 
 
 def usable(scores: PyTree, where: PyTree) -> Array:

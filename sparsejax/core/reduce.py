@@ -21,7 +21,7 @@ def count(x: Array, rows: int = 0) -> Array:
 
   Args:
     x: bool array.
-    rows: how many leading axes to keep, 0 or 1.
+    rows: how many leading axes to keep.
 
   Returns:
     int32 of shape x.shape[:rows].
@@ -75,7 +75,7 @@ def total(x: Array, rows: int = 0) -> Array:
 
   Args:
     x: uint32 array.
-    rows: how many leading axes to keep, 0 or 1.
+    rows: how many leading axes to keep.
 
   Returns:
     int64 of shape x.shape[:rows]. Call under x64.
@@ -101,7 +101,7 @@ def largest(x: Array, rows: int = 0) -> Array:
 
   Args:
     x: array.
-    rows: how many leading axes to keep, 0 or 1.
+    rows: how many leading axes to keep.
 
   Returns:
     Array of shape x.shape[:rows].

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from sparsejax.core.alike import laid_like
+from sparsejax.core.budgets import live_in
 from sparsejax.core.containers import boxed_like, unboxed
 from sparsejax.core.leaves import check_arrays, named_leaves
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.packed import is_packed, pack_tree, unpack_tree
-from sparsejax.core.reduce import count
 from sparsejax.core.types import SparseState
 
 Array = jax.Array
@@ -77,7 +77,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       new_mask(name, old) for name, old in named_leaves(before)
     )
     budgets = jax.tree.map(
-      lambda m, b: count(m, b.ndim).astype(b.dtype),
+      lambda m, b: live_in(m, b).astype(b.dtype),
       new,
       boxed_like(node.budgets, new),
     )

@@ -12,6 +12,7 @@ and only the passes over the tensors are compiled a tensor.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,12 +80,12 @@ def select(
     scores: floats of any shapes.
     k: int32 (layers,), at least 0: how many to mark in each layer.
     where: bool arrays, the candidates; None for all.
-    rows: 1 for a tensor whose leading axis stacks layers, 0 for one that is a layer.
+    rows: how many leading axes of each tensor stack layers, 0 for one that is a layer.
 
   Returns:
     bool arrays of the shapes of `scores`.
   """
-  sizes = [x.shape[0] if r else 1 for x, r in zip(scores, rows, strict=True)]
+  sizes = [math.prod(x.shape[:r]) for x, r in zip(scores, rows, strict=True)]
   ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
   masks: list = [None] * len(scores)
   # One search a float format: they differ in their number of bytes.
@@ -119,9 +120,7 @@ def search(
     bool arrays of the shapes of `keys`, and the thresholds, of the keys' dtype.
   """
   word = keys[0].dtype
-  longest = max(
-    x.size // (x.shape[0] if r else 1) for x, r in zip(keys, rows, strict=True)
-  )
+  longest = max(math.prod(x.shape[r:]) for x, r in zip(keys, rows, strict=True))
   index_levels = -(-max(longest - 1, 1).bit_length() // 8)
   levels = key_levels + index_levels
 
@@ -193,9 +192,9 @@ def spread(values: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list
   """Cuts (layers,) into scalars and, for stacked tensors, columns (rows, 1, ...)."""
   parts, start = [], 0
   for x, r in zip(tensors, rows, strict=True):
-    n = x.shape[0] if r else 1
-    part = values[start : start + n]
-    parts.append(lax.expand_dims(part, range(1, x.ndim)) if r else part[0])
+    n = math.prod(x.shape[:r])
+    part = values[start : start + n].reshape(x.shape[:r])
+    parts.append(lax.expand_dims(part, range(r, x.ndim)) if r else part)
     start += n
   return parts
 
@@ -211,7 +210,7 @@ def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
   Args:
     digits: uint8 arrays; elements that take no part are 0.
     missing: integers (layers,), the counts to reach; or () for all arrays together.
-    rows: 1 for an array whose leading axis stacks layers, else 0.
+    rows: how many leading axes of each array stack layers.
 
   Returns:
     d (int32), count(digits >= d) (-1 for d = 0), count(digits > d); of missing's
@@ -226,7 +225,7 @@ def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
       return sum(jnp.sum(count(x >= byte, r).astype(missing.dtype)) for x, r in found)
     # Layers that are done are counted too: a branch a layer costs more than that.
     found = [
-      count(x >= b, r).reshape(x.shape[:r] if r else (1,))
+      count(x >= b, r).reshape(math.prod(x.shape[:r]))
       for x, b, r in zip(digits, spread(byte, digits, rows), rows, strict=True)
     ]
     return jnp.concatenate(found)

@@ -52,17 +52,21 @@ class Topology(NamedTuple):
 
   Attributes:
     masks: bool arrays (True = live) at the sparsified leaves, None elsewhere.
-    budgets: int32, the number of live weights each layer should hold: a scalar a
-      leaf, or a vector (rows,) where the leading axis of the leaf stacks layers.
+    budgets: int32, the number of live weights each layer should hold: a scalar per
+      leaf, (rows,) where the leading axis of the leaf stacks layers, (1, rows) where
+      the next one does; see `core.stacked`.
     finite: bool, False once a score that was used held NaN or +inf; the mask
       update is then skipped whole.
     structure: which sets of weights may be live, a `Structure`; None for any.
+    axes: what the axes of each sparsified leaf are, a `LayerAxes` per leaf; None where
+      all are (stacked, taps, inputs, outputs).
   """
 
   masks: PyTree
   budgets: PyTree
   finite: Array
   structure: Any = None
+  axes: Any = None
 
 
 class SparseState(NamedTuple):
@@ -113,12 +117,15 @@ class MaskTransform(NamedTuple):
     observe: `(inputs, state) -> state`, called at every step, whether a mask update is
       due or not, before `update`, with the inner optimizer's moments from before the
       step; None for a transform that looks at mask updates only.
+    check: `(axes) -> None`, raises ValueError for sparsified leaves that it cannot work
+      on, given a `LayerAxes` per leaf; called in init. None for one that takes any.
   """
 
   init: Callable[[PyTree], PyTree]
   update: Callable[[ScoreInputs, Topology, PyTree], tuple[Topology, PyTree]]
   fits: Callable[[Any, dict[str, tuple[int, ...]]], None] | None = None
   observe: Callable[[ScoreInputs, PyTree], PyTree] | None = None
+  check: Callable[[Any], None] | None = None
 
 
 Score = Callable[[ScoreInputs], PyTree]

@@ -52,7 +52,7 @@ def erdos_renyi(shapes: Shapes, density) -> Array:
 
   Args:
     shapes: as in `uniform`; the last two axes are n_in and n_out, all before them
-      the kernel's taps.
+      the kernel's taps, as `sparsify` gives them for a kernel of any order of axes.
     density: as in `uniform`.
 
   Returns:
@@ -60,7 +60,7 @@ def erdos_renyi(shapes: Shapes, density) -> Array:
     on to the others.
 
   Raises:
-    ValueError: as in `uniform`.
+    ValueError: as in `uniform`; a layer's inputs and outputs are not known.
 
   References:
     Mocanu et al. 2018, "Scalable training of artificial neural networks with
@@ -234,7 +234,9 @@ def _check_shapes(shapes: Shapes, rank: int) -> None:
       check_integer("shapes", n, 1)
     if len(shape) < rank:
       raise ValueError(
-        f"shapes must have {rank} axes or more, got {shape} for {path!r}."
+        f"shapes must have {rank} axes or more, got {shape} for {path!r}. Of a kernel "
+        "whose inputs and outputs are not known only the size is given: declare them "
+        "by input_axes, or what stacks layers by stacked."
       )
 
 

@@ -163,9 +163,8 @@ def make_tx(
   """
   if METHODS[config.method].prunes_at_init:
     # The masks are put in place before the first step; until then any will do.
-    chosen = {
-      k: v for k, v in config.method_kwargs.items() if k in ("where", "stacked")
-    }
+    names = ("where", "stacked", "input_axes")
+    chosen = {k: v for k, v in config.method_kwargs.items() if k in names}
     dense = inner(config, total_steps)
     return sj.static_sparse(dense, config.density, seed=seed, **chosen)
   method = methods.function(config.method)

@@ -9,6 +9,7 @@ import optax
 
 from sparsejax.core.budgets import from_vector, layer_sizes
 from sparsejax.core.checks import check_callable
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, check_fits, density_of
 from sparsejax.core.types import (
@@ -34,7 +35,8 @@ def ac_dc(
   end_step: int | None = None,
   distribution: Distribution | None = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   sparse: Callable[[jax.Array], jax.Array] | None = None,
   structure: Structure | None = None,
@@ -59,6 +61,7 @@ def ac_dc(
       network at once.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     sparse: `step -> bool`, whether a mask update at that step begins a sparse phase; in
       place of the alternation. The paper's last dense phase is longer than the others.
@@ -102,6 +105,7 @@ def ac_dc(
     distribution=distribution or uniform,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,
@@ -150,7 +154,7 @@ def alternate(
   def fits(structure, shapes):
     check_fits(transform, structure, shapes)
 
-  return MaskTransform(transform.init, update, fits, transform.observe)
+  return MaskTransform(transform.init, update, fits, transform.observe, transform.check)
 
 
 def _alternating(update_every: int, start_step: int, end_step: int | None):

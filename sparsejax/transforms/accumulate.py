@@ -82,4 +82,4 @@ def accumulate(
   def fits(structure, shapes):
     check_fits(transform, structure, shapes)
 
-  return MaskTransform(init, update, fits, observe)
+  return MaskTransform(init, update, fits, observe, transform.check)

@@ -1,6 +1,6 @@
 """Masks from scores, in one shot or by rounds, before training begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,13 @@ from jax.core import Tracer
 from sparsejax.core.budgets import from_vector
 from sparsejax.core.checks import check_callable, check_integer
 from sparsejax.core.global_selection import split_k
+from sparsejax.core.kernel_axes import (
+  InputAxes,
+  LayerAxes,
+  check_input_axes,
+  layer_axes,
+  layer_shapes,
+)
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where, choose, selected
 from sparsejax.core.random import true_like
@@ -22,8 +29,7 @@ from sparsejax.distributions.static import (
   total_budget,
   uniform,
 )
-from sparsejax.transforms.shapes import layer_shapes
-from sparsejax.transforms.structured import check_structure
+from sparsejax.transforms.structured import check_axes, check_structure
 
 Array = jax.Array
 
@@ -33,6 +39,7 @@ def masks_from_scores(
   density: Any,
   *,
   where: Where = None,
+  input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
@@ -47,6 +54,7 @@ def masks_from_scores(
     scores: tree of floats of the params' structure.
     density: fraction kept, in (0, 1].
     where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
     distribution: how many weights each layer keeps; None compares over all layers,
       and may leave a layer empty.
     structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; it selects
@@ -68,9 +76,11 @@ def masks_from_scores(
     {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
   """
   density = check_selection(density, distribution, structure)
-  kernels = choose(scores, selected(scores, where))
+  check_input_axes(input_axes)
+  chosen = selected(scores, where)
+  kernels, axes = choose(scores, chosen), layer_axes(scores, chosen, False, input_axes)
   return prune_by_rounds(
-    lambda _: kernels, kernels, density, 1, distribution, structure
+    lambda _: kernels, kernels, density, 1, distribution, structure, axes
   )
 
 
@@ -81,6 +91,7 @@ def prune_by_rounds(
   rounds: int,
   distribution: Distribution | None,
   structure: Structure | None,
+  axes: Sequence[LayerAxes],
 ) -> PyTree:
   """Prunes round by round, what is dead staying dead.
 
@@ -93,6 +104,7 @@ def prune_by_rounds(
     rounds: how many.
     distribution: see `masks_from_scores`.
     structure: see `masks_from_scores`.
+    axes: what the axes of each kernel are.
 
   Returns:
     tree of bool arrays.
@@ -100,49 +112,55 @@ def prune_by_rounds(
   Raises:
     ValueError: a score is NaN or +inf, and this is not traced.
   """
-  ladder = amounts(kernels, density, rounds, distribution, structure)
+  axes = tuple(axes)
+  ladder = amounts(axes, density, rounds, distribution, structure)
   masks = jax.tree.map(true_like, kernels)
   for step, amount in enumerate(ladder):
     scores = comparable(score(masks))
     check_usable(usable(scores, masks), step + 1)
     # The total of a large network needs 64 bits.
     with jax.enable_x64(True):
-      masks = _keep_best(scores, jnp.asarray(amount), masks, structure)
+      masks = _keep_best(scores, jnp.asarray(amount), masks, structure, axes)
   return masks
 
 
 def amounts(
-  kernels: PyTree,
+  axes: Sequence[LayerAxes],
   density: Any,
   rounds: int,
   distribution: Distribution | None,
   structure: Structure | None,
 ) -> list:
   """How many weights each round keeps: a total, or a vector (layers,) of budgets."""
-  shapes = layer_shapes(kernels, _one_layer_each(kernels))
+  shapes = layer_shapes(axes)
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
     return [total_budget(shapes, d) for d in ladder]
   budgets = [laid_out(distribution, shapes, d) for d in ladder]
   if structure is None:
     return budgets
-  for path, shape in shapes.items():
-    structure.check(path, shape)
+  check_axes(structure, axes)
   return [structure.fit(shapes, b) for b in budgets]
 
 
 def keep_best(
-  scores: PyTree, amount: Array, live: PyTree, structure: Structure | None = None
+  scores: PyTree,
+  amount: Array,
+  live: PyTree,
+  structure: Structure | None = None,
+  axes: tuple[LayerAxes, ...] | None = None,
 ) -> PyTree:
   """The best live weights: `amount` in all if a scalar, else in each layer."""
   like = _one_layer_each(scores)
   if amount.ndim == 0:
     amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
-  pick = top_k_masks if structure is None else structure.select
-  return pick(scores, from_vector(amount, like), live)
+  budgets = from_vector(amount, like)
+  if structure is None:
+    return top_k_masks(scores, budgets, live)
+  return structure.select(scores, budgets, live, axes=axes)
 
 
-_keep_best = jax.jit(keep_best)
+_keep_best = jax.jit(keep_best, static_argnames="axes")
 
 
 def comparable(scores: PyTree) -> PyTree:

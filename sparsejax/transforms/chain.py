@@ -42,6 +42,11 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
     for t in transforms:
       check_fits(t, structure, shapes)
 
+  def check(axes):
+    for t in transforms:
+      if t.check is not None:
+        t.check(axes)
+
   def observe(inputs: ScoreInputs, state: PyTree):
     return tuple(
       s if t.observe is None else t.observe(inputs, s)
@@ -49,4 +54,4 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
     )
 
   watches = any(t.observe is not None for t in transforms)
-  return MaskTransform(init, update, fits, observe if watches else None)
+  return MaskTransform(init, update, fits, observe if watches else None, check)

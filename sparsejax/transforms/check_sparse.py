@@ -6,6 +6,7 @@ import optax
 from jax.core import Tracer
 from jax.experimental import checkify
 
+from sparsejax.core.budgets import live_in
 from sparsejax.core.leaves import align, check_arrays, path_string
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.masks import sparse_states
@@ -104,7 +105,7 @@ def _faults(
     masks = unpack_tree(state.masks)
     paths = jax.tree_util.tree_leaves_with_path(masks)
     for (path, mask), budget in zip(paths, jax.tree.leaves(state.budgets), strict=True):
-      difference = jnp.abs(count(mask, budget.ndim) - budget)
+      difference = jnp.abs(live_in(mask, budget) - budget)
       message = (
         "opt_state must hold masks of as many live weights as their budgets say, got a "
         f"difference of {{number}} for {path_string(path)!r}."

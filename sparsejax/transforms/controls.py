@@ -6,16 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.budgets import live_in
 from sparsejax.core.checks import check_callable, check_flag, check_key
+from sparsejax.core.kernel_axes import Stacked, check_stacked, layer_axes
 from sparsejax.core.layerwise import top_k_masks
-from sparsejax.core.leaves import Where, check_masks, matches, selected
+from sparsejax.core.leaves import Where, check_masks, selected
 from sparsejax.core.masks import copied
 from sparsejax.core.random import leaf_keys, uniform_like
-from sparsejax.core.reduce import count
+from sparsejax.core.stacked import budget_shape
 from sparsejax.core.types import PyTree
 
 
-def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Where = False) -> PyTree:
+def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) -> PyTree:
   """Other masks at random, with as many live weights in every layer.
 
   masks'_l = a uniform draw among the masks with live_l weights
@@ -26,7 +28,7 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Where = False) -> P
   Args:
     masks: what `sj.masks` gives.
     key: a PRNG key.
-    stacked: which leaves stack layers along their first axis; see `sparsify`.
+    stacked: which leaves stack layers; see `sparsify`.
 
   Returns:
     A tree like `masks`.
@@ -51,10 +53,12 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Where = False) -> P
   if not leaves:
     raise ValueError("masks must hold at least one array, got an empty tree.")
   check_key("key", key)
-  rows = (
-    [False] * len(leaves) if stacked is False else matches(masks, stacked, "stacked")
-  )
-  live = [count(leaf, int(r)) for leaf, r in zip(leaves, rows, strict=True)]
+  check_stacked(stacked)
+  axes = layer_axes(masks, [True] * len(leaves), stacked)
+  live = [
+    live_in(leaf, jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32))
+    for leaf, a in zip(leaves, axes, strict=True)
+  ]
   keys = leaf_keys(key, masks)
   draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
   everything = jax.tree.map(jnp.ones_like, masks)

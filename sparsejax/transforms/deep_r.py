@@ -11,6 +11,7 @@ from jax import lax
 
 from sparsejax.core.checks import check_number
 from sparsejax.core.containers import boxed_like
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.random import leaf_keys, uniform_like
 from sparsejax.core.steps import update_or_zero, updated
@@ -56,7 +57,8 @@ def deep_r(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   l1: float = 1e-5,
   noise: float = 0.0,
@@ -84,6 +86,7 @@ def deep_r(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     l1: added to the gradient of live weights, times their sign; it passes through the
       inner optimizer, so plain SGD takes a step of its learning rate times l1.
@@ -128,6 +131,7 @@ def deep_r(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
   )

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import check_density, uniform
@@ -20,7 +21,8 @@ def dense(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """A no-op that carries the same state: every weight stays live.
@@ -38,6 +40,7 @@ def dense(
     distribution: accepted, without effect.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
 
   Returns:
@@ -65,6 +68,7 @@ def dense(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=False,
   )

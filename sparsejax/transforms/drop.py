@@ -59,7 +59,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite, structure = topology
+    masks, budgets, finite, structure, axes = topology
     scores = score(inputs)
     budget = to_vector(budgets)
     share, sound = checked_fraction(rule(inputs, topology), budget)
@@ -74,8 +74,11 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
         total = jnp.sum(keep.astype(jnp.int64))
       keep = split_layers(scores, total, masks, budgets)
     keep = jnp.maximum(keep, jnp.minimum(budget, 1))
-    keep_best = top_k_masks if structure is None else structure.keep
-    masks = keep_best(scores, from_vector(keep, budgets), masks)
+    counts = from_vector(keep, budgets)
+    if structure is None:
+      masks = top_k_masks(scores, counts, masks)
+    else:
+      masks = structure.keep(scores, counts, masks, axes=axes)
     return topology._replace(masks=masks, finite=finite), state
 
   def fits(structure, shapes):

@@ -9,6 +9,7 @@ import optax
 
 from sparsejax.core.budgets import from_vector, live_counts, to_vector
 from sparsejax.core.checks import check_number
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
@@ -44,7 +45,8 @@ def dsr(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   drop_fraction: Fraction = 0.1,
   threshold: float = 1e-3,
@@ -67,6 +69,7 @@ def dsr(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of the live weights that the threshold aims at, a float or a
       schedule (the paper gives their number).
@@ -108,6 +111,7 @@ def dsr(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.distributions.static import uniform
@@ -22,7 +23,8 @@ def global_magnitude(
   end_step: int | None = None,
   distribution: None = None,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   initial_density: float = 1.0,
   structure: Structure | None = None,
@@ -44,6 +46,7 @@ def global_magnitude(
     distribution: must be None: the whole network is one.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     initial_density: where the cubic starts, in (0, 1].
     structure: see `sparsify`.
@@ -84,6 +87,7 @@ def global_magnitude(
     distribution=uniform,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

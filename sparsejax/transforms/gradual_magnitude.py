@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.core.checks import check_integer
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -26,7 +27,8 @@ def gradual_magnitude(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   initial_density: float = 1.0,
   structure: Structure | None = None,
@@ -48,6 +50,7 @@ def gradual_magnitude(
     distribution: of the live weights over the layers, at every density.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     initial_density: where the cubic starts, in (0, 1].
     structure: see `sparsify`.
@@ -83,6 +86,7 @@ def gradual_magnitude(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from sparsejax.core.kernel_axes import InputAxes, check_input_axes, layer_axes
 from sparsejax.core.leaves import Where, check_arrays, choose, merge, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.structures.base import Structure
@@ -29,6 +30,7 @@ def grasp(
   *,
   rounds: int = 1,
   where: Where = None,
+  input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
@@ -52,6 +54,7 @@ def grasp(
     density: fraction kept, in (0, 1].
     rounds: how many prunings; 1 is the paper's. More work as in `snip`.
     where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
     structure: see `masks_from_scores`.
 
@@ -79,7 +82,9 @@ def grasp(
   check_batches(batches)
   check_arrays("params", params)
   check_loss(loss_fn, params, batches[0])
-  kernels = choose(params, selected(params, where))
+  check_input_axes(input_axes)
+  chosen = selected(params, where)
+  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
 
   def loss(weights, batch):
     return loss_fn(merge(params, weights), batch)
@@ -97,4 +102,4 @@ def grasp(
     hg = mean_over_batches(lambda batch: product(weights, g, batch), batches)
     return jax.tree.map(lambda w, h: w * h, comparable(weights), comparable(hg))
 
-  return prune_by_rounds(score, kernels, density, rounds, distribution, structure)
+  return prune_by_rounds(score, kernels, density, rounds, distribution, structure, axes)

@@ -34,14 +34,14 @@ def grow(score: Score) -> MaskTransform:
   check_score("score", score)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite, structure = topology
+    masks, budgets, finite, structure, axes = topology
     scores = score(inputs)
     dead = jax.tree.map(jnp.logical_not, masks)
     missing = to_vector(budgets) - live_counts(masks, budgets)
     finite = finite & usable(scores, dead)
     if structure is not None:
-      masks, budgets = structure.fill(scores, budgets, masks, inputs.masks)
-      return Topology(masks, budgets, finite, structure), state
+      masks, budgets = structure.fill(scores, budgets, masks, inputs.masks, axes=axes)
+      return Topology(masks, budgets, finite, structure, axes), state
     grown = top_k_masks(scores, from_vector(missing, budgets), dead)
     masks = jax.tree.map(jnp.logical_or, masks, grown)
     return topology._replace(masks=masks, finite=finite), state

@@ -1,13 +1,17 @@
 """Grow per neuron: what a layer lacks is shared out among its neurons first."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core.budgets import apportion, live_counts, mean_scores
+from sparsejax.core.budgets import apportion, live_in, mean_scores
 from sparsejax.core.checks import check_score
+from sparsejax.core.kernel_axes import LayerAxes, check_known
 from sparsejax.core.layerwise import usable
 from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.reduce import count
+from sparsejax.core.structures.base import in_matrix_order
 from sparsejax.core.structures.fan_in import top_k_along
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 
@@ -19,9 +23,9 @@ def grow_per_neuron(score: Score) -> MaskTransform:
 
   grown_j ~ mean_i s_ij, summing to budget_l - live_l
 
-  with j over the last axis of a kernel, its outputs, and i over all others, dead and
-  live. Integers by largest remainder; what a full neuron cannot take moves on to the
-  others, in proportion.
+  with j over the output axes of a kernel and i over all others, dead and live; layers
+  that are stacked share nothing. Integers by largest remainder; what a full neuron
+  cannot take moves on to the others, in proportion.
 
   Args:
     score: what a weight is worth; negative values count as zero in the means.
@@ -32,7 +36,7 @@ def grow_per_neuron(score: Score) -> MaskTransform:
 
   Raises:
     TypeError: score is no function.
-    ValueError: in the update, a layer is not a matrix or a kernel.
+    ValueError: in init, the inputs and outputs of a kernel are not known.
 
   References:
     Dettmers & Zettlemoyer 2019 (`momentum_neuron` in the authors' implementation,
@@ -50,33 +54,42 @@ def grow_per_neuron(score: Score) -> MaskTransform:
     scores = score(inputs)
     everything = jax.tree.map(jnp.ones_like, masks)
     finite = topology.finite & usable(scores, everything)
-
-    def grown(mask, s, budget):
-      missing = budget - live_counts([mask], [budget]).reshape(budget.shape)
-      if mask.ndim - budget.ndim < 2:
-        raise ValueError(
-          "grow_per_neuron must get layers of rank 2 or more, got shape "
-          f"{mask.shape[budget.ndim :]}."
-        )
-      return mask | _woken(s, mask, missing)
-
-    masks = jax.tree.map(grown, masks, scores, budgets)
+    masks = grown(scores, budgets, masks, axes=topology.axes)
     return topology._replace(masks=masks, finite=finite), state
 
-  return MaskTransform(lambda params: (), update)
+  def check(axes):
+    check_known(axes, "grow_per_neuron")
+
+  return MaskTransform(lambda params: (), update, check=check)
 
 
-def _woken(score: Array, mask: Array, missing: Array) -> Array:
-  """The dead weights to wake, as many a layer as are missing."""
+@in_matrix_order
+def grown(scores: PyTree, budgets: PyTree, masks: PyTree, axes: Any) -> PyTree:
+  """The masks with the best dead weights of each neuron, up to the budgets."""
+
+  def fill(score, budget, mask, layer):
+    return mask | _woken(score, mask, budget - live_in(mask, budget), layer)
+
+  return jax.tree.map(fill, scores, budgets, masks, axes)
+
+
+def _woken(score: Array, mask: Array, missing: Array, layer: LayerAxes) -> Array:
+  """The dead weights to wake, as many per layer as are missing."""
   # Outputs lead in what is summed up: a transpose stays on its device.
   rows = missing.ndim
-  dead = ~jnp.moveaxis(mask, -1, rows)
-  neurons = dead.shape[: rows + 1]
+  front = range(rows, rows + len(layer.outputs))
+  dead = ~jnp.moveaxis(mask, layer.outputs, front)
+  neurons = dead.shape[: front.stop]
+  every, ones = jnp.moveaxis(score, layer.outputs, front), jnp.ones_like(dead)
   with jax.enable_x64(True):
-    budgets = [jnp.zeros(neurons, jnp.int32)]
-    means = mean_scores([jnp.moveaxis(score, -1, rows)], [jnp.ones_like(dead)], budgets)
-  share = jax.vmap(apportion) if rows else apportion
-  given = share(means, missing, count(dead, rows + 1))
-  given = given.reshape(*given.shape[:rows], *(1,) * (mask.ndim - rows - 1), -1)
-  inputs = tuple(range(rows, mask.ndim - 1))
-  return top_k_along(ordered_bits(score, ~mask), given, inputs)
+    means = mean_scores([every], [ones], [jnp.zeros(neurons, jnp.int32)])
+  # One apportionment per layer, over all its neurons.
+  layers, width = missing.size, layer.length(layer.outputs)
+  given = jax.vmap(apportion)(
+    means.reshape(layers, width),
+    missing.reshape(layers),
+    count(dead, front.stop).reshape(layers, width),
+  )
+  shape = [1 if i in layer.inputs + layer.taps else n for i, n in enumerate(mask.shape)]
+  inputs = (*layer.taps, *layer.inputs)
+  return top_k_along(ordered_bits(score, ~mask), given.reshape(shape), inputs)

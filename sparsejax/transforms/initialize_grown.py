@@ -10,9 +10,16 @@ import optax
 from jax import lax
 
 from sparsejax.core.checks import check_callable, check_number, check_optimizer
-from sparsejax.core.containers import boxed_like
-from sparsejax.core.leaves import align, choose
+from sparsejax.core.containers import boxed_like, is_placeholder
+from sparsejax.core.kernel_axes import (
+  InputAxes,
+  check_input_axes,
+  check_known,
+  layer_axes,
+)
+from sparsejax.core.leaves import align, choose, named_leaves
 from sparsejax.core.random import leaf_keys
+from sparsejax.core.stacked import stacked_axes
 from sparsejax.core.steps import sum_dtype
 from sparsejax.core.types import Moments, PyTree, Score, ScoreInputs, SparseState
 from sparsejax.scores.noisy import normal_like
@@ -34,14 +41,18 @@ class GrownState(NamedTuple):
 
 
 def initialize_grown(
-  tx: optax.GradientTransformation, init: str | Score, scale: float = 1.0
+  tx: optax.GradientTransformation,
+  init: str | Score,
+  scale: float = 1.0,
+  *,
+  input_axes: InputAxes = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Gives grown weights a value of their own in the step that wakes them.
 
   w = scale * v where the mask turned on, in place of the inner optimizer's step from 0
 
   with v = 0 ("zeros": `tx` as it is, whose grown weights take the same step's update),
-  N(0, 1 / n_in) ("random", n_in = all axes but the last), -dL/dw ("gradient", a step
+  N(0, 1 / n_in) ("random", n_in = inputs times taps), -dL/dw ("gradient", a step
   down the loss), or the value at `init` ("initial"). A weight that is dropped and comes
   back in the same mask update is not grown: it keeps its value.
 
@@ -50,6 +61,7 @@ def initialize_grown(
     init: one of these four, or a function `(inputs) -> tree of values`; its
       `inputs.masks` are those before the update, and it gets no moments.
     scale: times the value.
+    input_axes: for "random"; see `sparsify`.
 
   Returns:
     An optax transformation; its state holds that of `tx`.
@@ -57,7 +69,8 @@ def initialize_grown(
   Raises:
     TypeError: init is neither a name nor a function; scale is no number; `tx` is no
       sparse optimizer.
-    ValueError: init is an unknown name; scale is not finite.
+    ValueError: init is an unknown name; scale is not finite; in `init`, n_in is not
+      known, see `sparsify`.
 
   References:
     Evci et al. 2020, "Rigging the lottery", appendix (zeros did best).
@@ -80,7 +93,15 @@ def initialize_grown(
   tx = optax.with_extra_args_support(tx)
   if init == "zeros":
     return tx
-  values: Any = {"random": _random, "gradient": _downhill}.get(str(init), init)
+  check_input_axes(input_axes)
+  values: Any = {"gradient": _downhill}.get(str(init), init)
+
+  def fan_ins(params, state):
+    """The inputs of a neuron of each sparsified leaf."""
+    chosen = [m is not None for m in align(params, state.masks)]
+    axes = layer_axes(params, chosen, _stacked(params, chosen, state), input_axes)
+    check_known(axes, "initialize_grown")
+    return tuple(a.length((*a.taps, *a.inputs)) for a in axes)
 
   def init_fn(params):
     state: Any = tx.init(params)
@@ -89,6 +110,8 @@ def initialize_grown(
         "tx must be made by sparsify or a method of sparsejax, got one with the state "
         f"{type(state).__name__}."
       )
+    if init == "random" and not is_placeholder(params):
+      fan_ins(params, state)
     if init != "initial":
       return GrownState(None, state)
     chosen = [m is not None for m in align(params, state.masks)]
@@ -96,11 +119,14 @@ def initialize_grown(
     return GrownState(jax.tree.map(jnp.copy, choose(params, chosen)), state)
 
   # One function for all steps, as in `sparsify`; only one that wakes weights pays.
-  @functools.partial(jax.jit, inline=True)
-  def values_if_grown(grown, inputs):
+  @functools.partial(jax.jit, static_argnames="fan_ins", inline=True)
+  def values_if_grown(grown, inputs, fan_ins):
+    def new():
+      return values(inputs) if fan_ins is None else _random(inputs, fan_ins)
+
     return lax.cond(
       grown,
-      lambda: _like(values(inputs), inputs.params),
+      lambda: _like(new(), inputs.params),
       lambda: jax.tree.map(jnp.zeros_like, inputs.params),
     )
 
@@ -122,7 +148,8 @@ def initialize_grown(
       wanted = state.initial
     else:
       moved = [jnp.any(a & ~b) for a, b in zip(new, old, strict=True) if a is not None]
-      wanted = values_if_grown(jnp.any(jnp.stack(moved)), inputs)
+      n = fan_ins(params, before) if init == "random" else None
+      wanted = values_if_grown(jnp.any(jnp.stack(moved)), inputs, n)
     leaves, treedef = jax.tree.flatten(updates)
     wanted = iter(jax.tree.leaves(wanted))
     out = []
@@ -142,12 +169,21 @@ def _like(values: PyTree, params: PyTree) -> PyTree:
   return jax.tree.map(lambda v, p: v.astype(p.dtype), values, params)
 
 
-def _random(inputs: ScoreInputs) -> PyTree:
+def _stacked(params: PyTree, chosen: list[bool], state: SparseState):
+  """The axes that stack layers, as the budgets' shapes say."""
+  named = zip(named_leaves(params), chosen, strict=True)
+  paths = [path for (path, _), is_chosen in named if is_chosen]
+  axes = [stacked_axes(budget) for budget in jax.tree.leaves(state.budgets)]
+  found = {path: a for path, a in zip(paths, axes, strict=True) if a}
+  return (lambda path, leaf: found.get(path)) if found else False
+
+
+def _random(inputs: ScoreInputs, fan_ins: tuple[int, ...]) -> PyTree:
   leaves, treedef = jax.tree.flatten(inputs.params)
   keys = leaf_keys(jax.random.fold_in(inputs.key, _SALT), leaves)
   return treedef.unflatten(
-    normal_like(key, p) * jnp.float32(np.prod(p.shape[:-1]) ** -0.5)
-    for key, p in zip(keys, leaves, strict=True)
+    normal_like(key, p) * jnp.float32(n**-0.5)
+    for key, p, n in zip(keys, leaves, fan_ins, strict=True)
   )
 
 

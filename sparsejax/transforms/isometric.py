@@ -10,6 +10,7 @@ from jax import lax
 
 from sparsejax.core.checks import check_flag
 from sparsejax.core.containers import boxed_like, is_placeholder
+from sparsejax.core.kernel_axes import InputAxes, Stacked, check_known, layer_axes
 from sparsejax.core.leaves import Where, align, choose
 from sparsejax.core.polar import nearest_orthogonal
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
@@ -40,7 +41,8 @@ def isometric(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
   retract: bool = True,
@@ -66,6 +68,7 @@ def isometric(
     distribution: of the weights live at the start.
     where: see `sparsify`; kernels of convolutions with an orthogonal center of gain 1.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update, before the support is
       put back.
@@ -91,9 +94,10 @@ def isometric(
   """
   check_density(density)
   check_flag("retract", retract)
+  moves = keep(chain(drop(magnitude, drop_fraction), grow(gradient)))
   sparse = sparsify(
     inner,
-    keep(chain(drop(magnitude, drop_fraction), grow(gradient))),
+    moves._replace(check=_check),
     density,
     update_every=update_every,
     start_step=start_step,
@@ -101,6 +105,7 @@ def isometric(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
   )
@@ -126,7 +131,9 @@ def isometric(
         due = due & (step <= end_step)
     if retract and due is not None:
       support, _ = after.transform_state
-      updates = _retracted(due, updates, params, after, support)
+      chosen = [m is not None for m in align(params, after.masks)]
+      axes = layer_axes(params, chosen, stacked, input_axes)
+      updates = _retracted(due, updates, params, after, support, axes)
     return updates, after
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -146,26 +153,35 @@ def _first_masks(kernels, budgets, seed):
   return holding(support, treedef.unflatten(draws), topology)
 
 
-def _retracted(due, updates, params, state, support):
+def _check(axes):
+  """Raises ValueError for kernels whose central matrix is not where it is sought."""
+  check_known(axes, "isometric")
+  for a in axes:
+    if a.taps and a.order != tuple(range(len(a.shape))):
+      raise ValueError(
+        "isometric must get kernels of axes (stacked, taps, inputs, outputs), got "
+        f"shape {a.shape} at {a.path!r} with stacked {a.stacked}, inputs {a.inputs} "
+        f"and outputs {a.outputs}."
+      )
+
+
+def _retracted(due, updates, params, state, support, axes):
   """Updates that end where the supported matrices are orthogonal, where due."""
   leaves, treedef = jax.tree.flatten(updates)
-  masks = align(params, state.masks)
-  numbers = iter(jax.tree.leaves(state.budgets))
-  budgets = [None if mask is None else next(numbers) for mask in masks]
-  out = []
-  for u, p, mask, budget, held in zip(
+  out, layers = [], iter(axes)
+  for u, p, mask, held in zip(
     leaves,
     jax.tree.leaves(params),
-    masks,
-    budgets,
+    align(params, state.masks),
     align(params, support),
     strict=True,
   ):
-    if mask is None or budget is None or p.ndim - budget.ndim < 3:
+    layer = None if mask is None else next(layers)
+    if layer is None or not layer.taps:
       out.append(u)
       continue
 
-    out.append(_move_if_due(due, u, p, mask, held, budget.ndim))
+    out.append(_move_if_due(due, u, p, mask, held, len(layer.stacked)))
   return treedef.unflatten(out)
 
 

@@ -43,7 +43,7 @@ def keep(transform: MaskTransform) -> MaskTransform:
     masks = holding(support, inputs.params, topology)
     return topology._replace(masks=masks), (support, inner)
 
-  return MaskTransform(init, update)
+  return MaskTransform(init, update, check=transform.check)
 
 
 def holding(support: PyTree, scores: PyTree, topology: Topology) -> PyTree:

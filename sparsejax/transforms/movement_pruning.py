@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -25,7 +26,8 @@ def movement_pruning(
   end_step: int | None = None,
   distribution: Distribution | None = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   initial_density: float = 1.0,
   structure: Structure | None = None,
@@ -49,6 +51,7 @@ def movement_pruning(
       over the whole network at once.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     initial_density: where the cubic starts, in (0, 1].
     structure: see `sparsify`.
@@ -84,6 +87,7 @@ def movement_pruning(
     distribution=distribution or uniform,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

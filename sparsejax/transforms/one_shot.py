@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score
@@ -23,7 +24,8 @@ def one_shot(
   end_step: int | None = None,
   distribution: Distribution | None = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   score: Score = magnitude,
   structure: Structure | None = None,
@@ -45,6 +47,7 @@ def one_shot(
       network at once.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     score: what a weight is worth.
     structure: see `sparsify`.
@@ -86,6 +89,7 @@ def one_shot(
     distribution=distribution or uniform,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

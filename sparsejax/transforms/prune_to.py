@@ -7,6 +7,7 @@ import numpy as np
 from sparsejax.core.budgets import from_vector, layer_sizes, to_vector
 from sparsejax.core.checks import check_callable, check_score
 from sparsejax.core.global_selection import split_layers
+from sparsejax.core.kernel_axes import layer_shapes, plain_axes
 from sparsejax.core.layerwise import top_k_masks, usable
 from sparsejax.core.structures.base import check_fixed
 from sparsejax.core.types import (
@@ -24,7 +25,6 @@ from sparsejax.distributions.static import (
   total_budget,
   uniform,
 )
-from sparsejax.transforms.shapes import layer_shapes
 
 
 def prune_to(
@@ -62,7 +62,8 @@ def prune_to(
     check_density(density)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite, structure = topology
+    masks, budgets, finite, structure, axes = topology
+    axes = plain_axes(masks, budgets) if axes is None else axes
     finite = finite & usable(scores := score(inputs), masks)
     scores = jax.tree.map(
       lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
@@ -81,7 +82,7 @@ def prune_to(
       target = jnp.where(jnp.isnan(target), jnp.float32(1), target)
       smallest = len(layer_sizes(masks, budgets)) / sum(layer_sizes(masks, budgets))
       target = jnp.clip(target, np.float32(smallest), 1.0)
-    shapes = layer_shapes(masks, budgets)
+    shapes = layer_shapes(axes)
     if distribution is None:
       total = total_budget(shapes, target)
       budget = split_layers(scores, total, everything, budgets)
@@ -93,8 +94,8 @@ def prune_to(
       masks = top_k_masks(scores, budgets, everything)
     else:
       budgets = from_vector(structure.fit(shapes, budget), budgets)
-      masks = structure.select(scores, budgets, everything)
-    return Topology(masks, budgets, finite, structure), state
+      masks = structure.select(scores, budgets, everything, axes=axes)
+    return Topology(masks, budgets, finite, structure, axes), state
 
   def fits(structure, shapes):
     check_fixed(density, structure)

@@ -15,11 +15,11 @@ from sparsejax.core.budgets import (
   to_vector,
 )
 from sparsejax.core.checks import check_score
+from sparsejax.core.kernel_axes import layer_shapes, plain_axes
 from sparsejax.core.layerwise import usable
 from sparsejax.core.structures.base import common_unit
 from sparsejax.core.types import MaskTransform, PyTree, Score, ScoreInputs, Topology
 from sparsejax.transforms.drop import required_arguments
-from sparsejax.transforms.shapes import layer_shapes
 
 Rule = Callable[[ScoreInputs, Topology], jax.Array]
 
@@ -61,8 +61,9 @@ def redistribute(score: Score | Rule) -> MaskTransform:
   rule: Any = score if required_arguments(score) >= 2 else None
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets, finite, structure = topology
-    unit = common_unit(structure, layer_shapes(masks, budgets))
+    masks, budgets, finite, structure, axes = topology
+    axes = plain_axes(masks, budgets) if axes is None else axes
+    unit = common_unit(structure, layer_shapes(axes))
     if rule is None:
       scores = by_score(inputs)
       finite = finite & usable(scores, inputs.masks)

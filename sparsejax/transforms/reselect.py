@@ -47,4 +47,4 @@ def reselect(
     everything = jax.tree.map(jnp.ones_like, topology.masks)
     return prune.update(inputs, topology._replace(masks=everything), state)
 
-  return MaskTransform(prune.init, update, prune.fits)
+  return MaskTransform(prune.init, update, prune.fits, check=prune.check)

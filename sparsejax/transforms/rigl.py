@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from sparsejax.core.checks import check_flag, check_number
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score
@@ -31,7 +32,8 @@ def rigl(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
   drop_noise: float = 0.0,
@@ -58,6 +60,7 @@ def rigl(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
       The paper decays it to zero: `optax.cosine_decay_schedule(0.3, end_step)`.
@@ -105,8 +108,9 @@ def rigl(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,
   )
-  return initialize_grown(tx, grow_init, grow_scale)
+  return initialize_grown(tx, grow_init, grow_scale, input_axes=input_axes)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core.kernel_axes import InputAxes, check_input_axes, layer_axes
 from sparsejax.core.leaves import Where, check_arrays, choose, merge, selected
 from sparsejax.core.masks import apply_masks
 from sparsejax.core.structures.base import Structure
@@ -29,6 +30,7 @@ def snip(
   *,
   rounds: int = 1,
   where: Where = None,
+  input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
@@ -47,6 +49,7 @@ def snip(
     density: fraction kept, in (0, 1].
     rounds: how many prunings; 1 is the paper's.
     where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
     structure: see `masks_from_scores`.
 
@@ -76,7 +79,9 @@ def snip(
   check_batches(batches)
   check_arrays("params", params)
   check_loss(loss_fn, params, batches[0])
-  kernels = choose(params, selected(params, where))
+  check_input_axes(input_axes)
+  chosen = selected(params, where)
+  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
 
   @jax.jit
   def gradient(weights, batch):
@@ -89,4 +94,4 @@ def snip(
     weights, grads = comparable(weights), comparable(grads)
     return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, grads)
 
-  return prune_by_rounds(score, kernels, density, rounds, distribution, structure)
+  return prune_by_rounds(score, kernels, density, rounds, distribution, structure, axes)

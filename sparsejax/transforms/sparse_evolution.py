@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -25,7 +26,8 @@ def sparse_evolution(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   drop_fraction: Fraction = 0.3,
   structure: Structure | None = None,
@@ -48,6 +50,7 @@ def sparse_evolution(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
     structure: see `sparsify`.
@@ -81,6 +84,7 @@ def sparse_evolution(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

@@ -13,6 +13,7 @@ from sparsejax.core.budgets import (
   quantize,
 )
 from sparsejax.core.checks import check_flag
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score, ScoreInputs, Topology
@@ -38,7 +39,8 @@ def sparse_momentum(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   drop_fraction: Fraction = 0.5,
   momentum_decay: float = 0.9,
@@ -73,6 +75,7 @@ def sparse_momentum(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     drop_fraction: share of each layer dropped at a mask update: a float or a
       schedule. The paper decays it by a cosine:
@@ -120,6 +123,7 @@ def sparse_momentum(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     momentum_decay=momentum_decay,
     structure=structure,

@@ -11,12 +11,18 @@ from jax import lax
 
 from sparsejax.core.checks import check_flag, check_number, check_optimizer
 from sparsejax.core.containers import boxed_like, is_placeholder, unboxed
+from sparsejax.core.kernel_axes import (
+  InputAxes,
+  Stacked,
+  check_input_axes,
+  check_stacked,
+  layer_axes,
+)
 from sparsejax.core.leaves import (
   Where,
   align,
   check_where,
   choose,
-  matches,
   path_string,
   selected,
 )
@@ -46,8 +52,7 @@ from sparsejax.transforms.moments import (
   holds_momentum,
   wide_zeros,
 )
-from sparsejax.transforms.shapes import layer_shapes
-from sparsejax.transforms.start import budget_template, placed_like, start
+from sparsejax.transforms.start import placed_like, start
 from sparsejax.transforms.structured import check_layers, check_structure
 from sparsejax.transforms.when import (
   check_schedule,
@@ -68,7 +73,8 @@ def sparsify(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   mask_gradients: bool = False,
   momentum_decay: float | None = None,
@@ -97,8 +103,15 @@ def sparsify(
       searched for in slash-separated paths, or `(path, leaf) -> bool`; None takes
       kernels (rank 2 or more; no bias, normalization or embedding). Decided in
       `init` and kept in the state.
-    stacked: which of them stack layers along their first axis (as `jax.lax.scan`
-      wants), each row with a budget of its own; as `where`, False for none.
+    stacked: which of them stack layers, each with a budget of its own: along their
+      first axis (as `jax.lax.scan` wants) as `where`; along others as a dict from a
+      regular expression to the axis or axes, such as `{"layers/": 1}`, or
+      `(path, leaf) -> bool, axis or axes`. False for none.
+    input_axes: which axes of a kernel its products sum over, where `core.kernel_axes`
+      does not know: a dict from a regular expression to the axis or axes, such as
+      `{"proj/kernel": (0, 1)}`, or `(path, leaf) -> axes or None`. All others are
+      outputs, unless `sj.KernelAxes(inputs, outputs)` leaves some as taps. Axes count
+      from the leaf's first, stacked ones too.
     seed: of the masks at the start and of random scores; an integer, may be traced.
     mask_gradients: whether dead weights' gradients are zeroed before the inner
       optimizer sees them. Scores see dense gradients either way. The masks are then
@@ -138,7 +151,8 @@ def sparsify(
   check_schedule(update_every, start_step, end_step)
   check_distribution(distribution)
   check_where("where", where)
-  check_where("stacked", stacked)
+  check_stacked(stacked)
+  check_input_axes(input_axes)
   _check_seed(seed)
   check_flag("mask_gradients", mask_gradients)
   if momentum_decay is not None:
@@ -155,17 +169,8 @@ def sparsify(
     check_params(params)
     chosen = selected(params, where)
     kernels = choose(params, chosen)
-    if stacked is False:
-      rows = [False] * len(chosen)
-    else:
-      rows = matches(params, stacked, "stacked")
-      if not any(c and r for c, r in zip(chosen, rows, strict=True)):
-        raise ValueError(
-          f"stacked must select a leaf that is sparsified, got {stacked!r}."
-        )
-    like = budget_template(params, kernels, chosen, rows)
-    if structure is not None:
-      check_layers(structure, mask_transform, layer_shapes(kernels, like))
+    axes = layer_axes(params, chosen, stacked, input_axes)
+    check_layers(structure, mask_transform, axes)
     traced = density if isinstance(density, jax.Array) else None
     masks, budgets, seed_ = start(
       kernels,
@@ -173,7 +178,7 @@ def sparsify(
       traced,
       density=density if traced is None else None,
       distribution=distribution,
-      budget_shapes=tuple(b.shape for b in jax.tree.leaves(like)),
+      axes=axes,
       structure=structure,
     )
     inner_state = placed_like(inner.init(params), params)
@@ -213,13 +218,13 @@ def sparsify(
 
   # One function for all steps: in a loop without `jit` a `cond` on new closures would
   # compile at each of them. Inlined, it leaves no trace in a larger program.
-  @functools.partial(jax.jit, inline=True)
-  def update_if_due(due, inputs, budgets, skipped, before):
+  @functools.partial(jax.jit, static_argnames="axes", inline=True)
+  def update_if_due(due, inputs, budgets, skipped, before, axes):
     old = (inputs.masks, budgets, skipped, before)
 
     def transform():
       finite = jnp.asarray(True)
-      topology = Topology(inputs.masks, budgets, finite, structure)
+      topology = Topology(inputs.masks, budgets, finite, structure, axes)
       topology, after = mask_transform.update(inputs, topology, before)
       new = jax.tree.map(replicated, topology.budgets)
       new = (topology.masks, new, skipped, after)
@@ -265,7 +270,8 @@ def sparsify(
       # The inner update stays outside: as an operand it would be written out at
       # every step, due or not.
       inputs = score_inputs(inner_state, average)
-      return update_if_due(due, inputs, budgets, state.skipped, before)
+      axes = layer_axes(params, chosen, stacked, input_axes)
+      return update_if_due(due, inputs, budgets, state.skipped, before, axes)
 
     # Only one generation of masks is read in either order: with two, each would be
     # copied at every step.

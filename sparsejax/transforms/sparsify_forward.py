@@ -9,6 +9,7 @@ import optax
 
 from sparsejax.core.checks import check_callable
 from sparsejax.core.containers import is_placeholder
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where, align
 from sparsejax.core.masks import masks as find_masks
 from sparsejax.core.steps import updated
@@ -83,7 +84,8 @@ def sparsify_forward(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   structure: Structure | None = None,
   gradients: Callable[[PyTree, PyTree, SparseState], PyTree] | None = None,
@@ -108,6 +110,7 @@ def sparsify_forward(
     distribution: see `sparsify`.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     structure: see `sparsify`.
     gradients: `(grads, params, state) -> grads`: what the inner optimizer gets.
@@ -140,6 +143,7 @@ def sparsify_forward(
       distribution=distribution,
       where=where,
       stacked=stacked,
+      input_axes=input_axes,
       seed=seed,
       structure=structure,
     )

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from sparsejax.core.checks import check_number
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -25,7 +26,8 @@ def sr_ste(
   end_step: int | None = None,
   distribution: Distribution | None = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   refinement: float = 2e-4,
   structure: Structure | None = None,
@@ -48,6 +50,7 @@ def sr_ste(
     distribution: of the live weights over the layers; None compares over all layers.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     refinement: lambda, the decay of dead weights, 0 or more.
     structure: see `sparsify`.
@@ -91,6 +94,7 @@ def sr_ste(
     distribution=uniform if distribution is None else distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     structure=structure,
     gradients=refined,

@@ -9,27 +9,27 @@ from jax.core import Tracer
 
 from sparsejax.core.alike import laid_like
 from sparsejax.core.budgets import from_vector
+from sparsejax.core.kernel_axes import layer_shapes
 from sparsejax.core.layerwise import top_k_masks
-from sparsejax.core.leaves import path_string
 from sparsejax.core.random import leaf_keys, true_like, uniform_like
+from sparsejax.core.stacked import budget_shape
 from sparsejax.core.types import PyTree
 from sparsejax.distributions.static import laid_out
-from sparsejax.transforms.shapes import layer_shapes
 
 
 # One compiled program, for all optimizers of the same tree: run eagerly, every loop in
 # it would compile by itself.
 @functools.partial(
   jax.jit,
-  static_argnames=("density", "distribution", "budget_shapes", "structure"),
+  static_argnames=("density", "distribution", "axes", "structure"),
 )
-def start(
-  kernels, seed, traced, *, density, distribution, budget_shapes, structure=None
-):
+def start(kernels, seed, traced, *, density, distribution, axes, structure=None):
   """The first masks and budgets, random at the distribution's budgets or all live."""
   treedef = jax.tree.structure(kernels)
-  like = treedef.unflatten(jax.ShapeDtypeStruct(s, jnp.int32) for s in budget_shapes)
-  shapes = layer_shapes(kernels, like)
+  like = treedef.unflatten(
+    jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32) for a in axes
+  )
+  shapes = layer_shapes(axes)
   density = density if traced is None else traced
   live = jax.tree.map(true_like, kernels)
   if density is None:
@@ -42,26 +42,10 @@ def start(
   keys = leaf_keys(jax.random.key(seed), kernels)
   leaves = jax.tree.leaves(kernels)
   draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
-  select = top_k_masks if structure is None else structure.select
-  return select(treedef.unflatten(draws), budgets, live), budgets, seed
-
-
-def budget_template(params, kernels, chosen, rows) -> PyTree:
-  """Abstract budgets: () a leaf, (rows,) where the leading axis stacks layers."""
-  shapes = []
-  for (path, leaf), is_chosen, is_stacked in zip(
-    jax.tree_util.tree_leaves_with_path(params), chosen, rows, strict=True
-  ):
-    if not is_chosen:
-      continue
-    if is_stacked and leaf.ndim < 2:
-      raise ValueError(
-        f"stacked must select leaves of rank 2 or more, got shape {leaf.shape} at "
-        f"{path_string(path)!r}."
-      )
-    shape = leaf.shape[:1] if is_stacked else ()
-    shapes.append(jax.ShapeDtypeStruct(shape, jnp.int32))
-  return jax.tree.structure(kernels).unflatten(shapes)
+  draws = treedef.unflatten(draws)
+  if structure is None:
+    return top_k_masks(draws, budgets, live), budgets, seed
+  return structure.select(draws, budgets, live, axes=axes), budgets, seed
 
 
 def placed_like(state: PyTree, params: PyTree) -> PyTree:

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -21,7 +22,8 @@ def static_sparse(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,6 +42,7 @@ def static_sparse(
     distribution: of the weights live at the start.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     structure: see `sparsify`.
 
@@ -74,6 +77,7 @@ def static_sparse(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     mask_gradients=True,
     structure=structure,

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution, Score
@@ -22,7 +23,8 @@ def straight_through(
   end_step: int | None = None,
   distribution: Distribution | None = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   score: Score = magnitude,
   structure: Structure | None = None,
@@ -45,6 +47,7 @@ def straight_through(
     distribution: of the live weights over the layers; None compares over all layers.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     score: what a weight is worth: `magnitude`; `random` draws other masks at every
       mask update, a control.
@@ -81,6 +84,7 @@ def straight_through(
     distribution=uniform if distribution is None else distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     structure=structure,
   )

@@ -1,7 +1,9 @@
 """What is refused before a structure is put to work."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from sparsejax.core.kernel_axes import LayerAxes, check_known, layer_shapes
 from sparsejax.core.structures.base import (
   Structure,
   check_fits,
@@ -40,18 +42,38 @@ def check_structure(
 
 
 def check_layers(
-  structure: Structure, transform: MaskTransform, shapes: dict[str, tuple[int, ...]]
+  structure: Structure | None, transform: MaskTransform, axes: Sequence[LayerAxes]
 ) -> None:
   """What can be said of a structure once the layers are known.
 
   Args:
-    structure: a structure.
+    structure: a structure, or None.
     transform: the mask transform that will work under it.
-    shapes: the layers' shapes by path.
+    axes: what the axes of each sparsified leaf are.
 
   Raises:
-    ValueError: a layer does not fit, or the transform does not.
+    ValueError: a layer does not fit, or the transform does not; the structure must know
+      a kernel's inputs, and nobody declared them.
   """
-  for path, shape in shapes.items():
-    structure.check(path, shape)
-  check_fits(transform, structure, shapes)
+  if transform.check is not None:
+    transform.check(axes)
+  if structure is None:
+    return
+  check_axes(structure, axes)
+  check_fits(transform, structure, layer_shapes(axes))
+
+
+def check_axes(structure: Structure, axes: Sequence[LayerAxes]) -> None:
+  """Raises ValueError unless a structure fits every layer.
+
+  Args:
+    structure: a structure.
+    axes: what the axes of each sparsified leaf are.
+
+  Raises:
+    ValueError: a layer does not fit, or its inputs are not known.
+  """
+  # Of a vector the structure's own message says more.
+  check_known([a for a in axes if len(a.layer) > 1], f"the structure {structure.name}")
+  for a in axes:
+    structure.check(a.path, a)

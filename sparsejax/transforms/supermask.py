@@ -4,10 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from sparsejax.core.checks import check_flag, check_key
+from sparsejax.core.kernel_axes import (
+  InputAxes,
+  Stacked,
+  check_input_axes,
+  check_known,
+  check_stacked,
+  layer_axes,
+)
 from sparsejax.core.leaves import Where, align, check_arrays, choose, selected
 from sparsejax.core.random import leaf_keys
 from sparsejax.core.types import Distribution, PyTree
@@ -107,22 +114,31 @@ def supermask_masks(
   )
 
 
-def init_scores(params: PyTree, key: jax.Array, where: Where = None) -> PyTree:
+def init_scores(
+  params: PyTree,
+  key: jax.Array,
+  where: Where = None,
+  *,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
+) -> PyTree:
   """Edge-popup's first scores.
 
   s ~ U[-1 / sqrt(fan_in), 1 / sqrt(fan_in))  (Kaiming uniform with a = sqrt(5))
 
   Args:
-    params: any pytree of arrays; the last axis of a kernel is its output.
+    params: any pytree of arrays.
     key: a PRNG key; each leaf gets one of its own.
     where: which leaves are masked; see `sparsify`.
+    stacked: see `sparsify`.
+    input_axes: see `sparsify`; fan_in is inputs times taps.
 
   Returns:
     The params' tree with arrays of the kernels' shapes and dtypes, None elsewhere.
 
   Raises:
     TypeError: `where` has the wrong type or selects a leaf that is not floating point.
-    ValueError: no leaf is selected.
+    ValueError: no leaf is selected, or the inputs of one are not known.
 
   Example:
     >>> import jax, jax.numpy as jnp, sparsejax as sj
@@ -131,11 +147,16 @@ def init_scores(params: PyTree, key: jax.Array, where: Where = None) -> PyTree:
     True
   """
   check_key("key", key)
-  kernels = choose(params, selected(params, where))
+  check_stacked(stacked)
+  check_input_axes(input_axes)
+  chosen = selected(params, where)
+  axes = layer_axes(params, chosen, stacked, input_axes)
+  check_known(axes, "init_scores")
+  kernels = choose(params, chosen)
   leaves, treedef = jax.tree.flatten(kernels)
   scores = []
-  for leaf, leaf_key in zip(leaves, leaf_keys(key, kernels), strict=True):
-    bound = float(np.prod(leaf.shape[:-1])) ** -0.5
+  for leaf, leaf_key, a in zip(leaves, leaf_keys(key, kernels), axes, strict=True):
+    bound = float(a.length((*a.taps, *a.inputs))) ** -0.5
     draw = jax.random.uniform(leaf_key, leaf.shape, jnp.float32, -bound, bound)
     scores.append(draw.astype(leaf.dtype))
   return treedef.unflatten(scores)

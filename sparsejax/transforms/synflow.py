@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 
 from sparsejax.core.checks import check_callable, check_integer
+from sparsejax.core.kernel_axes import InputAxes, check_input_axes, layer_axes
 from sparsejax.core.layerwise import usable
 from sparsejax.core.leaves import Where, choose, merge, path_string, selected
 from sparsejax.core.masks import apply_masks
@@ -33,6 +34,7 @@ def synflow(
   *,
   rounds: int = 100,
   where: Where = None,
+  input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
@@ -67,6 +69,7 @@ def synflow(
     density: fraction kept, in (0, 1].
     rounds: how many prunings; one shot (1) empties layers.
     where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
     distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
     structure: see `masks_from_scores`.
 
@@ -97,9 +100,11 @@ def synflow(
   check_rounds(rounds)
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
   make_inputs = _input_maker(input_shape)
+  check_input_axes(input_axes)
   chosen = selected(params, where)
+  axes = layer_axes(params, chosen, False, input_axes)
   with jax.enable_x64(True):
-    ladder = amounts(choose(params, chosen), density, rounds, distribution, structure)
+    ladder = amounts(axes, density, rounds, distribution, structure)
     ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
     dtype = _widest(apply_fn, params, make_inputs)
 
@@ -118,7 +123,7 @@ def synflow(
         scores = jax.tree.map(_score, weights, jax.grad(flow)(weights))
         largest = [jnp.max(s) for s in jax.tree.leaves(scores)]
         sound = usable(scores, masks) & jnp.any(jnp.stack(largest) > 0)
-        return keep_best(scores, amount, masks, structure), sound
+        return keep_best(scores, amount, masks, structure, axes), sound
 
       return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from sparsejax.core.checks import check_number
+from sparsejax.core.kernel_axes import InputAxes, Stacked
 from sparsejax.core.leaves import Where
 from sparsejax.core.random import true_like
 from sparsejax.core.types import Distribution, MaskTransform, ScoreInputs, Topology
@@ -26,7 +27,8 @@ def top_kast(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = None,
-  stacked: Where = False,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
   seed: Any = 0,
   backward_density: Any = None,
   exploration: float = 1e-4,
@@ -50,6 +52,7 @@ def top_kast(
     distribution: of both sets over the layers.
     where: see `sparsify`.
     stacked: see `sparsify`.
+    input_axes: see `sparsify`.
     seed: see `sparsify`.
     backward_density: D + M, from `density` to 1; None is min(2 D, 1), about the
       paper's pairs (0.1 with 0.2, 0.05 with 0.1).
@@ -102,6 +105,7 @@ def top_kast(
     distribution=distribution,
     where=where,
     stacked=stacked,
+    input_axes=input_axes,
     seed=seed,
     gradients=with_decay,
     movable=lambda state: state.transform_state,

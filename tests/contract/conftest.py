@@ -30,6 +30,8 @@ SCHEDULE = {"update_every": 2, "start_step": 1, "end_step": 5}
 STEPS, DUE = 7, (3, 5)
 # Every container holds these two kernels and, maybe, leaves that stay dense.
 KERNELS = ((6, 5), (5, 4))
+# The same as attention's: inputs to heads, heads to outputs.
+ATTENTION = ((5, 3, 2), (2, 2, 5))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +202,14 @@ def _nested():
   return {"layers": layers, "bn": norm, "embed": {"embedding": _normal(9, (7, 6))}}
 
 
+def _attention():
+  query, out = (_normal(i, shape) for i, shape in enumerate(ATTENTION))
+  return {
+    "query": {"kernel": query, "bias": jnp.ones((3, 2))},
+    "out": {"kernel": out, "bias": jnp.ones(5)},
+  }
+
+
 CONTAINERS: dict[str, Callable] = {
   "dict": lambda: dict(zip(("body", "head"), _kernels(), strict=True)) | {"b": _b()},
   "tuple": lambda: (*_kernels(), _b()),
@@ -208,6 +218,7 @@ CONTAINERS: dict[str, Callable] = {
   "dataclass": lambda: Net(*_kernels()),
   "array": lambda: _normal(0, (10, 5)),
   "nnx": lambda: nnx.state(_NNX(), nnx.Param),
+  "attention": _attention,
   "linen": lambda: _Linen().init(jax.random.key(0), jnp.zeros((1,), jnp.int32)),
 }
 
@@ -324,7 +335,7 @@ class Run(NamedTuple):
 
 def is_kernel(leaf) -> bool:
   """Whether a leaf is one of the table's kernels, known by its shape alone."""
-  return leaf.shape in KERNELS or leaf.shape == (10, 5)
+  return leaf.shape in (*KERNELS, *ATTENTION, (10, 5))
 
 
 def train(row: Row) -> Run:

@@ -74,7 +74,9 @@ def test_collectives_are_parsed():
 
 # Every method of the contract table, and under each structure one that drops and grows,
 # one that moves budget between layers and one that prunes, where they go together.
-DUE = {"density": 0.4, "update_every": 1}
+# The kernel of rank 3 is that of a convolution unless its layers are stacked.
+TAPS = {"input_axes": {"stacked": sj.KernelAxes(1, 2)}}
+DUE = {"density": 0.4, "update_every": 1} | TAPS
 STRUCTURES = {
   "n_m": lambda: sj.n_m(2, 4),
   "block": lambda: sj.block((4, 4)),
@@ -82,7 +84,10 @@ STRUCTURES = {
   "fan_in": lambda: sj.constant_fan_in(),
   "ablation": lambda: sj.constant_fan_in(ablation=0.3),
 }
-STACKED = DUE | {"stacked": "stacked"}
+STACKED = {"density": 0.4, "update_every": 1, "stacked": "stacked"}
+# Layers along the middle axis, and attention's heads and places, on several devices.
+SCANNED = {"density": 0.4, "update_every": 1, "stacked": {"stacked": 1}}
+HEADS = {"density": 0.4, "update_every": 1, "input_axes": {"stacked": 1}}
 OTHERS = {
   "straight_through": lambda: sj.straight_through(SGD, **DUE),
   "sr_ste": lambda: sj.sr_ste(SGD, **DUE),
@@ -95,6 +100,12 @@ OTHERS = {
   "sparse_momentum_stacked": lambda: sj.sparse_momentum(SGD, **STACKED),
   "per_neuron_stacked": lambda: sj.sparse_momentum(SGD, **STACKED, per_neuron=True),
   "global_stacked": lambda: sj.global_magnitude(SGD, **STACKED, end_step=9),
+  "sparse_momentum_scanned": lambda: sj.sparse_momentum(SGD, **SCANNED),
+  "global_scanned": lambda: sj.global_magnitude(SGD, **SCANNED, end_step=9),
+  "fan_in_scanned": lambda: sj.rigl(SGD, **SCANNED, structure=sj.constant_fan_in()),
+  "fan_in_heads": lambda: sj.rigl(SGD, **HEADS, structure=sj.constant_fan_in()),
+  "block_heads": lambda: sj.rigl(SGD, **HEADS, structure=sj.block((4, 4))),
+  "n_m_heads": lambda: sj.rigl(SGD, **HEADS | {"density": 0.5}, structure=sj.n_m(2, 4)),
   "block_stacked": lambda: sj.rigl(SGD, **STACKED, structure=sj.block((4, 4))),
 }
 # XLA's own passes make the same of a program without LLVM's, in two thirds of the time.
@@ -102,12 +113,20 @@ OPTIONS = {
   "xla_backend_optimization_level": 0,
   "xla_llvm_disable_expensive_passes": True,
 }
-QUICK = ("sparse_momentum", "gradual_magnitude", "rigl/n_m", "sparse_momentum_stacked")
+QUICK = (
+  "sparse_momentum",
+  "gradual_magnitude",
+  "rigl/n_m",
+  "sparse_momentum_stacked",
+  "sparse_momentum_scanned",
+  "fan_in_heads",
+)
 
 
 def _table(methods):
   """The optimizers by name, a mask update being due in their first step."""
-  table = {str(m): lambda m=m: m(SGD, update_every=1, start_step=0) for m in methods}
+  due = {"update_every": 1, "start_step": 0} | TAPS
+  table = {str(m): lambda m=m: m(SGD, **due) for m in methods}
   table |= OTHERS
   for name, make in STRUCTURES.items():
     fields = DUE | {"density": make().density or 0.4}
@@ -189,7 +208,7 @@ def test_only_counts_move_between_devices(name, axis_type, monkeypatch):
   assert bool(found) == moves, "a sharded selection cannot do without"
   for kind, size in found:
     # Numbers of stacked layers that lie on several devices are put together.
-    together = 128 if name.endswith("_stacked") else 0
+    together = 128 if name.endswith(("_stacked", "_scanned")) else 0
     together = 8 * NEURONS if name in PER_NEURON else together
     assert kind == "all-reduce" or size <= together, (kind, size)
   assert moved >= sum(size for _, size in found), "each is met where the program runs"

@@ -1,6 +1,7 @@
 """The contract of a structure, and what the transforms ask of one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core.budgets import apportion
+from sparsejax.core.kernel_axes import LayerAxes, plain_axes
 
 Array = jax.Array
 PyTree = Any
@@ -24,30 +26,79 @@ class Structure:
 
   Attributes:
     name: how messages call it.
-    check: `(path, shape) -> None`; raises ValueError for a layer it does not fit.
+    check: `(path, axes) -> None`; raises ValueError for a layer it does not fit, whose
+      `LayerAxes` it is given.
     unit: `(shape) -> int`: budgets, and what `keep` leaves, are multiples of it; None
       where that does not hold, so that nothing can be moved between layers.
     fit: `(shapes, budgets) -> budgets`: the closest budgets that it can hold.
-    select: `(scores, budgets, where) -> masks`: the best of the candidates.
-    keep: `(scores, counts, masks) -> masks`: the best of the live ones, what `drop`
-      leaves; may lie between two masks of the structure as long as `fill` mends it.
-    fill: `(scores, budgets, masks, before) -> (masks, budgets)`: wakes the best dead
-      weights until the budgets are full; `before` are the masks before the chain.
+    select: `(scores, budgets, where, axes) -> masks`: the best of the candidates.
+    keep: `(scores, counts, masks, axes) -> masks`: the best of the live ones, what
+      `drop` leaves; may lie between two masks of the structure as long as `fill` mends
+      it.
+    fill: `(scores, budgets, masks, before, axes) -> (masks, budgets)`: wakes the best
+      dead weights until the budgets are full; `before` are the masks before the chain.
     density: the only density it can have, or None for any.
     ablates: whether `fill` may close neurons, so that a method must grow.
     group: `(n, m)` where n of every m neighbouring inputs are live, axis -2; else None.
   """
 
   name: str
-  check: Callable[[str, tuple[int, ...]], None]
+  check: Callable[[str, LayerAxes], None]
   unit: Callable[[tuple[int, ...]], int] | None
   fit: Callable[[Shapes, Array], Array]
-  select: Callable[[PyTree, PyTree, PyTree], PyTree]
-  keep: Callable[[PyTree, PyTree, PyTree], PyTree]
-  fill: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+  select: Callable[..., PyTree]
+  keep: Callable[..., PyTree]
+  fill: Callable[..., tuple[PyTree, PyTree]]
   density: float | None = None
   ablates: bool = False
   group: tuple[int, int] | None = None
+
+
+def in_matrix_order(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Gives a structure's function its trees with axes (stacked, taps, inputs, outputs).
+
+  A transpose moves no shard between devices, which merging axes would; so a side of a
+  kernel may still have several axes, which `axes` tells. What the function returns is
+  transposed back.
+
+  Args:
+    function: `(scores, budgets, *trees, axes) -> masks`, or `(masks, budgets)`, of
+      lists with an entry per leaf.
+
+  Returns:
+    The same for trees of any containers and order of axes; `axes` are those of plain
+    kernels where they are not given.
+  """
+
+  @functools.wraps(function)
+  def wrapped(scores: PyTree, budgets: PyTree, *trees: PyTree, axes=None):
+    axes = plain_axes(scores, budgets) if axes is None else axes
+    treedef = jax.tree.structure(scores)
+    numbers, budgets_def = jax.tree.flatten(budgets)
+    rows = [
+      b.reshape([a.shape[i] for i in a.stacked])
+      for b, a in zip(numbers, axes, strict=True)
+    ]
+    first, *others = (
+      [_transpose(x, a.order) for x, a in zip(jax.tree.leaves(t), axes, strict=True)]
+      for t in (scores, *trees)
+    )
+    result = function(first, rows, *others, axes=[a.ordered() for a in axes])
+    masks, given = result if isinstance(result, tuple) else (result, None)
+    masks = treedef.unflatten(
+      _transpose(m, tuple(a.order.index(i) for i in range(m.ndim)))
+      for m, a in zip(masks, axes, strict=True)
+    )
+    if given is None:
+      return masks
+    given = [n.reshape(b.shape) for n, b in zip(given, numbers, strict=True)]
+    return masks, budgets_def.unflatten(given)
+
+  return wrapped
+
+
+def _transpose(x: Array, order: tuple[int, ...]) -> Array:
+  return x if order == tuple(range(x.ndim)) else jnp.transpose(x, order)
 
 
 def fit_units(unit: Callable[[tuple[int, ...]], int]):

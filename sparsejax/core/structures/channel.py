@@ -6,8 +6,9 @@ import math
 import jax
 
 from sparsejax.core.checks import check_integer
+from sparsejax.core.kernel_axes import LayerAxes
 from sparsejax.core.structures.base import Structure
-from sparsejax.core.structures.layout import check_axis, layer_axis
+from sparsejax.core.structures.layout import check_axis
 from sparsejax.core.structures.units import check_pooling, of_units
 
 Array = jax.Array
@@ -21,8 +22,12 @@ def channel(axis: int = -1, score: str = "sum") -> Structure:
   Budgets are whole channels, at least one a layer: each layer's is the nearest to the
   wanted one (where all layers have channels of one size, the total is the nearest).
 
+  A channel of attention's query is one place of one head. To remove whole heads declare
+  the places within a head as taps, `input_axes={"query": sj.KernelAxes(0, 1)}`.
+
   Args:
-    axis: of a layer's kernel: -1 for outputs (neurons, filters), -2 for inputs.
+    axis: of a layer's kernel as (taps, inputs, outputs): -1 for outputs (neurons,
+      filters), -2 for inputs.
     score: of a channel, from its weights: "sum", "mean" (the same order) or "max".
 
   Returns:
@@ -55,15 +60,15 @@ def _channel(axis: int, score: str) -> Structure:
   def unit(layer: tuple[int, ...]) -> int:
     return math.prod(layer) // layer[axis]
 
-  def view(x: Array, rows: int):
-    kept = layer_axis(axis, x.ndim, rows)
-    return x, tuple(i for i in range(rows, x.ndim) if i != kept)
+  def view(x: Array, axes: LayerAxes):
+    kept = (*axes.stacked, *axes.side[axis])
+    return x, tuple(i for i in range(x.ndim) if i not in kept)
 
   return of_units(
     name,
     functools.partial(check_axis, name, axis),
     unit,
     view,
-    lambda x, like, rows: x,
+    lambda x, like, axes: x,
     score,
   )

@@ -7,13 +7,12 @@ from jax.core import Tracer
 
 from sparsejax.core.checks import check_integer
 from sparsejax.core.leaves import check_arrays
-from sparsejax.core.structures.layout import layer_axis
 
 Array = jax.Array
 
 
 def compress_n_m(
-  kernel: Array, mask: Array, n: int, m: int, axis: int = -2
+  kernel: Array, mask: Array, n: int, m: int, axis: int | None = None
 ) -> tuple[Array, Array]:
   """Packs a kernel with N:M groups of adjacent weights to n / m of its size.
 
@@ -24,7 +23,9 @@ def compress_n_m(
     mask: bool array of its shape with exactly n live weights in every group of m.
     n: live weights of a group.
     m: weights of a group, at most 256.
-    axis: along which the groups lie.
+    axis: along which the groups lie. None takes the inputs of (taps, inputs, outputs),
+      -2; of a kernel of rank 3 it must be given: 0 for attention's query, -2 for its
+      output kernel and for a convolution.
 
   Returns:
     values, of the kernel's dtype, and indices, uint8 places in the group (of 1:4 and
@@ -33,7 +34,8 @@ def compress_n_m(
 
   Raises:
     TypeError: n, m or axis is not an integer, or mask not bool.
-    ValueError: shapes do not fit, or (where its values are known) the mask is not N:M.
+    ValueError: shapes do not fit, rank 3 comes without an axis, or (where its values
+      are known) the mask is not N:M.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -64,7 +66,9 @@ def compress_n_m(
   return values.reshape(shape), order.astype(jnp.uint8).reshape(shape)
 
 
-def expand_n_m(values: Array, indices: Array, n: int, m: int, axis: int = -2) -> Array:
+def expand_n_m(
+  values: Array, indices: Array, n: int, m: int, axis: int | None = None
+) -> Array:
   """The inverse of `compress_n_m`: the kernel, with zeros where it is masked.
 
   Args:
@@ -72,7 +76,7 @@ def expand_n_m(values: Array, indices: Array, n: int, m: int, axis: int = -2) ->
     indices: likewise.
     n: live weights of a group.
     m: weights of a group.
-    axis: along which the groups lie.
+    axis: along which the groups lie; see `compress_n_m`.
 
   Returns:
     Array of the values' dtype, m / n times as long along axis.
@@ -112,18 +116,25 @@ def expand_n_m(values: Array, indices: Array, n: int, m: int, axis: int = -2) ->
   return kernel.reshape((*values.shape[:at], length, *values.shape[at + 1 :]))
 
 
-def _check(n: int, m: int, axis: int) -> None:
+def _check(n: int, m: int, axis: int | None) -> None:
   check_integer("n", n, 1)
   check_integer("m", m, n)
-  check_integer("axis", axis)
+  if axis is not None:
+    check_integer("axis", axis)
   if m > 256:
     raise ValueError(f"m must be at most 256, for indices of a byte, got {m}.")
 
 
-def _axis(axis: int, ndim: int) -> int:
+def _axis(axis: int | None, ndim: int) -> int:
+  if axis is None and ndim == 3:
+    raise ValueError(
+      "axis must be given for a kernel of rank 3, whose inputs may be any axis: 0 for "
+      "attention's query, -2 for its output kernel and for a convolution; got None."
+    )
+  axis = -2 if axis is None else axis
   if not -ndim <= axis < ndim:
     raise ValueError(f"axis must lie in [{-ndim}, {ndim}), got {axis}.")
-  return layer_axis(axis, ndim, 0)
+  return axis % ndim
 
 
 def _split(x: Array, at: int, length: int) -> Array:

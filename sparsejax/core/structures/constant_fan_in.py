@@ -1,7 +1,6 @@
 """Constant fan-in (SRigL): all live neurons of a layer have as many inputs."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.core.checks import check_number
+from sparsejax.core.kernel_axes import LayerAxes
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.reduce import count
-from sparsejax.core.structures.base import Structure, fit_units
+from sparsejax.core.structures.base import Structure, fit_units, in_matrix_order
 from sparsejax.core.structures.fan_in import top_k_along
 
 Array = jax.Array
@@ -27,7 +27,8 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
   k_l = budget_l / neurons_l;  drop: the layer's worst weights, whosever they are;
   grow: each neuron's best dead weights until it has k_l inputs
 
-  Neurons lie along the kernel's last axis (outputs, filters). Budgets are multiples of
+  Neurons lie along the kernel's output axes (of attention's query, one for each place
+  of each head). Budgets are multiples of
   their number, at least one input each.
 
   With `ablation`, growth first closes the neurons that have come to matter little: a
@@ -48,7 +49,7 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
 
   Raises:
     TypeError: ablation is not a number.
-    ValueError: ablation is outside (0, 1]; at init: a layer has fewer than two axes.
+    ValueError: ablation is outside (0, 1]; at init: a layer has no inputs and outputs.
 
   References:
     Lasby et al. 2024, "Dynamic sparse training with structured sparsity" (SRigL),
@@ -72,52 +73,56 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
 def _constant_fan_in(ablation: float | None) -> Structure:
   name = f"constant_fan_in({'' if ablation is None else f'ablation={ablation}'})"
 
-  def check(path: str, layer: tuple[int, ...]) -> None:
-    if len(layer) < 2:
+  def check(path: str, axes: LayerAxes) -> None:
+    if not axes.known:
       raise ValueError(
         f"structure must fit every layer: {name} needs two axes or more, got shape "
-        f"{layer} at {path!r}."
+        f"{axes.layer} at {path!r}."
       )
 
   def neurons(layer: tuple[int, ...]) -> int:
     return layer[-1]
 
-  def select(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
-    def best(score, count, candidates):
-      k = _as_rows(count // score.shape[-1], score)
-      axes = tuple(range(count.ndim, score.ndim - 1))
-      return top_k_along(ordered_bits(score, candidates), k, axes)
+  @in_matrix_order
+  def select(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
+    def best(score, count, candidates, layer):
+      k = _as_rows(count // layer.matrix[-1], score)
+      return top_k_along(ordered_bits(score, candidates), k, _inputs(layer))
 
-    return jax.tree.map(best, scores, counts, where)
+    return jax.tree.map(best, scores, counts, where, axes)
 
-  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree):
-    active = jax.tree.map(_any_input, before, budgets)
+  @in_matrix_order
+  def keep(scores: PyTree, counts: PyTree, masks: PyTree, axes: Any) -> PyTree:
+    return top_k_masks(scores, counts, masks)
+
+  @in_matrix_order
+  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree, axes: Any):
+    active = jax.tree.map(_any_input, before, axes)
     if ablation is not None:
       dead = jax.tree.map(jnp.logical_not, masks)
       dropped = jax.tree.map(lambda b, m: b - count(m, b.ndim), budgets, masks)
       wanted = top_k_masks(scores, dropped, dead)
       salient = jax.tree.map(jnp.logical_or, masks, wanted)
       active = jax.tree.map(
-        functools.partial(_survivors, share=ablation), salient, active, budgets
+        functools.partial(_survivors, share=ablation), salient, active, budgets, axes
       )
 
-    def inputs(active, budget, mask):
-      fan_in = math.prod(mask.shape[budget.ndim : -1])
+    def inputs(active, budget, layer):
       number = jnp.maximum(_number(active, budget), 1)
-      return jnp.minimum(budget // number, fan_in)
+      return jnp.minimum(budget // number, layer.length(_inputs(layer)))
 
-    def grow(score, mask, active, budget):
-      k = _as_rows(inputs(active, budget, mask), mask)
+    def grow(score, mask, active, budget, layer):
+      k = _as_rows(inputs(active, budget, layer), mask)
       key = ordered_bits(score)
       key = jnp.where(mask, ~jnp.zeros_like(key), key)
       key = jnp.where(active, key, jnp.zeros_like(key))
-      return top_k_along(key, k, tuple(range(budget.ndim, mask.ndim - 1)))
+      return top_k_along(key, k, _inputs(layer))
 
-    def total(active, budget, mask):
-      return _number(active, budget) * inputs(active, budget, mask)
+    def total(active, budget, layer):
+      return _number(active, budget) * inputs(active, budget, layer)
 
-    grown = jax.tree.map(grow, scores, masks, active, budgets)
-    return grown, jax.tree.map(total, active, budgets, masks)
+    grown = jax.tree.map(grow, scores, masks, active, budgets, axes)
+    return grown, jax.tree.map(total, active, budgets, axes)
 
   return Structure(
     name=name,
@@ -125,17 +130,17 @@ def _constant_fan_in(ablation: float | None) -> Structure:
     unit=None,  # a drop leaves neurons with unequal numbers of inputs
     fit=fit_units(neurons),
     select=select,
-    keep=top_k_masks,
+    keep=keep,
     fill=fill,
     ablates=ablation is not None,
   )
 
 
-def _survivors(salient: Array, active: Array, budget: Array, share: float) -> Array:
+def _survivors(
+  salient: Array, active: Array, budget: Array, layer: LayerAxes, share: float
+) -> Array:
   """The active neurons with enough salient weights, and enough neurons."""
-  rows = budget.ndim
-  axes = tuple(range(rows, salient.ndim - 1))
-  counts = jnp.sum(salient, axes, dtype=jnp.int32, keepdims=True)
+  counts = jnp.sum(salient, _inputs(layer), dtype=jnp.int32, keepdims=True)
   number = _number(active, budget)
   k = budget // jnp.maximum(number, 1)
   with jax.enable_x64(True):
@@ -143,14 +148,19 @@ def _survivors(salient: Array, active: Array, budget: Array, share: float) -> Ar
     least = -(-parts // jnp.int64(_RESOLUTION))
     least = jnp.maximum(least.astype(jnp.int32), 1)
   enough = active & (counts >= _as_rows(least, salient))
-  fan_in = math.prod(salient.shape[rows:-1])
+  fan_in = layer.length(_inputs(layer))
   stay = jnp.clip(_number(enough, budget), -(-budget // fan_in), number)
   key = jnp.where(active, counts + 1, 0).astype(jnp.uint32)
-  return top_k_along(key, _as_rows(stay, salient), (-1,))
+  return top_k_along(key, _as_rows(stay, salient), layer.outputs)
 
 
-def _any_input(mask: Array, budget: Array) -> Array:
-  return jnp.any(mask, tuple(range(budget.ndim, mask.ndim - 1)), keepdims=True)
+def _inputs(layer: LayerAxes) -> tuple[int, ...]:
+  """The axes along which the inputs of one neuron lie."""
+  return (*layer.taps, *layer.inputs)
+
+
+def _any_input(mask: Array, layer: LayerAxes) -> Array:
+  return jnp.any(mask, _inputs(layer), keepdims=True)
 
 
 def _number(neurons: Array, budget: Array) -> Array:

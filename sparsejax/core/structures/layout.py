@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sparsejax.core.kernel_axes import LayerAxes
+
 Array = jax.Array
 
 
@@ -30,15 +32,11 @@ def reshape_keeping(
   return jnp.reshape(x, shape, out_sharding=out)
 
 
-def layer_axis(axis: int, ndim: int, rows: int) -> int:
-  """The place of a layer's axis in a tensor whose first `rows` axes stack layers."""
-  return axis % (ndim - rows) + rows
-
-
-def check_axis(name: str, axis: int, path: str, shape: tuple[int, ...]) -> None:
+def check_axis(name: str, axis: int, path: str, axes: LayerAxes) -> None:
   """Raises ValueError unless a layer has the axis that a structure names."""
-  if not -len(shape) <= axis < len(shape):
+  rank = len(axes.side)
+  if not (axes.known and -rank <= axis < rank):
     raise ValueError(
-      f"structure must fit every layer: {name} names axis {axis}, got shape {shape} at "
-      f"{path!r}."
+      f"structure must fit every layer: {name} names axis {axis}, got shape "
+      f"{axes.layer} at {path!r}."
     )

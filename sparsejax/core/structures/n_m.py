@@ -8,14 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.core.checks import check_integer
+from sparsejax.core.kernel_axes import LayerAxes
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.ordered import ordered_bits
-from sparsejax.core.structures.base import Structure
-from sparsejax.core.structures.layout import (
-  check_axis,
-  layer_axis,
-  reshape_keeping,
-)
+from sparsejax.core.structures.base import Structure, in_matrix_order
+from sparsejax.core.structures.layout import check_axis, reshape_keeping
 
 Array = jax.Array
 PyTree = Any
@@ -41,7 +38,10 @@ def n_m(n: int, m: int, axis: int = -2, groups: str = "adjacent") -> Structure:
     n: live weights of a group.
     m: weights of a group; divides the axis in every layer. Meant to be small: the
       work grows with m.
-    axis: of a layer's kernel, -2 for inputs, along which products are summed.
+    axis: of a layer's kernel as (taps, inputs, outputs), -2 for inputs, along which
+      products are summed. Of inputs that have several axes, as in attention's output
+      kernel, groups lie along the last one (strided: the first), as they would in the
+      matrix.
     groups: "adjacent" or "strided".
 
   Returns:
@@ -75,12 +75,16 @@ def n_m(n: int, m: int, axis: int = -2, groups: str = "adjacent") -> Structure:
 def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
   name = f"n_m({n}, {m}, axis={axis}{'' if adjacent else ', strided'})"
 
-  def check(path: str, layer: tuple[int, ...]) -> None:
-    check_axis(name, axis, path, layer)
-    if layer[axis] % m:
+  def grouped(axes: LayerAxes) -> int:
+    """The axis of the leaf along which groups lie."""
+    return axes.side[axis][-1 if adjacent else 0]
+
+  def check(path: str, axes: LayerAxes) -> None:
+    check_axis(name, axis, path, axes)
+    if axes.shape[grouped(axes)] % m:
       raise ValueError(
         f"structure must fit every layer: {name} needs a multiple of {m} along axis "
-        f"{axis}, got shape {layer} at {path!r}."
+        f"{axis}, got shape {axes.layer} at {path!r}."
       )
 
   def fit(shapes: dict[str, tuple[int, ...]], budgets: Array) -> Array:
@@ -89,9 +93,8 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     budgets = jnp.asarray(budgets).astype(jnp.int32)
     return jnp.clip(budgets, least, jnp.asarray(sizes, jnp.int32))
 
-  def ranks(key: Array, rows: int) -> Array:
+  def ranks(key: Array, at: int) -> Array:
     """The place of each weight in its group, 0 for the best, ties by index."""
-    at = layer_axis(axis, key.ndim, rows)
     number = key.shape[at] // m
     parts = (number, m) if adjacent else (m, number)
     cut = (*key.shape[:at], *parts, *key.shape[at + 1 :])
@@ -107,21 +110,24 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     back = [*range(at), at, *range(at + 2, x.ndim)]
     return reshape_keeping(rank, key.shape, back)
 
-  def balanced(scores: PyTree, counts: PyTree, where: PyTree, held: PyTree) -> PyTree:
+  @in_matrix_order
+  def balanced(
+    scores: PyTree, counts: PyTree, where: PyTree, held: PyTree, axes: Any
+  ) -> PyTree:
     """The k best, with group counts one apart at most; held ones come first."""
 
-    def split(score, count, candidate, first):
+    def split(score, count, candidate, first, layer):
       rows = count.ndim
       key = ordered_bits(score, candidate)
       key = jnp.where(first, ~jnp.zeros_like(key), key)
       number = score.size // (count.size * m)
       every = lax.expand_dims(count // number, range(rows, score.ndim))
-      rank = ranks(key, rows)
+      rank = ranks(key, grouped(layer))
       sure, next_ = (rank < every) & (key > 0), (rank == every) & (key > 0)
       return sure, next_, count % number
 
     leaves, treedef = jax.tree.flatten(scores)
-    trees = [jax.tree.leaves(t) for t in (counts, where, held)]
+    trees = [treedef.flatten_up_to(t) for t in (counts, where, held, axes)]
     parts = [split(*args) for args in zip(leaves, *trees, strict=True)]
     sure, next_, left = (treedef.unflatten(p) for p in zip(*parts, strict=True))
     first = jax.tree.map(
@@ -129,12 +135,13 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     )
     return jax.tree.map(jnp.logical_or, sure, top_k_masks(first, left, next_))
 
-  def select(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
-    return balanced(scores, counts, where, jax.tree.map(jnp.zeros_like, where))
+  def select(scores: PyTree, counts: PyTree, where: PyTree, axes=None) -> PyTree:
+    nothing = jax.tree.map(jnp.zeros_like, where)
+    return balanced(scores, counts, where, nothing, axes=axes)
 
-  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree):
+  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree, axes=None):
     everything = jax.tree.map(jnp.ones_like, masks)
-    return balanced(scores, budgets, everything, masks), budgets
+    return balanced(scores, budgets, everything, masks, axes=axes), budgets
 
   return Structure(
     name=name,

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.core.kernel_axes import LayerAxes
 from sparsejax.core.layerwise import top_k_masks
 from sparsejax.core.reduce import count, largest
-from sparsejax.core.structures.base import Structure, fit_units
+from sparsejax.core.structures.base import Structure, fit_units, in_matrix_order
 
 Array = jax.Array
 PyTree = Any
-# `(x, rows) -> (view, axes)`: the weights of one unit lie along the axes of the view.
-View = Callable[[Array, int], tuple[Array, tuple[int, ...]]]
+# `(x, axes) -> (view, unit_axes)`: a unit's weights lie along some axes of the view.
+View = Callable[[Array, LayerAxes], tuple[Array, tuple[int, ...]]]
 _BITS = 29
 
 
@@ -26,10 +27,10 @@ def check_pooling(score: Any) -> None:
 
 def of_units(
   name: str,
-  check: Callable[[str, tuple[int, ...]], None],
+  check: Callable[[str, LayerAxes], None],
   unit: Callable[[tuple[int, ...]], int],
   view: View,
-  restore: Callable[[Array, Array, int], Array],
+  restore: Callable[[Array, Array, LayerAxes], Array],
   score: str = "sum",
 ) -> Structure:
   """A structure whose layers are cut into units of one size.
@@ -39,11 +40,13 @@ def of_units(
 
   Args:
     name: how messages call it.
-    check: `(path, shape) -> None`; raises ValueError for a layer it does not fit.
-    unit: from a layer's shape to the number of weights in one unit.
-    view: `(x, rows) -> (view, axes)`, the tensor with the weights of each unit along
-      `axes`; a reshape at most. The first `rows` axes stack layers.
-    restore: `(view, like, rows) -> array` of the shape of `like`, undoes `view`.
+    check: `(path, axes) -> None`; raises ValueError for a layer it does not fit.
+    unit: from a layer's shape (taps ..., inputs, outputs) to the number of weights in
+      one unit.
+    view: `(x, axes) -> (view, unit_axes)`, the tensor with the weights of each unit
+      along `unit_axes`; a reshape at most. The axes of `x` are those that stack layers,
+      taps, inputs and outputs, in this order, by their numbers in the `LayerAxes`.
+    restore: `(view, like, axes) -> array` of the shape of `like`, undoes `view`.
     score: "sum", "mean" or "max".
 
   Returns:
@@ -54,41 +57,45 @@ def of_units(
   """
   check_pooling(score)
 
-  def pool(x: Array, like: Array) -> Array:
-    rows = like.ndim
-    x, axes = view(x, rows)
+  def pool(x: Array, layer: LayerAxes) -> Array:
+    x, axes = view(x, layer)
     if score == "max":
       return jnp.max(x, axes, keepdims=True)
     # Units have one size, so means rank them as sums do.
-    return exact_sums(x, axes, rows)
+    return exact_sums(x, axes, len(layer.stacked))
 
-  def whole(mask: Array, like: Array) -> Array:
-    mask, axes = view(mask, like.ndim)
+  def whole(mask: Array, layer: LayerAxes) -> Array:
+    mask, axes = view(mask, layer)
     return jnp.all(mask, axes, keepdims=True)
 
-  def spread(unit_mask: Array, mask: Array, like: Array) -> Array:
+  def spread(unit_mask: Array, mask: Array, layer: LayerAxes) -> Array:
     # Made of the mask, the units lie where it lies: `broadcast_to` would not know.
-    nothing = jnp.zeros_like(view(mask, like.ndim)[0])
-    return restore(jnp.logical_or(unit_mask, nothing), mask, like.ndim)
+    nothing = jnp.zeros_like(view(mask, layer)[0])
+    return restore(jnp.logical_or(unit_mask, nothing), mask, layer)
 
-  def in_units(counts: Array, mask: Array) -> Array:
-    n = unit(mask.shape[counts.ndim :])
-    return jnp.maximum(counts // n, jnp.minimum(counts, 1))
+  def in_units(counts: Array, layer: LayerAxes) -> Array:
+    return jnp.maximum(counts // unit(layer.matrix), jnp.minimum(counts, 1))
 
-  def select(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
-    pooled = jax.tree.map(pool, scores, counts)
-    candidates = jax.tree.map(whole, where, counts)
-    units = jax.tree.map(in_units, counts, where)
-    best = top_k_masks(pooled, units, candidates)
-    return jax.tree.map(spread, best, where, counts)
+  def best(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
+    pooled = jax.tree.map(pool, scores, axes)
+    candidates = jax.tree.map(whole, where, axes)
+    units = jax.tree.map(in_units, counts, axes)
+    found = top_k_masks(pooled, units, candidates)
+    return jax.tree.map(spread, found, where, axes)
 
-  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree):
-    def lacking(mask, budget):
-      n = unit(mask.shape[budget.ndim :])
+  @in_matrix_order
+  def select(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
+    return best(scores, counts, where, axes)
+
+  @in_matrix_order
+  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree, axes: Any):
+    def lacking(mask, budget, layer):
+      n = unit(layer.matrix)
       return (budget - count(mask, budget.ndim)) // n * n
 
     dead = jax.tree.map(jnp.logical_not, masks)
-    grown = select(scores, jax.tree.map(lacking, masks, budgets), dead)
+    missing = jax.tree.map(lacking, masks, budgets, axes)
+    grown = best(scores, missing, dead, axes)
     return jax.tree.map(jnp.logical_or, masks, grown), budgets
 
   return Structure(
