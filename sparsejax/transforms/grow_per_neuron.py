@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sparsejax.core.budgets import apportion, live_in, mean_scores
 from sparsejax.core.checks import check_score
-from sparsejax.core.kernel_axes import LayerAxes, check_known
+from sparsejax.core.kernel_axes import LayerAxes, check_known, plain_axes
 from sparsejax.core.layerwise import usable
 from sparsejax.core.ordered import ordered_bits
 from sparsejax.core.reduce import count
@@ -50,11 +50,13 @@ def grow_per_neuron(score: Score) -> MaskTransform:
   check_score("score", score)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
-    masks, budgets = topology.masks, topology.budgets
+    masks, budgets, axes = topology.masks, topology.budgets, topology.axes
+    axes = plain_axes(masks, budgets) if axes is None else axes
+    check(axes)
     scores = score(inputs)
     everything = jax.tree.map(jnp.ones_like, masks)
     finite = topology.finite & usable(scores, everything)
-    masks = grown(scores, budgets, masks, axes=topology.axes)
+    masks = grown(scores, budgets, masks, axes=axes)
     return topology._replace(masks=masks, finite=finite), state
 
   def check(axes):

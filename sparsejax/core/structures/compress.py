@@ -57,7 +57,8 @@ def compress_n_m(
   groups = _split(mask, at, m)
   if not isinstance(mask, Tracer) and not bool((groups.sum(at + 1) == n).all()):
     raise ValueError(
-      f"mask must hold exactly {n} of {m} in every group of axis {axis}."
+      f"mask must hold exactly {n} of {m} in every group of axis "
+      f"{-2 if axis is None else axis}."
     )
   order = jnp.argsort(~groups, axis=at + 1, stable=True)
   order = lax.slice_in_dim(order, 0, n, axis=at + 1)
