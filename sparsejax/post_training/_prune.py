@@ -22,6 +22,7 @@ from sparsejax.core.checks import (
   check_integer,
   check_number,
 )
+from sparsejax.core.kernel_axes import LayerAxes
 from sparsejax.core.leaves import Where
 from sparsejax.core.structures.base import Structure, density_of
 from sparsejax.core.types import Distribution
@@ -305,7 +306,8 @@ def _budgets(layers, density, distribution, structure) -> list[int]:
       for k in layers
     }
     for name, shape in seen.items():
-      structure.check(name, shape)
+      rank = len(shape)
+      structure.check(name, LayerAxes(name, shape, (), (rank - 2,), (rank - 1,)))
     budgets = np.asarray(structure.fit(seen, jnp.asarray(budgets)))
   for layer, budget in zip(layers, budgets, strict=True):
     if budget < 1:

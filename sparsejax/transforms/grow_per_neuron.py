@@ -60,6 +60,12 @@ def grow_per_neuron(score: Score) -> MaskTransform:
     return topology._replace(masks=masks, finite=finite), state
 
   def check(axes):
+    for a in axes:
+      if len(a.layer) < 2:
+        raise ValueError(
+          f"grow_per_neuron must get layers of rank 2 or more, got shape {a.layer} at "
+          f"{a.path!r}."
+        )
     check_known(axes, "grow_per_neuron")
 
   return MaskTransform(lambda params: (), update, check=check)
