@@ -279,6 +279,8 @@ def main(argv=None):
     args.method,
     structure,
     where=LAYERS,
+    # Each layer also makes up for those pruned before it.
+    targets="dense" if args.method in ("sparse_gpt", "obs") else "layer",
     progress=True,
   )
   print(f"pruned in {time.time() - start:.0f} s")

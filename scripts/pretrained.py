@@ -65,25 +65,31 @@ def main(_):
       case = f"minilm_l6/{name}/{method}"
       if case in done:
         continue
+      targets = "dense" if method == "sparse_gpt" else "layer"
       found = []
       # Magnitude asks nothing of the text: every seed is the same.
       for seed in range(1 if method == "magnitude" else SEEDS.value):
         start = time.time()
-        pruned = prune(seed, density, method, structure, measure=False)
+        pruned = prune(seed, density, method, structure, measure=False, targets=targets)
         seconds = time.time() - start
         found.append((*example.agreement(dense, embed(pruned.params)), seconds))
         print(case, seed, found[-1], flush=True)
       _write(case, found, f"{SENTENCES.value} sentences")
-    case = f"minilm_l6/{name}/sparse_gpt/dense_inputs"
-    if case not in done:
-      pruned = prune(0, density, "sparse_gpt", structure, inputs="dense")
-      found = [(*example.agreement(dense, embed(pruned.params)), None)]
-      _write(case, found, "statistics of the dense network")
+    for variant, kwargs, note in (
+      ("layer_targets", {}, "each layer fitted to its own outputs"),
+      ("dense_inputs", {"inputs": "dense"}, "statistics of the dense network"),
+    ):
+      case = f"minilm_l6/{name}/sparse_gpt/{variant}"
+      if case not in done:
+        pruned = prune(0, density, "sparse_gpt", structure, measure=False, **kwargs)
+        found = [(*example.agreement(dense, embed(pruned.params)), None)]
+        print(case, found, flush=True)
+        _write(case, found, f"{SENTENCES.value} sentences, {note}")
   for name, (density, structure) in DENSITIES.items():
     case = f"minilm_l6/{name}/sparse_gpt/fine_tuned"
     if case in done:
       continue
-    pruned = prune(0, density, "sparse_gpt", structure)
+    pruned = prune(0, density, "sparse_gpt", structure, targets="dense")
     batches = example.calibration(tokenizer, example.sentences(0)[1], 16)
     start = time.time()
     tuned = example.fine_tune(apply_fn, params, pruned, batches, STEPS.value)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sparsejax.core import top_k_mask
 from sparsejax.core.structures.base import Structure
-from sparsejax.lottery.compensation import compensate, damped
+from sparsejax.lottery.compensation import compensate, damped, solve_live
 from sparsejax.lottery.layerwise_obs import deletion_order, order_scores
 from sparsejax.lottery.sparse_gpt import sparse_gpt
 from sparsejax.post_training._statistics import InputStatistics
@@ -157,7 +157,11 @@ class Result(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("settings", "live"))
 def prune_matrix(
-  weights: Array, statistics: InputStatistics, live: int, settings: Settings
+  weights: Array,
+  statistics: InputStatistics,
+  live: int,
+  settings: Settings,
+  cross: Array | None = None,
 ) -> Result:
   """Prunes one layer to `live` weights.
 
@@ -166,6 +170,9 @@ def prune_matrix(
     statistics: of its inputs.
     live: weights kept.
     settings: how.
+    cross: `(groups, inputs, inputs)`, the sum of `x y^T`, x the dense network's inputs
+      of the layer and y those of `statistics`: the weights kept are then fitted to
+      the dense network's outputs.
 
   Returns:
     A `Result`; errors are NaN without Gram matrices.
@@ -209,8 +216,24 @@ def prune_matrix(
       one = lambda w, h, m: compensate(w, h, m, damping=settings.damping)
       new = jax.vmap(one)(weights, hessian, mask)
   masked = jnp.where(mask, weights, 0)
+  if cross is not None:
+    count = jnp.maximum(jnp.asarray(statistics.count, weights.dtype), 1)
+    cross = cross.astype(weights.dtype) * (2 / count)
+    fit = functools.partial(_fit, damping=settings.damping)
+    new = jax.vmap(fit)(weights, hessian, cross, mask)
   errors = [_error(exact, weights, v) for v in (masked, new)]
   return Result(new, mask, *errors)
+
+
+def _fit(weights, hessian, cross, mask, damping):
+  """The live weights v that minimize `||Y v^T - X w^T||^2`, damped towards w.
+
+  `H_LL (v - w)_L = (w C - (w m) H)_L`, with C the sum of `x y^T`, H that of `y y^T`.
+  """
+  kept = jnp.where(mask, weights, 0)
+  product = lambda a, b: jnp.matmul(a, b, precision="highest")
+  lost = product(weights, cross) - product(kept, hessian)
+  return kept + solve_live(damped(hessian, damping), lost, mask)
 
 
 def _block_scores(weights: Array, hessian: Array, damping: float) -> Array:

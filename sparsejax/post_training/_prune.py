@@ -6,6 +6,7 @@ layers before it as they have been pruned, and no operation runs twice but those
 of layers that are used in several places.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -62,7 +63,8 @@ class LayerReport(NamedTuple):
     size: weights in all.
     masked_error: `||X (w - v)^T||^2 / ||X w^T||^2`, the relative squared error of the
       layer's outputs with the mask alone, before compensation; NaN if not measured.
-    error: the same of the weights returned.
+    error: the same of the weights returned; with `targets="dense"` larger than without,
+      for they are fitted to other outputs.
     seconds: statistics and pruning together.
   """
 
@@ -105,6 +107,7 @@ def prune(
   where: Where = None,
   *,
   inputs: str = "pruned",
+  targets: str = "layer",
   group: str | None = None,
   compensate: bool | None = None,
   damping: float = 0.01,
@@ -152,6 +155,10 @@ def prune(
     where: which parameters; see `sj.sparsify`.
     inputs: "pruned": each layer's inputs come from the layers before it as pruned;
       "dense": from the dense network.
+    targets: what compensation fits the outputs of a layer to: "layer", what its own
+      weights make of the same inputs; "dense", what the dense network has there, so
+      that each layer also makes up for those pruned before it. Not without
+      compensation; runs the dense network beside the pruned one.
     group: weights compared with each other, "layer" or "output"; None for the method's.
       Not for "sparse_gpt" or with a structure.
     compensate: whether the weights kept are compensated; None for the method's own.
@@ -203,6 +210,13 @@ def prune(
   check_flag("progress", progress)
   if inputs not in ("pruned", "dense"):
     raise ValueError(f"inputs must be 'pruned' or 'dense', got {inputs!r}.")
+  if targets not in ("layer", "dense"):
+    raise ValueError(f"targets must be 'layer' or 'dense', got {targets!r}.")
+  if targets == "dense" and (not chosen.compensates or inputs == "dense"):
+    raise ValueError(
+      "targets must be 'layer' without compensation and with inputs='dense', got "
+      f"{targets!r}."
+    )
   batches = [batch for _, batch in checked(batches)]
   if not batches:
     raise ValueError("batches must hold at least one batch, got none.")
@@ -214,6 +228,7 @@ def prune(
       **{"layers": dict(zip([k.name for k in network.layers], budgets, strict=True))},
       **{"method": _name(method), "structure": structure and structure.name},
       **{"group": chosen.group, "compensates": chosen.compensates, "inputs": inputs},
+      **{"targets": targets},
       **{"damping": damping, "block": block, "measure": measure},
     }
     _files.prepare(directory, _files.fingerprint((params, batches), request))
@@ -221,12 +236,16 @@ def prune(
   dense = jax.tree.leaves(params)
   leaves, masks = list(dense), {}
   values = [numbered(network, batch) for batch in batches]
+  dense_values = values
   bar, report, at = Bar(len(network.layers), progress), [], 0
   for number, (layer, live) in enumerate(zip(network.layers, budgets, strict=True)):
     start = time.monotonic()
     source = leaves if inputs == "pruned" else dense
     first = layer.uses[0].at
-    values, at = _advance(network, source, values, at, first), first
+    values = _advance(network, source, values, at, first)
+    if targets == "dense":
+      dense_values = _advance(network, dense, dense_values, at, first)
+    at = first
     positions = layer.positions()
     saved = None if directory is None else _files.read_layer(directory, number)
     if saved is not None:
@@ -237,8 +256,11 @@ def prune(
     else:
       gram = measure or chosen.reads_gram or chosen.compensates
       statistics = _statistics(network, layer, source, values, gram)
+      cross = None
+      if targets == "dense":
+        cross = _cross(network, layer, (dense, dense_values), (source, values))
       matrix = jnp.asarray(leaves[layer.leaf]).reshape(-1)[positions]
-      result = _prune_layer(layer, matrix, statistics, live, settings)
+      result = _prune_layer(layer, matrix, statistics, live, settings, cross)
       weights, mask = result.weights, np.asarray(result.mask)
       figures = (
         float(result.masked_error),
@@ -344,7 +366,26 @@ def _statistics(network: Network, layer: Layer, params, values, gram: bool):
   return totals[0]
 
 
-def _prune_layer(layer, matrix, statistics: InputStatistics, live, settings) -> Result:
+def _cross(network: Network, layer: Layer, dense, pruned) -> jax.Array:
+  """The sum of `x y^T` of what enters a layer in two networks, over all batches."""
+  sums = Sums(network, (layer,), False, layer.uses[0].at)
+
+  @jax.jit
+  def of(one, two):
+    pairs = zip(sums.inputs(*one), sums.inputs(*two), strict=True)
+    product = functools.partial(jnp.einsum, "gsi,gsj->gij", precision="highest")
+    return sum(product(x, y) for (_, x), (_, y) in pairs)
+
+  total: Any = 0
+  for one, two in zip(dense[1], pruned[1], strict=True):
+    pick = lambda values: {i: values[i] for i in sums.program.inputs}
+    total = total + of((dense[0], pick(one)), (pruned[0], pick(two)))
+  return total
+
+
+def _prune_layer(
+  layer, matrix, statistics: InputStatistics, live, settings, cross
+) -> Result:
   """Prunes a layer; raises where its numbers, before or after, are not finite."""
   for what, array in (("weights", matrix), ("inputs", statistics.squares)):
     if not bool(jnp.all(jnp.isfinite(array))):
@@ -354,7 +395,7 @@ def _prune_layer(layer, matrix, statistics: InputStatistics, live, settings) -> 
   dtype, wide = matrix.dtype, _wide(matrix.dtype)
   # `count` is data, not part of the compiled program.
   statistics = statistics._replace(count=jnp.asarray(statistics.count, wide))
-  result = prune_matrix(matrix.astype(wide), statistics, live, settings)
+  result = prune_matrix(matrix.astype(wide), statistics, live, settings, cross)
   kept = int(np.count_nonzero(result.mask))
   if kept != live or not bool(jnp.all(jnp.isfinite(result.weights))):
     raise ValueError(

@@ -232,8 +232,8 @@ class Sums:
   def _add(self, totals, params: list, values: dict[int, Any]):
     return jax.tree.map(jnp.add, totals, self._of(params, values)[0])
 
-  def _of(self, params: list, values: dict[int, Any]) -> tuple[list, list[int]]:
-    """One batch's sums and counts."""
+  def inputs(self, params: list, values: dict[int, Any]) -> list[tuple[int, Any]]:
+    """What enters each use: the layer's number, and `(groups, samples, inputs)`."""
 
     def visit(operation, operands):
       if not operation.outputs or operation.outputs[0] not in self._uses:
@@ -243,14 +243,22 @@ class Sums:
 
     inputs = [values[i] for i in self.program.inputs]
     _, seen = evaluate(self.program, params, inputs, visit)
-    sums: list[Any] = [None] * len(self.layers)
-    counts = [0] * len(self.layers)
+    found = []
     for operation, x in seen:
       k = self._uses[operation.outputs[0]][0]
       layer = self.layers[k]
       # A loop stacks the inputs of its rounds.
       x = jnp.moveaxis(x, -3, 0).reshape(layer.groups, -1, layer.inputs)
-      x = x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+      found.append(
+        (k, x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32))
+      )
+    return found
+
+  def _of(self, params: list, values: dict[int, Any]) -> tuple[list, list[int]]:
+    """One batch's sums and counts."""
+    sums: list[Any] = [None] * len(self.layers)
+    counts = [0] * len(self.layers)
+    for k, x in self.inputs(params, values):
       new = jnp.sum(x * x, 1), None
       if self.gram:
         new = new[0], jnp.einsum("gsi,gsj->gij", x, x, precision="highest")

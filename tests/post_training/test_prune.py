@@ -151,6 +151,29 @@ def test_masks_and_weights_are_those_of_a_float64_reference(method, n_m, inputs)
   np.testing.assert_array_equal(pruned.params["a"]["bias"], params["a"]["bias"])
 
 
+def test_targets_of_the_dense_network_make_up_for_earlier_layers():
+  params, xs = two_layers()
+  kwargs = {"density": 0.4, "targets": "dense", "damping": 0.0}
+  pruned = post_training.prune(apply_fn, params, xs, **kwargs)
+  x = np.concatenate(xs).astype(np.float64)
+  dense = np.asarray(params["a"]["kernel"], np.float64)
+  layer = {k: np.asarray(v, np.float64) for k, v in pruned.params["a"].items()}
+  wanted = np.maximum(x @ dense + layer["bias"], 0) @ np.asarray(params["b"]["kernel"])
+  given = np.maximum(x @ layer["kernel"] + layer["bias"], 0)
+  for o, mask in enumerate(np.asarray(pruned.masks["b"]["kernel"]).T):
+    best = np.linalg.lstsq(given[:, mask], wanted[:, o])[0]
+    np.testing.assert_allclose(
+      pruned.params["b"]["kernel"][mask, o], best, rtol=5e-3, atol=5e-4
+    )
+  plain = post_training.prune(apply_fn, params, xs, density=0.4)
+  outputs = [
+    np.concatenate([apply_fn(p, x) for x in xs])
+    for p in (params, pruned.params, plain.params)
+  ]
+  lost = [np.sum((out - outputs[0]) ** 2) for out in outputs]
+  assert lost[1] < lost[2]
+
+
 def test_sparse_gpt_keeps_exact_counts_where_blocks_do_not_divide():
   params, xs = two_layers()
   # 96 and 48 weights in blocks of 5 columns; each block's own rounding would lose some.
@@ -341,6 +364,9 @@ def test_singular_hessians_keep_exact_counts(case, method):
     ({"structure": sj.n_m(1, 4)}, "density must be 0.25 or None"),
     ({"batches": []}, "batches must hold at least one batch, got none"),
     ({"inputs": "sparse"}, "inputs must be 'pruned' or 'dense'"),
+    ({"targets": "net"}, "targets must be 'layer' or 'dense'"),
+    ({"targets": "dense", "inputs": "dense"}, "targets must be 'layer' without"),
+    ({"targets": "dense", "method": "wanda"}, "targets must be 'layer' without"),
     ({"group": "net", "method": "wanda"}, "group must be 'layer' or 'output'"),
     ({"group": "output"}, "group must be None for sparse_gpt"),
     ({"compensate": False}, "compensate must be True for sparse_gpt"),
