@@ -29,6 +29,12 @@ from sparsejax.core import (
   with_masks,
 )
 from sparsejax.distributions import erdos_renyi, erk, override, uniform
+from sparsejax.ops import (
+  block_conv_general_dilated,
+  block_dot,
+  block_dot_general,
+  mark_dead,
+)
 from sparsejax.scores import (
   accumulated,
   accumulated_magnitude,
@@ -119,6 +125,9 @@ __all__ = [
   "alternate",
   "apply_masks",
   "block",
+  "block_conv_general_dilated",
+  "block_dot",
+  "block_dot_general",
   "by_path",
   "chain",
   "channel",
@@ -154,6 +163,7 @@ __all__ = [
   "keep",
   "load_masks",
   "magnitude",
+  "mark_dead",
   "masks",
   "masks_from_scores",
   "momentum",

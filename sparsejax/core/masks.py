@@ -1,5 +1,7 @@
 """Trees of masks: find, apply, pack to bits, count."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,9 +68,23 @@ def masks(opt_state: PyTree) -> PyTree:
   return merged_masks(_some_states(opt_state))
 
 
-def merged_masks(states: list[SparseState]) -> PyTree:
-  """The masks of states that sparsify one tree, one or more of them, as bools."""
-  found = [unpack_tree(state.masks) for state in states]
+def merged_masks(
+  states: list[SparseState],
+  function: Callable[[SparseState, Array], Array] = lambda state, mask: mask,
+) -> PyTree:
+  """The masks of states that sparsify one tree, one or more of them, as bools.
+
+  Args:
+    states: at least one.
+    function: `(state, mask) -> array`, what stands in the place of each mask.
+
+  Returns:
+    One tree of the params' structure, None where no state has a mask.
+  """
+  found = [
+    jax.tree.map(functools.partial(function, state), unpack_tree(state.masks))
+    for state in states
+  ]
   return found[0] if len(found) == 1 else _merge(found)
 
 

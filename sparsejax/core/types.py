@@ -69,6 +69,20 @@ class Topology(NamedTuple):
   axes: Any = None
 
 
+class DenseGradients(NamedTuple):
+  """When a method looks at the gradients of dead weights; read by `sj.mark_dead`.
+
+  Attributes:
+    always: bool, whether it does at every update: where the inner optimizer sees dense
+      gradients, or the mask transform watches every step.
+    due: bool, whether the schedule makes the coming update a mask update, which looks
+      at them.
+  """
+
+  always: Array
+  due: Array
+
+
 class SparseState(NamedTuple):
   """The optimizer state of a sparsified optimizer.
 
@@ -83,6 +97,8 @@ class SparseState(NamedTuple):
       where a score needs momentum and the inner optimizer holds none; else None.
     transform_state: the mask transform's own state.
     inner_state: the inner optimizer's state.
+    dense_gradients: a `DenseGradients`, of the coming update; None, in states that were
+      made without it, counts as always.
   """
 
   count: Array
@@ -93,6 +109,7 @@ class SparseState(NamedTuple):
   average: PyTree
   transform_state: PyTree
   inner_state: PyTree
+  dense_gradients: PyTree = None
 
 
 class ForwardState(SparseState):

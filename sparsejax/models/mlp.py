@@ -22,6 +22,7 @@ class MLP(nn.Module):
     use_bias: whether layers have biases.
     normalize: whether the outputs of each hidden layer are normalized over the batch,
       without scale or shift, before the activation.
+    dot_general: the product of each layer, such as `sj.block_dot_general((128, 128))`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -40,6 +41,7 @@ class MLP(nn.Module):
   initialization: Initialization = torch_uniform
   use_bias: bool = True
   normalize: bool = False
+  dot_general: Callable[..., jax.Array] = jax.lax.dot_general
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -53,6 +55,7 @@ class MLP(nn.Module):
         use_bias=self.use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
+        dot_general=self.dot_general,
         name=f"dense{i}",
       )(x)
       if i < len(widths):

@@ -1,5 +1,6 @@
 """A small decoder-only transformer over bytes, dense or with a mixture of experts."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ class Transformer(nn.Module):
     dropout: rate, after each attention and MLP.
     num_experts: experts of each MLP; 0 for one dense MLP.
     expert_kwargs: other attributes of `MixtureOfExperts`.
+    dot_general: the product of each attention and MLP kernel, such as
+      `sj.block_dot_general((64, 64))`; that of experts stays their own.
 
   References:
     Vaswani et al. 2017, "Attention is all you need"; with norms before each part.
@@ -51,6 +54,7 @@ class Transformer(nn.Module):
   dropout: float = 0.0
   num_experts: int = 0
   expert_kwargs: Any = None
+  dot_general: Callable[..., Array] = jax.lax.dot_general
 
   @nn.compact
   def __call__(self, tokens: Array, train: bool = False) -> Array:
@@ -71,7 +75,7 @@ class Transformer(nn.Module):
     drop = partial(nn.Dropout(self.dropout), deterministic=not train)
     for i in range(1, self.depth + 1):
       y = nn.LayerNorm(use_bias=False, name=f"attention_norm{i}")(x)
-      x = x + drop(_Attention(self.heads, name=f"attention{i}")(y))
+      x = x + drop(_Attention(self.heads, self.dot_general, name=f"attention{i}")(y))
       y = nn.LayerNorm(use_bias=False, name=f"mlp_norm{i}")(x)
       if self.num_experts:
         experts = MixtureOfExperts(
@@ -82,7 +86,7 @@ class Transformer(nn.Module):
         )
         y = experts(y, train)
       else:
-        y = _MLP(self.expansion * self.width, name=f"mlp{i}")(y)
+        y = _MLP(self.expansion * self.width, self.dot_general, name=f"mlp{i}")(y)
       x = x + drop(y)
     x = nn.LayerNorm(use_bias=False, name="last_norm")(x)
     return embed.attend(x)
@@ -90,11 +94,12 @@ class Transformer(nn.Module):
 
 class _Attention(nn.Module):
   heads: int
+  dot_general: Callable[..., Array]
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
-    dense = partial(nn.Dense, width, use_bias=False)
+    dense = partial(nn.Dense, width, use_bias=False, dot_general=self.dot_general)
     parts = (*x.shape[:-1], self.heads, width // self.heads)
     q, k, v = (dense(name=n)(x).reshape(parts) for n in ("query", "key", "value"))
     y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
@@ -103,8 +108,10 @@ class _Attention(nn.Module):
 
 class _MLP(nn.Module):
   hidden: int
+  dot_general: Callable[..., Array]
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    h = nn.gelu(nn.Dense(self.hidden, use_bias=False, name="up")(x))
-    return nn.Dense(x.shape[-1], use_bias=False, name="down")(h)
+    dense = partial(nn.Dense, use_bias=False, dot_general=self.dot_general)
+    h = nn.gelu(dense(self.hidden, name="up")(x))
+    return dense(x.shape[-1], name="down")(h)

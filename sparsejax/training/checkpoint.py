@@ -150,7 +150,7 @@ class Checkpoints:
           lost[step], unfinished = f"{what} was not finished", True
           continue
         self._check_belongs(step, meta, target)
-        arrays = self._read_arrays(step, target)
+        arrays = self._read_arrays(step, target, set(meta["arrays"]))
         good = Restored(named_arrays.unflatten(target, arrays), meta["extra"], [])
         break
       except _ForeignError as e:
@@ -197,7 +197,9 @@ class Checkpoints:
       )
     return restored["meta"]
 
-  def _read_arrays(self, step: int, target: PyTree) -> dict[str, jax.Array]:
+  def _read_arrays(
+    self, step: int, target: PyTree, saved: set[str]
+  ) -> dict[str, jax.Array]:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # Tracing, which names the arrays, loses where they lie.
     places = {
@@ -207,6 +209,7 @@ class Checkpoints:
     abstract = {
       name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name] or device)
       for name, x in jax.eval_shape(named_arrays.flatten, target).items()
+      if name in saved or not named_arrays.optional(name)
     }
     with distributed.together(_reason):
       restored = self._manager.restore(
@@ -229,7 +232,13 @@ class Checkpoints:
       raise errors.CheckpointError(
         f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
       )
-    wanted = named_arrays.describe(jax.eval_shape(named_arrays.flatten, target))
+    wanted = {
+      name: kind
+      for name, kind in named_arrays.describe(
+        jax.eval_shape(named_arrays.flatten, target)
+      ).items()
+      if name in meta["arrays"] or not named_arrays.optional(name)
+    }
     changed = config_lib.difference(meta["arrays"], wanted)
     if changed:
       raise errors.CheckpointError(

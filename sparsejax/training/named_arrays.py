@@ -43,7 +43,7 @@ def unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
 
   Args:
     target: a tree like the state, abstract or not.
-    arrays: by name, one for each leaf of the target.
+    arrays: by name, one for each leaf of the target but those that are `optional`.
 
   Returns:
     A tree like the target.
@@ -51,9 +51,22 @@ def unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
   leaves, treedef = jax.tree_util.tree_flatten_with_path(target)
   restored = []
   for path, like in leaves:
-    x = arrays[path_name(path)]
+    name = path_name(path)
+    if name not in arrays and optional(name):
+      restored.append(jnp.ones(like.shape, like.dtype))
+      continue
+    x = arrays[name]
     restored.append(jax.random.wrap_key_data(x) if _is_key(like) else x)
   return jax.tree.unflatten(treedef, restored)
+
+
+def optional(name: str) -> bool:
+  """Whether a state may lack an array, which is then all True.
+
+  Checkpoints from before `sj.mark_dead` do not say when dense gradients are needed; the
+  first step after them takes them to be, and says it anew.
+  """
+  return "dense_gradients" in name.split("/")
 
 
 def describe(arrays: dict[str, jax.Array]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from sparsejax.core.select import select
 from sparsejax.core.steps import update_or_zero
 from sparsejax.core.structures.base import Structure
 from sparsejax.core.types import (
+  DenseGradients,
   Distribution,
   MaskTransform,
   Moments,
@@ -163,6 +164,15 @@ def sparsify(
   divides_by_previous = not factories.isdisjoint(("scale_by_acprop", "acprop"))
   inner = optax.with_extra_args_support(inner)
 
+  def dense_gradients(count):
+    """What the update after `count` others looks at, for `mark_dead`."""
+    step = jnp.asarray(optax.safe_increment(count))
+    due = mask_update_due(step, None, update_every, start_step, end_step)
+    always = not mask_gradients or mask_transform.observe is not None
+    return DenseGradients(
+      always=jnp.asarray(always), due=jnp.asarray(False if due is None else due)
+    )
+
   def init_fn(params):
     if is_placeholder(params):
       return _map_of_state(params)
@@ -188,8 +198,9 @@ def sparsify(
       moments = find_moments(inner_state, params, chosen, factories)
       if not complete(moments, params, chosen):
         average = placed_like(jax.tree.map(wide_zeros, kernels), params)
+    count = jnp.zeros((), jnp.int32)
     return SparseState(
-      count=jnp.zeros((), jnp.int32),
+      count=count,
       seed=seed_,
       masks=masks,
       budgets=unboxed(budgets),
@@ -197,6 +208,7 @@ def sparsify(
       average=average,
       transform_state=placed_like(mask_transform.init(kernels), params),
       inner_state=inner_state,
+      dense_gradients=dense_gradients(count),
     )
 
   def _map_of_state(placeholder):
@@ -205,8 +217,9 @@ def sparsify(
     averages = momentum_decay is not None and not holds_momentum(
       inner_state, placeholder
     )
+    count = jnp.zeros((), jnp.int32)
     return SparseState(
-      count=jnp.zeros((), jnp.int32),
+      count=count,
       seed=jnp.array(seed, jnp.int32),
       masks=placeholder,
       budgets=jnp.zeros((), jnp.int32),
@@ -214,6 +227,7 @@ def sparsify(
       average=placeholder if averages else None,
       transform_state=mask_transform.init(placeholder),
       inner_state=inner_state,
+      dense_gradients=dense_gradients(count),
     )
 
   # One function for all steps: in a loop without `jit` a `cond` on new closures would
@@ -305,6 +319,7 @@ def sparsify(
       average=average,
       transform_state=after,
       inner_state=inner_state,
+      dense_gradients=dense_gradients(step),
     )
 
   def _accumulate(average, grads, chosen):

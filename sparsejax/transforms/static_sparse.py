@@ -11,6 +11,7 @@ from sparsejax.core.types import Distribution
 from sparsejax.distributions.static import uniform
 from sparsejax.transforms.chain import chain
 from sparsejax.transforms.sparsify import sparsify
+from sparsejax.transforms.when import check_schedule
 
 
 def static_sparse(
@@ -61,6 +62,7 @@ def static_sparse(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  check_schedule(update_every, start_step, end_step)
   density = density_of(density, structure)
   if structure is not None and structure.ablates:
     raise ValueError(
@@ -71,9 +73,7 @@ def static_sparse(
     inner,
     chain(),
     density,
-    update_every=update_every,
-    start_step=start_step,
-    end_step=end_step,
+    update_every=None,
     distribution=distribution,
     where=where,
     stacked=stacked,

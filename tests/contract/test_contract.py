@@ -163,3 +163,35 @@ def test_update_masks_overrides_the_schedule_and_other_arguments_pass(method):
       expected = jnp.where(mask, 2 * grads[name], -params[name])
       np.testing.assert_array_equal(updates[name], expected)
     params = optax.apply_updates(params, updates)
+
+
+def test_gradients_that_marked_products_skip_are_not_needed(row, harness):
+  """Zero gradients where `mark_dead` marks train the same network, bit for bit."""
+  tx = harness.OPTIMIZERS[row.optimizer](row.method)
+  dtype = jnp.dtype(row.dtype)
+  params = harness.CONTAINERS[row.container]()
+  params = jax.tree.map(lambda p: p.astype(dtype), params)
+  state = tx.init(params)
+  params = sj.apply_masks(params, sj.masks(state))
+
+  @jax.jit
+  def step(params, state, grads, skip):
+    marked = sj.mark_dead(params, state)
+
+    def seen(g, p, w):
+      dead = (w == 0) & jnp.signbit(w) & ~jnp.signbit(p)
+      return jnp.where(dead & skip, jnp.zeros_like(g), g)
+
+    grads = jax.tree.map(seen, grads, params, marked)
+    updates, state = tx.update(grads, state, params, not_known=jnp.float32(0))
+    return optax.apply_updates(params, updates), state
+
+  runs = [(params, state), (params, state)]
+  every = 2 if row.optimizer == "multi_steps_outside" else 1
+  rng = np.random.default_rng(1)
+  for _ in range(harness.STEPS * every):
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), dtype), params)
+    runs = [step(*run, grads, jnp.asarray(bool(i))) for i, run in enumerate(runs)]
+    masks = [sj.masks(state) for _, state in runs]
+    jax.tree.map(np.testing.assert_array_equal, *masks)
+    jax.tree.map(np.testing.assert_array_equal, runs[0][0], runs[1][0])

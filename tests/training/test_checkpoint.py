@@ -71,6 +71,16 @@ def test_round_trip_keeps_every_bit_and_type(saved):
   assert bias.dtype == ml_dtypes.bfloat16
 
 
+def test_a_checkpoint_that_does_not_say_when_gradients_are_dense(saved):
+  """As those from before `mark_dead`: the first step takes them to be."""
+  target = _state()
+  target["opt"] = {"dense_gradients": {"due": jnp.zeros((2,), bool)}}
+  restored, _ = _restore(saved, target=target)
+  due = restored.state.pop("opt")["dense_gradients"]["due"]
+  np.testing.assert_array_equal(due, [True, True])
+  _equal(restored.state, _state(30))
+
+
 def _files(folder):
   return [p for p in sorted(folder.rglob("*")) if p.is_file()]
 

@@ -1,0 +1,209 @@
+"""Products with block-sparse kernels that cost what the live blocks cost."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsejax.ops import _record
+from sparsejax.ops._blocks import check_block, check_kernel
+from sparsejax.ops._share import live_share
+from sparsejax.ops._visit import Static, product, sharded
+
+Array = jax.Array
+
+
+def block_dot(
+  x: Array,
+  kernel: Array,
+  block: tuple[int, int],
+  *,
+  live: Array | None = None,
+  precision: Any = None,
+  preferred_element_type: Any = None,
+) -> Array:
+  """Multiplies by a block-sparse kernel, and skips its dead blocks.
+
+  y[..., o] = sum over live (i, o) of x[..., i] @ kernel[i, o]
+
+  with i and o blocks of inputs and outputs. It equals `x @ kernel` up to the order of
+  its sums. In the forward pass and in the gradient of x, blocks of zeros are skipped;
+  in the gradient of the kernel, blocks of -0.0 (see `sparsejax.mark_dead`), whose
+  gradient is then zero. The kernel alone says which blocks these are, so any method,
+  optimizer and checkpoint works with it.
+
+  Where it cannot be faster the product is dense: above a share of live blocks that was
+  measured, for blocks of fewer than 32 inputs or outputs, for products of fewer than
+  2^25 multiply-adds or of fewer than 16 rows unless `live` is given, and on platforms
+  that were not measured, which is all but the CPU. A NaN or an infinity in x times a
+  skipped block is 0 here and NaN densely. Under `vmap` over the kernel both the loop
+  and the dense product run; put stacks of layers into `lax.scan`. Reverse-mode
+  derivatives of any order work, the second ones by dense products; forward mode
+  (`jax.jvp`) is refused by JAX, as of every `custom_vjp`.
+
+  x may be sharded over its leading axes; gradients of live blocks alone are then summed
+  over the devices. A kernel that is sharded over automatic mesh axes is gathered first,
+  once if the mesh is set by `jax.set_mesh`. For products of a kernel's shards use
+  `jax.shard_map`; over explicit mesh axes the product is dense.
+
+  Args:
+    x: floats (..., inputs).
+    kernel: of the same dtype, (inputs, outputs).
+    block: (bi, bo), inputs and outputs of one block; they divide the kernel's axes.
+    live: bool (inputs / bi, outputs / bo) in place of `live_blocks(kernel, block)`, for
+      kernels that serve many products; the blocks where it is False must be zero.
+    precision: as in `jax.lax.dot_general`.
+    preferred_element_type: a floating-point type for y; None for x's own. Sums are
+      float32 at least, whatever it is.
+
+  Returns:
+    Array (..., outputs).
+
+  Raises:
+    TypeError: block is not a pair of integers; the kernel is not floating point; the
+      dtypes of x and kernel differ; preferred_element_type is not floating point.
+    ValueError: the shapes do not fit, or the block does not divide the kernel.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> kernel = jnp.array([[1.0, 1.0, -0.0, -0.0], [1.0, 1.0, -0.0, -0.0]])
+    >>> block_dot(jnp.ones((1, 2)), kernel, (2, 2))
+    Array([[2., 2., 0., 0.]], dtype=float32)
+  """
+  block = check_block(block)
+  check_kernel(kernel, block)
+  if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
+    raise ValueError(
+      "kernel must be (inputs, outputs) for x (..., inputs), got shapes "
+      f"{kernel.shape} and {x.shape}."
+    )
+  if x.dtype != kernel.dtype:
+    raise TypeError(
+      f"x must have the kernel's dtype, {kernel.dtype.name}, got {x.dtype.name}."
+    )
+  wanted = (kernel.shape[0] // block[0], kernel.shape[1] // block[1])
+  if live is not None and (live.shape != wanted or live.dtype != bool):
+    raise ValueError(
+      f"live must be bool of shape {wanted}, got {live.dtype.name} of shape "
+      f"{live.shape}."
+    )
+  out = jnp.dtype(x.dtype if preferred_element_type is None else preferred_element_type)
+  if not jnp.issubdtype(out, jnp.floating):
+    raise TypeError(
+      f"preferred_element_type must be floating point for block_dot, got {out.name}."
+    )
+  rows = math.prod(x.shape[:-1])
+  share = live_share(rows, kernel.shape, block, live is not None)
+  reason = "" if rows else "x is empty"
+  if not share:
+    reason = reason or "the block or the batch is too small to gain"
+  if reason := reason or sharded(x, kernel):
+    _record.dense(kernel.shape, block, reason)
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(
+      x, kernel, dims, precision=precision, preferred_element_type=out
+    )
+  static = Static(
+    block=block,
+    limit=int(share * math.prod(wanted)),
+    x_shape=(rows, x.shape[-1]),
+    precision=precision,
+    out_dtype=out,
+    sum_dtype=jnp.dtype("float64" if jnp.float64 in (x.dtype, out) else "float32"),
+  )
+  y = product(static, x.reshape(static.x_shape), kernel, live)
+  return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
+  """Returns a `jax.lax.dot_general` for flax layers that skips a kernel's dead blocks.
+
+  y = block_dot(x, kernel, block), the contracted axes as inputs, the others as outputs
+
+  For the argument `dot_general=` of `flax.linen.Dense` and `DenseGeneral`, of
+  `flax.nnx.Linear` and `LinearGeneral`, and for `qkv_dot_general=` and
+  `out_dot_general=` of their attention layers. The second operand is the kernel.
+  Kernels of more than two axes are taken as matrices, (contracted, others), so blocks
+  of a kernel (inputs, heads, features) run over heads and features together. What
+  `block_dot` cannot do takes the dense product: kernels that the block does not divide,
+  other axes, batch axes, other dtypes.
+
+  Args:
+    block: (bi, bo), inputs and outputs of one block, as in `sparsejax.block`.
+
+  Returns:
+    A function with the arguments of `jax.lax.dot_general`.
+
+  Raises:
+    TypeError: block is not a pair of integers.
+    ValueError: a side of the block is below 1.
+
+  Example:
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, sparsejax as sj
+    >>> layer = nn.Dense(256, dot_general=sj.ops.block_dot_general((128, 128)))
+    >>> params = layer.init(jax.random.key(0), jnp.ones((32, 128)))
+    >>> layer.apply(params, jnp.ones((32, 128))).shape
+    (32, 256)
+  """
+  block = check_block(block)
+
+  def dot_general(
+    lhs,
+    rhs,
+    dimension_numbers,
+    precision=None,
+    preferred_element_type=None,
+    *,
+    out_sharding=None,
+  ):
+    (over_x, over_kernel), batch = dimension_numbers
+    n = len(over_kernel)
+    reason = ""
+    if batch != ((), ()) and (tuple(batch[0]) or tuple(batch[1])):
+      reason = "it has batch axes"
+    elif tuple(over_kernel) != tuple(range(n)) or not 0 < n < rhs.ndim:
+      reason = "it does not contract the kernel's first axes"
+    elif tuple(axis % lhs.ndim for axis in over_x) != tuple(
+      range(lhs.ndim - n, lhs.ndim)
+    ):
+      reason = "it does not contract the last axes of x"
+    elif out_sharding is not None:
+      reason = "out_sharding is given"
+    elif not (jnp.issubdtype(rhs.dtype, jnp.floating) and rhs.dtype.itemsize > 1):
+      reason = f"the kernel is {rhs.dtype.name}"
+    elif lhs.dtype != rhs.dtype:
+      reason = f"x is {lhs.dtype.name}, the kernel {rhs.dtype.name}"
+    elif preferred_element_type is not None and not jnp.issubdtype(
+      preferred_element_type, jnp.floating
+    ):
+      reason = "the product is asked for in integers"
+    else:
+      inputs, outputs = math.prod(rhs.shape[:n]), math.prod(rhs.shape[n:])
+      if inputs % block[0] or outputs % block[1] or not inputs * outputs:
+        reason = "the block does not divide the kernel"
+      elif reason_ := sharded(lhs, rhs):
+        reason = reason_
+    if reason:
+      _record.dense(rhs.shape, block, reason)
+      keywords = {} if out_sharding is None else {"out_sharding": out_sharding}
+      return lax.dot_general(
+        lhs,
+        rhs,
+        dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **keywords,
+      )
+    y = block_dot(
+      lhs.reshape(*lhs.shape[: lhs.ndim - n], inputs),
+      rhs.reshape(inputs, outputs),
+      block,
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+    )
+    return y.reshape(*lhs.shape[: lhs.ndim - n], *rhs.shape[n:])
+
+  return dot_general

@@ -1,0 +1,29 @@
+"""The share of live blocks up to which a loop over them is worth it."""
+
+# Finding the live blocks and starting the loop cost as much as so many multiply-adds.
+_SMALLEST = 2**25
+
+
+def live_share(
+  rows: int, shape: tuple[int, ...], block: tuple[int, int], given: bool = False
+) -> float:
+  """Returns the share of live blocks up to which the loop over them is the faster way.
+
+  Measured on a CPU by `scripts/benchmarks/execution.py`; 0 where it never is.
+
+  Args:
+    rows: of the input, all its leading axes together.
+    shape: of the kernel as a matrix.
+    block: inputs and outputs of one block.
+    given: whether the live blocks are given, so that the kernel is not read for them.
+
+  Returns:
+    A number in [0, 1).
+  """
+  side = min(block)
+  small = rows < 16 or rows * shape[0] * shape[1] < _SMALLEST
+  if side < 32 or (small and not given):
+    return 0.0
+  if side >= 128:
+    return 0.4
+  return 0.25 if side >= 64 else 0.1
