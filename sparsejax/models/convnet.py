@@ -1,5 +1,7 @@
 """Conv-2, Conv-4, Conv-6 and Conv-8, small VGGs of lottery tickets and supermasks."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
@@ -26,7 +28,8 @@ class ConvNet(nn.Module):
     use_bias: whether layers have biases.
     normalize: whether the outputs of each layer but the last are normalized over the
       batch, without scale or shift, before ReLU.
-    lowering: see `sparsejax.models.conv2d`.
+    lowering: see `sparsejax.models.Conv`.
+    dot_general: the product of each dense layer.
 
   Example:
     >>> import jax.numpy as jnp
@@ -41,7 +44,8 @@ class ConvNet(nn.Module):
   initialization: Initialization = glorot_normal
   use_bias: bool = True
   normalize: bool = False
-  lowering: Lowering = "auto"
+  lowering: Lowering | Callable[..., jax.Array] = "auto"
+  dot_general: Callable[..., jax.Array] = jax.lax.dot_general
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -74,6 +78,7 @@ class ConvNet(nn.Module):
         use_bias=self.use_bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
+        dot_general=self.dot_general,
         name=f"dense{i}",
       )(x)
     return x

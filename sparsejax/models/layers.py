@@ -1,5 +1,6 @@
 """Layers in the manner of `flax.linen` that compute by this package's functions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from sparsejax.models.conv import Lowering, Padding, conv2d
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
@@ -26,7 +29,8 @@ class Conv(nn.Module):
     param_dtype: of the parameters.
     kernel_init: initializer of the kernel.
     bias_init: initializer of the bias.
-    lowering: see `conv2d`.
+    lowering: see `conv2d`; or a function that is called as flax calls its
+      `conv_general_dilated`, such as `sj.block_conv_general_dilated((64, 64))`.
 
   Example:
     >>> layer = Conv(features=8, kernel_size=(3, 3))
@@ -44,7 +48,7 @@ class Conv(nn.Module):
   param_dtype: Any = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-  lowering: Lowering = "auto"
+  lowering: Lowering | Callable[..., jax.Array] = "auto"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,14 +62,19 @@ class Conv(nn.Module):
       bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
     batch = x.shape[:-3]
-    y = conv2d(
-      x.reshape(-1, *x.shape[-3:]) if len(batch) != 1 else x,
-      kernel,
-      bias,
-      strides=strides,
-      padding=self.padding,
-      lowering=self.lowering,
-    )
+    images = x.reshape(-1, *x.shape[-3:]) if len(batch) != 1 else x
+    if callable(self.lowering):
+      y = self.lowering(images, kernel, strides, self.padding, dimension_numbers=_NHWC)
+      y = y if bias is None else y + bias[None, None, None]
+    else:
+      y = conv2d(
+        images,
+        kernel,
+        bias,
+        strides=strides,
+        padding=self.padding,
+        lowering=self.lowering,
+      )
     return y.reshape(*batch, *y.shape[1:]) if len(batch) != 1 else y
 
 

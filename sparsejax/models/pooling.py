@@ -5,6 +5,7 @@ window remembers which of its elements was first to be largest, and the gradient
 there: the same rule as `lax.reduce_window`'s, by comparisons alone.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,7 +23,7 @@ def max_pool(
   *,
   strides: tuple[int, int] | None = None,
   padding: Padding = "VALID",
-  lowering: Lowering = "auto",
+  lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> jax.Array:
   """Takes the largest element of each window, channel by channel.
 
@@ -35,7 +36,8 @@ def max_pool(
     window: height and width of a window.
     strides: steps between windows; None takes the window's own size.
     padding: "SAME", "VALID", or ((top, bottom), (left, right)); padded with -inf.
-    lowering: "slices", "lax" or "auto", as for `sparsejax.models.conv2d`.
+    lowering: "slices", "lax" or "auto", as for `sparsejax.models.conv2d`; a
+      function for convolutions (see `sparsejax.models.Conv`) counts as "auto".
 
   Returns:
     (n, out height, out width, channels), of x's dtype.
@@ -56,6 +58,8 @@ def max_pool(
     )
   strides = window if strides is None else strides
   pads = explicit_padding(x.shape[1:3], window, strides, padding)
+  if callable(lowering):
+    lowering = "auto"
   if lowering == "lax":
     return _lax_pool(x, tuple(window), tuple(strides), pads)
   if lowering not in ("auto", "slices"):

@@ -1,5 +1,6 @@
 """Residual networks: ResNet-20 for CIFAR, ResNet-50 for ImageNet (He et al. 2016)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ class ResNet(nn.Module):
     stem: "cifar" (3 x 3) or "imagenet" (7 x 7 at a stride of 2, and a max pool).
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers.
-    lowering: see `sparsejax.models.conv2d`.
+    lowering: see `sparsejax.models.Conv`.
   """
 
   blocks: tuple[int, ...]
@@ -34,7 +35,7 @@ class ResNet(nn.Module):
   stem: str
   num_classes: int = 10
   initialization: Initialization = he_normal_fan_out
-  lowering: Lowering = "auto"
+  lowering: Lowering | Callable[..., jax.Array] = "auto"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -69,7 +70,7 @@ class ResNet(nn.Module):
 def ResNet20(
   num_classes: int = 10,
   initialization: Initialization = he_normal_fan_out,
-  lowering: Lowering = "auto",
+  lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> ResNet:
   """ResNet-20 for CIFAR; the lottery ticket papers call it ResNet-18.
 
@@ -78,7 +79,7 @@ def ResNet20(
   Args:
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers.
-    lowering: see `sparsejax.models.conv2d`.
+    lowering: see `sparsejax.models.Conv`.
 
   Returns:
     A `ResNet`.
@@ -93,7 +94,7 @@ def ResNet20(
 def ResNet50(
   num_classes: int = 1000,
   initialization: Initialization = he_normal_fan_out,
-  lowering: Lowering = "auto",
+  lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> ResNet:
   """ResNet-50 for ImageNet, version 1.5.
 
@@ -102,7 +103,7 @@ def ResNet50(
   Args:
     num_classes: number of logits.
     initialization: a layer's fan-in to its initializers.
-    lowering: see `sparsejax.models.conv2d`.
+    lowering: see `sparsejax.models.Conv`.
 
   Returns:
     A `ResNet`.
@@ -120,7 +121,7 @@ class _Block(nn.Module):
   strides: int
   bottleneck: bool
   initialization: Initialization
-  lowering: Lowering
+  lowering: Lowering | Callable[..., jax.Array]
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

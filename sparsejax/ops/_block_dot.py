@@ -69,9 +69,9 @@ def block_dot(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> kernel = jnp.array([[1.0, 1.0, -0.0, -0.0], [1.0, 1.0, -0.0, -0.0]])
-    >>> block_dot(jnp.ones((1, 2)), kernel, (2, 2))
-    Array([[2., 2., 0., 0.]], dtype=float32)
+    >>> kernel = jnp.array([[1.0, 2.0, -0.0, -0.0], [3.0, 5.0, -0.0, -0.0]])
+    >>> block_dot(jnp.array([[1.0, -1.0]]), kernel, (2, 2))
+    Array([[-2., -3.,  0.,  0.]], dtype=float32)
   """
   block = check_block(block)
   check_kernel(kernel, block)

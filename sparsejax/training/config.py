@@ -15,6 +15,8 @@ DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "step", "cosine")
 COMPUTE_DTYPES = ("float32", "bfloat16")
+STRUCTURES = ("any", "block")
+EXECUTIONS = ("dense", "sparse")
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -40,6 +42,9 @@ def default_config() -> config_dict.ConfigDict:
   c.density = 0.1  # live weights / weights
   c.distribution = "uniform"  # budgets of the layers at the start; or "global", for
   # methods that compare the weights of all layers
+  c.structure = "any"  # "block": blocks of block x block are live or dead as a whole
+  c.block = 128  # inputs and outputs of a block
+  c.execution = "dense"  # "sparse": products skip dead blocks; wants structure="block"
   c.rescale_start = False  # scale sparse layers up to the dense ones' variance
   c.update_every = 100  # steps from one mask update to the next
   c.start_fraction = 0.0  # mask updates come after this part of the run ...
@@ -124,6 +129,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "method": _one_of(tuple(METHODS)),
   "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "distribution": _one_of(DISTRIBUTIONS),
+  "structure": _one_of(STRUCTURES),
+  "block": _at_least(1),
+  "execution": _one_of(EXECUTIONS),
   "update_every": _at_least(1),
   "start_fraction": _FRACTION,
   "end_fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
@@ -200,6 +208,10 @@ def complete(config: Mapping[str, Any]) -> Any:
       raise errors.ConfigError(
         f"{low} must not be above {high} ({full[high]}); got {full[low]}"
       )
+  if full["execution"] == "sparse" and full["structure"] != "block":
+    raise errors.ConfigError(
+      f"structure must be block with execution='sparse'; got {full['structure']!r}"
+    )
   return config_dict.FrozenConfigDict(full)
 
 

@@ -11,6 +11,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import models
+from sparsejax.core.kernels import is_kernel
 from sparsejax.training import at_initialization, errors, methods
 from sparsejax.training.methods import METHODS
 
@@ -165,6 +166,11 @@ def make_tx(
     # The masks are put in place before the first step; until then any will do.
     names = ("where", "stacked", "input_axes")
     chosen = {k: v for k, v in config.method_kwargs.items() if k in names}
+    if config.structure == "block":
+      raise errors.ConfigError(
+        f"structure must be any for {config.method}, which prunes weight by weight;"
+        " got 'block'"
+      )
     dense = inner(config, total_steps)
     return sj.static_sparse(dense, config.density, seed=seed, **chosen)
   method = methods.function(config.method)
@@ -178,6 +184,15 @@ def make_tx(
     "drop_fraction": drop_fraction(config, total_steps),
   }
   accepted = inspect.signature(method).parameters
+  if config.structure == "block":
+    if "structure" not in accepted:
+      raise errors.ConfigError(
+        f"structure must be any for {config.method}, which knows none; got 'block'"
+      )
+    fields |= {
+      "structure": sj.block((config.block, config.block)),
+      "where": _cut_evenly(config.block),
+    }
   kwargs = {name: value for name, value in fields.items() if name in accepted}
   extra: Mapping[str, Any] = config.method_kwargs.to_dict()
   unknown = sorted(set(extra) - set(accepted))
@@ -189,6 +204,15 @@ def make_tx(
   tx = method(inner(config, total_steps), config.density, **{**kwargs, **extra})
   tracked = config.track_exploration and METHODS[config.method].moves
   return sj.track_exploration(tx) if tracked else tx
+
+
+def _cut_evenly(block: int) -> Callable[[str, Any], bool]:
+  """Selects the kernels whose inputs and outputs are whole blocks."""
+
+  def where(path, leaf):
+    return is_kernel(path, leaf) and not any(n % block for n in leaf.shape[-2:])
+
+  return where
 
 
 def updates_masks(config: Config, total_steps: int) -> bool:

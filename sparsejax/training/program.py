@@ -56,6 +56,7 @@ def make_program(
   label_smoothing: float = 0.0,
   sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
   effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
+  mark: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
   compute_dtype: str = "float32",
   layout: mesh_lib.Layout | None = None,
 ) -> Program:
@@ -73,6 +74,7 @@ def make_program(
     label_smoothing: of the loss that is trained on; see `cross_entropy`.
     sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
     effective: `(params, opt_state) -> params` that the model sees.
+    mark: see `step.train_step`.
     compute_dtype: see `functions.from_flax`.
     layout: the mesh that the state and each batch are cut over; None for one device.
 
@@ -135,6 +137,7 @@ def make_program(
       apply=model.apply,
       tx=tx,
       effective=effective,
+      mark=mark,
       label_smoothing=label_smoothing,
     )
 

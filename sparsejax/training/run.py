@@ -1,6 +1,7 @@
 """What follows from a config before the first step."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -121,7 +122,10 @@ def prepare(config: Mapping[str, Any]) -> Run:
   total_steps = steps_per_epoch * c.num_epochs
   try:
     model = models.create(
-      c.model, num_classes=dataset.num_classes, **c.model_kwargs.to_dict()
+      c.model,
+      num_classes=dataset.num_classes,
+      **c.model_kwargs.to_dict(),
+      **_products(c),
     )
   except (TypeError, ValueError, KeyError) as e:
     raise errors.ConfigError(f"model {c.model!r}: {e}") from e
@@ -151,6 +155,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       compute_dtype=c.compute_dtype,
       layout=layout,
       effective=methods.seen_weights(c.method),
+      mark=sj.mark_dead if c.execution == "sparse" else None,
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.
     jax.eval_shape(program.init, seeds)
@@ -159,6 +164,24 @@ def prepare(config: Mapping[str, Any]) -> Run:
   return Run(
     c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps, layout
   )
+
+
+def _products(config: Any) -> dict[str, Any]:
+  """The model's attributes by which its products skip dead blocks."""
+  if config.execution != "sparse":
+    return {}
+  attributes = inspect.signature(models.MODELS[config.model]).parameters
+  pair = (config.block, config.block)
+  found = {
+    "dot_general": sj.block_dot_general(pair),
+    "lowering": sj.block_conv_general_dilated(pair),
+  }
+  found = {name: value for name, value in found.items() if name in attributes}
+  if config.model == "vanilla_cnn":
+    found = {}  # its convolutions are one stack, with lowerings of their own
+  if not found:
+    raise ValueError("execution must be dense for it: its products are its own")
+  return found
 
 
 def _check_text(config: Any) -> None:

@@ -87,6 +87,7 @@ def train_step(
   apply: Callable[..., tuple[jax.Array, PyTree]],
   tx: optax.GradientTransformationExtraArgs,
   effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
+  mark: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
   label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Totals]:
   """One update on one batch.
@@ -100,6 +101,7 @@ def train_step(
     apply: as of `functions.Functions`.
     tx: the sparse optimizer.
     effective: `(params, opt_state) -> params` that the model sees.
+    mark: `sj.mark_dead`, for a model whose products skip dead weights; None for others.
     label_smoothing: see `cross_entropy`.
 
   Returns:
@@ -109,6 +111,8 @@ def train_step(
 
   def loss(params):
     seen = effective(params, state.opt_state)
+    if mark is not None:
+      seen = mark(seen, state.opt_state, update_masks)
     logits, model_state = apply(seen, state.model_state, images, key)
     auxiliary, model_state = functions.auxiliary_loss(model_state)
     mean, totals = cross_entropy(logits, labels, label_smoothing)

@@ -1,0 +1,58 @@
+"""Configs whose products skip dead blocks."""
+
+import jax
+import numpy as np
+import pytest
+
+import sparsejax as sj
+from sparsejax import training
+from sparsejax.ops import _block_dot
+from sparsejax.training import run as run_lib
+
+FIELDS = {
+  "dataset": "digits",
+  "model": "mlp",
+  "model_kwargs": {"features": (64, 64)},
+  "method": "rigl",
+  "structure": "block",
+  "block": 32,
+  "density": 0.3,
+  "batch_size": 64,
+  "num_epochs": 2,
+  "update_every": 8,
+}
+
+
+def test_a_sparse_run_is_the_dense_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(_block_dot, "live_share", lambda *args: 0.5)
+  dense, sparse = (
+    training.train_and_evaluate(
+      FIELDS | {"execution": execution}, tmp_path / execution, verbose=False
+    )
+    for execution in ("dense", "sparse")
+  )
+  masks = [sj.masks(run.state.opt_state) for run in (dense, sparse)]
+  # The kernels of whole blocks, 64 x 64 each; not the last one, of ten outputs.
+  assert [m.shape for m in jax.tree.leaves(masks[0])] == [(64, 64), (64, 64)]
+  jax.tree.map(np.testing.assert_array_equal, *masks)
+  np.testing.assert_allclose(dense.test_loss, sparse.test_loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"execution": "fast"}, "execution must be one of dense, sparse"),
+    ({"execution": "sparse", "structure": "any"}, "structure must be block"),
+    ({"structure": "blocks"}, "structure must be one of any, block"),
+    ({"method": "top_kast"}, "structure must be any for top_kast"),
+    ({"method": "snip"}, "structure must be any for snip"),
+    ({"block": 128}, "where must select"),
+    (
+      {"execution": "sparse", "model": "vanilla_cnn", "model_kwargs": {}},
+      "execution must be dense",
+    ),
+  ],
+)
+def test_bad_fields(fields, message):
+  with pytest.raises(training.ConfigError, match=message):
+    run_lib.prepare(FIELDS | fields)
