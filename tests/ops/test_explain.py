@@ -77,6 +77,6 @@ def test_bad_input():
 def test_small_products_are_dense(monkeypatch):
   monkeypatch.setattr(_share, "_SMALLEST", 2**25)
   params, loss = _net()
-  tx = sj.static_sparse(optax.sgd(0.1), 0.07, structure=sj.block((4, 4)))
+  tx = sj.static_sparse(optax.sgd(0.1), 0.07, where="first")
   found = explain(loss, params, tx.init(params), jnp.ones((32, 64)))
   assert "too small" in found[0].reason
