@@ -96,7 +96,9 @@ def block_conv_general_dilated(block: tuple[int, int]) -> Callable[..., Array]:
         for s, r, step in zip(padded, reach, window_strides, strict=True)
       )
       rows = lhs.shape[0] * math.prod(max(o, 0) for o in out)
-      share = live_share(rows, (math.prod(rhs.shape[:-1]), rhs.shape[-1]), block)
+      share = live_share(
+        rows, (math.prod(rhs.shape[:-1]), rhs.shape[-1]), block, rhs.dtype.itemsize
+      )
       if min(min(pair) for pair in pads) < 0:
         reason = "its padding is negative"
       elif min(out) < 1 or not lhs.size:

@@ -96,7 +96,7 @@ def block_dot(
       f"preferred_element_type must be floating point for block_dot, got {out.name}."
     )
   rows = math.prod(x.shape[:-1])
-  share = live_share(rows, kernel.shape, block, live is not None)
+  share = live_share(rows, kernel.shape, block, kernel.dtype.itemsize, live is not None)
   reason = "" if rows else "x is empty"
   if not share:
     reason = reason or "the block or the batch is too small to gain"

@@ -5,7 +5,11 @@ _SMALLEST = 2**25
 
 
 def live_share(
-  rows: int, shape: tuple[int, ...], block: tuple[int, int], given: bool = False
+  rows: int,
+  shape: tuple[int, ...],
+  block: tuple[int, int],
+  itemsize: int,
+  given: bool = False,
 ) -> float:
   """Returns the share of live blocks up to which the loop over them is the faster way.
 
@@ -15,6 +19,7 @@ def live_share(
     rows: of the input, all its leading axes together.
     shape: of the kernel as a matrix.
     block: inputs and outputs of one block.
+    itemsize: bytes of a weight; small products of two-byte types are the slower ones.
     given: whether the live blocks are given, so that the kernel is not read for them.
 
   Returns:
@@ -24,6 +29,5 @@ def live_share(
   small = rows < 16 or rows * shape[0] * shape[1] < _SMALLEST
   if side < 32 or (small and not given):
     return 0.0
-  if side >= 128:
-    return 0.4
-  return 0.25 if side >= 64 else 0.1
+  share = 0.4 if side >= 128 else 0.25 if side >= 64 else 0.1
+  return share / 2 if itemsize == 2 else share
