@@ -4,7 +4,8 @@
 
 The model is that of `examples/prune_pretrained.py`. An hour on two CPU cores, most of
 it fine-tuning. Expect cosines to the dense embeddings of SparseGPT above Wanda's above
-magnitude's, at density 0.5, 0.3 and 2:4. Each case is written once it is done; a second
+magnitude's, at density 0.5, 0.3 and 2:4: about 0.97 by SparseGPT at 0.5; 0.94, 0.72
+and 0.59 at 2:4. Each case is written once it is done; a second
 run does only what is missing.
 """
 
