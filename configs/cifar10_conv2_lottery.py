@@ -12,8 +12,8 @@ points more accurate at 4.6 %.
 
 from ml_collections import config_dict
 
-from sparsejax.training import lottery_config
+from sparsejax.experiments.lottery import conv_net
 
 
 def get_config() -> config_dict.ConfigDict:
-  return lottery_config.conv_net(2, learning_rate=2e-4, num_epochs=27, conv_rate=0.1)
+  return conv_net(2, learning_rate=2e-4, num_epochs=27, conv_rate=0.1)

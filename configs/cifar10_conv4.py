@@ -6,7 +6,7 @@ Launch (after `python scripts/prepare_data.py cifar10`):
 Not run to its end here yet. `--config.model=conv2` and `conv6` are its neighbours.
 
 Variants, as in `--config=configs/cifar10_conv4.py:rigl`: the names of
-sparsejax/training/methods.py; sparse_momentum is the default.
+sparsejax/training/_methods.py; sparse_momentum is the default.
 """
 
 from ml_collections import config_dict

@@ -12,8 +12,8 @@ points more accurate at 11.1 %.
 
 from ml_collections import config_dict
 
-from sparsejax.training import lottery_config
+from sparsejax.experiments.lottery import conv_net
 
 
 def get_config() -> config_dict.ConfigDict:
-  return lottery_config.conv_net(4, learning_rate=3e-4, num_epochs=33, conv_rate=0.1)
+  return conv_net(4, learning_rate=3e-4, num_epochs=33, conv_rate=0.1)

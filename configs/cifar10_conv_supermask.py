@@ -15,7 +15,7 @@ configs/mnist_lenet300_supermask.py, such as `:conv6,kaiming_normal,0.3`.
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import supermask
+from sparsejax.training import use_supermask_variant
 
 MODELS = ("conv2", "conv4", "conv6", "conv8")
 
@@ -31,5 +31,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.momentum = 0.9
   c.batch_size = 128
   c.num_epochs = 100
-  supermask.use_variant(c, ",".join(word for word in words if word not in MODELS))
+  use_supermask_variant(c, ",".join(word for word in words if word not in MODELS))
   return c

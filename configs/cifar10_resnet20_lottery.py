@@ -20,16 +20,15 @@ Variants, as in `--config=configs/cifar10_resnet20_lottery.py:warmup`:
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import errors, lottery_config
+from sparsejax.experiments.lottery import default_config
+from sparsejax.training import ConfigError
 
 VARIANTS = ("late_rewinding", "warmup", "learning_rate")
 
 
 def get_config(variant: str = "late_rewinding") -> config_dict.ConfigDict:
   if variant not in VARIANTS:
-    raise errors.ConfigError(
-      f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}"
-    )
+    raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
   train = training.default_config()
   train.dataset = "cifar10"
   train.augmentation = "crop_flip"
@@ -42,7 +41,7 @@ def get_config(variant: str = "late_rewinding") -> config_dict.ConfigDict:
   train.batch_size = 128
   train.num_epochs = 180
   train.num_seeds = 3
-  c = lottery_config.default_config()
+  c = default_config()
   if variant == "warmup":
     train.learning_rate = 0.03
     train.warmup_epochs = 57.0

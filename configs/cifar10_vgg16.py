@@ -8,7 +8,7 @@ are `--config.model=vgg16_c`, `vgg16_like` (at density 0.03), and `alexnet_s` an
 `alexnet_b` (at density 0.1).
 
 Variants, as in `--config=configs/cifar10_vgg16.py:rigl`: the names of
-sparsejax/training/methods.py; sparse_momentum is the default.
+sparsejax/training/_methods.py; sparse_momentum is the default.
 """
 
 from ml_collections import config_dict

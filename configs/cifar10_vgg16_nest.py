@@ -12,11 +12,11 @@ as the norms scale them.
 
 from ml_collections import config_dict
 
-from sparsejax.training import synthesis_config
+from sparsejax.experiments.nest import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
-  c = synthesis_config.default_config()
+  c = default_config()
   c.dataset = "cifar10"
   c.augmentation = "crop_flip"
   c.model = "vgg16_like"

@@ -9,7 +9,7 @@ this density is 93.61 %, and 94.70 % dense. Its authors later advised 250 epochs
 `--config.model_kwargs.depth=22 --config.model_kwargs.width=8`.
 
 Variants, as in `--config=configs/cifar10_wide_resnet.py:rigl`: the names of
-sparsejax/training/methods.py; sparse_momentum is the default.
+sparsejax/training/_methods.py; sparse_momentum is the default.
 """
 
 from ml_collections import config_dict

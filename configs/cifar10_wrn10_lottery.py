@@ -12,7 +12,7 @@ scripts/lottery.py takes the same config.
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import lottery_config
+from sparsejax.experiments.lottery import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
   train.batch_size = 64
   train.num_epochs = 2
   train.num_seeds = 1
-  c = lottery_config.default_config()
+  c = default_config()
   c.train = train
   c.scope = "global"
   c.eval_every = 20

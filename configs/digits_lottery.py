@@ -12,7 +12,7 @@ are too easy for accuracies to differ; early stops do: tickets of 27 % stop afte
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import lottery_config
+from sparsejax.experiments.lottery import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
   train.batch_size = 32
   train.num_epochs = 40
   train.num_seeds = 3
-  c = lottery_config.default_config()
+  c = default_config()
   c.train = train
   c.rounds = 8
   c.prune_fraction = 0.2

@@ -3,7 +3,7 @@
 For accelerators, and not for `scripts/grow_and_prune.py`, whose data sets lie in memory
 as ImageNet does not: this config gives model and plan to an input pipeline.
 
-  c = sparsejax.training.synthesis_config.complete(get_config())
+  c = sparsejax.experiments.nest._config.complete(get_config())
   model = sparsejax.models.create(c.model, num_classes=1000, features=c.features)
   chain = sparsejax.growth.layers(model, (227, 227, 3))
   masks = sparsejax.growth.seed(chain, c.width_ratio, c.density, key)
@@ -16,11 +16,11 @@ fewer operations at 0.02 points less error than Caffe's 42.78 %.
 
 from ml_collections import config_dict
 
-from sparsejax.training import synthesis_config
+from sparsejax.experiments.nest import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
-  c = synthesis_config.default_config()
+  c = default_config()
   c.dataset = "imagenet2012"
   c.augmentation = "crop_flip"
   c.model = "alexnet"

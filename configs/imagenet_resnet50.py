@@ -14,7 +14,7 @@ Not run here. RigL's paper reports 74.6 % at density 0.2 and 72.0 % at 0.1 (75.1
 73.0 % by ERK); sparse momentum's authors 74.91 % and 73.07 % with warm-up and label
 smoothing; both 76.8 to 77.0 % dense.
 
-Variants: the names of sparsejax/training/methods.py; rigl is the default.
+Variants: the names of sparsejax/training/_methods.py; rigl is the default.
 sparse_momentum has its own recipe, all others RigL's. `--config.lr_schedule=cosine`
 takes the place of either's steps.
 """

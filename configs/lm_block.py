@@ -9,7 +9,7 @@ their products skip dead blocks, forward and backward; what a step gains by it i
 results/execution.json. For the same network by dense products:
 `--config.execution=dense`; without blocks, `--config.structure=any` as well.
 
-Variants: the names of sparsejax/training/methods.py that know structures; rigl is the
+Variants: the names of sparsejax/training/_methods.py that know structures; rigl is the
 default.
 """
 

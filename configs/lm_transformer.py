@@ -8,7 +8,7 @@ The text is Python's own reference of its language, which ships with it: nothing
 downloaded. Attention and MLP kernels are sparse; embeddings, norms and gates are dense.
 "accuracy" is that of the next byte, and the loss is in nats a byte.
 
-Variants: the names of sparsejax/training/methods.py, sparse_momentum being the default;
+Variants: the names of sparsejax/training/_methods.py, sparse_momentum by default;
 followed by `_moe` each MLP is a sparsely gated mixture of four experts (Shazeer et al.
 2017), each with a budget of its own. On a mesh the experts lie on the `model` axis:
 `--config.mesh.data=2 --config.mesh.model=4`.

@@ -8,7 +8,7 @@ standard error 0.016); the paper's at this density is 1.53 %. Other densities ar
 results/mnist_sparse_momentum.json.
 
 Variants, as in `--config=configs/mnist_lenet300.py:rigl`: the names of
-sparsejax/training/methods.py; sparse_momentum is the default.
+sparsejax/training/_methods.py; sparse_momentum is the default.
 results/mnist_methods.json compares them.
 """
 

@@ -13,7 +13,7 @@ scripts/mnist_lottery.py makes of it.
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import lottery_config
+from sparsejax.experiments.lottery import default_config
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -31,7 +31,7 @@ def get_config() -> config_dict.ConfigDict:
   train.batch_size = 60
   train.num_epochs = 17
   train.num_seeds = 5
-  c = lottery_config.default_config()
+  c = default_config()
   c.train = train
   c.rounds = 15
   c.prune_fraction = 0.2

@@ -21,7 +21,7 @@ neurons_gradient and neurons_random (growth alone, for comparison).
 
 from ml_collections import config_dict
 
-from sparsejax.training import synthesis_config
+from sparsejax.experiments.nest import default_config
 
 VARIANTS = (
   "",
@@ -36,7 +36,7 @@ VARIANTS = (
 def get_config(variant: str = "") -> config_dict.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
-  c = synthesis_config.default_config()
+  c = default_config()
   c.dataset = "mnist"
   c.validation_fraction = 0.0
   c.augmentation = "affine_strong"

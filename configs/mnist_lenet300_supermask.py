@@ -20,7 +20,7 @@ start.
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import supermask
+from sparsejax.training import use_supermask_variant
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
@@ -32,5 +32,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.momentum = 0.9
   c.batch_size = 128
   c.num_epochs = 5
-  supermask.use_variant(c, variant)
+  use_supermask_variant(c, variant)
   return c

@@ -15,7 +15,7 @@ on the validation images with seed 0. In batches of 100 the test errors were 0.1
 above the paper's.
 
 Variants, as in `--config=configs/mnist_lenet5.py:rigl`: the names of
-sparsejax/training/methods.py; sparse_momentum is the default.
+sparsejax/training/_methods.py; sparse_momentum is the default.
 """
 
 from ml_collections import config_dict

@@ -18,7 +18,7 @@ structured (feature maps and neurons go whole, for speed).
 
 from ml_collections import config_dict
 
-from sparsejax.training import synthesis_config
+from sparsejax.experiments.nest import default_config
 
 VARIANTS = ("", "structured")
 
@@ -26,7 +26,7 @@ VARIANTS = ("", "structured")
 def get_config(variant: str = "") -> config_dict.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
-  c = synthesis_config.default_config()
+  c = default_config()
   c.dataset = "mnist"
   c.validation_fraction = 0.0
   c.augmentation = "affine_strong"

@@ -11,7 +11,7 @@ what variants there are. Some five minutes on a quiet CPU core; not run to its e
 from ml_collections import config_dict
 
 from sparsejax import training
-from sparsejax.training import supermask
+from sparsejax.training import use_supermask_variant
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
@@ -23,5 +23,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.momentum = 0.9
   c.batch_size = 128
   c.num_epochs = 5
-  supermask.use_variant(c, variant)
+  use_supermask_variant(c, variant)
   return c

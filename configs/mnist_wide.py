@@ -11,7 +11,7 @@ as is the last. For the same network by dense products: `--config.execution=dens
 without blocks, `--config.structure=any` as well.
 
 Variants, as in `--config=configs/mnist_wide.py:sparse_evolution`: the names of
-sparsejax/training/methods.py that know structures; rigl is the default.
+sparsejax/training/_methods.py that know structures; rigl is the default.
 """
 
 from ml_collections import config_dict

@@ -151,5 +151,5 @@ for name, seeds in results.items():
   print(f"{name:7}", live, "sum", sum(live.values()))
 
 # %% [markdown]
-# A method worth keeping is a file in `sparsejax/transforms/` and a row in the contract
+# A method worth keeping is a file in `sparsejax/methods/` and a row in the contract
 # table: `docs/adding_a_method.md`.

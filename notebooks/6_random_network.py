@@ -31,9 +31,9 @@ import numpy as np
 import optax
 
 import sparsejax as sj
-from sparsejax import lottery, models
-from sparsejax.lottery import subset_sum
-from sparsejax.training import data, functions
+from sparsejax import models, supermasks, theory
+from sparsejax.theory import subset_sum
+from sparsejax.training import data, from_flax
 
 QUICK = bool(os.environ.get("SPARSEJAX_QUICK"))
 digits = data.load("digits")
@@ -94,8 +94,8 @@ print(f"target: {accuracy(apply(target, test[0])):.1%} right")
 
 # %%
 EPS = 0.02
-ticket = lottery.approximate(jax.tree.map(np.asarray, target), EPS)
-logits = lottery.run_network(ticket.layers, np.asarray(test[0][:100]))
+ticket = theory.approximate(jax.tree.map(np.asarray, target), EPS)
+logits = theory.run_network(ticket.layers, np.asarray(test[0][:100]))
 same = np.mean(logits.argmax(1) == np.argmax(apply(target, test[0][:100]), 1))
 print(f"random weights a weight: {ticket.overhead:.0f}, of them kept {ticket.kept:.1f}")
 print(f"largest error of a weight: {ticket.max_weight_error:.4f} <= {EPS}")
@@ -131,7 +131,7 @@ counts = range(2, 14 if QUICK else 20)
 samples = rng.uniform(-1, 1, (len(goals), max(counts)))
 best_sum, best_one = [], []
 for n in counts:
-  masks = subset_sum.subset_sum(samples[:, :n], goals)
+  masks = subset_sum(samples[:, :n], goals)
   errors = np.abs((samples[:, :n] * masks).sum(1) - goals)
   best_sum.append(np.median(errors))
   best_one.append(np.median(np.abs(samples[:, :n] - goals[:, None]).min(1)))
@@ -154,7 +154,7 @@ plt.show()
 # %%
 KEPT = (0.1, 0.5, 0.9) if QUICK else (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 STEPS = 300 if QUICK else 1500
-model = functions.from_flax(
+model = from_flax(
   models.create(
     "mlp",
     features=(128,),
@@ -163,7 +163,7 @@ model = functions.from_flax(
     normalize=True,
   )
 )
-tx = lottery.edge_popup(optax.sgd(0.1, momentum=0.9), density=0.5)
+tx = supermasks.edge_popup(optax.sgd(0.1, momentum=0.9), density=0.5)
 
 
 @jax.jit
@@ -190,7 +190,7 @@ params, first = model.init(jax.random.key(3), train[0][:1])
 found = {}
 for kept in KEPT:
   # The density is in the state's budgets: one program trains them all.
-  start = lottery.edge_popup(optax.sgd(0.1, momentum=0.9), kept).init(params)
+  start = supermasks.edge_popup(optax.sgd(0.1, momentum=0.9), kept).init(params)
   model_state, opt_state = popup(params, first, start)
   found[kept] = model_state, opt_state
 
@@ -218,9 +218,9 @@ model_state, opt_state = found[0.5]
 with tempfile.TemporaryDirectory() as folder:
   file = os.path.join(folder, "digits.npz")
   masks = sj.masks(opt_state)
-  lottery.save_supermask(file, masks, seed=3, params=params, state=model_state)
+  supermasks.save_supermask(file, masks, seed=3, params=params, state=model_state)
   draw = lambda seed: model.init(jax.random.key(seed), train[0][:1])[0]
-  loaded = lottery.load_supermask(file, draw, model_state)
+  loaded = supermasks.load_supermask(file, draw, model_state)
   packed = sum(leaf.size for leaf in jax.tree.leaves(sj.pack(masks)))
   dense = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 logits, _ = model.apply(loaded.params, loaded.state, test[0], None)

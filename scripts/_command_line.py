@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> list[str]:
     # ml_collections hands over a whole traceback, whose last line says what is wrong.
     lines = str(e).strip().splitlines()
     text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
-    text = text.removeprefix("sparsejax.training.errors.ConfigError: ")
+    text = text.removeprefix("sparsejax.training.ConfigError: ")
     if isinstance(e, AttributeError | KeyError):
       while isinstance(e.args[0], Exception):
         e = e.args[0]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sparsejax.training import checkpoint, errors
+from sparsejax.training import Checkpoints, Restored, TrainingError
 
 STAMP = {"density": 0.1, "seed": 0}
 _SIZE = 300  # of the kernel: what a tiny disk has no room for three times
@@ -26,7 +26,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 def write(folder: pathlib.Path, *steps: int) -> None:
-  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+  checkpoints = Checkpoints(folder, STAMP)
   try:
     for step in steps:
       checkpoints.save(step, state(step), {})
@@ -34,8 +34,8 @@ def write(folder: pathlib.Path, *steps: int) -> None:
     checkpoints.close()
 
 
-def read(folder: pathlib.Path) -> checkpoint.Restored | None:
-  checkpoints = checkpoint.Checkpoints(folder, STAMP)
+def read(folder: pathlib.Path) -> Restored | None:
+  checkpoints = Checkpoints(folder, STAMP)
   try:
     return checkpoints.restore(jax.eval_shape(lambda: state(0)))
   finally:
@@ -163,7 +163,7 @@ def _on_a_disk(path: pathlib.Path, kind: str) -> bool:
     message = ""
     try:
       write(path, 20, 30, 40)
-    except (errors.TrainingError, OSError) as e:
+    except (TrainingError, OSError) as e:
       message = str(e)
     if kind == "read_only":
       subprocess.run(["mount", "-o", "remount,rw", path], check=True)

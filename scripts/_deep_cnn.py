@@ -27,7 +27,7 @@ from _deep_cnn_cases import (
 )
 
 import sparsejax as sj
-from sparsejax.training import interrupt
+from sparsejax.training import listen_for_signals
 
 # Between the states that a run goes on from after it was stopped.
 SAVE_SECONDS = 120
@@ -98,7 +98,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     params, state, records = _restore(partial_path, params, state)
   begun = time.monotonic() - records[0]["seconds"]
   every, saved = max(case.steps // 12, 1), time.monotonic()
-  with interrupt.listen() as stop:
+  with listen_for_signals() as stop:
     for count in range(len(records[0]["loss"]), case.steps):
       params, state, *seen = step(params, state, batch(count), rates)
       loss, correct, norms = (np.asarray(x) for x in seen)

@@ -10,7 +10,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import initializers, models
-from sparsejax.analysis import isometry
+from sparsejax.analysis import end_to_end
 from sparsejax.training import data
 
 TRUNK = "trunk/kernel"
@@ -123,7 +123,7 @@ def spectrum(seed: int, model, params) -> dict[str, float]:
   if seed:
     return {}
   x = jax.random.normal(jax.random.key(7), (4, 4, model.channels)) * model.q0**0.5
-  found = isometry.end_to_end(model.layer, params["params"]["trunk"], x)
+  found = end_to_end(model.layer, params["params"]["trunk"], x)
   logs = np.nan_to_num(found.log10, nan=999.0, neginf=-9999.0, posinf=9999.0)
   return {
     "log10_largest": float(logs[0]),

@@ -17,7 +17,14 @@ import jax
 import numpy as np
 
 from sparsejax import training
-from sparsejax.training import checkpoint, config, metrics, run
+from sparsejax.training import (
+  Checkpoints,
+  abstract_state,
+  arrays_by_path,
+  config_to_json,
+  prepare,
+  read_metrics,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -48,8 +55,8 @@ class Trials:
     self._folder = folder
     whole_config = runpy.run_path(str(ROOT / "configs/digits.py"))["get_config"]()
     whole_config.update_from_flattened_dict(settings(epochs))
-    self._prepared = run.prepare(whole_config)
-    self._target = run.target(self._prepared)
+    self._prepared = prepare(whole_config)
+    self._target = abstract_state(self._prepared)
     folder.mkdir(parents=True, exist_ok=True)
     # Compiled once for all runs, and imported once: what is tested is what is written.
     os.environ |= {
@@ -99,7 +106,7 @@ class Trials:
 
   def outcome(self, path: pathlib.Path) -> dict[str, str]:
     """Digests of the last state's arrays, the metrics and the summary."""
-    checkpoints = checkpoint.Checkpoints(path, config.to_json(self._prepared.config))
+    checkpoints = Checkpoints(path, config_to_json(self._prepared.config))
     try:
       restored = checkpoints.restore(self._target)
     finally:
@@ -107,11 +114,11 @@ class Trials:
     state: Any = None if restored is None else restored.state
     state = state._replace(key=jax.random.key_data(state.key))
     found = {}
-    for name, x in run.named(state).items():
+    for name, x in arrays_by_path(state).items():
       x = np.asarray(x)
       text = f"{x.dtype}{x.shape}".encode()
       found[name] = hashlib.sha256(text + x.tobytes()).hexdigest()
-    records = [_timeless(record) for record in metrics.read(path)]
+    records = [_timeless(record) for record in read_metrics(path)]
     found["metrics"] = _digest(records)
     summary = json.loads((path / "summary.json").read_text())
     found["summary"] = _digest(_timeless(summary))
@@ -151,7 +158,7 @@ def _writing(path: pathlib.Path, step: int) -> bool:
 
 
 def _last_step(path: pathlib.Path) -> int:
-  records = metrics.read(path)
+  records = read_metrics(path)
   return records[-1]["step"] if records else -1
 
 

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 
 import sparsejax as sj
-from sparsejax.training import checkpoint, config, run, workdir
+from sparsejax.training import (
+  Checkpoints,
+  Run,
+  abstract_state,
+  claim_workdir,
+  config_to_json,
+  initial_state,
+  place_arrays,
+  prepare,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two standard deviations of the difference of two seeds, by the config's docstring.
@@ -97,23 +106,23 @@ class Trials:
     if (path / "config.json").exists():
       return
     prepared = self._prepared(variant)
-    state = run.start(prepared, run.place(prepared.dataset.train))
+    state = initial_state(prepared, place_arrays(prepared.dataset.train))
     leaves, treedef = jax.tree.flatten(state.params)
     i = next(i for i, x in enumerate(leaves) if x.ndim > 1)
     weights = np.array(leaves[i])
     first = tuple(np.argwhere(weights)[0])
     weights[first] = np.nextafter(weights[first], np.float32(np.inf))
-    leaves[i] = run.place(weights)
-    stamp = config.to_json(prepared.config)
-    checkpoints = checkpoint.Checkpoints(path, stamp)
+    leaves[i] = place_arrays(weights)
+    stamp = config_to_json(prepared.config)
+    checkpoints = Checkpoints(path, stamp)
     checkpoints.save(0, state._replace(params=treedef.unflatten(leaves)), {})
     checkpoints.close()
-    workdir.claim(path, stamp)
+    claim_workdir(path, stamp)
 
-  def _prepared(self, variant: str) -> run.Run:
+  def _prepared(self, variant: str) -> Run:
     fields = self._get_config(variant)
     fields.num_epochs = self._epochs
-    return run.prepare(fields)
+    return prepare(fields)
 
   def _end(self, path: pathlib.Path, variant: str, layout: Layout) -> dict[str, Any]:
     """Trains, unless that is done; masks, accuracy, and a digest of the whole state."""
@@ -127,9 +136,9 @@ class Trials:
         if code:
           raise RuntimeError(f"{' '.join(command)} ended with {code}: {output}")
     prepared = self._prepared(variant)
-    checkpoints = checkpoint.Checkpoints(path, config.to_json(prepared.config))
+    checkpoints = Checkpoints(path, config_to_json(prepared.config))
     try:
-      restored = checkpoints.restore(run.target(prepared))
+      restored = checkpoints.restore(abstract_state(prepared))
     finally:
       checkpoints.close()
     state: Any = None if restored is None else restored.state

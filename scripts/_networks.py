@@ -10,8 +10,10 @@ import jax
 from flax import traverse_util
 
 from sparsejax import models
-from sparsejax.core.leaves import path_string
-from sparsejax.training import data, errors, report_run, synthesis_milestones
+from sparsejax.core import path_string
+from sparsejax.experiments.nest import load_milestone, read_milestones
+from sparsejax.reports import read_run
+from sparsejax.training import WorkdirError, data
 
 
 class Network(NamedTuple):
@@ -45,20 +47,20 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
     WorkdirError: there is no such network.
   """
   path = pathlib.Path(workdir)
-  kept = len(synthesis_milestones.read(path))
+  kept = len(read_milestones(path))
   if kept or milestone is not None:
     index = kept - 1 if milestone is None else milestone
     if not 0 <= index < kept:
-      raise errors.WorkdirError(
+      raise WorkdirError(
         f"milestone must be one of the {kept} of {workdir}, from 0; got {index}"
       )
-    module, params, masks, state = synthesis_milestones.load(path, index)
+    module, params, masks, state = load_milestone(path, index)
     config = json.loads((path / "config.json").read_text())
     shape = data.load(config["dataset"], config["data_dir"]).train.images.shape[1:]
     return _network(config["model"], module, _flat(params), _flat(masks), state, shape)
-  (run, *_) = report_run.read([path])
+  (run, *_) = read_run([path])
   if not run.params:
-    raise errors.WorkdirError(f"workdir must hold a whole checkpoint; got {workdir}")
+    raise WorkdirError(f"workdir must hold a whole checkpoint; got {workdir}")
   name, kwargs = run.config["model"], run.config["model_kwargs"]
   images = data.load(run.config["dataset"], run.config["data_dir"])
   module = models.create(name, num_classes=images.num_classes, **kwargs)

@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.lottery import compensation, mlp_obs, second_order
-from sparsejax.lottery.sparse_gpt import sparse_gpt
-from sparsejax.scores.gauss_newton import mlp_gauss_newton_diagonal
-from sparsejax.scores.obd import obd_saliency
-from sparsejax.training import results
+from sparsejax.experiments import results
+from sparsejax.scores import mlp_gauss_newton_diagonal, obd_saliency
+from sparsejax.second_order import (
+  compensate,
+  keep_best,
+  prepare_mlp_obs,
+  prune_mlp_obs,
+  sparse_gpt,
+  with_kernel,
+)
 
 SIZES = (784, 300, 100, 10)
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
@@ -55,10 +60,10 @@ def one_net(params, x, y, test, found, points):
   total = sum(k.size for k in kernels.values())
   diagonal = jax.jit(mlp_gauss_newton_diagonal)(params, x)
   saliency = obd_saliency(kernels, {n: d["kernel"] for n, d in diagonal.items()})
-  prepared = jax.block_until_ready(jax.jit(mlp_obs.prepare)(params, x))
+  prepared = jax.block_until_ready(jax.jit(prepare_mlp_obs)(params, x))
   scores = {"magnitude": jax.tree.map(jnp.abs, kernels), "obd": saliency}
-  best = jax.jit(second_order.keep_best)
-  prune = jax.jit(mlp_obs.prune, static_argnames="uniform")
+  best = jax.jit(keep_best)
+  prune = jax.jit(prune_mlp_obs, static_argnames="uniform")
 
   for density in DENSITIES:
     live = round(density * total)
@@ -101,7 +106,7 @@ def cut(params, masks):
 @jax.jit
 def refit(params, masks, prepared):
   kernels = [
-    compensation.compensate(params[n]["kernel"].T, h, masks[n].T).T
+    compensate(params[n]["kernel"].T, h, masks[n].T).T
     for n, h in zip(sorted(params), prepared.hessians, strict=True)
   ]
   return with_kernels(params, kernels, prepared)
@@ -117,6 +122,6 @@ def gpt(params, prepared, density):
 
 def with_kernels(params, kernels, prepared):
   return {
-    name: mlp_obs.with_kernel(params[name], kernel, mean)
+    name: with_kernel(params[name], kernel, mean)
     for name, kernel, mean in zip(sorted(params), kernels, prepared.means, strict=True)
   }

@@ -11,7 +11,7 @@ def run(
 ) -> list[tuple[int, str]]:
   """Runs a command in several processes of so many CPU devices, to the end.
 
-  They find each other by the environment; see `sparsejax.training.distributed`.
+  They find each other by the environment; see `training.parallel`.
 
   Args:
     command: the same in all.

@@ -8,11 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.analysis import toy_problems
-from sparsejax.lottery import second_order
-from sparsejax.lottery.levenberg_marquardt import levenberg_marquardt
-from sparsejax.scores.hessian import hessian_diagonal
-from sparsejax.training import results
+from sparsejax.experiments import results
+from sparsejax.scores import hessian_diagonal
+from sparsejax.second_order import (
+  PruningRule,
+  levenberg_marquardt,
+  obd_rule,
+  prune_retrain,
+  score_rule,
+  surgeon_rule,
+)
+from sparsejax.theory import Problem
+from sparsejax.theory import monk as monk_problem
+from sparsejax.theory import xor as xor_problem
 
 LOW, HIGH = 0.1, 0.9  # targets of a sigmoid output
 MONKS = {
@@ -33,7 +41,7 @@ class Task(NamedTuple):
   decay: float
 
 
-def make_task(problem: toy_problems.Problem, hidden: int, decay: float) -> Task:
+def make_task(problem: Problem, hidden: int, decay: float) -> Task:
   inputs = problem.train_inputs.shape[1]
   sizes = np.cumsum([inputs * hidden, hidden, hidden])
   targets = jnp.where(problem.train_labels, HIGH, LOW)
@@ -54,11 +62,11 @@ def make_task(problem: toy_problems.Problem, hidden: int, decay: float) -> Task:
   )
 
 
-def rules(task: Task) -> dict[str, second_order.Rule]:
+def rules(task: Task) -> dict[str, PruningRule]:
   return {
-    "obs": second_order.surgeon_rule(task.loss),
-    "obd": second_order.obd_rule(lambda w: hessian_diagonal(task.loss, w)),
-    "magnitude": second_order.score_rule(lambda w, masks: jnp.abs(w)),
+    "obs": surgeon_rule(task.loss),
+    "obd": obd_rule(lambda w: hessian_diagonal(task.loss, w)),
+    "magnitude": score_rule(lambda w, masks: jnp.abs(w)),
   }
 
 
@@ -73,7 +81,7 @@ def run_rule(task, rule, weights, retrain_steps, live):
 
   def one_seed(w):
     masks = jnp.ones(w.shape, bool)
-    return second_order.prune_retrain(rule, retrain, task.loss, w, masks, live)
+    return prune_retrain(rule, retrain, task.loss, w, masks, live)
 
   return jax.vmap(one_seed)(weights)
 
@@ -90,7 +98,7 @@ def train(task, weights, steps):
 
 def xor(wanted: int):
   """Rows of results, and `{rule: (predicted, actual)}` over the solving seeds."""
-  problem = toy_problems.xor()
+  problem = xor_problem()
   task = make_task(problem, 2, 1e-4)
   start = jax.random.normal(jax.random.key(0), (2 * wanted, task.weights), jnp.float64)
   weights = train(task, start, 600)
@@ -131,7 +139,7 @@ def monk(number: int, draws: int, seeds: int = 8):
   published = {1: 100.0, 2: 100.0, 3: 97.2}[number]
   rows, headline = [], False
   for draw in range(draws):
-    problem = toy_problems.monk(number, draw)
+    problem = monk_problem(number, draw)
     task = make_task(problem, hidden, decay)
     start = 0.5 * jax.random.normal(
       jax.random.key(1), (seeds, task.weights), jnp.float64

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib import figure, ticker
 
 from sparsejax.analysis import class_contributions
-from sparsejax.core import archives
+from sparsejax.core import read_archive, write_archive
 from sparsejax.models import Conv
-from sparsejax.training import data, report_style
-from sparsejax.training.report_style import COLORS, FAINT, INK, plain
+from sparsejax.training import COLORS, DISPLAY_NAMES, FAINT, INK, data
+from sparsejax.training import remove_spines as plain
 
 FILE = "class_contributions.npz"
 BATCH = 1000
@@ -48,12 +48,12 @@ def write(workdir: pathlib.Path, network: _networks.Network) -> None:
     for name, sums in activations(network.params, images).items():
       counts = class_contributions(np.asarray(sums), labels, dataset.num_classes)
       total[name] = total.get(name, 0) + counts
-  archives.write_archive(workdir / FILE, {n: total[n] for n in list(total)[:-1]})
+  write_archive(workdir / FILE, {n: total[n] for n in list(total)[:-1]})
 
 
 def read(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """What `write` wrote: float64 (channels, classes) by layer, in the model's order."""
-  return archives.read_archive(workdir / FILE, "class_specialization")
+  return read_archive(workdir / FILE, "class_specialization")
 
 
 def first_images(workdir: pathlib.Path, count: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def plot(
           layers[layer], bins, density=True, histtype="step", lw=1.8, color=color,
           label=label,
         )  # fmt: skip
-      _dress(axes, f"{report_style.NAMES[model]}, {layer}")
+      _dress(axes, f"{DISPLAY_NAMES[model]}, {layer}")
       axes.set_xlabel("share of its best class", color=FAINT, size=9)
       axes.set_yticks([])
     row[0].legend(frameon=False, fontsize=8.5, labelcolor=INK)

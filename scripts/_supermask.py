@@ -14,11 +14,23 @@ import numpy as np
 import optax
 
 import sparsejax as sj
-from sparsejax import lottery, models, training
-from sparsejax.training import config as config_lib
-from sparsejax.training import data, functions, methods, optimizers, run, step
-from sparsejax.training import program as program_lib
-from sparsejax.training import supermask as variants
+from sparsejax import lottery, models, supermasks, training
+from sparsejax.training import (
+  TrainState,
+  complete_config,
+  config_to_json,
+  cross_entropy,
+  data,
+  evaluation_batch,
+  from_flax,
+  initial_state,
+  make_optimizer,
+  place_arrays,
+  prepare,
+  seen_weights,
+  train_step,
+  use_supermask_variant,
+)
 
 DRAWS = 10  # of a Bernoulli supermask, as in the paper's program
 # Model, shape of an image, rounds of so many steps.
@@ -48,19 +60,19 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
   Returns:
     Metrics; raises if a weight changed, or the file does not give the network back.
   """
-  full: Any = config_lib.complete(config)
+  full: Any = complete_config(config)
   # What compiles: the rest of a config is in the members' weights and budgets.
   same = {"density": 0.5, "model_kwargs": {"use_bias": False, "normalize": True}}
-  program = _program(json.dumps({**config_lib.to_json(full), **same}))
-  model = functions.from_flax(models.create(full.model, **full.model_kwargs.to_dict()))
+  program = _program(json.dumps({**config_to_json(full), **same}))
+  model = from_flax(models.create(full.model, **full.model_kwargs.to_dict()))
   shape = (1, *program.dataset.train.images.shape[1:])
 
   def init(seed):
     return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(shape))
 
   params, model_state = init(seed)
-  before = lottery.weights_hash(params)
-  tx = optimizers.make_tx(full, program.steps, seed)
+  before = supermasks.weights_hash(params)
+  tx = make_optimizer(full, program.steps, seed)
   key = jax.random.key(seed)
   member = lottery.Member(key, params, model_state, jax.jit(tx.init)(params))
   train, _, test = (split for split in program.dataset[:3])
@@ -71,14 +83,14 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     (jnp.asarray(train.images), jnp.asarray(train.labels)),
     batch_size=full.batch_size,
     steps=program.steps,
-    effective=methods.seen_weights(full.method),
+    effective=seen_weights(full.method),
   ).members
   done = jax.tree.map(lambda x: x[0], done)
-  if lottery.weights_hash(done.params) != before:
+  if supermasks.weights_hash(done.params) != before:
     raise RuntimeError("a weight changed while its mask was trained")
   masks = sj.masks(done.opt_state)
-  lottery.save_supermask(file, masks, seed, params, done.model_state)
-  loaded = lottery.load_supermask(file, lambda seed: init(seed)[0], done.model_state)
+  supermasks.save_supermask(file, masks, seed, params, done.model_state)
+  loaded = supermasks.load_supermask(file, lambda seed: init(seed)[0], done.model_state)
   exported = program.count_right(loaded.params, loaded.state, test)
   if full.method != "bernoulli_supermask":
     seen = sj.effective(done.params, done.opt_state)
@@ -90,9 +102,9 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
   else:
     right = []
     for draw in range(DRAWS):
-      masks = lottery.bernoulli_masks(done.opt_state.scores, jax.random.key(draw))
+      masks = supermasks.bernoulli_masks(done.opt_state.scores, jax.random.key(draw))
       drawn = sj.with_masks(done.opt_state, masks)
-      seen = lottery.rescaled_effective(done.params, drawn)
+      seen = supermasks.rescaled_effective(done.params, drawn)
       right.append(program.count_right(seen, done.model_state, test))
     accuracy = 100 * float(np.mean(right)) / len(test.labels)
   leaves = jax.tree.leaves(masks)
@@ -107,13 +119,11 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
 
 @ft.lru_cache
 def _program(text: str) -> Program:
-  config: Any = config_lib.complete(json.loads(text, object_hook=_tuples))
+  config: Any = complete_config(json.loads(text, object_hook=_tuples))
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
-  model = functions.from_flax(
-    models.create(config.model, **config.model_kwargs.to_dict())
-  )
+  model = from_flax(models.create(config.model, **config.model_kwargs.to_dict()))
   steps = len(dataset.train.labels) // config.batch_size * config.num_epochs
-  tx = optimizers.make_tx(config, steps, 0)
+  tx = make_optimizer(config, steps, 0)
 
   def logits(params, model_state, images, key):
     images = (images.astype(jnp.float32) - dataset.mean) / dataset.std
@@ -121,7 +131,7 @@ def _program(text: str) -> Program:
 
   def loss(params, model_state, batch, key):
     out, model_state = logits(params, model_state, batch[0], key)
-    return step.cross_entropy(out, batch[1])[0], model_state
+    return cross_entropy(out, batch[1])[0], model_state
 
   @jax.jit
   def right(params, model_state, images, labels):
@@ -152,14 +162,14 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
   config.update(optimizer="adam", learning_rate=1.2e-3, lr_schedule="constant")
   config.update(num_epochs=epochs, weight_decay=0.0, method="dense", density=1.0)
   config.model_kwargs = {"initialization": "glorot_normal"}
-  prepared = run.prepare(dict(config))
-  train, test = run.place(
+  prepared = prepare(dict(config))
+  train, test = place_arrays(
     (
       prepared.dataset.train,
-      data.pad(prepared.dataset.test, program_lib.evaluation_batch(10_000)),
+      data.pad(prepared.dataset.test, evaluation_batch(10_000)),
     )
   )
-  state = run.start(prepared, train)
+  state = initial_state(prepared, train)
   initial = jax.tree.map(jnp.copy, state.params)  # the state is donated
   for epoch in range(epochs):
     stop = np.int32((epoch + 1) * prepared.steps_per_epoch)
@@ -230,9 +240,9 @@ def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
   found = []
   for name, shape, rounds, count in networks:
     config: Any = training.default_config()
-    variants.use_variant(config, "0.5")
-    model = functions.from_flax(models.create(name, **config.model_kwargs.to_dict()))
-    tx = lottery.edge_popup(optax.sgd(0.1, momentum=0.9, nesterov=True), 0.5)
+    use_supermask_variant(config, "0.5")
+    model = from_flax(models.create(name, **config.model_kwargs.to_dict()))
+    tx = supermasks.edge_popup(optax.sgd(0.1, momentum=0.9, nesterov=True), 0.5)
     images = jax.random.normal(jax.random.key(0), (128, *shape))
     labels = jnp.zeros(128, jnp.int32)
 
@@ -240,12 +250,12 @@ def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
     def start(images, model=model, tx=tx):
       params, rest = model.init(jax.random.key(0), images)
       key = jax.random.key(0)
-      return step.TrainState(jnp.int32(0), key, params, rest, tx.init(params))
+      return TrainState(jnp.int32(0), key, params, rest, tx.init(params))
 
     @ft.partial(jax.jit, donate_argnums=0)
     def run_steps(state, images, due, model=model, tx=tx, labels=labels, count=count):
       def one(_, state):
-        return step.train_step(
+        return train_step(
           state, images, labels, due, apply=model.apply, tx=tx, effective=sj.effective
         )[0]
 

@@ -28,7 +28,7 @@ from benchmarks import compaction
 
 from sparsejax import training
 from sparsejax.analysis import class_specialization, specialization_anova
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
 EPOCHS = {"lenet300": 10, "lenet5": 5}

@@ -3,9 +3,9 @@ r"""Compares methods: a grid of runs, a table, a plot, a results file.
   python scripts/compare.py --config=configs/digits.py --workdir=runs/compare \
     --methods=sparse_momentum,rigl,snip,dense --densities=0.05,0.1 --seeds=0,1,2
 
-Every method runs by the schedule of its paper (sparsejax/training/methods.py) under the
-recipe of the config, whose fields can be changed (--config.num_epochs=10) for all of
-them. Runs that are finished are not done again and one that was stopped goes on.
+Every method runs by the schedule of its paper (sparsejax/training/_methods.py) under
+the recipe of the config, whose fields can be changed (--config.num_epochs=10) for all
+of them. Runs that are finished are not done again and one that was stopped goes on.
 Several processes that are given the same command share the work, and the last one to
 end writes the whole table, which covers all that is finished in the workdir.
 
@@ -24,7 +24,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
-from sparsejax.training import comparison, comparison_report, provenance
+from sparsejax.experiments.comparison import (
+  collect_cells,
+  comparison_table,
+  grid_cells,
+  keep_rows,
+  run_grid,
+  write_comparison,
+)
+from sparsejax.training import current_commit
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -52,13 +60,13 @@ def train(workdir: pathlib.Path) -> None:
   together = _TOGETHER.value
   if together is None:
     together = 1 if jax.default_backend() == "cpu" else len(seeds)
-  held = comparison.run_grid(
+  held = run_grid(
     make_config,
     workdir,
-    comparison.cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
+    grid_cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
     seeds,
     together=together,
-    commit=provenance.commit(12) or "",
+    commit=current_commit(12) or "",
     say=lambda line: print(line, flush=True),
     verbose=sys.stderr.isatty(),
   )
@@ -73,20 +81,20 @@ def main(argv: list[str]) -> None:
   try:
     if not _WRITE_ONLY.value:
       train(workdir)
-    outcomes = comparison.collect(_CONFIG.value, workdir)
+    outcomes = collect_cells(_CONFIG.value, workdir)
     out = pathlib.Path(_OUT.value or workdir / "comparison.json")
     if _KEEP.value:
-      outcomes = comparison_report.keep(_CONFIG.value, outcomes, out)
+      outcomes = keep_rows(_CONFIG.value, outcomes, out)
     if not outcomes:
       sys.exit(f"Error: nothing is finished in {workdir}.")
     plot = pathlib.Path(_PLOT.value or workdir / "comparison.png")
-    comparison_report.write(_CONFIG.value, outcomes, out, plot)
+    write_comparison(_CONFIG.value, outcomes, out, plot)
   except KeyboardInterrupt:
     print("Stopped; the checkpoint is written. The same command goes on from there.")
     sys.exit(130)
   except (training.TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")
-  print(f"\n{comparison_report.table(_CONFIG.value, outcomes)}\n")
+  print(f"\n{comparison_table(_CONFIG.value, outcomes)}\n")
   print(f"Wrote {out}{f' and {plot}' if plot.exists() else ''}.")
 
 

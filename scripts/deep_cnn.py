@@ -29,9 +29,16 @@ from _deep_cnn_cases import Case, shape
 from absl import flags
 
 from sparsejax import models
-from sparsejax.analysis import isometry, isometry_plots
+from sparsejax.analysis import (
+  PLOT_COLORS,
+  Spectrum,
+  end_to_end,
+  plain_figure,
+  plot_depth_scale,
+  plot_spectra,
+)
+from sparsejax.experiments import results
 from sparsejax.initializers import mean_field
-from sparsejax.training import results
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where records live.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
@@ -123,7 +130,7 @@ SPECTRA = {
 DEPTHS = (10, 100, 1000, 10_000)
 # The depth scale: trunks trained for some steps over depth and sigma_w^2.
 SCALE_DEPTHS, SCALE_STEPS = (20, 50, 100, 200, 400), 40
-COLORS = isometry_plots.COLORS[:4]
+COLORS = PLOT_COLORS[:4]
 SCALE_VARIANCES = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.4, 1.7)
 
 
@@ -173,7 +180,7 @@ def jacobian(kind: str, variances, depth: int) -> list[float]:
   init = jax.jit(model.make_kernel_init(), static_argnums=1)
   kernel = init(jax.random.key(0), (depth, 3, 3, 16, 16))
   bias = jax.random.normal(jax.random.key(2), (depth, 16)) * variances[1] ** 0.5
-  found = isometry.end_to_end(model.layer, {"kernel": kernel, "bias": bias}, x)
+  found = end_to_end(model.layer, {"kernel": kernel, "bias": bias}, x)
   logs = np.nan_to_num(found.log10, nan=-9999, neginf=-9999)
   return [round(float(v), 4) for v in logs]
 
@@ -258,7 +265,7 @@ def rows_of(case: Case) -> list[dict]:
 
 def plot_curves(path: pathlib.Path) -> None:
   """Train and test accuracy against steps, a colour a depth, as in the paper."""
-  figure, axes = isometry_plots.plain_figure()
+  figure, axes = plain_figure()
   drawn = False
   for color, depth in zip(COLORS, (1250, 2500, 5000, 10_000), strict=True):
     file = folder() / f"mnist/depth={depth}/delta_orthogonal/seed=0.json"
@@ -292,7 +299,7 @@ def main(argv: list[str]) -> None:
       logs = kept(case, lambda k=kind, v=variances, d=depth: jacobian(k, v, d))
       if logs is None:
         continue
-      found = isometry.Spectrum(np.array(logs))
+      found = Spectrum(np.array(logs))
       spectra.setdefault(name, {})[depth] = found
       note = "random 4 x 4 x 16 input, seed 0; of float32 products"
       for metric, value in (
@@ -319,12 +326,10 @@ def main(argv: list[str]) -> None:
   for case in CASES:
     rows += rows_of(case)
   if spectra:
-    isometry_plots.plot_spectra(spectra).savefig(plots / "jacobian.png", dpi=150)
+    plot_spectra(spectra).savefig(plots / "jacobian.png", dpi=150)
   if np.isfinite(losses).all():
     lengths = [mean_field.correlation_length(v, 2.01e-5) for v in SCALE_VARIANCES]
-    figure = isometry_plots.plot_depth_scale(
-      SCALE_DEPTHS, SCALE_VARIANCES, losses, lengths
-    )
+    figure = plot_depth_scale(SCALE_DEPTHS, SCALE_VARIANCES, losses, lengths)
     figure.savefig(plots / "depth_scale.png", dpi=150)
   plot_curves(plots / "deep_cnn_depths.png")
   if rows:

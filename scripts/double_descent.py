@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 from threadpoolctl import threadpool_limits
 
-from sparsejax.analysis import double_descent
-from sparsejax.training import results
+from sparsejax.experiments import results
+from sparsejax.theory import fit_features
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
 OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
@@ -45,7 +45,7 @@ def main(_):
       rows = np.random.default_rng(seed).choice(len(train[1]), examples, replace=False)
       subset = train[0][rows], train[1][rows]
       for width in [*widths, None]:
-        fit = double_descent.fit_features(subset, test, width, seed=seed)
+        fit = fit_features(subset, test, width, seed=seed)
         fits[width].append(fit)
         print(
           f"seed {seed} features {width or 'kernel'}: test error {fit.test_error:.2f},"

@@ -4,7 +4,7 @@ r"""Grows a network from a sparse seed, then prunes it to the bone (NeST).
     --workdir=runs/lenet300_nest
 
 A config may have variants (`file.py:variant`), and every field can be changed, as in
-`--config.seed=1`; the fields stand in sparsejax/training/synthesis_config.py. The same
+`--config.seed=1`; the fields stand in sparsejax/experiments/nest/_config.py. The same
 command again goes on after the last finished round; a workdir holds one run, and
 another config is refused there. At the end `connections.png` shows each layer's
 connections over time, and `inputs.png` which pixels are still looked at.
@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
-from sparsejax.training import synthesis, synthesis_plots
+from sparsejax.experiments.nest import grow_and_prune, write_plots
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="A file of configs/.", lock_config=True
@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
   del argv
   logging.set_verbosity(logging.WARNING)
   try:
-    found = synthesis.grow_and_prune(_CONFIG.value, str(_WORKDIR.value))
+    found = grow_and_prune(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
   if len(found) < len(_CONFIG.value.milestones):
     return 0  # stopped, or accuracy could not be recovered
-  synthesis_plots.write(str(_WORKDIR.value))
+  write_plots(str(_WORKDIR.value))
   return 0
 
 

@@ -19,7 +19,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import analysis
-from sparsejax.training import errors, lottery_instability
+from sparsejax.experiments.lottery import run_instability
+from sparsejax.training import TrainingError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "That of the experiment.")
@@ -33,13 +34,11 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     steps = sorted({int(step) for step in _STEPS.value})
-    found = lottery_instability.run_instability(
-      _CONFIG.value, workdir, steps, _LEVEL.value
-    )
+    found = run_instability(_CONFIG.value, workdir, steps, _LEVEL.value)
   except KeyboardInterrupt:
     print("Stopped. The same command goes on with the step that was under way.")
     sys.exit(130)
-  except (errors.TrainingError, OSError, ValueError) as e:
+  except (TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")
   for step, values in found.items():
     print(f"step {step:>7,}  {values.mean():6.2f} points  {np.round(values, 2)}")

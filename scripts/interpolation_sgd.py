@@ -15,9 +15,16 @@ import numpy as np
 from absl import flags
 from threadpoolctl import threadpool_limits
 
-from sparsejax.analysis import double_descent
-from sparsejax.analysis import interpolation_sgd as sgd
-from sparsejax.training import results
+from sparsejax.experiments import results
+from sparsejax.theory import (
+  critical_batch_size,
+  gaussian_kernel,
+  iterations_bound,
+  kernel_spectrum,
+  optimal_step_size,
+  simulate,
+  spectrum,
+)
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
 OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
@@ -35,8 +42,8 @@ def main(_):
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=(400, 10)) * np.sqrt(np.linspace(1, 0.12, 10))[None]
   inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
-  s = sgd.spectrum(inputs)
-  critical = sgd.critical_batch_size(s)
+  s = spectrum(inputs)
+  critical = critical_batch_size(s)
   print(
     f"beta {s.beta:.3f}, lambda {s.largest:.4f} to {s.smallest:.4f}, m* {critical:.2f}"
   )
@@ -44,12 +51,12 @@ def main(_):
   runs = 20 if QUICK.value else 200
   steps, bounds = [], []
   for batch in BATCHES:
-    bounds.append(sgd.iterations_bound(s, batch, ACCURACY))
+    bounds.append(iterations_bound(s, batch, ACCURACY))
     with jax.enable_x64(True):
-      distance = sgd.simulate(
+      distance = simulate(
         jnp.asarray(inputs),
         batch,
-        sgd.optimal_step_size(s, batch),
+        optimal_step_size(s, batch),
         bounds[-1],
         jax.random.key(batch),
         runs=runs,
@@ -66,21 +73,21 @@ def main(_):
     rows += [
       results.row(case, "steps", steps[-1], note=note),
       results.row(case, "steps_bound", bounds[-1], source=SOURCE),
-      results.row(case, "step_size", sgd.optimal_step_size(s, batch)),
+      results.row(case, "step_size", optimal_step_size(s, batch)),
     ]
   if not QUICK.value:
     (x, _), _ = _theory.mnist(DATA_DIR.value, train=1000)
     with threadpool_limits(1):
-      kernel = sgd.kernel_spectrum(double_descent.gaussian_kernel(x, x))
+      kernel = kernel_spectrum(gaussian_kernel(x, x))
     rows.append(
       results.row(
         "mnist/n=1000/gaussian_kernel",
         "critical_batch_size",
-        sgd.critical_batch_size(kernel),
+        critical_batch_size(kernel),
         note="sigma = 5, first 1,000 training images",
       )
     )
-    print(f"MNIST kernel: m* {sgd.critical_batch_size(kernel):.2f}")
+    print(f"MNIST kernel: m* {critical_batch_size(kernel):.2f}")
     results.write_results(RESULTS.value, "interpolation_sgd", rows)
   plot(steps, bounds, critical)
 

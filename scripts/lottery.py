@@ -26,17 +26,12 @@ import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sparsejax.training import (
-  errors,
-  lottery,
-  lottery_config,
-  lottery_report,
-  provenance,
-)
+from sparsejax.experiments.lottery import default_config, run_experiment, write_report
+from sparsejax.training import TrainingError, current_commit
 
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
-  for name, value in lottery_config.default_config().to_dict().items()
+  for name, value in default_config().to_dict().items()
   if name != "train"
 )
 
@@ -53,13 +48,13 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
-      commit = provenance.commit(12) or ""
-      lottery.run_experiment(_CONFIG.value, workdir, commit=commit)
-    print(lottery_report.write(workdir))
+      commit = current_commit(12) or ""
+      run_experiment(_CONFIG.value, workdir, commit=commit)
+    print(write_report(workdir))
   except KeyboardInterrupt:
     print("Stopped. The same command goes on with the level that was under way.")
     sys.exit(130)
-  except (errors.TrainingError, OSError) as e:
+  except (TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
 
 

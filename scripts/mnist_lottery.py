@@ -19,8 +19,15 @@ import _command_line
 import numpy as np
 from absl import flags
 
-from sparsejax.training import errors, lottery_levels, lottery_report, results
-from sparsejax.training.lottery_levels import Cell
+from sparsejax.experiments import results
+from sparsejax.experiments.lottery import (
+  Cell,
+  Outcome,
+  read_level_metrics,
+  read_outcome,
+  write_report,
+)
+from sparsejax.training import TrainingError
 
 ROOT = _command_line.ROOT
 SOURCE = "Frankle & Carbin 2019, section 2, figures 3 and 4"
@@ -44,7 +51,7 @@ def case(outcome, kind: str) -> str:
   return f"lenet300/weights={outcome.density.mean():.3f}/{kind}"
 
 
-def own_rows(cell: Cell, o: lottery_report.Outcome, note: str) -> list[dict]:
+def own_rows(cell: Cell, o: Outcome, note: str) -> list[dict]:
   """What a cell came to by itself."""
   name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
   return [
@@ -91,10 +98,10 @@ def compared(name, ticket, other, level, control: bool, note: str) -> list[dict]
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-  outcomes = lottery_report.read(workdir)
+  outcomes = read_outcome(workdir)
   table = []
   for cell, o in outcomes.items():
-    commit = lottery_levels.read_metrics(workdir, cell).get("commit", "")
+    commit = read_level_metrics(workdir, cell).get("commit", "")
     note = (
       f"{o.steps:,} steps of 60 images, Adam 1.2e-3 (50,000 in the paper); accuracy at"
       f" the early stop, last: mean of the last 10 looks, 100 steps apart; at {commit}"
@@ -139,8 +146,8 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   try:
     results.write_results(_OUT.value, "lottery", rows(workdir))
-    print(lottery_report.write(workdir))
-  except (errors.TrainingError, OSError) as e:
+    print(write_report(workdir))
+  except (TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
   print(f"\nWrote {_OUT.value}.")
 

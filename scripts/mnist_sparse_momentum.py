@@ -18,7 +18,8 @@ import _command_line
 from absl import flags, logging
 
 from sparsejax import training
-from sparsejax.training import provenance, results
+from sparsejax.experiments import results
+from sparsejax.training import current_commit
 
 ROOT = _command_line.ROOT
 # Error in percent and standard error, from the data in the authors' repository.
@@ -58,7 +59,7 @@ def train(model: str, density: float, seed: int) -> bool:
     config.num_epochs = _EPOCHS.value
   finished = training.train_and_evaluate(config, workdir).finished
   if finished:
-    (workdir / "commit").write_text(provenance.commit(12) or "")
+    (workdir / "commit").write_text(current_commit(12) or "")
   return finished
 
 

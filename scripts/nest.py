@@ -22,13 +22,9 @@ import _nest_speed
 import numpy as np
 from absl import flags, logging
 
-from sparsejax.training import (
-  metrics,
-  results,
-  synthesis,
-  synthesis_milestones,
-  synthesis_plots,
-)
+from sparsejax.experiments import results
+from sparsejax.experiments.nest import grow_and_prune, read_milestones, write_plots
+from sparsejax.training import read_metrics
 
 ROOT = _command_line.ROOT
 # Name of a run: config, variant, seeds.
@@ -78,19 +74,19 @@ def train(run: str, seed: int) -> None:
   config = _command_line.load_config(path, variant)
   config.seed = seed
   workdir = run_dir(run, seed)
-  done = synthesis_milestones.read(workdir) if workdir.exists() else []
+  done = read_milestones(workdir) if workdir.exists() else []
   if len(done) < len(config.milestones):
     print(f"{run}, seed {seed}", flush=True)
-    if len(synthesis.grow_and_prune(config, workdir)) < len(config.milestones):
+    if len(grow_and_prune(config, workdir)) < len(config.milestones):
       raise SystemExit(130)
-    synthesis_plots.write(workdir)
+    write_plots(workdir)
 
 
 def finished(run: str, milestone: int) -> dict[int, dict]:
   """The records of a milestone, by seed."""
   found = {}
   for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
-    records = synthesis_milestones.read(folder)
+    records = read_milestones(folder)
     if len(records) > milestone:
       found[int(folder.name.removeprefix("seed="))] = records[milestone]
   return found
@@ -190,9 +186,9 @@ def path_rows() -> list[dict]:
   for run in ("lenet300", "lenet5"):
     paths = []
     for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
-      if len(synthesis_milestones.read(folder)) < (2 if run == "lenet300" else 1):
+      if len(read_milestones(folder)) < (2 if run == "lenet300" else 1):
         continue
-      paths.append([record["connections"] for record in metrics.read(folder)])
+      paths.append([record["connections"] for record in read_metrics(folder)])
     for metric, pick in (
       ("seed_connections", lambda p: p[0]),
       ("peak_connections", max),

@@ -10,7 +10,8 @@ import argparse
 import importlib.util
 import sys
 
-from sparsejax.training import TrainingError, data, tfds_source
+from sparsejax.training import TrainingError, data
+from sparsejax.training.data import data_root, find_prepared
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
   missing = []
   for name in args.names:
     try:
-      print(f"{name} is there: {tfds_source.find(name, args.data_dir)}")
+      print(f"{name} is there: {find_prepared(name, args.data_dir)}")
     except TrainingError:
       missing.append(name)
   if not missing:
@@ -50,11 +51,11 @@ def main() -> int:
     return 1
   import tensorflow_datasets as tfds
 
-  root = tfds_source.root(args.data_dir)[0]
+  root = data_root(args.data_dir)[0]
   for name in missing:
     builder = tfds.builder(name, data_dir=root, file_format="array_record")
     builder.download_and_prepare()
-    print(f"{name} is there: {tfds_source.find(name, str(root))}")
+    print(f"{name} is there: {find_prepared(name, str(root))}")
   return 0
 
 

@@ -21,7 +21,7 @@ from absl import flags
 
 import sparsejax as sj
 from sparsejax import post_training
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 import prune_pretrained as example  # pyright: ignore[reportMissingImports]

@@ -15,9 +15,10 @@ import numpy as np
 from absl import flags, logging
 from matplotlib import figure, ticker
 
-from sparsejax.analysis import tickets
-from sparsejax.training import report_run
-from sparsejax.training.report_style import COLORS, FAINT, INK, plain
+from sparsejax.analysis import input_connectivity
+from sparsejax.reports import read_run
+from sparsejax.training import COLORS, FAINT, INK
+from sparsejax.training import remove_spines as plain
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 _OUT = flags.DEFINE_string(
@@ -29,13 +30,13 @@ RESULTS = _command_line.ROOT / "results/mnist_sparse_momentum.json"
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
-  (run,) = report_run.read([_WORKDIR.value])
+  (run,) = read_run([_WORKDIR.value])
   fig = figure.Figure(figsize=(12, 3.7), facecolor="white", layout="constrained")
   left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 0.9, 1.15))
   budgets(left, run)
   name, mask = next(iter(run.masks.items()))
   assert run.image_shape is not None
-  pixels = tickets.input_connectivity(mask, run.image_shape).sum(-1)
+  pixels = input_connectivity(mask, run.image_shape).sum(-1)
   middle.imshow(pixels, cmap="Blues")
   middle.set_axis_off()
   title(middle, f"Live weights of each pixel, {name.removesuffix('/kernel')}")

@@ -26,7 +26,7 @@ import _layouts
 import _long_runs
 from absl import flags, logging
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 WORKDIR = flags.DEFINE_string("workdir", "reliability", "where trials are recorded")
 CASES = flags.DEFINE_list("cases", [], "which cases; all if empty")

@@ -16,7 +16,8 @@ import sys
 
 from absl import logging
 
-from sparsejax.training import TrainingError, report_page, report_run
+from sparsejax.reports import PAGE_FILE, read_run, write_page
+from sparsejax.training import TrainingError
 
 
 def main() -> int:
@@ -34,10 +35,10 @@ def main() -> int:
   args = parser.parse_args()
   logging.set_verbosity(logging.ERROR)  # orbax warns of files that it does without
   alone = args.workdir[0] if len(args.workdir) == 1 else pathlib.Path()
-  out = args.out or alone / report_page.FILE
+  out = args.out or alone / PAGE_FILE
   try:
-    runs = report_run.read(args.workdir, lambda line: print(line, file=sys.stderr))
-    report_page.write(out, runs)
+    runs = read_run(args.workdir, lambda line: print(line, file=sys.stderr))
+    write_page(out, runs)
   except (TrainingError, OSError) as e:
     print(f"Error: {e}", file=sys.stderr)
     return 1

@@ -27,7 +27,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 _OUT = flags.DEFINE_string("out", "results/scaling.json", "The results file.")
 _TABLE = flags.DEFINE_string("table", "docs/scaling.md", "The table in the docs.")

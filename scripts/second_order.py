@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
 OUT = flags.DEFINE_string("out", "plots", "folder of the plot")

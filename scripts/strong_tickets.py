@@ -13,8 +13,17 @@ import _theory
 import numpy as np
 from absl import flags
 
-from sparsejax.lottery import golden_ratio, pick_one, strong, strong_network, subset_sum
-from sparsejax.training import results
+from sparsejax.experiments import results
+from sparsejax.theory import (
+  CONSTRUCTIONS,
+  approximate,
+  golden_ratio_samples_needed,
+  intervals_needed,
+  pick_one_samples_needed,
+  run_effective,
+  run_network,
+  subset_sum,
+)
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
 OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
@@ -36,7 +45,7 @@ def main(_):
   for name, sizes in nets.items():
     params = _theory.train_mlp(sizes, *train, 0, 400 if QUICK.value else 4000)
     params = {n: {k: np.asarray(v) for k, v in p.items()} for n, p in params.items()}
-    for construction in strong.CONSTRUCTIONS[: 1 if name == "mlp500" else 3]:
+    for construction in CONSTRUCTIONS[: 1 if name == "mlp500" else 3]:
       rows += match(name, params, construction, test)
   more, medians, needed = laws(200 if QUICK.value else 1000)
   rows += more
@@ -48,15 +57,15 @@ def main(_):
 def match(name, params, construction, test):
   """Rows of one net matched by one construction."""
   started, worked = time.time(), time.process_time()
-  ticket = strong.approximate(params, EPS, DELTA, construction)
+  ticket = approximate(params, EPS, DELTA, construction)
   minutes = (time.time() - started) / 60
   worked = (time.process_time() - worked) / 60
-  logits = strong_network.run_effective(ticket.layers, test[0])
+  logits = run_effective(ticket.layers, test[0])
   accuracy = 100 * np.mean(logits.argmax(1) == test[1])
   change = accuracy - (100 - float(_theory.error_percent(params, *test)))
   if construction == "subset_sum":
     # The wide random network itself, ReLUs and all, on a few images.
-    wide = strong_network.run_network(ticket.layers, test[0][:20])
+    wide = run_network(ticket.layers, test[0][:20])
     np.testing.assert_allclose(wide, logits[:20], rtol=1e-9, atol=1e-9)
   samples = [layer.plan.samples for layer in ticket.layers]
   print(
@@ -104,7 +113,7 @@ def laws(targets):
   samples = rng.uniform(-1, 1, (targets, counts[-1]))
   errors = {}
   for n in counts:
-    masks = subset_sum.subset_sum(samples[:, :n], goals)
+    masks = subset_sum(samples[:, :n], goals)
     errors[n] = np.abs((samples[:, :n] * masks).sum(1) - goals)
   medians = {n: float(np.median(e)) for n, e in errors.items()}
   fitted = [n for n in counts if n >= 8]
@@ -119,15 +128,15 @@ def laws(targets):
         results.row(f"subset_sum/eps={eps:g}/n={n}", "success_rate", rate, note=note)
       )
   all_eps = 10.0 ** -np.arange(1, 3.6, 0.5)
-  needed = {name: [] for name in strong.CONSTRUCTIONS}
+  needed = {name: [] for name in CONSTRUCTIONS}
   for eps in all_eps:
     enough = [n for n in counts if np.mean(errors[n] <= eps) >= 0.95]
     needed["subset_sum"].append(enough[0] if enough else np.nan)
-    n = 3 * pick_one.samples_needed(eps, DELTA)
+    n = 3 * pick_one_samples_needed(eps, DELTA)
     first = [first_hit(np.abs(rng.uniform(-1, 1, n) - g) <= eps) for g in goals]
     needed["pick_one"].append(np.quantile(first, 0.95))
-    k = golden_ratio.intervals_needed(eps)
-    n = 3 * golden_ratio.samples_needed(eps, DELTA)
+    k = intervals_needed(eps)
+    n = 3 * golden_ratio_samples_needed(eps, DELTA)
     drawn = rng.integers(0, k, (targets, n))
     first = [max(first_hit(row == i) for i in range(k)) for row in drawn]
     needed["golden_ratio"].append(np.quantile(first, 0.95))

@@ -24,7 +24,7 @@ import _theory
 import numpy as np
 from absl import flags, logging
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
 KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)

@@ -34,7 +34,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
-from sparsejax.training import distributed
+from sparsejax.training.parallel import initialize_processes
 
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
   del argv
   logging.set_verbosity(logging.WARNING)  # jax tells of each platform it looks for
   try:
-    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    initialize_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")

@@ -24,9 +24,18 @@ from sparsejax import (
   lottery,
   models,
   post_training,
+  second_order,
+  supermasks,
+  theory,
   training,
 )
-from sparsejax.training import augment, checkpoint, config, data, metrics, results, run
+from sparsejax.experiments import results
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _config as config
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import _run as run
+from sparsejax.training import data
+from sparsejax.training.data import _augment as augment
 
 OURS = pathlib.Path(sj.__file__).parent
 ERRORS = (TypeError, ValueError, OSError, training.TrainingError)
@@ -50,6 +59,7 @@ def names(folder: str) -> dict[str, Any]:
     **{"FOLDER": folder, "jax": jax, "jnp": jnp, "np": np, "pathlib": pathlib},
     **{"sj": sj, "models": models, "training": training, "lottery": lottery},
     **{"post_training": post_training, "product": lambda p, x: x @ p["a"]},
+    **{"second_order": second_order, "supermasks": supermasks, "theory": theory},
     **{"initializers": initializers, "analysis": analysis, "config": config},
     **{"results": results, "data": data, "checkpoint": checkpoint, "run": run},
     **{"augment": augment, "metrics": metrics},

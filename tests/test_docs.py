@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training.methods import METHODS
+from sparsejax.training._methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from sparsejax.training import results
-from sparsejax.training.methods import METHODS
+from sparsejax.experiments import results
+from sparsejax.training._methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/benchmarks/*.py")])

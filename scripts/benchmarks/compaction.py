@@ -17,8 +17,9 @@ import numpy as np
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.analysis import compact, estimated_speedups, flops
-from sparsejax.training import results
+from sparsejax.analysis.compaction import compact
+from sparsejax.analysis.costs import estimated_speedups, flops
+from sparsejax.experiments import results
 
 Cases = dict[str, Callable[[], list[dict]]]
 

@@ -22,7 +22,7 @@ import optax
 import timing
 
 from sparsejax import models
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 try:
   import torch  # pyright: ignore[reportMissingImports]

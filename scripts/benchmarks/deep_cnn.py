@@ -15,8 +15,8 @@ import numpy as np
 import timing
 
 from sparsejax import initializers
+from sparsejax.experiments import results
 from sparsejax.models import conv_stack
-from sparsejax.training import results
 
 BATCH, SIZE = 16, 7
 NOTE = f"batch {BATCH}, {SIZE} x {SIZE} pixels, float32, zero padding"

@@ -37,7 +37,7 @@ from absl import flags, logging
 
 import sparsejax as sj
 from sparsejax import models, ops
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
 EVERY = 100  # steps from one mask update to the next

@@ -18,8 +18,8 @@ import timing
 import trees
 
 import sparsejax as sj
-from sparsejax.training import methods, results
-from sparsejax.training.methods import METHODS
+from sparsejax.experiments import results
+from sparsejax.training import METHODS, method_function, seen_weights
 
 CYCLE = 4
 DENSITY = 0.1
@@ -42,7 +42,7 @@ def cases(quick: bool) -> timing.Cases:
 
 def make(name: str, inner: optax.GradientTransformation) -> Any:
   """A method whose masks are updated when it is said, by its own defaults otherwise."""
-  function = methods.function(name)
+  function = method_function(name)
   fields = {"update_every": 1000, "end_step": 100_000}
   accepted = inspect.signature(function).parameters
   return function(inner, DENSITY, **{k: v for k, v in fields.items() if k in accepted})
@@ -86,7 +86,7 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   """Ratios of both kinds of step, compilation, and memory."""
   params, grads, inner, plain = start(tree, quick)
   tx = make(name, inner)
-  seen = methods.seen_weights(name) if METHODS[name].forward else None
+  seen = seen_weights(name) if METHODS[name].forward else None
   step = Stepper(tx, params, grads, seen)
   cycles = 2 if quick else CYCLES[tree]
   ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}

@@ -5,8 +5,7 @@ import pathlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from sparsejax.training import report_style
-from sparsejax.training.report_style import COLORS, FAINT, GRID, INK
+from sparsejax.training import COLORS, FAINT, GRID, INK, method_name
 
 TREES = {"resnet50": "ResNet-50", "vit_b": "ViT-B"}
 OTHERS = {
@@ -78,7 +77,7 @@ def _methods(axes, found, kind: str, text: str) -> None:
       if points:
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, marker, ms=5, color=color, label=label + suffix)
-  axes.set_yticks(range(len(names)), [report_style.method_name(n) for n in names])
+  axes.set_yticks(range(len(names)), [method_name(n) for n in names])
   if kind == "mask_update" and names:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

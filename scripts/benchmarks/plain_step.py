@@ -7,7 +7,7 @@ import numpy as np
 import timing
 import trees
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 
 def cases(quick: bool) -> timing.Cases:

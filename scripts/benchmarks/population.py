@@ -15,7 +15,8 @@ import timing
 
 import sparsejax as sj
 from sparsejax import lottery, models
-from sparsejax.training import results, step
+from sparsejax.experiments import results
+from sparsejax.training import cross_entropy
 
 MEMBERS = (2, 4, 8, 16)
 # Steps of a round, rounds.
@@ -42,7 +43,7 @@ def setup(members: int):
 
   def loss(params, state, batch, key):
     logits: Any = model.apply({"params": params}, batch[0])
-    return step.cross_entropy(logits, batch[1])[0], state
+    return cross_entropy(logits, batch[1])[0], state
 
   def one(key):
     params = model.init(key, images[:1])["params"]

@@ -44,7 +44,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 import _command_line
 from absl import flags, logging
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
 # Large arrays last: where 1e8 scores have lain, mask updates take half as long again.

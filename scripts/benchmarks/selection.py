@@ -10,7 +10,7 @@ import numpy as np
 import timing
 
 import sparsejax as sj
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 # Scores, and how often ours and numpy's are timed.
 SIZES = {10**4: 201, 10**5: 101, 10**6: 31, 10**7: 11, 10**8: 3}

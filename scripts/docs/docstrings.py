@@ -15,7 +15,7 @@ class Docstrings(griffe.Extension):
   def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
     """Lets an imported name be what it is at run time.
 
-    griffe takes `transforms.rigl` for the module of that name. Python gives the
+    griffe takes `methods.rigl` for the module of that name. Python gives the
     function, which the package imports from it.
     """
     del kwargs

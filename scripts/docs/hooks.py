@@ -26,7 +26,7 @@ def on_files(files, config):
   """Makes the pages."""
   made = dict(reference.pages())
   for name in reference.methods():
-    title = f"# {pages.report_style.method_name(name)}\n"
+    title = f"# {pages.method_name(name)}\n"
     made[f"methods/{name}.md"] = pages.method(name, _prose(f"methods/{name}", title))
   for stem in _stems():
     made[f"results/{stem}.md"] = pages.results(stem, _prose(f"results/{stem}", ""))

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 import reference
 
-from sparsejax.training import report_style
-from sparsejax.training.methods import METHODS, function
+from sparsejax.training import METHODS, method_name
+from sparsejax.training import method_function as function
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
@@ -57,7 +57,7 @@ def methods_index() -> str:
     "|---|---|---|---|",
   ]
   for name in reference.methods():
-    title = report_style.method_name(name)
+    title = method_name(name)
     first = reference.summary(function(name))
     lines.append(
       f"| [{title}]({name}.md) | {first} | {gradients(name)} | {state(name)} |"

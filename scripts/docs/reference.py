@@ -11,7 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 import sparsejax as sj
-from sparsejax.training.methods import METHODS
+from sparsejax.training import METHODS
 
 # The pages of `sparsejax` itself, by the package that a name comes from.
 _GROUPS = {

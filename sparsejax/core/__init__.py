@@ -1,20 +1,104 @@
 """What everything stands on: exact selection, mask trees, leaf selection, budgets."""
 
-from sparsejax.core.checksum import check_replicas, mask_checksum, replica_checksums
-from sparsejax.core.global_selection import split_k
-from sparsejax.core.kernel_axes import KernelAxes, LayerAxes
-from sparsejax.core.mask_files import load_masks, save_masks
-from sparsejax.core.masks import (
+from sparsejax.core._alike import laid_like
+from sparsejax.core._archives import read_archive, replacing, write_archive
+from sparsejax.core._budgets import (
+  apportion,
+  apportion_equal_spill,
+  from_vector,
+  layer_sizes,
+  live_counts,
+  live_in,
+  mean_scores,
+  quantize,
+  to_vector,
+)
+from sparsejax.core._checks import (
+  check_callable,
+  check_finite,
+  check_flag,
+  check_integer,
+  check_key,
+  check_mapping,
+  check_number,
+  check_optimizer,
+  check_regex,
+  check_scalar,
+  check_score,
+  check_tuple,
+  check_value,
+)
+from sparsejax.core._containers import boxed_like, is_placeholder, unboxed
+from sparsejax.core._global_selection import split_k, split_layers
+from sparsejax.core._kernel_axes import (
+  InputAxes,
+  KernelAxes,
+  LayerAxes,
+  Stacked,
+  check_input_axes,
+  check_known,
+  check_stacked,
+  layer_axes,
+  layer_shapes,
+  plain_axes,
+)
+from sparsejax.core._kernels import is_kernel
+from sparsejax.core._layerwise import check_scores, top_k_masks, usable
+from sparsejax.core._mask_files import load_masks, mask_arrays, save_masks
+from sparsejax.core._masks import (
   apply_masks,
+  copied,
+  masked_copy,
   masks,
+  merged_masks,
   pack,
   skipped_updates,
+  sparse_states,
   summary,
   unpack,
 )
-from sparsejax.core.replace import densify, with_masks
-from sparsejax.core.rescale import rescale
-from sparsejax.core.selection import top_k_mask
+from sparsejax.core._ordered import ordered_bits
+from sparsejax.core._packed import pack_tree, unpack_tree
+from sparsejax.core._polar import nearest_orthogonal
+from sparsejax.core._random import leaf_keys, true_like, uniform_like
+from sparsejax.core._reduce import count, replicated
+from sparsejax.core._replace import densify, with_masks
+from sparsejax.core._replica_check import (
+  check_replicas,
+  mask_checksum,
+  replica_checksums,
+)
+from sparsejax.core._rescale import rescale
+from sparsejax.core._select import select as select_masked
+from sparsejax.core._selection import select, top_k_mask
+from sparsejax.core._stacked import budget_shape, stacked_axes
+from sparsejax.core._steps import sum_dtype, update_or_zero, updated
+from sparsejax.core._tree import (
+  Where,
+  align,
+  check_arrays,
+  check_masks,
+  check_where,
+  choose,
+  merge,
+  named_leaves,
+  path_string,
+  selected,
+)
+from sparsejax.core._types import (
+  Array,
+  DenseGradients,
+  Distribution,
+  ForwardState,
+  MaskTransform,
+  Moments,
+  PyTree,
+  Score,
+  ScoreInputs,
+  SparseState,
+  Topology,
+)
+from sparsejax.core._warm_selection import no_guess, warm_select
 from sparsejax.core.structures import (
   Structure,
   block,
@@ -23,13 +107,6 @@ from sparsejax.core.structures import (
   constant_fan_in,
   expand_n_m,
   n_m,
-)
-from sparsejax.core.types import (
-  MaskTransform,
-  Moments,
-  ScoreInputs,
-  SparseState,
-  Topology,
 )
 
 __all__ = [

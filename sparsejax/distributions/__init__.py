@@ -1,6 +1,20 @@
 """How a total of live weights is laid out over the layers at the start."""
 
-from sparsejax.distributions.override import override
-from sparsejax.distributions.static import erdos_renyi, erk, uniform
+from sparsejax.distributions._override import override
+from sparsejax.distributions._static import (
+  check_density,
+  check_distribution,
+  erdos_renyi,
+  erk,
+  laid_out,
+  sizes_of,
+  total_budget,
+  uniform,
+)
 
-__all__ = ["erdos_renyi", "erk", "override", "uniform"]
+__all__ = [
+  "erdos_renyi",
+  "erk",
+  "override",
+  "uniform",
+]

@@ -4,27 +4,21 @@ Needs flax, for models are looked at through it; `import sparsejax` does not imp
 package.
 """
 
-from sparsejax.growth.bridging import bridge
-from sparsejax.growth.capacity import carry_over
-from sparsejax.growth.chain import (
-  Layer,
-  Size,
-  candidates,
-  layers,
-  live_units,
-  size,
-)
-from sparsejax.growth.connections import grow_connections
-from sparsejax.growth.feature_maps import grow_feature_map
-from sparsejax.growth.neurons import grow_neurons
-from sparsejax.growth.new_weights import warm_up
-from sparsejax.growth.partial_area import (
+from sparsejax.growth._bridging import bridge
+from sparsejax.growth._capacity import carry_over
+from sparsejax.growth._chain import Layer, Size, candidates, layers, live_units, size
+from sparsejax.growth._chain import get as get_leaf
+from sparsejax.growth._connections import grow_connections
+from sparsejax.growth._feature_maps import grow_feature_map
+from sparsejax.growth._neurons import grow_neurons
+from sparsejax.growth._new_weights import warm_up
+from sparsejax.growth._partial_area import (
   contributions,
   partial_area_conv,
   prune_areas,
   with_areas,
 )
-from sparsejax.growth.prune import (
+from sparsejax.growth._prune import (
   effective_weights,
   prune_connections,
   prune_units,
@@ -32,8 +26,8 @@ from sparsejax.growth.prune import (
   remove_unreachable,
   unit_importance,
 )
-from sparsejax.growth.seeds import seed
-from sparsejax.growth.synthesis import (
+from sparsejax.growth._seeds import seed
+from sparsejax.growth._synthesis import (
   Actions,
   Milestone,
   Plan,

@@ -1,13 +1,13 @@
 """Initial kernels for networks of any depth, and the theory of which are critical."""
 
-from sparsejax.core.polar import nearest_orthogonal
+from sparsejax.core import nearest_orthogonal
 from sparsejax.initializers import mean_field
-from sparsejax.initializers.advice import how_deep
-from sparsejax.initializers.block_orthogonal import block_orthogonal
-from sparsejax.initializers.delta_orthogonal import delta_orthogonal
-from sparsejax.initializers.gaussian import gaussian, he, lecun
-from sparsejax.initializers.orthogonal import haar
-from sparsejax.initializers.sparse_orthogonal import (
+from sparsejax.initializers._advice import how_deep
+from sparsejax.initializers._block_orthogonal import block_orthogonal
+from sparsejax.initializers._delta_orthogonal import delta_orthogonal
+from sparsejax.initializers._gaussian import gaussian, he, lecun
+from sparsejax.initializers._orthogonal import haar
+from sparsejax.initializers._sparse_orthogonal import (
   orthogonal_support,
   sparse_orthogonal,
 )

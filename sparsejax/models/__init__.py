@@ -1,20 +1,12 @@
 """Models: flax linen modules whose parameters are plain pytrees."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
-
-import flax.linen as nn
-
-from sparsejax.core.checks import check_callable, check_integer
-from sparsejax.models.alexnet import AlexNet
-from sparsejax.models.alexnet_imagenet import ImageNetAlexNet
-from sparsejax.models.conv import conv2d
-from sparsejax.models.conv_stack import conv_layer, conv_stack
-from sparsejax.models.convnet import ConvNet
-from sparsejax.models.initialization import (
-  Initialization,
+from sparsejax.models._alexnet import AlexNet
+from sparsejax.models._alexnet_imagenet import ImageNetAlexNet
+from sparsejax.models._conv import conv2d
+from sparsejax.models._conv_stack import conv_layer, conv_stack
+from sparsejax.models._convnet import ConvNet
+from sparsejax.models._create import INITIALIZATIONS, MODELS, create
+from sparsejax.models._initialization import (
   glorot_normal,
   he_normal_fan_out,
   kaiming_normal,
@@ -22,114 +14,21 @@ from sparsejax.models.initialization import (
   signed_kaiming_constant,
   torch_uniform,
 )
-from sparsejax.models.layers import Conv
-from sparsejax.models.learning_rate import (
+from sparsejax.models._layers import Conv
+from sparsejax.models._learning_rate import (
   calibrate_learning_rate,
   check_centred,
   scale_by_path,
 )
-from sparsejax.models.lenet import LeNet5, LeNet300
-from sparsejax.models.mixture_of_experts import MixtureOfExperts
-from sparsejax.models.mlp import MLP
-from sparsejax.models.pooling import max_pool
-from sparsejax.models.resnet import ResNet, ResNet20, ResNet50
-from sparsejax.models.transformer import Transformer
-from sparsejax.models.vanilla_cnn import VanillaCNN, space_to_depth
-from sparsejax.models.vgg import VGG16
-from sparsejax.models.wide_resnet import WideResNet
-
-MODELS = {
-  "alexnet": ImageNetAlexNet,
-  "alexnet_b": partial(AlexNet, size="b"),
-  "alexnet_s": partial(AlexNet, size="s"),
-  "conv2": partial(ConvNet, depth=2),
-  "conv4": partial(ConvNet, depth=4),
-  "conv6": partial(ConvNet, depth=6),
-  "conv8": partial(ConvNet, depth=8),
-  "lenet300": LeNet300,
-  "lenet5": LeNet5,
-  "mlp": MLP,
-  "resnet20": ResNet20,
-  "resnet50": ResNet50,
-  "transformer": Transformer,
-  "vanilla_cnn": VanillaCNN,
-  "vgg16_c": partial(VGG16, version="c"),
-  "vgg16_d": partial(VGG16, version="d"),
-  "vgg16_like": partial(VGG16, version="like"),
-  "wide_resnet": WideResNet,
-}
-
-
-# What a config may call an initialization.
-INITIALIZATIONS: dict[str, Callable[..., Any]] = {
-  "glorot_normal": glorot_normal,
-  "he_normal_fan_out": he_normal_fan_out,
-  "kaiming_normal": kaiming_normal,
-  "lecun_normal": lecun_normal,
-  "signed_kaiming_constant": signed_kaiming_constant,
-  "torch_uniform": torch_uniform,
-}
-
-
-def create(
-  name: str,
-  num_classes: int = 10,
-  initialization: str | Initialization | None = None,
-  initialization_kwargs: Mapping[str, Any] | None = None,
-  **kwargs: Any,
-) -> nn.Module:
-  """Builds a model by its name.
-
-  Args:
-    name: one of `MODELS`.
-    num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers, or the name of one of
-      `INITIALIZATIONS`; None for the model's own.
-    initialization_kwargs: more arguments for it.
-    **kwargs: the model's own attributes.
-
-  Returns:
-    A flax linen module that maps images (n, height, width, channels) to logits (n,
-    num_classes); `transformer` maps tokens (n, length) to (n, length, num_classes).
-
-  Raises:
-    TypeError: where num_classes is no integer, or initialization neither a name nor a
-      function.
-    ValueError: where there is no such model, initialization or attribute, or there are
-      arguments for no initialization.
-
-  Example:
-    >>> create("mlp", features=(64,)).num_classes
-    10
-  """
-  if name not in MODELS:
-    raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
-  check_integer("num_classes", num_classes, 1)
-  if initialization is not None and not isinstance(initialization, str):
-    check_callable("initialization", initialization, "a name or a function", 1)
-  if isinstance(initialization, str):
-    if initialization not in INITIALIZATIONS:
-      raise ValueError(
-        f"initialization must be one of {', '.join(INITIALIZATIONS)}; got "
-        f"{initialization!r}."
-      )
-    initialization = INITIALIZATIONS[initialization]
-  if initialization_kwargs:
-    if initialization is None:
-      raise ValueError(
-        "initialization must be given with initialization_kwargs; got None and "
-        f"{dict(initialization_kwargs)}."
-      )
-    initialization = partial(initialization, **initialization_kwargs)
-  if initialization is not None:
-    kwargs["initialization"] = initialization
-  known = list(inspect.signature(MODELS[name]).parameters)
-  if unknown := sorted(set(kwargs) - set(known)):
-    raise ValueError(
-      f"kwargs of {name} must be among {', '.join(known)}; got {', '.join(unknown)}."
-    )
-  return MODELS[name](num_classes=num_classes, **kwargs)
-
+from sparsejax.models._lenet import LeNet5, LeNet300
+from sparsejax.models._mixture_of_experts import MixtureOfExperts
+from sparsejax.models._mlp import MLP
+from sparsejax.models._pooling import max_pool
+from sparsejax.models._resnet import ResNet, ResNet20, ResNet50
+from sparsejax.models._transformer import Transformer
+from sparsejax.models._vanilla_cnn import VanillaCNN, space_to_depth
+from sparsejax.models._vgg import VGG16
+from sparsejax.models._wide_resnet import WideResNet
 
 __all__ = [
   "INITIALIZATIONS",

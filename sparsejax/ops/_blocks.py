@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax.core.checks import check_tuple
+from sparsejax.core import check_tuple
 
 Array = jax.Array
 _WORDS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparsejax.core.checks import check_callable
-from sparsejax.core.leaves import align, path_string
-from sparsejax.core.masks import masks as find_masks
-from sparsejax.core.types import PyTree
-from sparsejax.ops import _record
+from sparsejax.core import PyTree, align, check_callable, path_string
+from sparsejax.core import masks as find_masks
+from sparsejax.ops import _record as _record
 from sparsejax.ops._mark import mark_dead
 
 

@@ -7,10 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax.core.leaves import align, path_string
-from sparsejax.core.masks import masks as find_masks
-from sparsejax.core.masks import merged_masks, sparse_states
-from sparsejax.core.types import Array, PyTree, SparseState
+from sparsejax.core import (
+  Array,
+  PyTree,
+  SparseState,
+  align,
+  merged_masks,
+  path_string,
+  sparse_states,
+)
+from sparsejax.core import masks as find_masks
 from sparsejax.ops._blocks import bits_of, negative_zero
 
 

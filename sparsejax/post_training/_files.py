@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparsejax.core.archives import read_archive, write_archive
+from sparsejax.core import read_archive, write_archive
 
 PyTree = Any
 _WRITER = "post_training.prune"

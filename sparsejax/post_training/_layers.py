@@ -18,16 +18,17 @@ import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
 
-from sparsejax.analysis._movement import MOVES, move
-from sparsejax.analysis._program import (
+from sparsejax.analysis.jaxpr import (
+  MOVES,
   Operation,
   Program,
   evaluate,
+  move,
   operands,
   trace,
   varying,
 )
-from sparsejax.core.leaves import Where, path_string, selected
+from sparsejax.core import Where, path_string, selected
 
 PyTree = Any
 _PRODUCTS = ("dot_general", "conv_general_dilated")

@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import top_k_mask
-from sparsejax.core.structures.base import Structure
-from sparsejax.lottery.compensation import compensate, damped, solve_live
-from sparsejax.lottery.layerwise_obs import deletion_order, order_scores
-from sparsejax.lottery.sparse_gpt import sparse_gpt
+from sparsejax.core.structures import Structure
 from sparsejax.post_training._statistics import InputStatistics
+from sparsejax.second_order import (
+  compensate,
+  damped,
+  deletion_order,
+  order_scores,
+  solve_live,
+  sparse_gpt,
+)
 
 Array = jax.Array
 Score = Callable[[Array, InputStatistics], Array]

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core.budgets import apportion
-from sparsejax.core.checks import check_number
-from sparsejax.core.leaves import Where
-from sparsejax.distributions.static import sizes_of, total_budget
+from sparsejax.core import Where, apportion, check_number
+from sparsejax.distributions import sizes_of, total_budget
 from sparsejax.post_training._layers import find_layers
 from sparsejax.post_training._methods import wanda
 from sparsejax.post_training._statistics import checked, input_statistics

@@ -16,24 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.analysis._program import evaluate
-from sparsejax.core.checks import (
+from sparsejax.analysis.jaxpr import evaluate
+from sparsejax.core import (
+  Distribution,
+  LayerAxes,
+  Where,
   check_callable,
   check_flag,
   check_integer,
   check_number,
 )
-from sparsejax.core.kernel_axes import LayerAxes
-from sparsejax.core.leaves import Where
-from sparsejax.core.structures.base import Structure, density_of
-from sparsejax.core.types import Distribution
-from sparsejax.distributions import uniform
-from sparsejax.distributions.static import (
-  check_density,
-  check_distribution,
-  laid_out,
-)
-from sparsejax.post_training import _files
+from sparsejax.core.structures import Structure, density_of
+from sparsejax.distributions import check_density, check_distribution, laid_out, uniform
+from sparsejax.post_training import _files as _files
 from sparsejax.post_training._layers import Layer, Network, find_layers
 from sparsejax.post_training._methods import (
   METHODS,
@@ -44,12 +39,7 @@ from sparsejax.post_training._methods import (
   prune_matrix,
 )
 from sparsejax.post_training._progress import Bar
-from sparsejax.post_training._statistics import (
-  InputStatistics,
-  Sums,
-  checked,
-  numbered,
-)
+from sparsejax.post_training._statistics import InputStatistics, Sums, checked, numbered
 
 PyTree = Any
 

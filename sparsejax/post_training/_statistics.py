@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.analysis._program import evaluate
-from sparsejax.core.checks import check_callable, check_flag
-from sparsejax.core.leaves import Where, check_arrays
-from sparsejax.post_training._layers import (
-  Layer,
-  Network,
-  find_layers,
-  product_inputs,
-)
+from sparsejax.analysis.jaxpr import evaluate
+from sparsejax.core import Where, check_arrays, check_callable, check_flag
+from sparsejax.post_training._layers import Layer, Network, find_layers, product_inputs
 
 PyTree = Any
 
@@ -42,7 +36,7 @@ class InputStatistics(NamedTuple):
 
   @property
   def hessian(self) -> jax.Array:
-    """`(2 / count) sum x x^T`, as `lottery.sparse_gpt` takes it, shaped as `gram`."""
+    """`(2 / count) sum x x^T`, as `sparse_gpt` takes it, shaped as `gram`."""
     if self.gram is None:
       raise ValueError("gram must have been asked for to give a Hessian, got None.")
     count = jnp.maximum(jnp.asarray(self.count, self.gram.dtype), 1)

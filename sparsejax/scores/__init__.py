@@ -4,31 +4,33 @@ Second-order quantities that need the loss, not only what an update sees, are pl
 functions of it here; `obd` makes a score of a diagonal.
 """
 
-from sparsejax.scores.accumulated import (
+from sparsejax.scores._accumulated import (
   accumulated,
   accumulated_magnitude,
   signed_gradient,
 )
-from sparsejax.scores.fisher import fisher
-from sparsejax.scores.gauss_newton import (
+from sparsejax.scores._fisher import fisher
+from sparsejax.scores._gauss_newton import (
+  dense_layers,
   gauss_newton_diagonal,
+  mlp_factors,
   mlp_gauss_newton_diagonal,
 )
-from sparsejax.scores.gradient import gradient
-from sparsejax.scores.hessian import (
+from sparsejax.scores._gradient import gradient
+from sparsejax.scores._hessian import (
   empirical_fisher_diagonal,
   hessian_diagonal,
   hessian_vector_product,
   hutchinson_diagonal,
 )
-from sparsejax.scores.hutchinson import hutchinson
-from sparsejax.scores.magnitude import magnitude
-from sparsejax.scores.momentum import momentum
-from sparsejax.scores.movement import movement
-from sparsejax.scores.noisy import noisy
-from sparsejax.scores.obd import obd, obd_saliency
-from sparsejax.scores.random import random
-from sparsejax.scores.taylor import taylor
+from sparsejax.scores._hutchinson import hutchinson
+from sparsejax.scores._magnitude import magnitude
+from sparsejax.scores._momentum import momentum
+from sparsejax.scores._movement import movement
+from sparsejax.scores._noisy import noisy, normal_like
+from sparsejax.scores._obd import obd, obd_saliency
+from sparsejax.scores._random import random
+from sparsejax.scores._taylor import taylor
 
 __all__ = [
   "accumulated",

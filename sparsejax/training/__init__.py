@@ -3,8 +3,16 @@
 Needs the `train` extra. Importing `sparsejax` does not import this package.
 """
 
-from sparsejax.training.config import default_config, use_method
-from sparsejax.training.errors import (
+from sparsejax.training._checkpoint import Checkpoints, Restored
+from sparsejax.training._config import complete as complete_config
+from sparsejax.training._config import default_config, use_method
+from sparsejax.training._config import difference as config_difference
+from sparsejax.training._config import filled as fill_config
+from sparsejax.training._config import to_json as config_to_json
+from sparsejax.training._costs import estimate as estimate_costs
+from sparsejax.training._costs import history as cost_history
+from sparsejax.training._environment import read as read_environment
+from sparsejax.training._errors import (
   CheckpointError,
   ConfigError,
   DatasetNotFoundError,
@@ -14,8 +22,40 @@ from sparsejax.training.errors import (
   WorkdirError,
   WorkdirInUseError,
 )
-from sparsejax.training.loop import train_and_evaluate
-from sparsejax.training.result import Result
+from sparsejax.training._functions import from_flax
+from sparsejax.training._interrupt import listen as listen_for_signals
+from sparsejax.training._loop import train_and_evaluate
+from sparsejax.training._methods import METHODS, seen_weights
+from sparsejax.training._methods import function as method_function
+from sparsejax.training._metrics import FILE as METRICS_FILE
+from sparsejax.training._metrics import Writer as MetricsWriter
+from sparsejax.training._metrics import read as read_metrics
+from sparsejax.training._optimizers import learning_rate as learning_rate_schedule
+from sparsejax.training._optimizers import make_tx as make_optimizer
+from sparsejax.training._optimizers import unguarded as make_unguarded_optimizer
+from sparsejax.training._program import Program, evaluation_batch, make_program
+from sparsejax.training._progress import Progress
+from sparsejax.training._progress import duration as format_duration
+from sparsejax.training._provenance import commit as current_commit
+from sparsejax.training._provenance import environment
+from sparsejax.training._result import FILE as RESULT_FILE
+from sparsejax.training._result import Result
+from sparsejax.training._result import percent as format_percent
+from sparsejax.training._run import Run, prepare
+from sparsejax.training._run import named as arrays_by_path
+from sparsejax.training._run import place as place_arrays
+from sparsejax.training._run import start as initial_state
+from sparsejax.training._run import target as abstract_state
+from sparsejax.training._step import Totals, TrainState, cross_entropy, train_step
+from sparsejax.training._style import COLORS, FAINT, GRID, INK, method_name
+from sparsejax.training._style import NAMES as DISPLAY_NAMES
+from sparsejax.training._style import plain as remove_spines
+from sparsejax.training._style import title as run_title
+from sparsejax.training._supermask import use_variant as use_supermask_variant
+from sparsejax.training._workdir import check as check_workdir
+from sparsejax.training._workdir import claim as claim_workdir
+from sparsejax.training._workdir import exclusive as exclusive_workdir
+from sparsejax.training._workdir import write_text
 
 __all__ = [
   "CheckpointError",

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax import models
-from sparsejax.analysis import compact, flops, live_parameters, sizes
+from sparsejax.analysis.compaction import compact, live_parameters
+from sparsejax.analysis.costs import flops, sizes
 
 
 def pruned(model, shape, density, channels, seed=0):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax import models
-from sparsejax.analysis import compact
+from sparsejax.analysis.compaction import compact
 
 
 def count(tree):

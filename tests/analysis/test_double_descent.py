@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sparsejax.analysis import double_descent as dd
+from sparsejax.theory import _double_descent as dd
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])

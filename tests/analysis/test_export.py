@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.analysis import compact, export
+from sparsejax.analysis import _export as export
+from sparsejax.analysis.compaction import compact
 
 
 @pytest.fixture(scope="module")

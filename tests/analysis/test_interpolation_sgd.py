@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.analysis import interpolation_sgd as sgd
+from sparsejax.theory import _interpolation_sgd as sgd
 
 BATCHES = (1, 2, 4, 64, 400)
 

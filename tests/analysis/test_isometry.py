@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sparsejax import initializers
-from sparsejax.analysis import isometry, isometry_plots
+from sparsejax.analysis import _isometry as isometry
+from sparsejax.analysis import _isometry_plots as isometry_plots
 from sparsejax.models import VanillaCNN
 
 KEY = jax.random.key(0)

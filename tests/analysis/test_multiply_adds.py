@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sparsejax import models
-from sparsejax.analysis import flops, multiply_adds, sizes
+from sparsejax.analysis.costs import _multiply_adds as multiply_adds
+from sparsejax.analysis.costs import flops, sizes
 
 
 def abstract(model, shape):

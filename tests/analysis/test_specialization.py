@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sparsejax import models
-from sparsejax.analysis import specialization
-from sparsejax.analysis.estimates import estimated_speedups
+from sparsejax.analysis import _specialization as specialization
+from sparsejax.analysis.costs import estimated_speedups
 
 
 def test_contributions_add_up_over_positions_and_batches():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sparsejax.analysis import toy_problems
+from sparsejax.theory import _toy_problems as toy_problems
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax import lottery
+from sparsejax import lottery, supermasks
 
 SGD = optax.sgd(0.1, momentum=0.9)
 DUE: dict[str, Any] = {"density": 0.5, "update_every": 1}
@@ -34,7 +34,7 @@ OTHERS = {
   "packed": lambda inner: sj.packed_masks(RIGL(inner)),
   "explored": lambda inner: sj.track_exploration(RIGL(inner)),
   "by_path": lambda inner: sj.by_path(inner, {"Dense_0/kernel": RIGL}),
-  "supermask": lambda inner: lottery.edge_popup(inner, 0.5),
+  "supermask": lambda inner: supermasks.edge_popup(inner, 0.5),
   "multi_steps": lambda inner: optax.MultiSteps(RIGL(inner), 2),
   "chain": lambda inner: optax.chain(optax.clip(1.0), RIGL(inner)),
 }

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 from sparsejax import core
-from sparsejax.training import distributed
+from sparsejax.training.parallel import _distributed as distributed
 
 SHAPES = {"a": (64, 16), "b": (3, 3, 8, 16), "stacked": (8, 16, 8), "bias": (8,)}
 LAYOUTS = {

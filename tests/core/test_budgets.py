@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsejax.core.budgets import (
+from sparsejax.core._budgets import (
   apportion,
   from_vector,
   layer_sizes,

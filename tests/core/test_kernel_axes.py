@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsejax as sj
-from sparsejax.core.kernel_axes import LayerAxes, layer_axes, layer_shapes, plain_axes
+from sparsejax.core import LayerAxes
+from sparsejax.core._kernel_axes import layer_axes, layer_shapes, plain_axes
 
 X = jnp.ones((2, 6, 12))
 

@@ -12,8 +12,8 @@ from flax import linen as nn
 from flax import nnx
 
 import sparsejax as sj
-from sparsejax.core import kernels
-from sparsejax.core.leaves import matches, named_leaves, why_dense
+from sparsejax.core import _kernels as kernels
+from sparsejax.core._tree import matches, named_leaves, why_dense
 
 HERE = pathlib.Path(__file__).parent
 

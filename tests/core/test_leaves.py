@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import sparsejax as sj
-from sparsejax.core.leaves import align, choose, matches, selected
+from sparsejax.core._tree import align, choose, matches, selected
 
 TREE = {
   "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax.core.ordered import ordered_bits
-from sparsejax.core.selection import select
+from sparsejax.core._ordered import ordered_bits
+from sparsejax.core._selection import select
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40, 2.0, 0.5]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsejax as sj
-from sparsejax.core.kernel_axes import plain_axes
-from sparsejax.core.structures.units import exact_sums
+from sparsejax.core._kernel_axes import plain_axes
+from sparsejax.core.structures._units import exact_sums
 
 INF = float("inf")
 TRUE, FALSE = True, False

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.core import warm_selection
-from sparsejax.core.selection import select
-from sparsejax.core.warm_selection import Guess, no_guess, warm_select
+from sparsejax.core import _warm_selection as warm_selection
+from sparsejax.core._selection import select
+from sparsejax.core._warm_selection import Guess, no_guess, warm_select
 
 WARM = jax.jit(warm_select)
 FULL = jax.jit(lambda scores, k: select(scores, k, [None] * len(scores), [0, 0]))

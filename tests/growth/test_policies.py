@@ -8,7 +8,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import growth, models
-from sparsejax.growth.chain import Layer
+from sparsejax.growth import Layer
 
 CHAIN = Layer(("a",), (3, 3), 3, 1), Layer(("b",), (3, 2), 3, 1)
 # Unit 2 is dormant; of the others two connections are missing: a[0, 1] and b[1, 1].

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 
-from sparsejax import lottery
-from sparsejax.lottery import compensation, layerwise_obs, mlp_obs, obs, woodfisher
-from sparsejax.lottery.sparse_gpt import sparse_gpt
+from sparsejax import second_order
+from sparsejax.second_order import _compensation as compensation
+from sparsejax.second_order import _layerwise_obs as layerwise_obs
+from sparsejax.second_order import _mlp_obs as mlp_obs
+from sparsejax.second_order import _obs as obs
+from sparsejax.second_order import _woodfisher as woodfisher
+from sparsejax.second_order import sparse_gpt
 
 ROWS, N = 6, 16
 
@@ -160,7 +164,7 @@ def test_what_is_not_finite_is_named(bad):
     with pytest.raises(ValueError, match=r"weights must be finite, got .* at \[.*0\]"):
       call(w.at[0, 0].set(bad), jnp.eye(4))
   with pytest.raises(ValueError, match="gradients must be finite"):
-    lottery.woodfisher_inverse(w.at[0, 0].set(bad))
+    second_order.woodfisher_inverse(w.at[0, 0].set(bad))
 
 
 def test_a_network_names_its_layer():

@@ -3,8 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.lottery import compensation, layerwise_obs, mlp_obs, obs, woodfisher
-from sparsejax.lottery.sparse_gpt import sparse_gpt
+from sparsejax.second_order import _compensation as compensation
+from sparsejax.second_order import _layerwise_obs as layerwise_obs
+from sparsejax.second_order import _mlp_obs as mlp_obs
+from sparsejax.second_order import _obs as obs
+from sparsejax.second_order import _woodfisher as woodfisher
+from sparsejax.second_order import sparse_gpt
 
 
 def quadratic(n, seed=0):

@@ -5,8 +5,8 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax import lottery
-from sparsejax.lottery import member as member_lib
+from sparsejax import lottery, supermasks
+from sparsejax.lottery import _member as member_lib
 
 EXAMPLES, SIZE = 64, 16
 
@@ -202,7 +202,7 @@ def test_methods_of_the_forward_pass_and_plain_optax(data, tx):
 
 
 @pytest.mark.parametrize(
-  ("kwargs", "factor"), [({}, 1), ({"effective": lottery.rescaled_effective}, 2)]
+  ("kwargs", "factor"), [({}, 1), ({"effective": supermasks.rescaled_effective}, 2)]
 )
 def test_the_early_stop_is_seen_through_its_own_masks(kwargs, factor):
   """One of two weights is live: the first, until the second has outgrown it."""

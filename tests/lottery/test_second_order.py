@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.analysis import toy_problems
-from sparsejax.lottery import second_order
-from sparsejax.lottery.levenberg_marquardt import levenberg_marquardt
+from sparsejax.second_order import _prune_retrain as second_order
+from sparsejax.second_order import levenberg_marquardt
+from sparsejax.theory import _toy_problems as toy_problems
 
 
 def test_prune_retrain_by_hand():

@@ -3,7 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
-from sparsejax.lottery import golden_ratio, pick_one, strong, strong_network, subset_sum
+from sparsejax.theory import _golden_ratio as golden_ratio
+from sparsejax.theory import _pick_one as pick_one
+from sparsejax.theory import _strong as strong
+from sparsejax.theory import _strong_network as strong_network
+from sparsejax.theory import _subset_sum as subset_sum
 
 
 def test_subset_sum_is_the_best_of_all_subsets():

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sparsejax as sj
-from sparsejax import lottery, models
+from sparsejax import models, supermasks
 
 
 def kernel(*values):
@@ -22,7 +22,7 @@ def with_scores(state, *scores):
 def test_edge_popup_by_hand():
   """s' = s - sign(s) w g, and the two largest |s'| of four are live."""
   params = kernel(2, -1, 3, 1)
-  tx = lottery.edge_popup(optax.sgd(1.0), 0.5)
+  tx = supermasks.edge_popup(optax.sgd(1.0), 0.5)
   state = with_scores(tx.init(params), 0.5, -0.4, 0.3, -0.2)
   updates, state = jax.jit(tx.update)(kernel(0.2, 1, -0.5, 0), state, params)
   # sign(s) w g = 0.4, 1, -1.5, 0.
@@ -34,7 +34,7 @@ def test_edge_popup_by_hand():
   seen = sj.effective(params, state)
   np.testing.assert_array_equal(seen["kernel"], [[0, -1, 3, 0]])
   after = optax.apply_updates(params, updates)
-  assert lottery.weights_hash(after) == lottery.weights_hash(params)  # -0.0 too
+  assert supermasks.weights_hash(after) == supermasks.weights_hash(params)  # -0.0 too
 
 
 def test_edge_popup_is_supermask_as_an_optimizer():
@@ -43,7 +43,7 @@ def test_edge_popup_is_supermask_as_an_optimizer():
   target = jax.random.normal(jax.random.key(1), (6, 5))
   loss = lambda seen: jnp.sum((seen["kernel"] - target) ** 2)
   inner = optax.sgd(0.1, momentum=0.9)
-  tx = lottery.edge_popup(inner, 0.3, seed=4)
+  tx = supermasks.edge_popup(inner, 0.3, seed=4)
   state = tx.init(params)
   scores = sj.init_scores(params, jax.random.key(4))
   inner_state = inner.init(scores)
@@ -69,9 +69,9 @@ def test_edge_popup_is_the_same_everywhere():
   params = {"a": draw(0, 8, 10), "b": draw(1, 10, 8), "bias": draw(2, 8)}
   grads = {"a": draw(3, 8, 10), "b": draw(4, 10, 8), "bias": draw(5, 8)}
   inner = optax.sgd(0.5, momentum=0.5)
-  tx = lottery.edge_popup(inner, 0.5)
+  tx = supermasks.edge_popup(inner, 0.5)
   step = jax.jit(lambda grads, state, params: tx.update(grads, state, params)[1])
-  states = [lottery.edge_popup(inner, kept).init(params) for kept in (0.5, 0.25)]
+  states = [supermasks.edge_popup(inner, kept).init(params) for kept in (0.5, 0.25)]
   after = [step(grads, state, params) for state in states]
   counts = [[int(m.sum()) for m in jax.tree.leaves(sj.masks(s))] for s in after]
   assert counts == [[40, 40], [20, 20]]
@@ -101,7 +101,7 @@ def test_edge_popup_is_the_same_everywhere():
 def test_bernoulli_by_hand():
   """v' = v - sigmoid'(v) w g, and masks are drawn from v'."""
   params = kernel(4, -8, 2, 1)
-  tx = lottery.bernoulli_supermask(optax.sgd(1.0), 0.5)
+  tx = supermasks.bernoulli_supermask(optax.sgd(1.0), 0.5)
   state = tx.init(params)
   np.testing.assert_array_equal(state.scores["kernel"], [[0, 0, 0, 0]])
   updates, state = jax.jit(tx.update)(kernel(100, 100, 0, 100), state, params)
@@ -109,23 +109,23 @@ def test_bernoulli_by_hand():
   mask = np.asarray(sj.masks(state)["kernel"][0])
   assert (mask[0], mask[1], mask[3]) == (False, True, False)
   assert int(state.sparse.budgets["kernel"]) == mask.sum()
-  assert lottery.weights_hash(optax.apply_updates(params, updates)) == (
-    lottery.weights_hash(params)
+  assert supermasks.weights_hash(optax.apply_updates(params, updates)) == (
+    supermasks.weights_hash(params)
   )
 
 
 def test_bernoulli_draws_follow_the_probabilities():
   logits = {"kernel": jnp.broadcast_to(jnp.array([-1.0, 0.0, 2.0]), (4000, 3))}
-  masks = lottery.bernoulli_masks(logits, jax.random.key(0))
+  masks = supermasks.bernoulli_masks(logits, jax.random.key(0))
   rates = masks["kernel"].mean(0)
   np.testing.assert_allclose(rates, jax.nn.sigmoid(logits["kernel"][0]), atol=0.03)
-  again = lottery.bernoulli_masks(logits, jax.random.key(1))
+  again = supermasks.bernoulli_masks(logits, jax.random.key(1))
   assert bool((masks["kernel"] != again["kernel"]).any())
 
 
 def test_bernoulli_masks_are_drawn_at_every_step_and_nan_skips_a_draw():
   params = {"kernel": jnp.ones((8, 8))}
-  tx = lottery.bernoulli_supermask(optax.sgd(1.0))
+  tx = supermasks.bernoulli_supermask(optax.sgd(1.0))
   update = jax.jit(tx.update)
   state = tx.init(params)
   before = sj.masks(state)["kernel"]
@@ -140,13 +140,13 @@ def test_bernoulli_masks_are_drawn_at_every_step_and_nan_skips_a_draw():
 def test_rescaling_is_dynamic_and_reaches_the_gradient():
   params = kernel(1, -2, 3, 0.5)
   state = sj.straight_through(optax.sgd(1.0), 0.5).init(params)
-  seen = lottery.rescaled_effective(params, state)
+  seen = supermasks.rescaled_effective(params, state)
   np.testing.assert_array_equal(seen["kernel"], [[0, -4, 6, 0]])
   np.testing.assert_array_equal(seen["bias"], params["bias"])
-  total = lambda p: jnp.sum(lottery.rescaled_effective(p, state)["kernel"])
+  total = lambda p: jnp.sum(supermasks.rescaled_effective(p, state)["kernel"])
   np.testing.assert_array_equal(jax.grad(total)(params)["kernel"], [[2, 2, 2, 2]])
   empty = sj.with_masks(state, {"kernel": jnp.zeros((1, 4), bool), "bias": None})
-  assert not lottery.rescaled_effective(params, empty)["kernel"].any()
+  assert not supermasks.rescaled_effective(params, empty)["kernel"].any()
 
 
 @pytest.mark.parametrize("density", [1.0, 0.25])
@@ -168,13 +168,13 @@ class TestFile:
 
   def save(self, path, seed=3, state=None):
     masks = {"kernel": self.init(99)["kernel"] > 0}
-    lottery.save_supermask(path, masks, seed, self.init(seed), state)
+    supermasks.save_supermask(path, masks, seed, self.init(seed), state)
     return masks
 
   def test_a_file_is_a_small_part_of_the_weights_and_gives_them_back(self, tmp_path):
     state = {"mean": jnp.arange(3.0)}
     masks = self.save(tmp_path / "a.npz", state=state)
-    loaded = lottery.load_supermask(tmp_path / "a.npz", self.init, state)
+    loaded = supermasks.load_supermask(tmp_path / "a.npz", self.init, state)
     expected = sj.apply_masks(self.init(3), masks)
     np.testing.assert_array_equal(loaded.params["kernel"], expected["kernel"])
     np.testing.assert_array_equal(loaded.masks["kernel"], masks["kernel"])
@@ -189,20 +189,22 @@ class TestFile:
     self.save(tmp_path / "a.npz")
     other = lambda seed: jax.tree.map(jnp.negative, self.init(seed))
     with pytest.raises(ValueError, match="init must draw from seed 3 the weights"):
-      lottery.load_supermask(tmp_path / "a.npz", other)
+      supermasks.load_supermask(tmp_path / "a.npz", other)
 
   def test_other_files_and_states_are_refused(self, tmp_path):
     masks = self.save(tmp_path / "a.npz", state={"mean": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"like_state must have the leaves .*'mean'"):
-      lottery.load_supermask(tmp_path / "a.npz", self.init, {"var": jnp.zeros(3)})
+      supermasks.load_supermask(tmp_path / "a.npz", self.init, {"var": jnp.zeros(3)})
     sj.save_masks(tmp_path / "b.npz", masks)
     with pytest.raises(ValueError, match="path must be a file of save_supermask"):
-      lottery.load_supermask(tmp_path / "b.npz", self.init)
+      supermasks.load_supermask(tmp_path / "b.npz", self.init)
     with pytest.raises(TypeError, match=r"seed must be an integer, got 0\.5"):
-      lottery.save_supermask(tmp_path / "c.npz", masks, 0.5, self.init(0))  # pyright: ignore
+      supermasks.save_supermask(tmp_path / "c.npz", masks, 0.5, self.init(0))  # pyright: ignore
 
 
-@pytest.mark.parametrize("make", [lottery.edge_popup, lottery.bernoulli_supermask])
+@pytest.mark.parametrize(
+  "make", [supermasks.edge_popup, supermasks.bernoulli_supermask]
+)
 @pytest.mark.parametrize("density", [0, 0.0, 1, 1.0, -0.1, 1.5])
 def test_nothing_or_everything_kept_is_refused(make, density):
   with pytest.raises(ValueError, match=rf"density must lie inside \(0, 1\).*{density}"):
@@ -211,10 +213,10 @@ def test_nothing_or_everything_kept_is_refused(make, density):
 
 def test_bad_input_is_named():
   with pytest.raises(TypeError, match=r"density must be a number, got '0\.5'"):
-    lottery.edge_popup(optax.sgd(0.1), "0.5")  # pyright: ignore
+    supermasks.edge_popup(optax.sgd(0.1), "0.5")  # pyright: ignore
   with pytest.raises(ValueError, match="where must select at least one leaf"):
-    lottery.edge_popup(optax.sgd(0.1), 0.5, where="conv").init(kernel(1, 2))
-  tx = lottery.edge_popup(optax.sgd(0.1), 0.5)
+    supermasks.edge_popup(optax.sgd(0.1), 0.5, where="conv").init(kernel(1, 2))
+  tx = supermasks.edge_popup(optax.sgd(0.1), 0.5)
   with pytest.raises(ValueError, match="params must be passed to update"):
     tx.update(kernel(1, 2), tx.init(kernel(1, 2)))
   with pytest.raises(ValueError, match=r"density must lie in \(0, 1\], got 0"):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax import lottery
+from sparsejax import lottery, second_order
 
 LENET = {"dense1": 235_200, "dense2": 30_000, "dense3": 1_000}
 
@@ -236,8 +236,8 @@ def test_prune_retrain_takes_the_same_pieces():
   """A driver's rule made of `prune`'s own selection agrees with `prune`."""
   params = {"a": jnp.array([[5.0, 1.0, 4.0]]), "b": jnp.array([[-3.0, 2.0, 6.0]])}
   masks = lottery.dense_masks(params)
-  rule = lottery.score_rule(lambda p, m: jax.tree.map(jnp.abs, p))
-  trajectory = lottery.prune_retrain(
+  rule = second_order.score_rule(lambda p, m: jax.tree.map(jnp.abs, p))
+  trajectory = second_order.prune_retrain(
     rule, lambda p, m: p, lambda p: jnp.sum(p["a"]), params, masks, jnp.array([3])
   )
   kept = lottery.prune(params, masks, 0.5, scope="global")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsejax import models
-from sparsejax.models import mixture_of_experts as moe
-from sparsejax.training import functions
+from sparsejax.models import _mixture_of_experts as moe
+from sparsejax.training import _functions as functions
 
 SMALL = {"length": 12, "depth": 1, "width": 16, "heads": 2, "expansion": 2}
 FOUR = {"num_experts": 4, "expert_kwargs": {"capacity_factor": 4.0}}

@@ -6,7 +6,8 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.ops import _share, explain
+from sparsejax.ops import _share as _share
+from sparsejax.ops import explain
 
 
 def _net():

@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.core.types import Moments, ScoreInputs
-from sparsejax.scores import gauss_newton, hessian, obd, obd_saliency
+from sparsejax.core import Moments, ScoreInputs
+from sparsejax.scores import _gauss_newton as gauss_newton
+from sparsejax.scores import _hessian as hessian
+from sparsejax.scores import obd, obd_saliency
 
 
 def mlp(params, x):

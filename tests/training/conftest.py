@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from sparsejax.training import config as config_lib
-from sparsejax.training import run as run_lib
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _run as run_lib
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sparsejax.training import checkpoint, errors
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _errors as errors
 
 STAMP = {"density": 0.1, "seed": 0}
 

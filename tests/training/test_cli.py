@@ -12,8 +12,11 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.training import config as config_lib
-from sparsejax.training import errors, functions, optimizers, run
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _errors as errors
+from sparsejax.training import _functions as functions
+from sparsejax.training import _optimizers as optimizers
+from sparsejax.training import _run as run
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ["digits", "mnist_lenet300", "mnist_lenet5"]

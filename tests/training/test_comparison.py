@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 from absl import logging
 
-from sparsejax.analysis import multiply_adds
-from sparsejax.training import (
-  comparison,
-  comparison_report,
-  default_config,
-  errors,
-  metrics,
-  published,
-  use_method,
-)
-from sparsejax.training import config as config_lib
-from sparsejax.training import workdir as workdir_lib
+from sparsejax.analysis.costs import _multiply_adds as multiply_adds
+from sparsejax.experiments.comparison import _grid as comparison
+from sparsejax.experiments.comparison import _published as published
+from sparsejax.experiments.comparison import _report as comparison_report
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _errors as errors
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import _workdir as workdir_lib
+from sparsejax.training import default_config, use_method
 
 
 def make_config(method):

@@ -7,8 +7,10 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import config as config_lib
-from sparsejax.training import default_config, errors, optimizers, use_method
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _errors as errors
+from sparsejax.training import _optimizers as optimizers
+from sparsejax.training import default_config, use_method
 
 
 def test_defaults_are_complete_and_valid():

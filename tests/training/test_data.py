@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.training import augment, data, errors, tfds_source
+from sparsejax.training import _errors as errors
+from sparsejax.training import data
+from sparsejax.training.data import _augment as augment
+from sparsejax.training.data import _tfds_source as tfds_source
 
 
 def _rows(split):

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from sparsejax import training
-from sparsejax.training import distributed
+from sparsejax.training.parallel import _distributed as distributed
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("two_processes.py")

@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import (
-  checkpoint,
-  environment,
-  errors,
-  interrupt,
-  metrics,
-  progress,
-  report_page,
-  report_run,
-  train_and_evaluate,
-)
-from sparsejax.training import config as config_lib
-from sparsejax.training import result as result_lib
-from sparsejax.training import run as run_lib
-from sparsejax.training import workdir as workdir_lib
+from sparsejax.reports import _page as report_page
+from sparsejax.reports import _run as report_run
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _environment as environment
+from sparsejax.training import _errors as errors
+from sparsejax.training import _interrupt as interrupt
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import _progress as progress
+from sparsejax.training import _result as result_lib
+from sparsejax.training import _run as run_lib
+from sparsejax.training import _workdir as workdir_lib
+from sparsejax.training import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("fast")
 

@@ -12,18 +12,16 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import lottery, models
-from sparsejax.core.leaves import path_string
-from sparsejax.training import (
-  errors,
-  lottery_config,
-  lottery_levels,
-  lottery_report,
-  lottery_start,
-)
-from sparsejax.training import lottery as lottery_lib
-from sparsejax.training import lottery_instability as instability_lib
-from sparsejax.training import lottery_setup as setup_lib
-from sparsejax.training.lottery_levels import Cell
+from sparsejax.core._tree import path_string
+from sparsejax.experiments.lottery import _config as lottery_config
+from sparsejax.experiments.lottery import _experiment as lottery_lib
+from sparsejax.experiments.lottery import _instability as instability_lib
+from sparsejax.experiments.lottery import _levels as lottery_levels
+from sparsejax.experiments.lottery import _report as lottery_report
+from sparsejax.experiments.lottery import _setup as setup_lib
+from sparsejax.experiments.lottery import _start as lottery_start
+from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.training import _errors as errors
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {

@@ -8,7 +8,9 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import checkpoint, functions, step
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _functions as functions
+from sparsejax.training import _step as step
 
 
 class Net(nn.Module):

@@ -9,7 +9,9 @@ import pytest
 import rich.console
 from matplotlib import image
 
-from sparsejax.training import metrics, progress, report
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import _picture as report
+from sparsejax.training import _progress as progress
 
 
 def test_metrics_are_json_whatever_comes(tmp_path):

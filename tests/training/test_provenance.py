@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from sparsejax.training import provenance
+from sparsejax.training import _provenance as provenance
 
 MODULE = pathlib.Path(provenance.__file__)
 

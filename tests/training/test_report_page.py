@@ -15,18 +15,16 @@ import numpy as np
 import pytest
 
 from sparsejax import models
-from sparsejax.training import (
-  checkpoint,
-  environment,
-  errors,
-  metrics,
-  report_charts,
-  report_images,
-  report_page,
-  report_run,
-  report_svg,
-)
-from sparsejax.training import config as config_lib
+from sparsejax.reports import _charts as report_charts
+from sparsejax.reports import _images as report_images
+from sparsejax.reports import _page as report_page
+from sparsejax.reports import _run as report_run
+from sparsejax.reports import _svg as report_svg
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _environment as environment
+from sparsejax.training import _errors as errors
+from sparsejax.training import _metrics as metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

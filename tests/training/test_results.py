@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sparsejax.training import results
+from sparsejax.experiments import results
 
 
 def test_file_holds_rows_and_what_made_them(tmp_path, monkeypatch):

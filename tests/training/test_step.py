@@ -5,10 +5,14 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import augment, data, functions, optimizers, step
-from sparsejax.training import config as config_lib
-from sparsejax.training import program as program_lib
-from sparsejax.training import run as run_lib
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _functions as functions
+from sparsejax.training import _optimizers as optimizers
+from sparsejax.training import _program as program_lib
+from sparsejax.training import _run as run_lib
+from sparsejax.training import _step as step
+from sparsejax.training import data
+from sparsejax.training.data import _augment as augment
 
 
 @pytest.fixture(scope="module")

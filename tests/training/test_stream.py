@@ -11,9 +11,11 @@ from PIL import Image
 
 import sparsejax as sj
 from sparsejax import models, training
+from sparsejax.training import _functions as functions
+from sparsejax.training import _metrics as metrics
 from sparsejax.training import data as data_lib
-from sparsejax.training import functions, metrics, stream
-from sparsejax.training import mesh as mesh_lib
+from sparsejax.training.data import _stream as stream
+from sparsejax.training.parallel import _mesh as mesh_lib
 
 
 def _records(number, seed=0):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
-from sparsejax import lottery, training
-from sparsejax.training import config as config_lib
-from sparsejax.training import errors, run, supermask
+from sparsejax import supermasks, training
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _errors as errors
+from sparsejax.training import _run as run
+from sparsejax.training import _supermask as supermask
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ["mnist_lenet300", "mnist_lenet5", "cifar10_conv"]
@@ -56,8 +58,8 @@ def test_masks_are_trained_and_weights_are_not(variant, tmp_path):
     config.learning_rate = 50.0
   result = training.train_and_evaluate(config, tmp_path / "run", verbose=False)
   start = run.prepare(config).program.init(np.array([0], np.int32))
-  assert lottery.weights_hash(result.state.params) == (
-    lottery.weights_hash(start.params)
+  assert supermasks.weights_hash(result.state.params) == (
+    supermasks.weights_hash(start.params)
   )
   before, after = (sj.masks(s.opt_state) for s in (start, result.state))
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)

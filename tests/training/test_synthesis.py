@@ -14,19 +14,17 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import growth, models
-from sparsejax.growth.chain import get
-from sparsejax.training import (
-  augment,
-  data,
-  errors,
-  metrics,
-  synthesis,
-  synthesis_capacity,
-  synthesis_config,
-  synthesis_milestones,
-  synthesis_plots,
-)
-from sparsejax.training import synthesis_growth as policies
+from sparsejax.experiments.nest import _capacity as synthesis_capacity
+from sparsejax.experiments.nest import _config as synthesis_config
+from sparsejax.experiments.nest import _growth as policies
+from sparsejax.experiments.nest import _milestones as synthesis_milestones
+from sparsejax.experiments.nest import _plots as synthesis_plots
+from sparsejax.experiments.nest import _synthesis as synthesis
+from sparsejax.growth._chain import get
+from sparsejax.training import _errors as errors
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import data
+from sparsejax.training.data import _augment as augment
 
 ROOT = pathlib.Path(__file__).parents[2]
 

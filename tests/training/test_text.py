@@ -9,10 +9,10 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import training
-from sparsejax.training import config as config_lib
+from sparsejax.training import _config as config_lib
+from sparsejax.training import _run as run_lib
 from sparsejax.training import data as data_lib
-from sparsejax.training import run as run_lib
-from sparsejax.training import text
+from sparsejax.training.data import _text as text
 
 ROOT = pathlib.Path(__file__).parents[2]
 

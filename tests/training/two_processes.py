@@ -16,7 +16,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparsejax import training
-from sparsejax.training import checkpoint, distributed, metrics, workdir
+from sparsejax.training import _checkpoint as checkpoint
+from sparsejax.training import _metrics as metrics
+from sparsejax.training import _workdir as workdir
+from sparsejax.training.parallel import _distributed as distributed
 
 STAMP = {"seed": 0}
 # What cannot be written, and by which process; digests are the first one's alone.

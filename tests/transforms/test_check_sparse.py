@@ -9,7 +9,7 @@ from flax import nnx
 from jax.experimental import checkify
 
 import sparsejax as sj
-from sparsejax import lottery
+from sparsejax import supermasks
 
 contrib = optax.contrib
 SGD = optax.sgd(0.1)
@@ -185,8 +185,8 @@ def test_averages_and_evaluation_params_are_checked_too():
     lambda: sj.straight_through(SGD, 0.25),
     lambda: sj.sr_ste(SGD, 0.25),
     lambda: sj.top_kast(SGD, 0.25),
-    lambda: lottery.edge_popup(SGD, 0.25),
-    lambda: lottery.bernoulli_supermask(SGD, 0.25),
+    lambda: supermasks.edge_popup(SGD, 0.25),
+    lambda: supermasks.bernoulli_supermask(SGD, 0.25),
   ],
 )
 def test_forward_side_methods_promise_budgets_alone(make):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax import lottery
+from sparsejax import supermasks
 from sparsejax.growth import warm_up
 
 NARROW = ("float32", "bfloat16", "float16")
@@ -242,7 +242,9 @@ def test_momentum_of_one_dtype_over_a_second_moment_of_another():
   assert int(sj.skipped_updates(state)) == 0
 
 
-@pytest.mark.parametrize("find", [lottery.edge_popup, lottery.bernoulli_supermask])
+@pytest.mark.parametrize(
+  "find", [supermasks.edge_popup, supermasks.bernoulli_supermask]
+)
 def test_learned_masks_leave_the_weights_whatever_the_gradients_dtype(find):
   params = parameters("float32")
   tx = find(optax.sgd(0.1), 0.5)

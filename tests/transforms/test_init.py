@@ -13,7 +13,7 @@ from flax import nnx, struct
 from flax.core import freeze
 
 import sparsejax as sj
-from sparsejax import lottery
+from sparsejax import lottery, supermasks
 
 SGD = optax.sgd(0.1)
 STATIC = functools.partial(sj.static_sparse, density=0.25)
@@ -38,7 +38,7 @@ def _live(params):
     (sj.gradual_magnitude(SGD, 0.25, end_step=900), (16, 16)),  # dense at the start
     (FORWARD(SGD), (16, 16)),
     (sj.by_path(SGD, {"a/": STATIC, "b/": FORWARD}), (4, 16)),
-    (lottery.edge_popup(SGD, 0.25), (16, 16)),
+    (supermasks.edge_popup(SGD, 0.25), (16, 16)),
   ],
 )
 def test_params_are_masked_unless_the_forward_pass_does_it(tx, live):

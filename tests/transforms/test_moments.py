@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.transforms.moments import complete, factories_of, find_moments
+from sparsejax.transforms._moments import complete, factories_of, find_moments
 
 contrib = optax.contrib
 

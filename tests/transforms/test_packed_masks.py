@@ -7,8 +7,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax.training import mesh as mesh_lib
-from sparsejax.training.step import TrainState
+from sparsejax.training._step import TrainState
+from sparsejax.training.parallel import _mesh as mesh_lib
 
 SHAPES = {"a": (6, 20), "b": (3, 16, 8), "c": (9, 1)}
 

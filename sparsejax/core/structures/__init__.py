@@ -51,13 +51,24 @@ together, for instance:
 4 4
 """
 
-from sparsejax.core.structures.base import Structure, fit_units, in_matrix_order
-from sparsejax.core.structures.block import block
-from sparsejax.core.structures.channel import channel
-from sparsejax.core.structures.compress import compress_n_m, expand_n_m
-from sparsejax.core.structures.constant_fan_in import constant_fan_in
-from sparsejax.core.structures.n_m import n_m
-from sparsejax.core.structures.units import of_units
+from sparsejax.core.structures._base import (
+  Structure,
+  check_fits,
+  check_fixed,
+  check_type,
+  common_unit,
+  density_of,
+  fit_units,
+  fits_any,
+  in_matrix_order,
+)
+from sparsejax.core.structures._block import block
+from sparsejax.core.structures._channel import channel
+from sparsejax.core.structures._compress import compress_n_m, expand_n_m
+from sparsejax.core.structures._constant_fan_in import constant_fan_in
+from sparsejax.core.structures._fan_in import top_k_along
+from sparsejax.core.structures._n_m import n_m
+from sparsejax.core.structures._units import of_units
 
 __all__ = [
   "Structure",

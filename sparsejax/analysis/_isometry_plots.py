@@ -1,0 +1,133 @@
+"""Plots of how far signals go: spectra by depth, and the depth scale."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsejax.analysis._isometry import Spectrum
+
+_INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
+# Okabe and Ito's colours: told apart with any kind of sight.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def plain_figure() -> Any:
+  """A figure of one panel in the project's plain style.
+
+  Returns:
+    A matplotlib figure and its axes. Needs the `train` extra.
+  """
+  from matplotlib import figure as figures  # not among the core's dependencies
+
+  figure = figures.Figure(figsize=(6.4, 4.4), facecolor="white", layout="constrained")
+  axes = figure.subplots()
+  axes.grid(color=_GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=_FAINT, length=0, labelsize=9)
+  for side in ("top", "right"):
+    axes.spines[side].set_visible(False)
+  return figure, axes
+
+
+def plot_spectra(
+  spectra: Mapping[str, Mapping[int, Spectrum]], floor: float = -12.0
+) -> Any:
+  """Depth against the spectrum of the end-to-end Jacobian, a colour an initialization.
+
+  A line is the median singular value; the band holds all of them.
+
+  Args:
+    spectra: by name, then by depth.
+    floor: log10 below which values are drawn at the lower edge.
+
+  Returns:
+    A matplotlib figure. Needs the `train` extra.
+
+  Raises:
+    ValueError: there is nothing to draw.
+
+  Example:
+    >>> spectrum = Spectrum(np.array([0.0, -1.0]))
+    >>> figure = plot_spectra({"delta": {10: spectrum, 100: spectrum}})
+  """
+  if not spectra or len(spectra) > len(COLORS):
+    raise ValueError(
+      f"spectra must hold 1 to {len(COLORS)} initializations, got {len(spectra)}."
+    )
+  figure, axes = plain_figure()
+  for i, (name, by_depth) in enumerate(spectra.items()):
+    # Every second line is dashed: one that lies on another shows both.
+    color, dashes = COLORS[i], ("-", "--")[i % 2]
+    depths = sorted(by_depth)
+    logs = [np.nan_to_num(by_depth[d].log10, nan=floor, neginf=floor) for d in depths]
+    low, middle, high = (
+      np.maximum([f(values) for values in logs], floor)
+      for f in (np.min, np.median, np.max)
+    )
+    axes.fill_between(depths, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(depths, middle, dashes, color=color, lw=2, marker="o", ms=4, label=name)
+  axes.set_xscale("log")
+  axes.set_ylim(floor, None)
+  axes.set_xlabel("depth, layers", color=_FAINT)
+  axes.set_ylabel("singular values, log10", color=_FAINT)
+  axes.set_title("Spectrum of the end-to-end Jacobian", loc="left", color=_INK)
+  figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
+  return figure
+
+
+def plot_depth_scale(
+  depths: Sequence[int],
+  weight_variances: Sequence[float],
+  losses: np.ndarray,
+  lengths: Sequence[float],
+  chance: float = float(np.log(10)),
+) -> Any:
+  """Loss after some steps over depth and sigma_w^2, and where theory puts the edge.
+
+  Args:
+    depths: (d,).
+    weight_variances: (v,), sigma_w^2.
+    losses: (d, v), NaN where training broke.
+    lengths: (v,), the correlation length at each variance; the line is six of them.
+    chance: the loss that nothing learnt has.
+
+  Returns:
+    A matplotlib figure. Needs the `train` extra.
+
+  Raises:
+    ValueError: the shapes do not fit.
+
+  Example:
+    >>> figure = plot_depth_scale([10, 20], [0.9, 1.0], np.ones((2, 2)), [10, 500])
+  """
+  losses = np.asarray(losses, float)
+  if losses.shape != (len(depths), len(weight_variances)):
+    raise ValueError(
+      f"losses must be of shape {(len(depths), len(weight_variances))}, got "
+      f"{losses.shape}."
+    )
+  figure, axes = plain_figure()
+  values = np.clip(np.nan_to_num(losses, nan=chance), None, chance)
+  mesh = axes.pcolormesh(
+    np.asarray(weight_variances),
+    np.asarray(depths),
+    values,
+    cmap="viridis_r",
+    shading="nearest",
+    vmax=chance,
+  )
+  bar = figure.colorbar(mesh, ax=axes, label="training loss")
+  bar.outline.set_visible(False)
+  bottom, top = axes.get_ylim()
+  reach = np.minimum(6 * np.asarray(lengths, float), 100 * top)
+  axes.plot(weight_variances, reach, "--", color="white", linewidth=3.5)
+  axes.plot(weight_variances, reach, "--", color=COLORS[1], linewidth=2, label="6 ξ")
+  axes.set_yscale("log")
+  axes.set_ylim(max(bottom, min(depths) / 1.4), max(depths) * 1.2)
+  axes.grid(visible=False)
+  axes.set_xlabel("σw²", color=_FAINT)
+  axes.set_ylabel("depth, layers", color=_FAINT)
+  axes.set_title("What can be trained, and the theory's edge", loc="left", color=_INK)
+  axes.legend(loc="upper right", frameon=True)
+  return figure

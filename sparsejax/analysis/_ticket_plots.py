@@ -1,0 +1,148 @@
+"""Plots of lottery tickets, as in the papers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsejax.analysis._isometry_plots import COLORS, plain_figure
+
+_INK, _FAINT = "#1f2430", "#7a8191"
+_ORDER = ("ticket", "reinit", "random", "one_shot")
+_NAMES = {
+  "ticket": "winning ticket",
+  "reinit": "random reinitialization",
+  "reinit_signs": "reinitialization, same signs",
+  "random": "shuffled masks",
+  "random_reinit": "shuffled masks, reinitialized",
+  "one_shot": "one-shot",
+}
+
+
+def plot_tickets(
+  curves: Mapping[str, Mapping[float, Sequence[float]]],
+  ylabel: str,
+  dense: Sequence[float] = (),
+  title: str = "",
+) -> Any:
+  """A quantity against weights remaining: mean over seeds, and their whole range.
+
+  Args:
+    curves: by the name of what was trained ("ticket", "reinit", "random", "one_shot"
+      ...), then by density in (0, 1): one value a seed.
+    ylabel: what the values are.
+    dense: the dense network's, a line across.
+    title: above the plot.
+
+  Returns:
+    A matplotlib figure; weights remaining fall from left to right. Needs the `train`
+    extra.
+
+  Raises:
+    ValueError: there is nothing to draw.
+
+  References:
+    Frankle and Carbin 2019, figures 3 and 4.
+
+  Example:
+    >>> curves = {"ticket": {0.5: [98.0, 98.2], 0.2: [98.1, 98.4]}}
+    >>> figure = plot_tickets(curves, "test accuracy, %", dense=[97.9, 98.0])
+  """
+  if not curves or len(curves) > len(COLORS):
+    raise ValueError(f"curves must hold 1 to {len(COLORS)} names, got {len(curves)}.")
+  figure, axes = plain_figure()
+  names = sorted(curves, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
+  ticks: set[float] = set()
+  for color, name in zip(COLORS, names, strict=False):
+    densities = sorted(curves[name], reverse=True)
+    values = [np.asarray(curves[name][d], float) for d in densities]
+    x = 100 * np.asarray(densities)
+    low, high = [v.min() for v in values], [v.max() for v in values]
+    means = [v.mean() for v in values]
+    label = _NAMES.get(name, name.replace("_", " "))
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(x, means, color=color, linewidth=2, marker="o", ms=4, label=label)
+    ticks.update(np.round(x, 1).tolist())
+  if len(dense):
+    axes.axhline(
+      float(np.mean(dense)), color=_INK, lw=1.2, ls=(0, (5, 3)), label="dense"
+    )
+    axes.axhspan(min(dense), max(dense), color=_INK, alpha=0.08, lw=0)
+  axes.set_xscale("log")
+  axes.invert_xaxis()
+  axes.set_xticks(sorted(ticks), [f"{t:g}" for t in sorted(ticks)], rotation=60)
+  axes.set_xticks([], minor=True)
+  axes.set_xlabel("weights remaining, %", color=_FAINT)
+  axes.set_ylabel(ylabel, color=_FAINT)
+  axes.set_title(title, loc="left", color=_INK)
+  axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+  return figure
+
+
+def plot_instability(values: Mapping[int, Sequence[float]], stable: float = 2.0) -> Any:
+  """Instability against the step from which two networks went different ways.
+
+  Args:
+    values: by step: one value a seed, percent of error.
+    stable: the line below which a network counts as stable.
+
+  Returns:
+    A matplotlib figure. Needs the `train` extra.
+
+  Raises:
+    ValueError: there is nothing to draw.
+
+  References:
+    Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis",
+    figure 3.
+
+  Example:
+    >>> figure = plot_instability({0: [30.0, 34.0], 500: [1.0, 1.5]})
+  """
+  if not values:
+    raise ValueError("values must hold at least one step, got none.")
+  figure, axes = plain_figure()
+  steps = sorted(values)
+  several = [np.asarray(values[s], float) for s in steps]
+  low, high = [v.min() for v in several], [v.max() for v in several]
+  axes.fill_between(steps, low, high, color=COLORS[0], alpha=0.15, linewidth=0)
+  means = [v.mean() for v in several]
+  axes.plot(steps, means, color=COLORS[0], linewidth=2, marker="o", ms=4)
+  axes.axhline(
+    stable, color=_FAINT, lw=1, ls=(0, (5, 3)), label=f"stable: {stable:g} %"
+  )
+  axes.set_xscale("symlog", linthresh=max(1, min([s for s in steps if s] or [1])))
+  axes.set_xticks(steps, [f"{s:,}" for s in steps])
+  axes.set_xticks([], minor=True)
+  axes.set_ylim(bottom=min(0.0, *low))
+  axes.set_xlabel("step from which the data differ", color=_FAINT)
+  axes.set_ylabel("instability, points of error", color=_FAINT)
+  axes.legend(frameon=False, labelcolor=_INK)
+  return figure
+
+
+def plot_connectivity(counts: np.ndarray, title: str = "") -> Any:
+  """The picture of `input_connectivity`.
+
+  Args:
+    counts: (height, width) or (height, width, channels), which are summed.
+    title: above the picture.
+
+  Returns:
+    A matplotlib figure. Needs the `train` extra.
+
+  Example:
+    >>> figure = plot_connectivity(np.arange(16).reshape(4, 4))
+  """
+  counts = np.asarray(counts)
+  figure, axes = plain_figure()
+  image = axes.imshow(counts if counts.ndim == 2 else counts.sum(-1), cmap="viridis")
+  axes.grid(visible=False)
+  axes.set_xticks([])
+  axes.set_yticks([])
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+  bar = figure.colorbar(image, ax=axes, label="live weights")
+  bar.outline.set_visible(False)
+  axes.set_title(title, loc="left", color=_INK)
+  return figure

@@ -1,0 +1,103 @@
+"""What tickets have in common, and where their weights are."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax.core import path_string
+
+PyTree = Any
+
+
+def layer_densities(masks: PyTree) -> dict[str, float]:
+  """The density of every layer.
+
+  Args:
+    masks: tree of bool arrays, None at leaves without a mask.
+
+  Returns:
+    Live weights / weights, by path.
+
+  Example:
+    >>> layer_densities({"a": np.array([[True, False]]), "b": None})
+    {'a': 0.5}
+  """
+  return {name: float(m.mean()) for name, m in _named(masks).items()}
+
+
+def overlap(first: PyTree, second: PyTree) -> dict[str, tuple[float, float]]:
+  """How much two tickets share, layer by layer, beside what chance would share.
+
+  J = |A and B| / |A or B|;  by chance p q / (p + q - p q), for layers of densities p, q
+
+  Args:
+    first: tree of bool arrays, None at leaves without a mask.
+    second: a tree like it.
+
+  Returns:
+    `(J, J by chance)` by path, and over all layers together as "all"; NaN where
+    nothing is live.
+
+  Raises:
+    ValueError: the layers or their shapes differ.
+
+  Example:
+    >>> a, b = np.array([[True, True, False, False]]), np.array([[True, False] * 2])
+    >>> found = overlap({"kernel": a}, {"kernel": b})
+    >>> [round(x, 3) for x in found["kernel"]]
+    [0.333, 0.333]
+  """
+  a, b = _named(first), _named(second)
+  shapes = [{name: m.shape for name, m in x.items()} for x in (a, b)]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+      f"masks must have the same layers, got {shapes[0]} and {shapes[1]}."
+    )
+  found, sums = {}, np.zeros(4)
+  for name in a:
+    n, p, q = a[name].size, a[name].mean(), b[name].mean()
+    both, either = (a[name] & b[name]).sum(), (a[name] | b[name]).sum()
+    counts = np.array([both, either, n * p * q, n * (p + q - p * q)], float)
+    found[name] = _ratios(counts)
+    sums += counts
+  return {**found, "all": _ratios(sums)}
+
+
+def input_connectivity(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+  """How many live weights each input pixel has: a picture of what a ticket looks at.
+
+  Args:
+    mask: bool (inputs, outputs), of the first dense layer.
+    image_shape: of an image, (height, width) or (height, width, channels).
+
+  Returns:
+    int (height, width) or (height, width, channels).
+
+  Raises:
+    ValueError: the layer has not as many inputs as the image has pixels.
+
+  Example:
+    >>> input_connectivity(np.array([[True, True], [False, True]]), (1, 2)).tolist()
+    [[2, 1]]
+  """
+  mask = np.asarray(mask)
+  if mask.ndim != 2 or mask.shape[0] != int(np.prod(image_shape)):
+    raise ValueError(
+      f"mask must have a row for each of the {int(np.prod(image_shape))} pixels of "
+      f"{image_shape}, got shape {mask.shape}."
+    )
+  return mask.sum(1).reshape(image_shape)
+
+
+def _named(masks: PyTree) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(masks)
+  return {path_string(path): np.asarray(m) for path, m in leaves}
+
+
+def _ratios(counts) -> tuple[float, float]:
+  both, either, chance, chance_either = counts
+  return (
+    float(both / either) if either else float("nan"),
+    float(chance / chance_either) if chance_either else float("nan"),
+  )

@@ -1,0 +1,9 @@
+"""Cuts dead units out of a traced function."""
+
+from sparsejax.analysis.compaction._compact import Compact, compact, live_parameters
+
+__all__ = [
+  "Compact",
+  "compact",
+  "live_parameters",
+]

@@ -1,0 +1,223 @@
+"""What is known of each value of a program before it is run, element by element."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr._movement import MOVES, move
+from sparsejax.analysis.jaxpr._program import Operation, Program
+
+
+class Facts:
+  """The values of a traced program, seen for a batch of one.
+
+  Attributes:
+    program: traced at a batch of two.
+    shapes: of all values, at a batch of one.
+    batch: `{value: {axis: size for a batch of one}}`, of axes that grow with the batch.
+    constants: values made of parameters and literals alone, at a batch of one.
+    stacked: those that have a leading axis of a loop's rounds.
+    made_of: paths of the parameters that a constant is made of.
+  """
+
+  def __init__(self, two: Program, three: Program, leaves: Sequence[Any], paths):
+    self.program = two
+    self.batch = _batch_axes(two, three)
+    self.shapes = {
+      i: tuple(self.batch[i].get(a, s) for a, s in enumerate(shape))
+      for i, shape in two.shapes.items()
+    }
+    self.constants: dict[int, np.ndarray] = {}
+    self.stacked: set[int] = set()
+    self.made_of: dict[int, tuple[str, ...]] = {}
+    self.varying = _all_varying(two)
+    self._producers: dict[int, Operation] = {}
+    self._outside: dict[int, int] = {}  # what a loop's constants are outside of it
+    self._whole: dict[int, Any] = {}
+    for number, leaf, path in zip(two.params, leaves, paths, strict=True):
+      self._set(number, leaf, (path,))
+    self._evaluate(two)
+    del self._whole
+
+  def is_constant(self, value: Any) -> bool:
+    """Whether a value is a literal or made of parameters alone."""
+    return not isinstance(value, int) or value not in self.varying
+
+  def array(self, value: Any) -> Any:
+    """A constant or a literal."""
+    return self.constants[value] if isinstance(value, int) else value
+
+  def paths(self, value: Any) -> tuple[str, ...]:
+    """The parameters that a constant is made of; of a literal there are none."""
+    return self.made_of[value] if isinstance(value, int) else ()
+
+  def shape(self, value: Any) -> tuple[int, ...]:
+    """Of a value or a literal, at a batch of one."""
+    return self.shapes[value] if isinstance(value, int) else np.shape(value)
+
+  def variables(self, operation: Operation) -> list[int]:
+    """The operands that depend on the input."""
+    return [i for i in operation.inputs if not self.is_constant(i)]
+
+  def nonzero(self, value: Any) -> np.ndarray:
+    """Which elements of a constant are not zero, in any round of a loop."""
+    if not isinstance(value, int):
+      return np.asarray(value) != 0
+    flags = self.constants[value] != 0
+    return flags.any(0) if value in self.stacked else flags
+
+  def places(self, value: Any) -> tuple[int, np.ndarray] | None:
+    """Where the elements of a constant stand in the one parameter that it moves.
+
+    Args:
+      value: a literal or the number of a constant.
+
+    Returns:
+      The parameter's number, and for each element the index in its flat array; None if
+      the constant is made of several, or by arithmetic.
+    """
+    found = self._places(value)
+    if found is None:
+      return None
+    leaf, array = found
+    for axis, size in self.batch[value].items():
+      array = array.take(np.arange(size), axis)
+    return leaf, array
+
+  def _places(self, value: Any) -> tuple[int, np.ndarray] | None:
+    if not isinstance(value, int) or value in self.stacked:
+      return None
+    if value in self.program.params:
+      shape = self.program.shapes[value]
+      return value, np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    if value in self._outside:
+      return self._places(self._outside[value])
+    operation = self._producers.get(value)
+    if operation is None or operation.name not in MOVES:
+      return None
+    source, *others = operation.inputs
+    found = None if others else self._places(source)
+    if found is None:
+      return None
+    shapes = [self.program.shapes[i] for i in operation.outputs]
+    moved = move(operation.name, operation.params, shapes, [found[1]])
+    return found[0], moved[operation.outputs.index(value)]
+
+  def _set(self, number, value, made_of, stacked=False) -> None:
+    self._whole[number] = value
+    self.made_of[number] = made_of
+    if stacked:
+      self.stacked.add(number)
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+      return
+    small = np.asarray(value)
+    for axis, size in self.batch[number].items():
+      small, rest = np.split(small, [size], axis + stacked)
+      if not np.array_equal(small, rest, equal_nan=small.dtype.kind == "f"):
+        raise ValueError(
+          "apply_fn must treat all examples alike, got a constant that differs "
+          "between the first and the second."
+        )
+    self.constants[number] = small
+
+  def _evaluate(self, program: Program) -> None:
+    for number, value in program.constants.items():
+      self._set(number, value, ())
+    for operation in program.operations:
+      if self.varying.isdisjoint(operation.outputs):
+        self._fold(operation)
+      elif operation.name == "scan":
+        self._enter(operation)
+
+  def _fold(self, operation: Operation) -> None:
+    ids = list(_program.operands(operation))
+    stacked = not self.stacked.isdisjoint(ids)
+    made_of = dict.fromkeys(path for i in ids for path in self.made_of[i])
+    values = [self._whole[i] if isinstance(i, int) else i for i in operation.inputs]
+    shapes = [self.program.shapes[i] for i in operation.outputs]
+    if operation.name in MOVES and not stacked:
+      arrays = [np.asarray(value) for value in values]
+      outputs = move(operation.name, operation.params, shapes, arrays)
+      if operation.name == "convert_element_type":
+        outputs = [outputs[0].astype(operation.params["new_dtype"])]
+    else:
+      outputs = self._bind(operation, values, stacked)
+    for number, value in zip(operation.outputs, outputs, strict=True):
+      self._set(number, value, tuple(made_of), stacked)
+      self._producers[number] = operation
+
+  def _bind(self, operation, values, stacked):
+    def bind(*values):
+      if operation.name == "scan":
+        program = Program((operation,), (), (), operation.outputs, {}, {}, {})
+        given = dict(zip(_program.operands(operation), values, strict=True))
+        return _program.evaluate(program._replace(constants=given), (), ())[0]
+      outputs = operation.primitive.bind(*values, **operation.params)
+      return outputs if operation.primitive.multiple_results else [outputs]
+
+    values = [jnp.asarray(value) for value in values]
+    if not stacked:
+      return bind(*values)
+    axes = [0 if i in self.stacked else None for i in operation.inputs]
+    return jax.vmap(bind, tuple(axes))(*values)
+
+  def _enter(self, operation: Operation) -> None:
+    """Gives a loop's body its constants: those of all rounds, stacked."""
+    body, p = operation.params["body"], operation.params
+    first = p["num_consts"] + p["num_carry"]
+    for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
+      if inner in self.varying:
+        continue
+      if isinstance(outer, int) and outer in self.stacked:
+        raise ValueError("compact cannot follow a loop inside a loop ('scan').")
+      value = self._whole[outer] if isinstance(outer, int) else outer
+      if k >= p["num_consts"] and k < first:
+        raise ValueError("compact cannot follow a loop that carries parameters.")
+      self._set(inner, value, self.paths(outer), stacked=k >= first)
+      if k < first and isinstance(outer, int):
+        self._outside[inner] = outer
+    self._evaluate(body)
+
+
+def _all_varying(program: Program) -> set[int]:
+  """Values that depend on inputs, in the bodies of loops too."""
+  found = _program.varying(program)
+  for operation in program.operations:
+    if operation.name == "scan" and not found.isdisjoint(operation.outputs):
+      p, body = operation.params, operation.params["body"]
+      flags = [isinstance(i, int) and i in found for i in operation.inputs]
+      carry = slice(p["num_consts"], p["num_consts"] + p["num_carry"])
+      # A carry may begin as a constant and vary later; all of them count as varying.
+      flags[carry] = [True] * p["num_carry"]
+      found |= _nested(body, flags)
+  return found
+
+
+def _nested(body: Program, flags) -> set[int]:
+  found = _program.varying(body, flags)
+  if any(o.name == "scan" and not found.isdisjoint(o.outputs) for o in body.operations):
+    raise ValueError("compact cannot follow a loop inside a loop ('scan').")
+  return found
+
+
+def _batch_axes(two: Program, three: Program) -> dict[int, dict[int, int]]:
+  same = len(two.operations) == len(three.operations) and all(
+    a.name == b.name and a.outputs == b.outputs
+    for a, b in zip(two.operations, three.operations, strict=True)
+  )
+  found = {}
+  for i, shape in two.shapes.items():
+    other = three.shapes.get(i, ())
+    same = same and len(other) == len(shape)
+    pairs = list(zip(shape, other, strict=False))
+    found[i] = {a: m // 2 for a, (m, n) in enumerate(pairs) if m != n}
+    if not same or any(3 * m != 2 * n for m, n in pairs if m != n):
+      raise ValueError(
+        "apply_fn must do the same for every size of the batch, got other operations "
+        "or sizes for 2 and 3 examples."
+      )
+  return found

@@ -1,0 +1,340 @@
+"""Which elements stand or fall together: units, and which of them are kept.
+
+Every element has the number of a unit. Operations join units: an addition those of its
+operands, a convolution all positions of a channel. What remains apart can be removed
+one by one, and what is kept of any value is a product of sets, one for each axis.
+A product of two activations joins nothing: it asks that axes keep the same indices, as
+the heads of queries, keys, values and attention do.
+"""
+
+import copy
+
+import numpy as np
+
+from sparsejax.analysis.compaction._constants import Facts
+from sparsejax.analysis.compaction._reachability import Reach
+from sparsejax.analysis.compaction._rules import (
+  ELEMENTWISE,
+  PRODUCTS,
+  REDUCTIONS,
+  WINDOWS,
+  window_axes,
+)
+from sparsejax.analysis.compaction._union_find import Union
+from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr._movement import MOVES, RESHAPES, move
+from sparsejax.analysis.jaxpr._program import Operation, Program
+
+_FIXED = 0  # the unit of everything that must stay
+
+
+class Units:
+  """Units of a program's values, and the sets of indices that are kept.
+
+  Attributes:
+    of: `{value: int array}`, the unit of each element at a batch of one.
+    contracts: outputs of those sums that run over units.
+    flat: values that are the input, up to reshapes and elementwise functions: any of
+      their elements can be removed, since they are made of a list of pixels.
+    boxed: those of them that something else looks at, along their axes.
+    kept: `{value: [indices of each axis]}`, from `settle`.
+  """
+
+  def __init__(self, facts: Facts, reach: Reach):
+    self.facts, self.reach = facts, reach
+    self.of: dict[int, np.ndarray] = {}
+    self.contracts: set[int] = set()
+    self.flat: set[int] = set()
+    self.boxed: set[int] = set()
+    self.kept: dict[int, list[np.ndarray]] = {}
+    self._union = Union(_FIXED + 1)
+    self._implied: list[tuple[np.ndarray, int]] = []
+    # (value, axis, value, axis): pairs of axes that must keep the same indices.
+    self._paired: list[tuple[int, int, int, int]] = []
+    self._keep = np.zeros(0, bool)
+    program = facts.program
+    for i in program.inputs:
+      self.of[i] = self._union.new(facts.shapes[i])
+      self.flat.add(i)
+    self._walk(program)
+    for i in program.outputs:
+      if isinstance(i, int) and i in self.of:
+        self._union.join(self.of[i], _FIXED)
+    self._find_flat(program)
+
+  def settle(self) -> None:
+    """Finds what is kept: all that is alive, and what cannot be parted from it."""
+    # At first the groups of all elements that are alive.
+    if not len(self._keep):
+      self._keep = np.zeros(len(self._union), bool)
+      self._keep[_FIXED] = True
+      for i, units in self.of.items():
+        alive = np.broadcast_to(self.reach.alive(i), units.shape)
+        self._keep[self._union.find(units[alive])] = True
+    roots = {i: self.roots(i) for i in self.of}
+
+    # Then what those imply, until nothing is added. Only kept units are added, so the
+    # order does not matter.
+    while True:
+      before = np.count_nonzero(self._keep)
+      # A kept copy keeps what it was copied from.
+      for units, implied in self._implied:
+        if self._keep[self._union.find(units)].any():
+          self._keep[self._union.find(np.asarray(implied))] = True
+      # What is kept of a value is a box along its axes.
+      for i, units in roots.items():
+        if i not in self.flat or i in self.boxed:
+          whole = self._box(i, self._keep[units])
+          self._keep[units[np.ix_(*whole)]] = True
+      # Axes that a product of two activations makes one keep the same indices.
+      for left, a, right, b in self._paired:
+        self._pair(roots, left, a, right, b)
+        self._pair(roots, right, b, left, a)
+      if np.count_nonzero(self._keep) == before:
+        break
+
+    # The boxes; an input of which all is kept needs no list of pixels.
+    for i, units in roots.items():
+      self.kept[i] = self._box(i, self._keep[units])
+    if all(self.mask(i).all() for i in self.facts.program.inputs):
+      self.flat = set()
+
+  def fork(self) -> "Units":
+    """A copy in which other units can be kept."""
+    other = copy.copy(self)
+    other._keep, other.kept = self._keep.copy(), {}
+    other.flat, other.boxed = set(self.flat), set(self.boxed)
+    return other
+
+  def _pair(self, roots, source: int, a: int, target: int, b: int) -> None:
+    """Keeps the indices of one axis that are kept of another."""
+    units = roots[target]
+    wanted = self._box(source, self._keep[roots[source]])[a]
+    sets = self._box(target, self._keep[units])
+    missing = np.setdiff1d(wanted, sets[b])
+    if len(missing):
+      # Where nothing is kept of the target yet, the whole slice is.
+      sets = [k if len(k) else np.arange(units.shape[x]) for x, k in enumerate(sets)]
+      sets[b] = missing
+      self._keep[units[np.ix_(*sets)]] = True
+
+  def mask(self, value: int) -> np.ndarray:
+    """Which elements of a value are kept."""
+    return self._keep[self.roots(value)]
+
+  def roots(self, value: int) -> np.ndarray:
+    """The unit of each element, the same for all that have been joined."""
+    return self._union.find(self.of[value])
+
+  def keep(self, value: int, flags: np.ndarray) -> None:
+    """Keeps the units of some elements; `settle` follows."""
+    self._keep[self._union.find(self.of[value][flags])] = True
+
+  def _box(self, value: int, mask: np.ndarray) -> list[np.ndarray]:
+    """The smallest product of index sets that holds a mask; whole on batch axes."""
+    sets = []
+    for axis in range(mask.ndim):
+      some = mask.any(tuple(a for a in range(mask.ndim) if a != axis))
+      if axis in self.facts.batch[value] and some.any():
+        some = np.ones_like(some)
+      sets.append(np.flatnonzero(some))
+    return sets
+
+  # What each operation joins.
+
+  def _walk(self, program: Program) -> None:
+    for operation in program.operations:
+      if self.facts.varying.isdisjoint(operation.outputs):
+        continue
+      if operation.name == "scan":
+        self._walk_scan(operation)
+        continue
+      outputs = self._outputs(operation)
+      for i, units in zip(operation.outputs, outputs, strict=True):
+        self.of[i] = units
+        for axis, size in self.facts.batch[i].items():
+          if size > 1:
+            self._union.join_along(units, (axis,))
+
+  def _outputs(self, operation: Operation) -> list[np.ndarray]:
+    name, shapes = operation.name, [self.facts.shapes[i] for i in operation.outputs]
+    if name == "broadcast_in_dim":
+      return [self._broadcast(operation, shapes[0])]
+    if name in MOVES:
+      return self._move(operation, shapes)
+    if name in ELEMENTWISE:
+      return [self._elementwise(operation, shapes[0])]
+    if name in REDUCTIONS:
+      return [self._reduce(operation)]
+    if name in WINDOWS:
+      units = self.of[operation.inputs[0]]
+      units = self._union.join_along(units, window_axes(operation))
+      return [np.broadcast_to(units, shapes[0])]
+    varying = self.facts.variables(operation)
+    if name in PRODUCTS and len(varying) == 1:
+      product = self._dot if name == "dot_general" else self._convolve
+      return [product(operation, shapes[0])]
+    if name == "dot_general":
+      return [self._dot_both(operation, shapes[0])]
+    for i in varying:
+      self._union.join(self.of[i], _FIXED)
+    return [np.full(shape, _FIXED) for shape in shapes]
+
+  def _units(self, value, shape) -> np.ndarray:
+    """Units of an operand; elements of a constant can be removed freely."""
+    return self._union.new(shape) if self.facts.is_constant(value) else self.of[value]
+
+  def _move(self, operation: Operation, shapes) -> list[np.ndarray]:
+    if operation.name == "pad":
+      units = self.of[operation.inputs[0]]
+      fresh = self._union.new(shapes[0])
+      return move("pad", operation.params, shapes, [units, fresh], fresh)
+    arrays = [self._units(i, self.facts.shape(i)) for i in operation.inputs]
+    return move(operation.name, operation.params, shapes, arrays)
+
+  def _spread(self, units: np.ndarray, shape) -> np.ndarray:
+    """Units of a value that is repeated along some axes."""
+    roots = self._union.find(units)
+    if units.size < np.prod(shape) and (roots == roots.flat[0]).all():
+      # What is repeated must stay if any copy does, but copies can be removed.
+      fresh = self._union.new(shape)
+      self._implied.append((fresh, int(roots.flat[0])))
+      return fresh
+    return np.broadcast_to(units, shape)
+
+  def _broadcast(self, operation: Operation, shape) -> np.ndarray:
+    units = self.of[operation.inputs[0]]
+    wide = [1] * len(shape)
+    dims = operation.params["broadcast_dimensions"]
+    for axis, size in zip(dims, units.shape, strict=True):
+      wide[axis] = size
+    return self._spread(units.reshape(wide), shape)
+
+  def _elementwise(self, operation: Operation, shape) -> np.ndarray:
+    found = None
+    for i in operation.inputs:
+      if self.facts.is_constant(i):
+        continue
+      units = self.of[i]
+      if not units.shape:
+        units = units.reshape((1,) * len(shape))
+      units = self._spread(units, shape)
+      if found is None:
+        found = units
+      else:
+        self._union.join(found, units)
+    assert found is not None
+    return found
+
+  def _reduce(self, operation: Operation) -> np.ndarray:
+    axes = tuple(operation.params["axes"])
+    units = self.of[operation.inputs[0]]
+    free = [a for a in range(units.ndim) if a not in axes]
+    roots = self._union.find(units)
+    alike = all((roots == roots.take([0], a)).all() for a in free)
+    if operation.name == "reduce_sum" and alike and roots.size > 1:
+      self.contracts.add(operation.outputs[0])
+      return np.full([units.shape[a] for a in free], _FIXED)
+    units = self._union.join_along(units, axes)
+    return units.reshape([units.shape[a] for a in free])
+
+  def _dot(self, operation: Operation, shape) -> np.ndarray:
+    (axes, batch) = operation.params["dimension_numbers"]
+    side = int(self.facts.is_constant(operation.inputs[0]))
+    value = operation.inputs[side]
+    units = self.of[value]
+    if batch[0]:
+      self._union.join(units, _FIXED)
+      return np.full(shape, _FIXED)
+    free = [a for a in range(units.ndim) if a not in axes[side]]
+    self._union.join_along(units, free)
+    # The result has the left operand's free axes, then the right's.
+    mine = range(len(free)) if side == 0 else range(len(shape) - len(free), len(shape))
+    return self._fresh(shape, [a for a in range(len(shape)) if a not in mine])
+
+  def _dot_both(self, operation: Operation, shape) -> np.ndarray:
+    """A product of two activations, such as queries and keys.
+
+    Axes that are one in the product keep the same indices. The result has a unit for
+    each index of the axes along which the operands have units that differ.
+    """
+    axes, batch = operation.params["dimension_numbers"]
+    values, out = operation.inputs, operation.outputs[0]
+    contracted = zip(*axes, strict=True)
+    self._paired += [(values[0], a, values[1], b) for a, b in contracted]
+    apart, place = [], len(batch[0])
+    for side, value in enumerate(values):
+      roots = self._union.find(self.of[value])
+      free = [a for a in range(roots.ndim) if a not in (*axes[side], *batch[side])]
+      rows = [*enumerate(batch[side]), *enumerate(free, place)]
+      place += len(free)
+      for target, a in rows:
+        self._paired.append((value, a, out, target))
+        if (roots != roots.take([0], a)).any():
+          apart.append(target)
+    return self._fresh(shape, apart)
+
+  def _convolve(self, operation: Operation, shape) -> np.ndarray:
+    p = operation.params
+    if self.facts.is_constant(operation.inputs[0]) or p["batch_group_count"] > 1:
+      for i in self.facts.variables(operation):
+        self._union.join(self.of[i], _FIXED)
+      return np.full(shape, _FIXED)
+    dims, groups = p["dimension_numbers"], p["feature_group_count"]
+    units = self.of[operation.inputs[0]]
+    channel, feature = dims.lhs_spec[1], dims.out_spec[1]
+    others = [a for a in range(units.ndim) if a != channel]
+    units = self._union.join_along(units, others)
+    if groups == 1:
+      return self._fresh(shape, [feature])
+    # A group of channels stays or goes whole, with its features.
+    by_group = units.reshape(groups, -1)
+    self._union.join(by_group, by_group[:, :1])
+    wide = [1] * len(shape)
+    wide[feature] = shape[feature]
+    each = np.repeat(by_group[:, 0], shape[feature] // groups).reshape(wide)
+    return np.broadcast_to(each, shape)
+
+  def _fresh(self, shape, axes) -> np.ndarray:
+    """A new unit for every index of some axes, the same along the others."""
+    wide = [size if a in axes else 1 for a, size in enumerate(shape)]
+    return np.broadcast_to(self._union.new(wide), shape)
+
+  def _walk_scan(self, operation: Operation) -> None:
+    """The layers of a loop have one set of units, for they have one shape."""
+    body, p = operation.params["body"], operation.params
+    consts, carries = p["num_consts"], p["num_carry"]
+    first = consts + carries
+    for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
+      if inner not in self.facts.varying:
+        continue
+      shape = self.facts.shapes[inner]
+      if self.facts.is_constant(outer):
+        self.of[inner] = self._union.new(shape)
+      else:
+        units = self.of[outer]
+        self.of[inner] = self._union.join_along(units, (0,))[0] if k >= first else units
+    self._walk(body)
+    for k, (out, inner) in enumerate(zip(operation.outputs, body.outputs, strict=True)):
+      shape = self.facts.shapes[out]
+      units = self._units(inner, shape if k < carries else shape[1:])
+      if k < carries:
+        self._union.join(units, self.of[body.inputs[consts + k]])
+      self.of[out] = np.broadcast_to(units, shape)
+
+  def _find_flat(self, program: Program) -> None:
+    """Values that are made of the input's pixels one by one."""
+    for operation in program.operations:
+      varying = self.facts.variables(operation)
+      simple = operation.name in ELEMENTWISE or operation.name in RESHAPES
+      if len(varying) != 1 or varying[0] not in self.flat or not simple:
+        continue
+      out = operation.outputs[0]
+      if len(operation.outputs) == 1 and self.of[out].size == self.of[varying[0]].size:
+        self.flat.add(out)
+    for operation in program.operations:
+      if not self.flat.issuperset(operation.outputs):
+        self.boxed.update(self.flat.intersection(_program.operands(operation)))
+    self.boxed.update(
+      i for i in program.outputs if isinstance(i, int) and i in self.flat
+    )

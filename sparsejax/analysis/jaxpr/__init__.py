@@ -1,0 +1,13 @@
+"""Reads a function as a flat program: trace, evaluate, propagate."""
+
+from sparsejax.analysis.jaxpr._movement import MOVES, move
+from sparsejax.analysis.jaxpr._program import (
+  Operation,
+  Program,
+  evaluate,
+  operands,
+  trace,
+  varying,
+)
+
+__all__ = []

@@ -1,0 +1,454 @@
+"""Which axes of a kernel are its inputs and outputs, and which stack layers.
+
+A kernel is a matrix in another shape: each output sums over all inputs. Attention's
+query kernel of flax is (d, heads, head_dim), its output kernel (heads, head_dim, d), a
+convolution's (height, width, in, out), a torch-style one (out, in, height, width).
+Known by default, from paths and shapes alone:
+
+| leaf | rank | inputs | outputs | others |
+|---|---|---|---|---|
+| any | 2 | 0 | 1 | |
+| any in a module named like `conv`, or any | 3; 4 or 5 | -2 | -1 | taps |
+| `weight`, `weight_ih`, `weight_hh`, `in_proj_weight` | 2 | 1 | 0 | |
+| `weight` in a module named like `conv`, or any | 3; 4 or 5 | 1 | 0 | taps |
+| of `query`, `key`, `value` | 3 | 0 | 1, 2 | |
+| of `out` beside a `query` | 3 | 0, 1 | 2 | |
+| with a bias of the last two or more axes' shape | 3 or more | first | those | |
+| of `DenseGeneral`, `LinearGeneral`, bias of rank 1 | 3 or more | first | last | |
+
+Ranks are those of one layer, without the axes that stack layers. The bias in the same
+module decides where it contradicts the name. All other kernels, and those of modules
+named like `einsum`, are declared by `input_axes`, or refused by what must know.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparsejax.core._checks import check_callable, check_regex
+from sparsejax.core._stacked import stacked_axes
+from sparsejax.core._tree import Where, check_where, matches, named_leaves
+
+Array = jax.Array
+PyTree = Any
+
+
+class KernelAxes(NamedTuple):
+  """Declares the input and output axes of a kernel; the others are its taps.
+
+  Attributes:
+    inputs: the axes that a product sums over, an integer or several.
+    outputs: the axes of its result.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> conv1d = sj.KernelAxes(inputs=1, outputs=2)  # of a kernel (width, in, out)
+  """
+
+  inputs: int | tuple[int, ...]
+  outputs: int | tuple[int, ...]
+
+
+Axes = int | tuple[int, ...] | KernelAxes
+InputAxes = Mapping[str, Axes] | Callable[[str, Array], Axes | None] | None
+Stacked = Where | Mapping[str, int | tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAxes:
+  """What the axes of a leaf are: static, one per sparsified leaf.
+
+  Attributes:
+    path: the leaf's, slash-separated.
+    shape: the leaf's.
+    stacked: axes that stack layers, in rising order, as the others.
+    inputs: axes that a product sums over; empty where they are not known.
+    outputs: axes of its result; likewise.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  stacked: tuple[int, ...] = ()
+  inputs: tuple[int, ...] = ()
+  outputs: tuple[int, ...] = ()
+
+  @property
+  def known(self) -> bool:
+    """Whether inputs and outputs are known."""
+    return bool(self.inputs)
+
+  @property
+  def taps(self) -> tuple[int, ...]:
+    """The axes that are neither inputs nor outputs nor stack layers."""
+    others = (*self.stacked, *self.inputs, *self.outputs)
+    return tuple(i for i in range(len(self.shape)) if i not in others)
+
+  @property
+  def order(self) -> tuple[int, ...]:
+    """The permutation to (stacked, taps, inputs, outputs)."""
+    return (*self.stacked, *self.taps, *self.inputs, *self.outputs)
+
+  @property
+  def layer(self) -> tuple[int, ...]:
+    """The shape of one layer: the leaf's without the axes that stack layers."""
+    return tuple(n for i, n in enumerate(self.shape) if i not in self.stacked)
+
+  @property
+  def matrix(self) -> tuple[int, ...]:
+    """The shape (taps ..., inputs, outputs) of one layer; (size,) if not known."""
+    if not self.known:
+      return (math.prod(self.layer),)
+    taps = (self.shape[i] for i in self.taps)
+    return (*taps, self.length(self.inputs), self.length(self.outputs))
+
+  @property
+  def side(self) -> tuple[tuple[int, ...], ...]:
+    """The axes of the leaf that make up each axis of `matrix`."""
+    return (*((i,) for i in self.taps), self.inputs, self.outputs)
+
+  def length(self, axes: Sequence[int]) -> int:
+    """How many places some axes have together."""
+    return math.prod(self.shape[i] for i in axes)
+
+  def ordered(self) -> "LayerAxes":
+    """The axes of the leaf after a transpose by `order`."""
+    place = {axis: i for i, axis in enumerate(self.order)}
+    stacked, inputs, outputs = (
+      tuple(place[i] for i in axes)
+      for axes in (self.stacked, self.inputs, self.outputs)
+    )
+    shape = tuple(self.shape[i] for i in self.order)
+    return LayerAxes(self.path, shape, stacked, inputs, outputs)
+
+
+def plain_axes(tree: PyTree, budgets: PyTree) -> tuple[LayerAxes, ...]:
+  """Returns axes (stacked ..., taps ..., inputs, outputs), as budgets' shapes say."""
+  out = []
+  pairs = zip(named_leaves(tree), jax.tree.leaves(budgets), strict=True)
+  for (path, leaf), budget in pairs:
+    stacked = stacked_axes(budget)
+    rest = [i for i in range(len(leaf.shape)) if i not in stacked]
+    sides = ((rest[-2],), (rest[-1],)) if len(rest) > 1 else ((), ())
+    out.append(LayerAxes(path, tuple(leaf.shape), stacked, *sides))
+  return tuple(out)
+
+
+def layer_axes(
+  params: PyTree,
+  chosen: Sequence[bool],
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
+) -> tuple[LayerAxes, ...]:
+  """Returns the axes of the chosen leaves; see the module's table.
+
+  Args:
+    params: any pytree of arrays.
+    chosen: one bool per leaf, in flattening order.
+    stacked: see `sparsify`.
+    input_axes: see `sparsify`.
+
+  Returns:
+    A `LayerAxes` per chosen leaf, in flattening order.
+
+  Raises:
+    TypeError: an axis is no integer.
+    ValueError: an axis is out of range or named twice, or `stacked` does not fit a bias
+      in the same module; a pattern matches no leaf, or `stacked` no chosen one.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> params = {"query": {"kernel": jnp.ones((64, 8, 8))}}
+    >>> [axes] = layer_axes(params, [True])
+    >>> axes.inputs, axes.outputs, axes.matrix
+    ((0,), (1, 2), (64, 64))
+  """
+  flat = named_leaves(params)
+  leaves, paths = dict(flat), [path for path, _ in flat]
+  stacks = _stacks(params, paths, [leaf for _, leaf in flat], stacked)
+  if stacked is not False and not any(
+    c and s is not None for c, s in zip(chosen, stacks, strict=True)
+  ):
+    raise ValueError(f"stacked must select a leaf that is sparsified, got {stacked!r}.")
+  declared = _by_path("input_axes", input_axes, paths, [leaf for _, leaf in flat])
+  out = []
+  for (path, leaf), is_chosen, stack, axes in zip(
+    flat, chosen, stacks, declared, strict=True
+  ):
+    if not is_chosen:
+      continue
+    shape = tuple(leaf.shape)
+    stack = () if stack is None else _normal("stacked", stack, path, shape)
+    if stack and len(shape) - len(stack) < 1:
+      raise ValueError(
+        f"stacked must select leaves of rank {len(stack) + 1} or more, got shape "
+        f"{shape} at {path!r}."
+      )
+    bias = _bias(path, leaves)
+    _check_stack(path, shape, stack, bias)
+    if axes is None:
+      inputs, outputs = _known(path, shape, stack, bias, leaves)
+    else:
+      inputs, outputs = _declared(path, shape, stack, axes)
+    out.append(LayerAxes(path, shape, stack, inputs, outputs))
+  return tuple(out)
+
+
+def layer_shapes(axes: Sequence[LayerAxes]) -> dict[str, tuple[int, ...]]:
+  """The shape (taps ..., inputs, outputs) of each layer by its path.
+
+  Args:
+    axes: one per leaf.
+
+  Returns:
+    dict in the order of the budgets; row i of a leaf that stacks layers is called
+    `path/i`. A kernel whose axes are not known is given as (size,).
+  """
+  shapes = {}
+  for a in axes:
+    rows = np.ndindex(*(a.shape[i] for i in a.stacked))
+    shapes.update({"/".join([a.path, *map(str, row)]): a.matrix for row in rows})
+  return shapes
+
+
+def check_known(axes: Sequence[LayerAxes], who: str) -> None:
+  """Raises ValueError unless inputs and outputs of all kernels are known.
+
+  Args:
+    axes: one per leaf.
+    who: what must know them.
+
+  Raises:
+    ValueError: those of a kernel are not.
+  """
+  for a in axes:
+    if not a.known:
+      raise ValueError(
+        f"input_axes must say which axes of {a.path!r} are summed over, for {who} must "
+        f"know and shape {a.shape} does not tell: pass input_axes={{{a.path!r}: axis}},"
+        f" or stacked={{{a.path!r}: axis}} where an axis stacks layers."
+      )
+
+
+def check_input_axes(input_axes: Any) -> None:
+  """Raises TypeError or ValueError unless a value declares axes; see `sparsify`."""
+  if input_axes is not None:
+    _check_by_path("input_axes", input_axes)
+
+
+def check_stacked(stacked: Any) -> None:
+  """Raises TypeError or ValueError unless a value says what is stacked."""
+  if _has_axes(stacked):
+    _check_by_path("stacked", stacked)
+  else:
+    check_where("stacked", stacked)
+
+
+def _check_by_path(name: str, value: Any) -> None:
+  if isinstance(value, Mapping):
+    for pattern, axes in value.items():
+      check_regex(name, pattern)
+      _check_axes(name, axes)
+  else:
+    check_callable(name, value, "a dict from a regex, or a function of (path, leaf)", 2)
+
+
+def _check_axes(name: str, axes: Any) -> None:
+  if isinstance(axes, KernelAxes):
+    for part in axes:
+      _check_axes(name, part)
+    return
+  parts = axes if isinstance(axes, (tuple, list)) else (axes,)
+  for axis in parts:
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+      raise TypeError(f"{name} must be axes, an integer or several, got {axes!r}.")
+  if not parts:
+    raise ValueError(f"{name} must name at least one axis, got {axes!r}.")
+
+
+def _has_axes(stacked: Any) -> bool:
+  """Whether it is {regex: axis}: a tree of bools is none."""
+  if not isinstance(stacked, Mapping):
+    return False
+  values = list(stacked.values())
+  return any(
+    isinstance(v, (int, np.integer, tuple, list)) and not isinstance(v, bool)
+    for v in values
+  ) and not any(isinstance(v, Mapping) for v in values)
+
+
+def _stacks(params, paths, leaves, stacked) -> list:
+  """The stacked axes of each leaf as they were given, None where there are none."""
+  if stacked is False:
+    return [None] * len(paths)
+  if _has_axes(stacked):
+    return _by_path("stacked", stacked, paths, leaves)
+  if callable(stacked):
+    given = [stacked(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+    flags = [isinstance(g, (bool, np.bool_)) for g in given]
+    axes = [
+      (0 if g else None) if flag else g for g, flag in zip(given, flags, strict=True)
+    ]
+    for axis in axes:
+      if axis is not None:
+        _check_axes("stacked", axis)
+    return axes
+  return [0 if flag else None for flag in matches(params, stacked, "stacked")]
+
+
+def _by_path(name: str, given: Any, paths: list[str], leaves: list) -> list:
+  """What a dict from regexes, first match first, or a function says of each leaf."""
+  if given is None:
+    return [None] * len(paths)
+  if isinstance(given, Mapping):
+    for pattern in given:
+      if not any(re.search(pattern, path) for path in paths):
+        raise ValueError(
+          f"{name} must name leaves, got {pattern!r}, which matches none of {paths}."
+        )
+    hits = ([a for p, a in given.items() if re.search(p, path)] for path in paths)
+    return [found[0] if found else None for found in hits]
+  found = [given(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+  for axes in found:
+    if axes is not None:
+      _check_axes(name, axes)
+  return found
+
+
+def _normal(name: str, axes: Any, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Axes as a rising tuple of integers of at least 0."""
+  parts = axes if isinstance(axes, (tuple, list)) else (axes,)
+  for axis in parts:
+    if not -len(shape) <= axis < len(shape):
+      raise ValueError(
+        f"{name} must name axes of the leaf, got {axis} for shape {shape} at {path!r}."
+      )
+  found = tuple(sorted(int(axis) % len(shape) for axis in parts))
+  if len(set(found)) < len(found):
+    raise ValueError(f"{name} must name an axis once, got {axes!r} at {path!r}.")
+  return found
+
+
+def _declared(path, shape, stack, axes):
+  if isinstance(axes, KernelAxes):
+    inputs = _normal("input_axes", axes.inputs, path, shape)
+    outputs = _normal("input_axes", axes.outputs, path, shape)
+  else:
+    inputs = _normal("input_axes", axes, path, shape)
+    outputs = tuple(i for i in range(len(shape)) if i not in (*inputs, *stack))
+  named = (*stack, *inputs, *outputs)
+  if not outputs or len(set(named)) < len(named):
+    raise ValueError(
+      f"input_axes must leave an axis for outputs, and name none twice or one that "
+      f"stacks layers, got {axes!r} for shape {shape} at {path!r}, stacked along "
+      f"{stack}."
+    )
+  return inputs, outputs
+
+
+_LEAF_NAMES = {"kernel", "w", "weight"}
+_OUTPUTS_FIRST = re.compile(r"^(weight|weight_ih|weight_hh|in_proj_weight)$")
+
+
+def _module(path: str) -> tuple[str, str, str]:
+  """The path around a leaf's module, the module's own name, and the leaf's."""
+  *above, leaf = path.split("/")
+  if leaf not in _LEAF_NAMES or not above:
+    return "/".join(above), leaf, leaf
+  names = [name for name in above if not name.isdigit()]
+  return "/".join(above[:-1]), names[-1] if names else "", leaf
+
+
+def _bias(path: str, leaves: dict[str, Any]) -> tuple[int, ...] | None:
+  """The shape of the bias in the same module, None where there is none."""
+  *above, leaf = path.split("/")
+  if leaf in _LEAF_NAMES:
+    for name in ("bias", "b"):
+      bias = leaves.get("/".join([*above, name]))
+      if bias is not None:
+        return tuple(bias.shape)
+  return None
+
+
+def _known(path, shape, stack, bias, leaves):
+  """Inputs and outputs by the module's table, as axes of the leaf."""
+  if bias is not None:
+    bias = _bias_of_layer(bias, shape, stack)
+  axes = [i for i in range(len(shape)) if i not in stack]
+  layer = tuple(shape[i] for i in axes)
+  found = _of_layer(path, layer, bias, leaves)
+  if found is None:
+    return (), ()
+  return tuple(tuple(axes[i] for i in side) for side in found)
+
+
+def _bias_of_layer(bias, shape, stack):
+  """The shape of one layer's bias, None where it does not stack as the kernel does."""
+  # The axis is counted from the front or from the back, of both alike.
+  for offset in (0, len(bias) - len(shape)):
+    at = [axis + offset for axis in stack]
+    if all(0 <= b < len(bias) and bias[b] == shape[b - offset] for b in at):
+      return tuple(n for i, n in enumerate(bias) if i not in at)
+  return None
+
+
+def _of_layer(path, shape, bias, leaves):
+  around, module, leaf = _module(path)
+  rank, name = len(shape), module.lower()
+  conv, general = "conv" in name, "general" in name
+  if rank < 2 or rank > 5 or "einsum" in name:
+    return None
+  if _OUTPUTS_FIRST.search(leaf):
+    if rank == 3 and not conv:
+      return None
+    size = None if bias is None else math.prod(bias)
+    if size is not None and size != shape[0] and size == shape[-1]:
+      return (rank - 2,), (rank - 1,)
+    return (1,), (0,)
+  if rank == 2:
+    return (0,), (1,)
+  if bias is not None and len(bias) == 1 and bias[0] != shape[-1]:
+    return None
+  many = len(bias) if bias is not None and 1 < len(bias) < rank else 0
+  if many and not conv:
+    split = rank - many
+    agree = bias == shape[split:]
+    return (tuple(range(split)), tuple(range(split, rank))) if agree else None
+  if rank == 3 and name in ("query", "key", "value"):
+    return ((0,), (1, 2)) if bias is None else None
+  query = f"{around}/query".lstrip("/")
+  beside = any(f"{p}/".startswith(f"{query}/") for p in leaves)
+  if rank == 3 and name == "out" and beside:
+    return (0, 1), (2,)
+  if general:
+    return None if bias is None else (tuple(range(rank - 1)), (rank - 1,))
+  if rank == 3 and not conv:
+    return None
+  return (rank - 2,), (rank - 1,)
+
+
+def _check_stack(path, shape, stack, bias) -> None:
+  """Raises ValueError where the bias says that another axis stacks the layers."""
+  if len(stack) != 1 or bias is None or len(bias) < 2:
+    return
+
+  first = _OUTPUTS_FIRST.search(path.split("/")[-1])
+
+  def fits(axis):
+    rest = _bias_of_layer(bias, shape, (axis,))
+    layer = shape[:axis] + shape[axis + 1 :]
+    if rest is None:
+      return False
+    return rest == (layer[: len(rest)] if first else layer[-len(rest) :])
+
+  others = [axis for axis in range(len(shape)) if fits(axis)]
+  if others and not fits(stack[0]):
+    raise ValueError(
+      f"stacked must name the axis that stacks layers, got {stack[0]} at {path!r}, "
+      f"whose kernel {shape} and bias {bias} stack them along {others[0]}: pass "
+      f"stacked={{{path!r}: {others[0]}}}."
+    )

@@ -1,0 +1,317 @@
+"""Trees of masks: find, apply, pack to bits, count."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparsejax.core._packed import unpack_tree
+from sparsejax.core._tree import (
+  align,
+  check_arrays,
+  check_masks,
+  named_leaves,
+  why_dense,
+)
+from sparsejax.core._types import SparseState
+
+Array = jax.Array
+PyTree = Any
+
+
+def sparse_states(opt_state: PyTree) -> list[SparseState]:
+  """Every `SparseState` inside a nested optimizer state, outermost first."""
+
+  def is_state(node):
+    return isinstance(node, SparseState)
+
+  leaves = jax.tree.leaves(opt_state, is_leaf=is_state)
+  return [leaf for leaf in leaves if is_state(leaf)]
+
+
+def _some_states(opt_state: PyTree) -> list[SparseState]:
+  """`sparse_states`, at least one of them."""
+  states = sparse_states(opt_state)
+  if not states:
+    raise ValueError(
+      "opt_state must come from an optimizer made by sparsejax, got "
+      f"{type(opt_state).__name__} without any SparseState in it."
+    )
+  return states
+
+
+def masks(opt_state: PyTree) -> PyTree:
+  """Finds the masks in any nested optax state.
+
+  Args:
+    opt_state: the state of an optimizer made by this package, alone or inside
+      `optax.chain`, `optax.partition`, `optax.MultiSteps` and the like.
+
+  Returns:
+    The params' structure with one bool array (True = live) at each sparsified leaf
+    and None elsewhere: `jax.tree.leaves(sj.masks(s))` is exactly the masks.
+
+  Raises:
+    ValueError: there is no sparsified optimizer in the state.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=0.5)
+    >>> state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
+    >>> sj.masks(state)["bias"] is None, int(sj.masks(state)["kernel"].sum())
+    (True, 2)
+  """
+  return merged_masks(_some_states(opt_state))
+
+
+def merged_masks(
+  states: list[SparseState],
+  function: Callable[[SparseState, Array], Array] = lambda state, mask: mask,
+) -> PyTree:
+  """The masks of states that sparsify one tree, one or more of them, as bools.
+
+  Args:
+    states: at least one.
+    function: `(state, mask) -> array`, what stands in the place of each mask.
+
+  Returns:
+    One tree of the params' structure, None where no state has a mask.
+  """
+  found = [
+    jax.tree.map(functools.partial(function, state), unpack_tree(state.masks))
+    for state in states
+  ]
+  return found[0] if len(found) == 1 else _merge(found)
+
+
+def _merge(nodes: list[PyTree]) -> PyTree:
+  """Joins masks of several groups of one tree (`optax.partition`).
+
+  A group holds None where a leaf of its own is dense, and an empty tuple
+  (`optax.MaskedNode`) in place of every subtree that belongs to another group.
+  """
+  nodes = [n for n in nodes if n is not None and not (isinstance(n, tuple) and not n)]
+  if not nodes:
+    return None
+  levels = [
+    jax.tree.flatten(node, is_leaf=lambda x, node=node: x is not node) for node in nodes
+  ]
+  treedef = levels[0][1]
+  if jax.tree_util.treedef_is_leaf(treedef):
+    return nodes[0]
+  if any(other != treedef for _, other in levels):
+    raise ValueError("opt_state must sparsify one tree, got several structures.")
+  groups = zip(*(c for c, _ in levels), strict=True)
+  return treedef.unflatten(_merge(list(group)) for group in groups)
+
+
+def skipped_updates(opt_state: PyTree) -> Array:
+  """How many mask updates were skipped because a score was not finite.
+
+  Args:
+    opt_state: the state of an optimizer made by this package, possibly nested.
+
+  Returns:
+    int32 scalar.
+
+  Raises:
+    ValueError: there is no sparsified optimizer in the state.
+  """
+  counts = [state.skipped for state in _some_states(opt_state)]
+  return jnp.sum(jnp.stack(counts), axis=0)
+
+
+def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
+  """Sets every masked weight to exactly 0.
+
+  p_i -> p_i if m_i else 0
+
+  Args:
+    params: any pytree of arrays.
+    masks: what `sj.masks` gives for it.
+
+  Returns:
+    The same container with the same dtypes; leaves without a mask unchanged.
+
+  Raises:
+    TypeError: a leaf is no array, or a mask not bool.
+    ValueError: structures or shapes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"w": jnp.array([[True, False]]), "b": None}
+    >>> sj.apply_masks({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks)
+    {'b': Array([1., 1.], dtype=float32), 'w': Array([[1., 0.]], dtype=float32)}
+  """
+  check_masks(masks)
+  leaves, treedef = jax.tree.flatten(params)
+  entries = align(params, masks, strict=False)
+  return treedef.unflatten(
+    p if m is None else jnp.where(m, p, jnp.zeros_like(p))
+    for p, m in zip(leaves, entries, strict=True)
+  )
+
+
+def masked_copy(params: PyTree, masks: PyTree) -> PyTree:
+  """`apply_masks`, of which no array is one of the arguments.
+
+  For params from which a training starts: a step that donates them must not take with
+  it what the caller keeps, to rewind to for instance.
+
+  Args:
+    params: as in `apply_masks`.
+    masks: as in `apply_masks`.
+
+  Returns:
+    As of `apply_masks`; leaves without a mask are copied, unless they are traced.
+
+  Raises:
+    TypeError: as `apply_masks`.
+    ValueError: as `apply_masks`.
+  """
+  return copied(apply_masks(params, masks))
+
+
+def copied(tree: PyTree) -> PyTree:
+  """The same values in arrays of their own; what is traced stays as it is."""
+  return jax.tree.map(lambda x: x if isinstance(x, Tracer) else x.copy(), tree)
+
+
+def pack(masks: PyTree) -> PyTree:
+  """Packs masks to one bit a weight, for storage and transport.
+
+  Args:
+    masks: tree of bool arrays.
+
+  Returns:
+    The same tree with each array's last axis packed, eight weights a uint8, the
+    first in the highest bit: shape (..., ceil(n / 8)).
+
+  Raises:
+    TypeError: a leaf is not bool.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> sj.pack(jnp.array([True, False, True]))
+    Array([160], dtype=uint8)
+  """
+  check_masks(masks)
+
+  def pack_one(mask):
+    return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
+
+  return jax.tree.map(pack_one, masks)
+
+
+def unpack(packed: PyTree, like: PyTree) -> PyTree:
+  """The inverse of `pack`.
+
+  Args:
+    packed: what `pack` gave.
+    like: tree of the same structure whose arrays (or abstract values) have the
+      masks' shapes, such as the params' sparsified leaves.
+
+  Returns:
+    tree of bool arrays of those shapes.
+
+  Raises:
+    TypeError: a leaf of either is no array, or a packed one not uint8.
+    ValueError: a packed leaf does not fit its shape, or the structures differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> sj.unpack(jnp.array([160], jnp.uint8), jnp.ones(3))
+    Array([ True, False,  True], dtype=bool)
+  """
+  for name, tree in (("packed", packed), ("like", like)):
+    check_arrays(name, tree)
+  if jax.tree.structure(packed) != jax.tree.structure(like):
+    raise ValueError(
+      f"packed must have the structure of like, {jax.tree.structure(like)}, got "
+      f"{jax.tree.structure(packed)}."
+    )
+
+  def unpack_one(bits, leaf):
+    if bits.dtype != jnp.uint8:
+      raise TypeError(f"packed must be uint8, got {bits.dtype}.")
+    shape = leaf.shape or (1,)
+    expected = (*shape[:-1], -(-shape[-1] // 8))
+    if bits.shape != expected:
+      raise ValueError(
+        f"packed must have shape {expected} for a mask of shape {leaf.shape}, got "
+        f"{bits.shape}."
+      )
+    mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool)
+    return mask if leaf.shape else mask[0]
+
+  return jax.tree.map(unpack_one, packed, like)
+
+
+def summary(params: PyTree, masks: PyTree) -> str:
+  """Returns a table of what is live, and of why the other leaves are dense.
+
+  Args:
+    params: any pytree of arrays.
+    masks: what `sj.masks` gives for it; None entries are counted as dense.
+
+  Returns:
+    The table as text, one line per leaf: path, shape, size, live weights, and the
+    density or, for a leaf without a mask, why it is dense: the reason of the default
+    choice, such as "bias", or "excluded by where" for a kernel. The totals are of the
+    sparsified leaves and of all parameters.
+
+  Raises:
+    ValueError: structures or shapes differ.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"w": jnp.array([[True, False]]), "b": None}
+    >>> print(sj.summary({"w": jnp.ones((1, 2)), "b": jnp.ones(2)}, masks))
+    path        shape  size  live      density
+    ------------------------------------------
+    b           2         2     2  dense: bias
+    w           1x2       2     1       0.5000
+    ------------------------------------------
+    sparsified            2     1       0.5000
+    all                   4     3       0.7500
+  """
+  check_masks(masks)
+  entries = align(params, masks, strict=False)
+  live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])
+  rows, kept, size, all_kept, all_size = [], 0, 0, 0, 0
+  reasons = why_dense(params)
+  for (path, leaf), count, why in zip(named_leaves(params), live, reasons, strict=True):
+    n = int(np.prod(leaf.shape))
+    dense = f"dense: {why or 'excluded by where'}"
+    density = dense if count is None else f"{int(count) / n:.4f}"
+    alive = n if count is None else int(count)
+    if count is not None:
+      kept, size = kept + alive, size + n
+    all_kept, all_size = all_kept + alive, all_size + n
+    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    rows.append((path, shape, f"{n:,}", f"{alive:,}", density))
+  totals = [("all", "", f"{all_size:,}", f"{all_kept:,}", _ratio(all_kept, all_size))]
+  totals.insert(0, ("sparsified", "", f"{size:,}", f"{kept:,}", _ratio(kept, size)))
+  return _table(("path", "shape", "size", "live", "density"), rows, totals)
+
+
+def _ratio(part: int, whole: int) -> str:
+  return f"{part / whole:.4f}" if whole else "-"
+
+
+def _table(header, rows, totals) -> str:
+  widths = [
+    max(map(len, column)) for column in zip(header, *rows, *totals, strict=True)
+  ]
+
+  def line(row):
+    left = [cell.ljust(w) for cell, w in zip(row[:2], widths[:2], strict=True)]
+    right = [cell.rjust(w) for cell, w in zip(row[2:], widths[2:], strict=True)]
+    return "  ".join(left + right)
+
+  rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+  return "\n".join([line(header), rule, *map(line, rows), rule, *map(line, totals)])

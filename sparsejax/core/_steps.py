@@ -1,0 +1,77 @@
+"""The updates that transforms emit, in a dtype in which they are exact."""
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core._select import select
+
+Array = jax.Array
+
+
+def sum_dtype(param: Array, update: Array) -> jnp.dtype:
+  """Returns the dtype in which `optax.apply_updates` adds an update to a parameter.
+
+  `optax.apply_updates` computes `(p + u).astype(p.dtype)`, so the sum has the wider of
+  the two dtypes, under strict promotion too.
+
+  Args:
+    param: float, of any dtype.
+    update: float, of any dtype.
+
+  Returns:
+    A dtype that holds all values of both.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> sum_dtype(jnp.ones(1, jnp.float16), jnp.ones(1, jnp.bfloat16))
+    dtype('float32')
+  """
+  with jax.numpy_dtype_promotion("standard"):
+    return jnp.promote_types(param.dtype, update.dtype)
+
+
+def update_or_zero(mask: Array, update: Array, param: Array) -> Array:
+  """Returns the update where live, and elsewhere the one that takes the weight to zero.
+
+  u' = u where m, else -p, in the dtype of p + u
+
+  In a narrower dtype -p would be rounded, and p + u' would be what the rounding lost.
+  Live entries are added exactly as `update` itself would be.
+
+  Args:
+    mask: bool, True = live.
+    update: float, of the mask's shape.
+    param: float, of the mask's shape; its dtype may differ from that of `update`.
+
+  Returns:
+    Array of the mask's shape; of the update's dtype unless the parameter's is wider.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> p, u = jnp.array([1.001, 1.001]), jnp.ones(2, jnp.bfloat16)
+    >>> p + update_or_zero(jnp.array([True, False]), u, p)
+    Array([2.001, 0.   ], dtype=float32)
+  """
+  dtype = sum_dtype(param, update)
+  return select(mask, update.astype(dtype), -param.astype(dtype))
+
+
+def updated(param: Array, update: Array) -> Array:
+  """Returns the parameter after an update, to the last bit as optax computes it.
+
+  p' = p + u, rounded once, to the parameter's dtype
+
+  Args:
+    param: float, of any dtype.
+    update: float, of the param's shape and any dtype.
+
+  Returns:
+    Array like `param`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> updated(jnp.ones(1, jnp.bfloat16), jnp.full(1, -1.001)).item() < 0
+    True
+  """
+  dtype = sum_dtype(param, update)
+  return (param.astype(dtype) + update.astype(dtype)).astype(param.dtype)

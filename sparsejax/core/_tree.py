@@ -1,0 +1,292 @@
+"""Which leaves of a tree are sparsified."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import _kernels as kernels
+from sparsejax.core._checks import check_callable, check_regex
+from sparsejax.core._containers import is_box, unboxed, without_empty_boxes
+
+PyTree = Any
+_BOXED = jax.tree_util.GetAttrKey("value")
+Where = PyTree | str | Callable[[str, jax.Array], bool] | None
+
+
+def path_string(path: tuple) -> str:
+  """Joins a key path with slashes; the trailing `value` of a box is left out.
+
+  Args:
+    path: a key path of `jax.tree_util`.
+
+  Returns:
+    e.g. `"layers/0/kernel"`. The attribute `value` that ends it is that of nnx's
+    variables and of flax's partitioning boxes; a dictionary's key stays.
+
+  Example:
+    >>> import jax
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": [1.0]})
+    >>> path_string(path)
+    'a/0'
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": {"value": 1.0}})
+    >>> path_string(path)
+    'a/value'
+  """
+  boxed = len(path) > 1 and path[-1] == _BOXED
+  return _join(path[:-1] if boxed else path)
+
+
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+  """Returns the path and the value of each leaf, boxes' `value` left out.
+
+  A box, such as a variable of nnx or a partitioning box of flax, is a node that holds
+  `value` alone; a module's field `value` beside other fields keeps its name.
+
+  Args:
+    tree: any pytree.
+
+  Returns:
+    (slash-separated path, leaf) of each leaf in flattening order.
+
+  Example:
+    >>> named_leaves({"query": 1, "value": [2, 3]})
+    [('query', 1), ('value/0', 2), ('value/1', 3)]
+  """
+  return [
+    (_join((*path, *(() if is_box(node) else rest))), leaf)
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box)
+    for rest, leaf in jax.tree_util.tree_leaves_with_path(node)
+  ]
+
+
+def _join(path: tuple) -> str:
+  names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+  return "/".join(name.lstrip(".") for name in names)
+
+
+def why_dense(params: PyTree) -> list[str | None]:
+  """Returns why the default choice leaves each leaf dense, None for its kernels.
+
+  Args:
+    params: any pytree of arrays.
+
+  Returns:
+    A list in flattening order; see `kernels.why_dense`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> why_dense({"b": jnp.ones((2, 3)), "w": jnp.ones((2, 3, 3))})
+    ['bias', None]
+  """
+  named = named_leaves(params)
+  most: dict[str, int] = {}
+  for path, leaf in named:
+    module = path.rpartition("/")[0]
+    most[module] = max(most.get(module, 0), len(leaf.shape))
+  return [
+    kernels.why_dense(path, leaf, most[path.rpartition("/")[0]]) for path, leaf in named
+  ]
+
+
+def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
+  """Evaluates a choice of leaves.
+
+  Args:
+    params: any pytree of arrays.
+    where: a tree of bools with the structure of `params` (or a prefix of it); a
+      regular expression searched for in each slash-separated path; a function
+      `(path, leaf) -> bool`; or None for the kernels, for which `why_dense` has no
+      reason.
+    name: the argument's name in messages.
+
+  Returns:
+    One bool a leaf, in flattening order.
+
+  Raises:
+    TypeError: `where` is none of these.
+    ValueError: a bool tree does not fit `params`, or nothing is selected.
+  """
+  leaves = named_leaves(params)
+  if not leaves:
+    raise ValueError("params must hold at least one array, got an empty tree.")
+  check_arrays("params", params)
+  check_where(name, where)
+  paths = [path for path, _ in leaves]
+  if where is None:
+    chosen = [reason is None for reason in why_dense(params)]
+  elif isinstance(where, str):
+    pattern = re.compile(where)
+    chosen = [bool(pattern.search(path)) for path in paths]
+  elif callable(where):
+    chosen = [bool(where(path, leaf)) for path, leaf in leaves]
+  else:
+    try:
+      chosen = jax.tree.leaves(jax.tree.broadcast(where, params))
+    except ValueError as e:
+      raise ValueError(f"{name} must be a tree that fits params: {e}") from None
+  if not any(chosen) and where is None:
+    shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
+    raise ValueError(
+      f"{name} must select at least one leaf, got none: by default these are "
+      f"floating-point kernels of rank 2 or more, and params hold {_few(paths)} of "
+      f"shapes {shapes[:6]}. Other leaves are chosen by {name}=, all of them by "
+      f"{name}=lambda path, leaf: True."
+    )
+  if not any(chosen):
+    raise ValueError(
+      f"{name} must select at least one leaf, got none: {where!r} matches nothing "
+      f"among {_few(paths)}."
+    )
+  return chosen
+
+
+def check_where(name: str, where: Where) -> None:
+  """Raises unless a value is a choice of leaves; see `matches`.
+
+  Args:
+    name: the argument's name.
+    where: what was given.
+
+  Raises:
+    TypeError: it is none.
+    ValueError: it is a string that is no regular expression.
+  """
+  if isinstance(where, str):
+    check_regex(name, where)
+  elif callable(where):
+    check_callable(name, where, "a function of (path, leaf)", 2)
+  else:
+    for flag in jax.tree.leaves(where):
+      if not isinstance(flag, bool):
+        raise TypeError(
+          f"{name} must be a tree of bools, a regex or a function of (path, leaf), "
+          f"got {flag!r}."
+        )
+
+
+def check_arrays(name: str, tree: PyTree) -> None:
+  """Raises TypeError unless every leaf of a tree is an array, or abstract."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+      advice = ""
+      if name == "params":
+        advice = (
+          " Of a module with other leaves pass its arrays alone, as "
+          "eqx.filter(model, eqx.is_inexact_array) of equinox gives them."
+        )
+      raise TypeError(
+        f"{name} must be a tree of arrays, got {leaf!r} at {path_string(path)!r}."
+        + advice
+      )
+
+
+def check_masks(masks: PyTree, name: str = "masks") -> None:
+  """Raises TypeError unless every leaf of a tree is a bool array, or abstract."""
+  check_arrays(name, masks)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(masks):
+    if leaf.dtype != bool:
+      raise TypeError(
+        f"{name} must be bool, got {leaf.dtype} at {path_string(path)!r}."
+      )
+
+
+def selected(params: PyTree, where: Where) -> list[bool]:
+  """`matches`, and every leaf that is chosen can be sparsified.
+
+  Args:
+    params: any pytree of arrays.
+    where: as in `matches`.
+
+  Returns:
+    One bool a leaf, in flattening order.
+
+  Raises:
+    TypeError: a chosen leaf is not floating point.
+    ValueError: a chosen leaf is empty, or nothing is chosen.
+  """
+  chosen = matches(params, where)
+  for (path, leaf), flag in zip(named_leaves(params), chosen, strict=True):
+    if not flag:
+      continue
+    if not jnp.issubdtype(getattr(leaf, "dtype", jnp.int32), jnp.floating):
+      raise TypeError(
+        "where must select floating-point leaves, got "
+        f"{getattr(leaf, 'dtype', type(leaf).__name__)} at {path!r}."
+      )
+    if leaf.size == 0:
+      raise ValueError(
+        f"where must select leaves that hold weights, got shape {leaf.shape} at "
+        f"{path!r}."
+      )
+  return chosen
+
+
+def choose(params: PyTree, chosen: list[bool]) -> PyTree:
+  """The params' tree with None in place of every leaf that is not chosen."""
+  leaves, treedef = jax.tree.flatten(params)
+  kept = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
+  return without_empty_boxes(treedef.unflatten(kept))
+
+
+def merge(params: PyTree, kernels: PyTree) -> PyTree:
+  """The inverse of `choose`: the params with the leaves that `kernels` holds."""
+  leaves, treedef = jax.tree.flatten(params)
+  entries = jax.tree.structure(unboxed(params)).flatten_up_to(unboxed(kernels))
+  both = zip(leaves, entries, strict=True)
+  return treedef.unflatten(leaf if k is None else k for leaf, k in both)
+
+
+def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
+  """The entry of `masks` (an array or None) for every leaf of `params`.
+
+  Args:
+    params: any pytree of arrays.
+    masks: a tree of the same structure with None at some leaves.
+    strict: whether the containers must be the same too, but for boxes around single
+      arrays; otherwise leaves are matched by their paths where they are not (nnx wraps
+      and unwraps them).
+
+  Returns:
+    A list in the flattening order of `params`.
+
+  Raises:
+    ValueError: the structures or shapes differ.
+  """
+  check_arrays("params", params)
+  check_arrays("masks", masks)
+  named, treedef = named_leaves(params), jax.tree.structure(unboxed(params))
+  paths = [path for path, _ in named]
+  try:
+    entries = [_only_leaf(e) for e in treedef.flatten_up_to(unboxed(masks))]
+  except (ValueError, TypeError, KeyError) as e:
+    by_path = dict(named_leaves(masks))
+    lost = [path for path in by_path if path not in paths]
+    if strict or lost:
+      lost = f"; {_few(lost)} missing" if lost else ""
+      raise ValueError(
+        "params must have the structure they had at init, which is that of the masks; "
+        f"got leaves {_few(paths)}{lost}. {e}"
+      ) from None
+    entries = [by_path.get(path) for path in paths]
+  for (path, leaf), mask in zip(named, entries, strict=True):
+    if mask is not None and mask.shape != leaf.shape:
+      raise ValueError(
+        f"params must have the shapes they had at init: {path!r} has shape "
+        f"{leaf.shape}, its mask {mask.shape}."
+      )
+  return entries
+
+
+def _only_leaf(entry: PyTree):
+  leaves = jax.tree.leaves(entry)
+  if len(leaves) > 1:
+    raise ValueError(f"expected one mask a leaf, got {len(leaves)}.")
+  return leaves[0] if leaves else None
+
+
+def _few(paths: list[str], most: int = 6) -> str:
+  more = f" and {len(paths) - most} more" if len(paths) > most else ""
+  return ", ".join(repr(p) for p in paths[:most]) + more

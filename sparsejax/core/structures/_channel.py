@@ -1,0 +1,74 @@
+"""Whole channels of a kernel."""
+
+import functools
+import math
+
+import jax
+
+from sparsejax.core._checks import check_integer
+from sparsejax.core._kernel_axes import LayerAxes
+from sparsejax.core.structures._base import Structure
+from sparsejax.core.structures._layout import check_axis
+from sparsejax.core.structures._units import check_pooling, of_units
+
+Array = jax.Array
+
+
+def channel(axis: int = -1, score: str = "sum") -> Structure:
+  """Whole slices along one axis: filters, output neurons, input channels.
+
+  mask[..., c, ...] = live[c]
+
+  Budgets are whole channels, at least one a layer: each layer's is the nearest to the
+  wanted one (where all layers have channels of one size, the total is the nearest).
+
+  A channel of attention's query is one place of one head. To remove whole heads declare
+  the places within a head as taps, `input_axes={"query": sj.KernelAxes(0, 1)}`.
+
+  Args:
+    axis: of a layer's kernel as (taps, inputs, outputs): -1 for outputs (neurons,
+      filters), -2 for inputs.
+    score: of a channel, from its weights: "sum", "mean" (the same order) or "max".
+
+  Returns:
+    A structure.
+
+  Raises:
+    TypeError: axis is not an integer.
+    ValueError: score is none of the three; at init: a layer has no such axis.
+
+  References:
+    Li et al. 2017, "Pruning filters for efficient ConvNets", section 3.1: the sum of
+    a filter's magnitudes.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1), 0.5, structure=sj.channel(-1))
+    >>> state = tx.init({"kernel": jnp.ones((3, 3, 4, 8))})
+    >>> int(sj.masks(state)["kernel"].any((0, 1, 2)).sum())
+    4
+  """
+  check_integer("axis", axis)
+  check_pooling(score)
+  return _channel(axis, score)
+
+
+@functools.cache
+def _channel(axis: int, score: str) -> Structure:
+  name = f"channel({axis})"
+
+  def unit(layer: tuple[int, ...]) -> int:
+    return math.prod(layer) // layer[axis]
+
+  def view(x: Array, axes: LayerAxes):
+    kept = (*axes.stacked, *axes.side[axis])
+    return x, tuple(i for i in range(x.ndim) if i not in kept)
+
+  return of_units(
+    name,
+    functools.partial(check_axis, name, axis),
+    unit,
+    view,
+    lambda x, like, axes: x,
+    score,
+  )

@@ -1,0 +1,173 @@
+"""Constant fan-in (SRigL): all live neurons of a layer have as many inputs."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sparsejax.core._checks import check_number
+from sparsejax.core._kernel_axes import LayerAxes
+from sparsejax.core._layerwise import top_k_masks
+from sparsejax.core._ordered import ordered_bits
+from sparsejax.core._reduce import count
+from sparsejax.core.structures._base import Structure, fit_units, in_matrix_order
+from sparsejax.core.structures._fan_in import top_k_along
+
+Array = jax.Array
+PyTree = Any
+# As drop fractions: shares are resolved to a millionth.
+_RESOLUTION = 1_000_000
+
+
+def constant_fan_in(ablation: float | None = None) -> Structure:
+  """Every live neuron of a layer has the same number of inputs.
+
+  k_l = budget_l / neurons_l;  drop: the layer's worst weights, whosever they are;
+  grow: each neuron's best dead weights until it has k_l inputs
+
+  Neurons lie along the kernel's output axes (of attention's query, one for each place
+  of each head). Budgets are multiples of
+  their number, at least one input each.
+
+  With `ablation`, growth first closes the neurons that have come to matter little: a
+  weight is salient if it survived the drop or is among the layer's best dead weights,
+  as many as were dropped. A neuron with fewer than max(1, ablation * k_l) salient
+  weights loses all of them, for good, and the others grow to
+  k_l = floor(budget_l / live neurons) inputs. The budget becomes that times the live
+  neurons: at most live neurons - 1 weights below what it was. As many neurons stay as
+  are needed to hold the budget.
+
+  Args:
+    ablation: share of salient weights below which a neuron is closed, in (0, 1]; None
+      closes none.
+
+  Returns:
+    A structure. With ablation it goes with methods that grow only; budgets cannot be
+    redistributed.
+
+  Raises:
+    TypeError: ablation is not a number.
+    ValueError: ablation is outside (0, 1]; at init: a layer has no inputs and outputs.
+
+  References:
+    Lasby et al. 2024, "Dynamic sparse training with structured sparsity" (SRigL),
+    section 3.1; the paper ablates at 0.3 (convolutions) and 0.95 or less (ViT).
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> fan_in = sj.constant_fan_in()
+    >>> tx = sj.rigl(optax.sgd(0.1), density=0.5, structure=fan_in)
+    >>> state = tx.init({"kernel": jnp.ones((4, 3))})
+    >>> print(sj.masks(state)["kernel"].sum(0))
+    [2 2 2]
+  """
+  if ablation is not None:
+    rule = "be None or lie in (0, 1]"
+    check_number("ablation", ablation, rule, lambda v: 0 < v <= 1)
+  return _constant_fan_in(None if ablation is None else float(ablation))
+
+
+@functools.cache
+def _constant_fan_in(ablation: float | None) -> Structure:
+  name = f"constant_fan_in({'' if ablation is None else f'ablation={ablation}'})"
+
+  def check(path: str, axes: LayerAxes) -> None:
+    if not axes.known:
+      raise ValueError(
+        f"structure must fit every layer: {name} needs two axes or more, got shape "
+        f"{axes.layer} at {path!r}."
+      )
+
+  def neurons(layer: tuple[int, ...]) -> int:
+    return layer[-1]
+
+  @in_matrix_order
+  def select(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
+    def best(score, count, candidates, layer):
+      k = _as_rows(count // layer.matrix[-1], score)
+      return top_k_along(ordered_bits(score, candidates), k, _inputs(layer))
+
+    return jax.tree.map(best, scores, counts, where, axes)
+
+  @in_matrix_order
+  def keep(scores: PyTree, counts: PyTree, masks: PyTree, axes: Any) -> PyTree:
+    return top_k_masks(scores, counts, masks)
+
+  @in_matrix_order
+  def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree, axes: Any):
+    active = jax.tree.map(_any_input, before, axes)
+    if ablation is not None:
+      dead = jax.tree.map(jnp.logical_not, masks)
+      dropped = jax.tree.map(lambda b, m: b - count(m, b.ndim), budgets, masks)
+      wanted = top_k_masks(scores, dropped, dead)
+      salient = jax.tree.map(jnp.logical_or, masks, wanted)
+      active = jax.tree.map(
+        functools.partial(_survivors, share=ablation), salient, active, budgets, axes
+      )
+
+    def inputs(active, budget, layer):
+      number = jnp.maximum(_number(active, budget), 1)
+      return jnp.minimum(budget // number, layer.length(_inputs(layer)))
+
+    def grow(score, mask, active, budget, layer):
+      k = _as_rows(inputs(active, budget, layer), mask)
+      key = ordered_bits(score)
+      key = jnp.where(mask, ~jnp.zeros_like(key), key)
+      key = jnp.where(active, key, jnp.zeros_like(key))
+      return top_k_along(key, k, _inputs(layer))
+
+    def total(active, budget, layer):
+      return _number(active, budget) * inputs(active, budget, layer)
+
+    grown = jax.tree.map(grow, scores, masks, active, budgets, axes)
+    return grown, jax.tree.map(total, active, budgets, axes)
+
+  return Structure(
+    name=name,
+    check=check,
+    unit=None,  # a drop leaves neurons with unequal numbers of inputs
+    fit=fit_units(neurons),
+    select=select,
+    keep=keep,
+    fill=fill,
+    ablates=ablation is not None,
+  )
+
+
+def _survivors(
+  salient: Array, active: Array, budget: Array, layer: LayerAxes, share: float
+) -> Array:
+  """The active neurons with enough salient weights, and enough neurons."""
+  counts = jnp.sum(salient, _inputs(layer), dtype=jnp.int32, keepdims=True)
+  number = _number(active, budget)
+  k = budget // jnp.maximum(number, 1)
+  with jax.enable_x64(True):
+    parts = k.astype(jnp.int64) * jnp.int64(round(share * _RESOLUTION))
+    least = -(-parts // jnp.int64(_RESOLUTION))
+    least = jnp.maximum(least.astype(jnp.int32), 1)
+  enough = active & (counts >= _as_rows(least, salient))
+  fan_in = layer.length(_inputs(layer))
+  stay = jnp.clip(_number(enough, budget), -(-budget // fan_in), number)
+  key = jnp.where(active, counts + 1, 0).astype(jnp.uint32)
+  return top_k_along(key, _as_rows(stay, salient), layer.outputs)
+
+
+def _inputs(layer: LayerAxes) -> tuple[int, ...]:
+  """The axes along which the inputs of one neuron lie."""
+  return (*layer.taps, *layer.inputs)
+
+
+def _any_input(mask: Array, layer: LayerAxes) -> Array:
+  return jnp.any(mask, _inputs(layer), keepdims=True)
+
+
+def _number(neurons: Array, budget: Array) -> Array:
+  axes = tuple(range(budget.ndim, neurons.ndim))
+  return jnp.sum(neurons, axes, dtype=jnp.int32)
+
+
+def _as_rows(value: Array, like: Array) -> Array:
+  """A number a layer, with as many axes as a tensor that holds the layers."""
+  return lax.expand_dims(value, range(value.ndim, like.ndim))

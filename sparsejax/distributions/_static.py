@@ -1,0 +1,249 @@
+"""How many live weights each layer gets at the start: uniform, ER, ERK."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparsejax.core import (
+  Distribution,
+  apportion,
+  check_callable,
+  check_integer,
+  check_mapping,
+  check_scalar,
+)
+
+Array = jax.Array
+Shapes = dict[str, tuple[int, ...]]
+
+
+def uniform(shapes: Shapes, density) -> Array:
+  """The same density in every layer.
+
+  budget_l ~ size_l, summing to round(density * total size)
+
+  Args:
+    shapes: the layers' kernel shapes by path.
+    density: fraction kept, in (0, 1]; a float or a traced scalar.
+
+  Returns:
+    int32 (layers,), in the order of `shapes`: largest remainder, ties to the first
+    layer, at least one weight a layer where the total allows it.
+
+  Raises:
+    TypeError: shapes is no mapping to tuples of integers, density no number.
+    ValueError: density is outside (0, 1], or gives fewer weights than layers; there is
+      no layer, or one without weights.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.uniform({"a": (10, 10), "b": (10, 5)}, 0.1)
+    Array([10,  5], dtype=int32)
+  """
+  _check_shapes(shapes, 0)
+  return _distribute(sizes_of(shapes), shapes, density)
+
+
+def erdos_renyi(shapes: Shapes, density) -> Array:
+  """Erdős–Rényi: density falls with the number of neurons on both sides.
+
+  budget_l ~ (n_in + n_out) * taps, that is density_l ~ (n_in + n_out) / (n_in n_out)
+
+  Args:
+    shapes: as in `uniform`; the last two axes are n_in and n_out, all before them
+      the kernel's taps, as `sparsify` gives them for a kernel of any order of axes.
+    density: as in `uniform`.
+
+  Returns:
+    int32 (layers,), within the layers' sizes: what a full layer cannot take moves
+    on to the others.
+
+  Raises:
+    ValueError: as in `uniform`; a layer's inputs and outputs are not known.
+
+  References:
+    Mocanu et al. 2018, "Scalable training of artificial neural networks with
+    adaptive sparse connectivity inspired by network science", eq. 3.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.erdos_renyi({"a": (100, 100), "b": (100, 10)}, 0.1)
+    Array([710, 390], dtype=int32)
+  """
+  _check_shapes(shapes, 2)
+  weights = [sum(_in_out(s)) * int(np.prod(s[:-2])) for s in shapes.values()]
+  return _distribute(weights, shapes, density)
+
+
+def erk(shapes: Shapes, density) -> Array:
+  """Erdős–Rényi-Kernel: Erdős–Rényi that counts the kernel's extent as well.
+
+  budget_l ~ n_in + n_out + height + width
+
+  Args:
+    shapes: as in `erdos_renyi`.
+    density: as in `uniform`.
+
+  Returns:
+    int32 (layers,), within the layers' sizes.
+
+  Raises:
+    ValueError: as in `uniform`.
+
+  References:
+    Evci et al. 2020, "Rigging the lottery", section 3.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> sj.erk({"conv": (3, 3, 8, 8), "dense": (64, 10)}, 0.25)
+    Array([ 70, 234], dtype=int32)
+  """
+  _check_shapes(shapes, 2)
+  weights = [sum(s[:-2]) + sum(_in_out(s)) for s in shapes.values()]
+  return _distribute(weights, shapes, density)
+
+
+def total_budget(shapes: Shapes, density):
+  """round(density * total size), exactly: an int, or int64 if density is traced."""
+  size = sum(sizes_of(shapes))
+  if isinstance(density, jax.Array):
+    with jax.enable_x64(True):
+      scaled = density.astype(jnp.float64) * jnp.float64(size)
+      return jnp.clip(
+        jnp.round(scaled).astype(jnp.int64), jnp.int64(1), jnp.int64(size)
+      )
+  check_density(density)
+  return max(1, round(float(density) * size))
+
+
+def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
+  """Calls a distribution, which may be the user's, and validates its result.
+
+  Args:
+    distribution: `(shapes, density) -> budgets`.
+    shapes: the layers' kernel shapes by path.
+    density: fraction kept.
+
+  Returns:
+    int32 (layers,), summing to `total_budget(shapes, density)`. Of a traced density,
+    budgets with another sum are scaled to it, by largest remainder.
+
+  Raises:
+    ValueError: it is not an integer per layer, from 0 to all that the layer holds, or
+      (of a density that is not traced) the sum is another.
+  """
+  if isinstance(density, Tracer):
+    given, total = distribution(shapes, density), total_budget(shapes, density)
+  else:
+    # Under `jit` too: budgets are checked while they can be read.
+    with jax.ensure_compile_time_eval():
+      given, total = distribution(shapes, density), total_budget(shapes, density)
+  budgets = jnp.asarray(given)
+  if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
+    raise ValueError(
+      f"distribution must give an integer a layer, {len(shapes)} in all, got "
+      f"{budgets.dtype}{list(budgets.shape)}."
+    )
+  sizes = np.asarray(sizes_of(shapes))
+  if not isinstance(given, Tracer):
+    for path, budget, size in zip(shapes, np.asarray(given), sizes, strict=True):
+      if not 0 <= budget <= size:
+        raise ValueError(
+          f"distribution must give each layer 0 to all of its weights, got {budget} of "
+          f"{size} at {path!r}."
+        )
+  if isinstance(given, Tracer) or isinstance(total, Tracer):
+    # Budgets that sum to the total come out as they are.
+    budgets = jnp.clip(budgets.astype(jnp.int32), 0, jnp.asarray(sizes, jnp.int32))
+    return _apportion(budgets, total, sizes, spread=False)
+  found = int(np.asarray(given, np.int64).sum())
+  if found != int(total):
+    raise ValueError(
+      f"distribution must give budgets that sum to {int(total)}, {density} of "
+      f"{sizes.sum()} weights, got {found}."
+    )
+  return budgets.astype(jnp.int32)
+
+
+def check_distribution(distribution, none: bool = False) -> None:
+  """Raises TypeError unless a value is a function of (shapes, density).
+
+  Args:
+    distribution: what was given.
+    none: whether None will do.
+  """
+  if distribution is None and none:
+    return
+  what = "a function of (shapes, density), such as sj.erk"
+  check_callable("distribution", distribution, what, 2)
+
+
+def check_density(density, name: str = "density") -> None:
+  """Raises unless a static density lies in (0, 1]; traced ones pass."""
+  if isinstance(density, jax.Array):
+    check_scalar(name, density)
+    return
+  if isinstance(density, bool) or not isinstance(density, (int, float, np.number)):
+    raise TypeError(f"{name} must be a number in (0, 1], got {density!r}.")
+  if not 0 < density <= 1:
+    raise ValueError(f"{name} must lie in (0, 1], got {density}.")
+
+
+def _distribute(weights: list[int], shapes: Shapes, density) -> Array:
+  sizes = sizes_of(shapes)
+  total = total_budget(shapes, density)
+  if isinstance(total, int) and total < len(sizes):
+    raise ValueError(
+      f"density must leave every layer a weight, got {density}: {total} weights for "
+      f"{len(sizes)} layers."
+    )
+  return _apportion(np.asarray(weights, np.int64), total, np.asarray(sizes, np.int64))
+
+
+@jax.jit
+def _one_each(budgets: Array) -> Array:
+  """Gives a weight to layers that round to none, taken from the largest."""
+  empty = budgets == 0
+  needed = jnp.sum(empty, dtype=jnp.int32)
+  largest = budgets == jnp.max(budgets)
+  first = largest & (jnp.cumsum(largest, dtype=jnp.int32) == 1)
+  moved = jnp.where(empty, 1, jnp.where(first, budgets - needed, budgets))
+  return jnp.where(jnp.max(budgets) > needed, moved, budgets)
+
+
+def _apportion(weights, total, sizes, spread: bool = True) -> Array:
+  with jax.enable_x64(True):
+    budgets = _apportion_jit(
+      jnp.asarray(weights), jnp.asarray(total), jnp.asarray(sizes)
+    )
+  return _one_each(budgets) if spread else budgets
+
+
+_apportion_jit = jax.jit(apportion)
+
+
+def _check_shapes(shapes: Shapes, rank: int) -> None:
+  check_mapping("shapes", shapes, "from a path to a kernel's shape")
+  if not shapes:
+    raise ValueError("shapes must hold at least one layer, got an empty mapping.")
+  for path, shape in shapes.items():
+    if not isinstance(shape, (tuple, list)):
+      raise TypeError(f"shapes must be tuples, got {shape!r} for {path!r}.")
+    for n in shape:
+      check_integer("shapes", n, 1)
+    if len(shape) < rank:
+      raise ValueError(
+        f"shapes must have {rank} axes or more, got {shape} for {path!r}. Of a kernel "
+        "whose inputs and outputs are not known only the size is given: declare them "
+        "by input_axes, or what stacks layers by stacked."
+      )
+
+
+def sizes_of(shapes: Shapes) -> list[int]:
+  """Weights of each layer, in the order of the shapes."""
+  return [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+
+
+def _in_out(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return shape[-2:]

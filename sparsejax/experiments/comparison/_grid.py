@@ -1,0 +1,292 @@
+"""A grid of runs, methods x densities x seeds, that several processes may share."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+
+from sparsejax import models
+from sparsejax.analysis.costs import kernel_uses
+from sparsejax.training import (
+  METHODS,
+  RESULT_FILE,
+  ConfigError,
+  WorkdirError,
+  WorkdirInUseError,
+  complete_config,
+  config_difference,
+  config_to_json,
+  cost_history,
+  data,
+  estimate_costs,
+  format_percent,
+  read_metrics,
+  train_and_evaluate,
+)
+
+
+class Cell(NamedTuple):
+  """One method at one density."""
+
+  method: str
+  density: float
+
+
+class Outcome(NamedTuple):
+  """What one seed of a cell came to.
+
+  Attributes:
+    accuracy: on the test images, percent.
+    inference: multiply-adds of the final network over the dense one's; None where
+      they cannot be counted.
+    training: multiply-adds of the whole run over a dense run's, or None.
+    steps: of the run.
+    commit: of the program that trained it, or nothing.
+  """
+
+  accuracy: float
+  inference: float | None
+  training: float | None
+  steps: int
+  commit: str
+
+
+def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
+  """Returns the cells of a grid; dense training has one, at density 1.
+
+  Args:
+    methods: names of `METHODS`.
+    densities: in (0, 1].
+
+  Returns:
+    One cell a method and density, in that order.
+
+  Raises:
+    ConfigError: naming what is no method, or no density.
+
+  Example:
+    >>> len(cells(["rigl", "dense"], [0.01, 0.05]))
+    3
+  """
+  for method in methods:
+    if method not in METHODS:
+      raise ConfigError(f"methods must be of {', '.join(METHODS)}; got {method!r}")
+  for density in densities:
+    if not 0 < density <= 1:
+      raise ConfigError(f"densities must be in (0, 1]; got {density}")
+  return [
+    Cell(method, density)
+    for method in dict.fromkeys(methods)
+    for density in ([1.0] if method == "dense" else sorted(set(densities)))
+  ]
+
+
+def model_name(config: Any) -> str:
+  """Returns a model's name with its depth and width, where they are given."""
+  kwargs = config.model_kwargs
+  sizes = [str(kwargs[name]) for name in ("depth", "width") if name in kwargs]
+  return "_".join([config.model, *sizes])
+
+
+def run_grid(
+  make_config: Callable[[str], Any],
+  workdir: pathlib.Path,
+  grid: Sequence[Cell],
+  seeds: Sequence[int],
+  *,
+  together: int = 1,
+  commit: str = "",
+  say: Callable[[str], None] = print,
+  verbose: bool = False,
+) -> list[str]:
+  """Trains what is not finished yet, the first seeds of all cells first.
+
+  Each run has a directory, `<workdir>/<method>/density=<d>/seeds=<first>-<last>`, that
+  one process holds at a time. What another one holds is passed over, so that several
+  processes with the same arguments share the work.
+
+  Args:
+    make_config: `(method) -> ConfigDict`; density and seeds are set here.
+    workdir: the folder of all runs.
+    grid: of `cells`.
+    seeds: which to train.
+    together: how many to train side by side in one run; where memory does not suffice,
+      half as many, and so on.
+    commit: kept beside each run.
+    say: takes a line a run.
+    verbose: whether to show each run's own progress too.
+
+  Returns:
+    The runs that other processes hold; none if all is finished.
+
+  Raises:
+    TrainingError: as of `train_and_evaluate`.
+    KeyboardInterrupt: if a signal stopped a run; its checkpoint is written.
+  """
+  jobs = [(cell, group) for group in _groups(seeds, together) for cell in grid]
+  left, done = list(jobs), 0
+  while left:
+    held: list[tuple[Cell, list[int]]] = []
+    for cell, group in left:
+      config = make_config(cell.method)
+      config.density = cell.density
+      done_seeds = finished_seeds(folder(workdir, cell))
+      _check_same(config, done_seeds)
+      missing = [seed for seed in group if seed not in done_seeds]
+      try:
+        if missing:
+          line = _train(config, workdir, cell, missing, commit, verbose)
+          say(f"{line}  [{done + 1} of {len(jobs)}]")
+        done += 1
+      except WorkdirInUseError:
+        held.append((cell, group))
+    if len(held) == len(left):
+      return [f"{c.method} at {c.density:g}, seeds {_span(g)}" for c, g in held]
+    left = held
+  return []
+
+
+def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
+  """Returns where a cell's runs are."""
+  return workdir / cell.method / f"density={cell.density:g}"
+
+
+def finished_seeds(cell_folder: pathlib.Path) -> dict[int, tuple[pathlib.Path, int]]:
+  """Returns the run and the place in it of each seed that is finished.
+
+  Args:
+    cell_folder: of `folder`.
+
+  Returns:
+    `{seed: (run directory, index)}`, in ascending order.
+  """
+  found = {}
+  for summary in sorted(cell_folder.glob(f"seeds=*/{RESULT_FILE}")):
+    config = json.loads((summary.parent / "config.json").read_text())
+    for index in range(config["num_seeds"]):
+      found[config["seed"] + index] = (summary.parent, index)
+  return dict(sorted(found.items()))
+
+
+def collect(config: Any, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]]:
+  """Reads all that is finished in a folder of runs.
+
+  Args:
+    config: complete or not, for the model and the data set.
+    workdir: as of `run_grid`.
+
+  Returns:
+    The outcomes by cell, then seed. Cells are in the order of `METHODS`. Costs that
+    cannot be counted are None, and a line of the log says why.
+  """
+  try:
+    uses, sizes = _counts(config)
+  except Exception as e:  # accuracies that took days must not be lost to a count
+    logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
+    uses, sizes = None, {}
+  outcomes = {}
+  for method in METHODS:
+    folders = (workdir / method).glob("density=*")
+    for place in sorted(folders, key=lambda p: float(p.name.removeprefix("density="))):
+      cell = Cell(method, float(place.name.removeprefix("density=")))
+      found = {
+        seed: _outcome(run, index, uses, sizes, method)
+        for seed, (run, index) in finished_seeds(place).items()
+      }
+      if found:
+        outcomes[cell] = found
+  return outcomes
+
+
+def _check_same(config, done: dict[int, tuple[pathlib.Path, int]]) -> None:
+  wanted = config_to_json(complete_config(config))
+  for seed, (run, _) in done.items():
+    found = json.loads((run / "config.json").read_text())
+    same = {"seed": found["seed"], "num_seeds": found["num_seeds"]}
+    changed = config_difference(found, {**wanted, **same})
+    if changed:
+      raise WorkdirError(
+        f"{run} holds seed {seed} of another comparison. What differs (there -> asked"
+        " for):\n  " + "\n  ".join(changed) + "\nGive another --workdir."
+      )
+
+
+def _train(config, workdir, cell, seeds, commit, verbose) -> str:
+  config.update(seed=seeds[0], num_seeds=len(seeds))
+  path = folder(workdir, cell) / f"seeds={_span(seeds)}"
+  try:
+    outcome = train_and_evaluate(config, path, verbose, summarize=False)
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e) or len(seeds) == 1:
+      raise
+    half = math.ceil(len(seeds) / 2)
+    parts = (seeds[:half], seeds[half:])
+    return "\n".join(
+      _train(config, workdir, cell, part, commit, verbose) for part in parts
+    )
+  if not outcome.finished:
+    raise KeyboardInterrupt
+  (path / "commit").write_text(commit)
+  accuracy = format_percent(outcome.test_accuracy)
+  return (
+    f"{cell.method}, density {cell.density:g}, seed {_span(seeds)}: {accuracy}"
+    f" in {outcome.seconds:.0f} s"
+  )
+
+
+def _groups(seeds: Sequence[int], together: int) -> Iterable[list[int]]:
+  """Consecutive seeds, for these a run can have side by side."""
+  group: list[int] = []
+  for seed in sorted(set(seeds)):
+    if group and (len(group) == together or seed != group[-1] + 1):
+      yield group
+      group = []
+    group.append(seed)
+  if group:
+    yield group
+
+
+def _span(seeds: Sequence[int]) -> str:
+  return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
+
+
+def _counts(config: Any) -> tuple[dict[str, int], dict[str, int]]:
+  """How often one example uses each weight, and the weights of each layer."""
+  dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+  images = dataset.train
+  classes = int(images.labels.max()) + 1
+  model = models.create(
+    config.model, num_classes=classes, **config.model_kwargs.to_dict()
+  )
+  # As in training: images are normalized floats, tokens are integers.
+  dtype = "int32" if dataset.mean is None else "float32"
+  example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), dtype)
+  params = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+  named = jax.tree_util.tree_leaves_with_path(params)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  sizes = {name(path): leaf.size for path, leaf in named}
+  return kernel_uses(model, example), sizes
+
+
+def _outcome(run, index, uses, sizes, method) -> Outcome:
+  summary = json.loads((run / RESULT_FILE).read_text())
+  inference = training = None
+  if uses is not None:
+    try:
+      history = cost_history(read_metrics(run), index)
+      inference, training = estimate_costs(history, uses, sizes, method)
+    except Exception as e:
+      error = type(e).__name__
+      logging.warning("Multiply-adds of %s are missing: %s: %s", run, error, e)
+  commit = run / "commit"
+  return Outcome(
+    accuracy=100 - summary["test_error_percent"][index],
+    inference=inference,
+    training=training,
+    steps=summary["step"],
+    commit=commit.read_text().strip() if commit.exists() else "",
+  )

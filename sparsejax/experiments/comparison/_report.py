@@ -1,0 +1,274 @@
+"""What a grid of runs came to: rows for a results file, a table, a plot."""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from matplotlib import figure, ticker
+
+from sparsejax.experiments import results
+from sparsejax.experiments.comparison import _published
+from sparsejax.experiments.comparison._grid import Cell, Outcome, model_name
+from sparsejax.training import (
+  COLORS,
+  FAINT,
+  INK,
+  METHODS,
+  ConfigError,
+  method_name,
+  remove_spines,
+  run_title,
+)
+
+Outcomes = Mapping[Cell, Mapping[int, Outcome]]
+
+_MARKERS = "osD"  # with the colours they tell 21 methods apart
+
+# What `rows` writes, for `keep` to read.
+_CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
+_NOTE = re.compile(
+  r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+)(; multiply-adds of the dense"
+  r" network's: (?P<inference>[\d.]+)% to infer, (?P<training>[\d.]+)% to train"
+  r" \(estimated\))?(; trained at (?P<commits>.+))?"
+)
+
+_TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 99.9)
+
+
+def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
+  """Returns the rows of a results file, published values beside where there are some.
+
+  Args:
+    config: of the comparison, for the model and the data set.
+    outcomes: of `comparison.collect`.
+
+  Returns:
+    One row a cell, of `results.row`.
+  """
+  model, table = model_name(config), []
+  for cell, found in outcomes.items():
+    paper, source = _published.accuracy(config.dataset, model, *cell)
+    several = list(found.values())
+    commits = sorted({c for o in several if o.commit for c in o.commit.split(", ")})
+    inference, training = _costs(several)
+    counted = (
+      ""
+      if inference is None
+      else f"; multiply-adds of the dense network's: {inference:.2%} to infer,"
+      f" {training:.2%} to train (estimated)"
+    )
+    table.append(
+      results.row(
+        f"{model}/{cell.method}/density={cell.density:g}",
+        "test_accuracy_percent",
+        [o.accuracy for o in several],
+        paper=paper,
+        source=source,
+        note=f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
+        + counted
+        + (f"; trained at {', '.join(commits)}" if commits else ""),
+      )
+    )
+  return table
+
+
+def keep(
+  config: Any, outcomes: Outcomes, held: pathlib.Path
+) -> dict[Cell, dict[int, Outcome]]:
+  """Returns the outcomes with those of an earlier results file that are not among them.
+
+  Runs take long and folders get lost; what a results file tells of a seed stays true.
+  Costs and commits are told there by cell, not by seed, so all its seeds have the same.
+
+  Args:
+    config: of the comparison, for the model; other models' rows are passed over.
+    outcomes: of `comparison.collect`, which go before the file's.
+    held: a file of `write`; where there is none, nothing is added.
+
+  Returns:
+    Outcomes by cell in the order of `METHODS`, then seed.
+
+  Raises:
+    ConfigError: the file's runs of a cell have another number of steps.
+  """
+  merged = {cell: dict(found) for cell, found in outcomes.items()}
+  entries = json.loads(held.read_text())["rows"] if held.exists() else []
+  for entry in entries:
+    match = _CASE.fullmatch(entry["case"])
+    told = _NOTE.fullmatch(entry["note"])
+    if not match or not told or match["model"] != model_name(config):
+      continue
+    cell = Cell(match["method"], float(match["density"]))
+    seeds = [int(seed) for seed in told["seeds"].split(", ")]
+    here = merged.setdefault(cell, {})
+    steps = {o.steps for o in here.values()} | {int(told["steps"])}
+    if len(steps) > 1:
+      raise ConfigError(
+        f"{held} must hold runs as long as the workdir's; got {told['steps']} steps of"
+        f" {entry['case']} beside {min(steps - {int(told['steps'])})}"
+      )
+    costs = (None, None)
+    if told["inference"]:
+      costs = float(told["inference"]) / 100, float(told["training"]) / 100
+    for seed, accuracy in zip(seeds, entry["values"], strict=True):
+      here.setdefault(
+        seed, Outcome(accuracy, *costs, int(told["steps"]), told["commits"] or "")
+      )
+  order = list(METHODS)
+  return {
+    cell: dict(sorted(merged[cell].items()))
+    for cell in sorted(merged, key=lambda c: (order.index(c.method), c.density))
+  }
+
+
+def table(config: Any, outcomes: Outcomes) -> str:
+  """Returns the table for people, each density's best first.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+
+  Returns:
+    Lines; FLOPs are percentages of the dense network's, to infer and to train; blank
+    where they cannot be counted.
+  """
+  head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
+  lines: list[tuple[str, ...]] = [head]
+
+  def order(item):
+    cell, found = item
+    return cell.density, -np.mean([o.accuracy for o in found.values()])
+
+  for cell, found in sorted(outcomes.items(), key=order):
+    several = list(found.values())
+    mean, sem = _mean([o.accuracy for o in several])
+    paper, _ = _published.accuracy(config.dataset, model_name(config), *cell)
+    inference, training = _costs(several)
+    lines.append(
+      (
+        cell.method,
+        f"{100 * cell.density:g} %",
+        f"{mean:.2f}" + (f" ± {sem:.2f}" if len(several) > 1 else ""),
+        str(len(several)),
+        "" if paper is None else f"{paper:.2f}",
+        "" if inference is None else f"{inference:.1%}",
+        "" if training is None else f"{training:.1%}",
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      text.ljust(w) if i == 0 else text.rjust(w)
+      for i, (text, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
+  """Draws accuracy against density, one line a method, the dense network's across.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+    title: above the plot.
+
+  Returns:
+    A figure; bars are standard errors, hollow marks published values.
+  """
+  fig = figure.Figure(figsize=(8.6, 5.2), facecolor="white")
+  axes = fig.subplots()
+  fig.subplots_adjust(left=0.09, right=0.76, top=0.88, bottom=0.12)
+  axes.set_title(title, loc="left", size=13, weight="bold", color=INK, pad=14)
+  methods = list(dict.fromkeys(cell.method for cell in outcomes if cell.density < 1))
+  for i, method in enumerate(methods):
+    color, marker = COLORS[i % len(COLORS)], _MARKERS[i // len(COLORS) % 3]
+    own = {c.density: o for c, o in outcomes.items() if c.method == method}
+    points = [(d, *_mean([o.accuracy for o in own[d].values()])) for d in sorted(own)]
+    x, y, error = np.array(points).T
+    label = method_name(method)
+    axes.errorbar(
+      x, y, error, color=color, marker=marker, ms=5, lw=1.6, capsize=2, label=label
+    )
+    for density in own:
+      paper, _ = _published.accuracy(
+        config.dataset, model_name(config), method, density
+      )
+      if paper is not None:
+        axes.plot(density, paper, marker=marker, ms=7, mfc="none", mec=color, ls="")
+  dense = outcomes.get(Cell("dense", 1.0))
+  if dense:
+    mean, sem = _mean([o.accuracy for o in dense.values()])
+    axes.axhline(mean, color=INK, lw=1.2, ls=(0, (5, 3)), label="Dense")
+    axes.axhspan(mean - sem, mean + sem, color=INK, alpha=0.1, lw=0)
+  densities = sorted({cell.density for cell in outcomes if cell.density < 1})
+  axes.set_xscale("log")
+  axes.xaxis.set_major_locator(ticker.FixedLocator(densities))
+  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
+  axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.set_xlabel("weights kept", color=FAINT, size=10)
+  # By the logarithm of the error: 98 and 98.5 % are as far apart as 92 and 94 %.
+  axes.set_yscale("function", functions=(_height, _accuracy))
+  low, high = axes.get_ylim()
+  few = sum(low <= t <= high for t in _TICKS) < 3
+  locator = ticker.MaxNLocator(5) if few else ticker.FixedLocator(_TICKS)
+  axes.yaxis.set_major_locator(locator)
+  axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+  axes.set_ylabel("test accuracy, %", color=FAINT, size=10)
+  remove_spines(axes, 9.5)
+  handles, labels = axes.get_legend_handles_labels()
+  if handles:
+    fig.legend(
+      handles, labels, loc="center left", bbox_to_anchor=(0.77, 0.5), frameon=False,
+      fontsize=9.5, labelcolor=INK,
+    )  # fmt: skip
+  return fig
+
+
+def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path):
+  """Writes the results file, named as the file is, and then the plot.
+
+  A plot that cannot be drawn is left out, and a line of the log says why.
+
+  Args:
+    config: of the comparison.
+    outcomes: of `comparison.collect`.
+    out: a JSON file.
+    plot: a picture; its suffix is the format.
+  """
+  results.write_results(out, out.stem, rows(config, outcomes))
+  plot.parent.mkdir(parents=True, exist_ok=True)
+  title = run_title({"model": model_name(config), "dataset": config.dataset})
+  try:
+    draw(config, outcomes, title).savefig(plot, dpi=160)
+  except Exception as e:
+    logging.warning("The plot %s is missing: %s: %s", plot, type(e).__name__, e)
+
+
+def _height(accuracy):
+  """Where an accuracy is drawn; 100 % as 99.99 %."""
+  return -np.log10(np.maximum(100 - np.asarray(accuracy, float), 0.01))
+
+
+def _accuracy(height):
+  return 100 - 10 ** -np.asarray(height, float)
+
+
+def _mean(values) -> tuple[float, float]:
+  """Mean and standard error, zero for a single value."""
+  values = np.asarray(values, float)
+  spread = values.std(ddof=1) if len(values) > 1 else 0.0
+  return float(values.mean()), float(spread / np.sqrt(len(values)))
+
+
+def _costs(several: list[Outcome]) -> tuple[float | None, float | None]:
+  """Means over the seeds whose costs are known; None if none is."""
+  known = [(o.inference, o.training) for o in several if o.inference is not None]
+  if not known:
+    return None, None
+  inference, training = np.mean(np.array(known, float), 0)
+  return float(inference), float(training)

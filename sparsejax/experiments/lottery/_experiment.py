@@ -1,0 +1,214 @@
+"""Lottery ticket experiments: train, prune, rewind, again, and the controls beside.
+
+A level is trained for all seeds, then written; an experiment that is stopped goes on
+with the level that is not there. What there is to a level is in `lottery_levels`, what
+it is trained from in `lottery_start`.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import lottery
+from sparsejax.core import path_string
+from sparsejax.experiments.lottery import _config, _levels, _setup, _start
+from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._setup import Setup
+from sparsejax.experiments.lottery._start import DENSE, INITIAL, REWIND
+from sparsejax.training import (
+  NonFiniteError,
+  Progress,
+  check_workdir,
+  claim_workdir,
+  exclusive_workdir,
+  listen_for_signals,
+)
+
+PyTree = Any
+
+
+def run_experiment(
+  config: Mapping[str, Any],
+  workdir: os.PathLike | str,
+  verbose: bool = True,
+  commit: str = "",
+) -> list[Cell]:
+  """Runs an experiment, or goes on with one; levels that are there are not done again.
+
+  Args:
+    config: some or all fields of `lottery_config.default_config`.
+    workdir: a directory for this experiment alone. More rounds, controls or one-shot
+      levels may be asked for later.
+    verbose: whether to show progress.
+    commit: of the program, kept beside each level.
+
+  Returns:
+    All cells that are done.
+
+  Raises:
+    TrainingError: before any work is done, if the config, the data set, the workdir or
+      a level in it cannot be used; a `NonFiniteError` where a training diverged.
+    KeyboardInterrupt: if a signal came; the level under way is begun anew next time.
+  """
+  setup = _setup.prepare(config)
+  with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
+    check_workdir(path, setup.stamp)
+    wanted = plan(setup.config)
+    digest = _config.digest(setup.stamp)
+    missing = [cell for cell in wanted if not _levels.done(path, cell, digest)]
+    if DENSE not in missing:
+      for point in (INITIAL, REWIND):
+        _levels.done(path, point, digest)
+        _levels.read_weights(path, point, _start.stacked(setup, setup.like))
+    claim_workdir(path, setup.stamp)
+    for i, cell in enumerate(missing):
+      with Progress(_total(setup, cell), 0, verbose) as progress:
+        progress.note(f"{cell.kind}, level {cell.level} [{i + 1} of {len(missing)}]")
+        _run_cell(setup, path, cell, digest, stop, progress, commit)
+    return _levels.cells(path)
+
+
+def plan(config: Any) -> list[Cell]:
+  """Returns the cells of an experiment in the order in which they are trained.
+
+  A control follows its ticket, so that what is done first can be compared first.
+
+  Args:
+    config: a complete config.
+
+  Returns:
+    Cells, each after those that it needs.
+
+  Example:
+    >>> c = _config.complete({"rounds": 1, "controls": {"reinit": (1,)}})
+    >>> [f"{cell.kind} {cell.level}" for cell in plan(c)]
+    ['dense 0', 'ticket 1', 'reinit 1']
+  """
+  cells = [DENSE]
+  for level in range(1, config.rounds + 1):
+    cells.append(Cell("ticket", level))
+    cells += [Cell(k, level) for k, at in config.controls.items() if level in at]
+  return cells + [Cell("one_shot", level) for level in config.one_shot_levels]
+
+
+def _total(setup: Setup, cell: Cell) -> int:
+  first = 0 if cell == DENSE else setup.config.rewind_step
+  return setup.config.train.num_seeds * (setup.steps - first)
+
+
+def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
+  started = time.monotonic()
+  if cell == DENSE:
+    masks = jax.tree.map(
+      lambda m: jnp.ones(m.shape, bool), _start.stacked(setup, setup.masks)
+    )
+    members = _dense_start(setup, path, digest, masks)
+    population = _train(setup, members, setup.dense, cell, stop, progress)
+  else:
+    (params, state), masks = _start.start(setup, path, cell)
+    members = _members(setup, setup.restarted, params, state, masks)
+    if setup.config.mask_zero != "zero":
+      members = members._replace(params=_start.held(setup, path, params, masks))
+    population = _train(setup, members, setup.restarted, cell, stop, progress)
+  if not np.isfinite(population.validation_loss[:, -1]).all():
+    raise NonFiniteError(
+      f"{cell.kind}, level {cell.level}, ended with a validation loss that is not"
+      f" finite; try a learning_rate below {setup.config.train.learning_rate}"
+    )
+  last = population.members
+  live = {
+    path_string(p): np.asarray(m).reshape(len(m), -1).sum(1).tolist()
+    for p, m in jax.tree_util.tree_leaves_with_path(masks)
+  }
+  sizes = [m[0].size for m in jax.tree.leaves(masks)]
+  metrics = {
+    "live": live,
+    "density": (np.sum(list(live.values()), axis=0) / sum(sizes)).tolist(),
+    "start": 0 if cell == DENSE else setup.config.rewind_step,
+    "steps": population.steps.tolist(),
+    "validation_loss": _rounded(population.validation_loss),
+    "early_stop": population.early_stop.tolist(),
+    "measured": population.measured.tolist(),
+    "measurements": {k: _rounded(v) for k, v in population.measurements.items()},
+    "at_early_stop": {k: _rounded(v) for k, v in population.at_early_stop.items()},
+    "seconds": round(time.monotonic() - started, 1),
+    "commit": commit,
+  }
+  _levels.write(
+    path,
+    cell,
+    digest,
+    weights=(last.params, last.model_state),
+    masks=masks,
+    metrics=metrics,
+  )
+
+
+def _dense_start(setup, path, digest, masks):
+  """Fresh networks; with them the point is written that all later ones begin from."""
+  c = setup.config
+  params, state = jax.jit(jax.vmap(setup.init))(_setup.keys(c))
+  _levels.write(path, INITIAL, digest, weights=(params, state))
+  members = _members(setup, setup.dense, params, state, masks)
+  if c.rewind_step:
+    members = lottery.train_population(
+      setup.loss,
+      setup.dense,
+      members,
+      setup.data,
+      batch_size=c.train.batch_size,
+      steps=c.rewind_step,
+      together=c.together or None,
+    ).members
+  _levels.write(path, REWIND, digest, weights=(members.params, members.model_state))
+  return members
+
+
+def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
+  c = setup.config
+  first = c.rewind_step
+  live = [np.asarray(m) for m in jax.tree.leaves(members.opt_state.masks)]
+  density = float(sum(m.sum() for m in live)) / sum(m.size for m in live)
+  looks = np.arange(first - first % c.eval_every, setup.steps + 1, c.eval_every)[1:]
+  at = [n for n in range(c.measure_every, setup.steps, c.measure_every) if n > first]
+  at += looks[-c.last_evaluations :].tolist()
+
+  def show(done, count, losses):
+    if stop:
+      raise KeyboardInterrupt
+    progress.update(
+      done * (setup.steps - first) + len(losses) * (count - first),
+      loss=f"{losses[:, -1].mean():.4f}",
+      density=f"{density:.4f}",
+    )
+
+  return lottery.train_population(
+    setup.loss,
+    tx,
+    members,
+    setup.data,
+    batch_size=c.train.batch_size,
+    start=first,
+    steps=setup.steps,
+    validate=setup.validate,
+    every=c.eval_every,
+    measure=setup.measure,
+    measure_at=sorted({*at}),
+    held_out=setup.held_out,
+    together=c.together or None,
+    progress=show,
+  )
+
+
+def _members(setup, tx, params, state, masks):
+  return lottery.stack_members(tx, _setup.keys(setup.config), params, masks, state)
+
+
+def _rounded(values) -> list:
+  # Seven digits hold a float32; more would only be noise in the file.
+  return np.vectorize(lambda v: float(f"{v:.7g}"), otypes=[float])(values).tolist()

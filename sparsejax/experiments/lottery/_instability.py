@@ -1,0 +1,148 @@
+"""Instability analysis: two trainings from one point that see the data differently."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import lottery
+from sparsejax.experiments.lottery import _config, _levels, _setup, _start
+from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._setup import Setup
+from sparsejax.training import (
+  ConfigError,
+  Progress,
+  check_workdir,
+  claim_workdir,
+  exclusive_workdir,
+  listen_for_signals,
+)
+
+_ORDERS = 103  # what a seed's key is folded with for the two data orders
+POINTS = 30
+
+
+def run_instability(
+  config: Mapping[str, Any],
+  workdir: os.PathLike | str,
+  steps: Sequence[int],
+  level: int = 0,
+  verbose: bool = True,
+) -> dict[int, np.ndarray]:
+  """Measures from which step on networks are stable to the noise of SGD.
+
+  For each step k and seed: a network is trained to k, then two copies of it to the end,
+  each with data in an order and with an augmentation of its own; then the test error on
+  the line between the two. Running averages are interpolated like weights.
+
+  Args:
+    config: of an experiment; see `lottery.run_experiment`.
+    workdir: its directory. Steps that are there are not done again.
+    steps: which k.
+    level: 0 for the dense network, or that of a ticket, whose masks must be there; k is
+      then the step to which the experiment rewinds.
+    verbose: whether to show progress.
+
+  Returns:
+    By step, the instability of each seed, in points of test error; see
+    `sparsejax.lottery.instability`.
+
+  Raises:
+    TrainingError: if the config, the workdir or what it must hold cannot be used.
+    KeyboardInterrupt: if a signal came.
+  """
+  setup = _setup.prepare(config)
+  c = setup.config
+  for k in steps:
+    if not 0 <= k < setup.steps:
+      raise ConfigError(f"steps must be in [0, {setup.steps}); got {k}")
+    if level and k != c.rewind_step:
+      raise ConfigError(
+        f"steps must be rewind_step ({c.rewind_step}) for a ticket; got {k}"
+      )
+  digest, kind = _config.digest(setup.stamp), f"instability_{level:02d}"
+  with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
+    check_workdir(path, setup.stamp)
+    claim_workdir(path, setup.stamp)
+    for k in steps:
+      cell = Cell(kind, k)
+      if _levels.done(path, cell, digest):
+        continue
+      total = c.train.num_seeds * (k * (not level) + 2 * (setup.steps - k))
+      with Progress(total, 0, verbose) as progress:
+        progress.note(f"instability from step {k}")
+        _measure(setup, path, cell, digest, level, _shown(progress, stop))
+    return {
+      k: np.asarray(_levels.read_metrics(path, Cell(kind, k))["instability"])
+      for k in steps
+    }
+
+
+def _shown(progress, stop):
+  count = 0
+
+  def show(steps):
+    nonlocal count
+    if stop:
+      raise KeyboardInterrupt
+    count += steps
+    progress.update(count, loss="-")
+
+  return show
+
+
+def _measure(setup: Setup, path, cell, digest, level, show) -> None:
+  c, k = setup.config, cell.level
+  keys = _setup.keys(c)
+
+  def train(tx, members, start, steps):
+    every = min(c.eval_every, steps - start)
+    return lottery.train_population(
+      setup.loss,
+      tx,
+      members,
+      setup.data,
+      batch_size=c.train.batch_size,
+      start=start,
+      steps=steps,
+      every=every,
+      together=c.together or None,
+      progress=lambda done, at, losses: show(every * len(losses)),
+    ).members
+
+  if level:
+    (params, state), masks = _start.start(setup, path, Cell("ticket", level))
+    members = lottery.stack_members(setup.restarted, keys, params, masks, state)
+    tx = setup.restarted
+  else:
+    params, state = jax.jit(jax.vmap(setup.init))(keys)
+    tx = setup.dense
+    members = lottery.stack_members(tx, keys, params, None, state)
+    if k:
+      members = train(tx, members, 0, k)
+  orders = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _ORDERS)))(
+    keys
+  )
+  ends = [
+    train(tx, members._replace(key=orders[:, i]), k, setup.steps) for i in range(2)
+  ]
+  first, second = ((e.params, e.model_state) for e in ends)
+
+  def test_error(network):
+    return 100 * (1 - setup.measure(*network, setup.held_out)["test_accuracy"])
+
+  line = jax.jit(lambda a, b: lottery.error_on_line(test_error, a, b, POINTS))
+  found = []
+  for seed in range(c.train.num_seeds):
+    a, b = jax.tree.map(lambda x, seed=seed: x[seed], (first, second))
+    found.append(line(a, b))
+    show(0)
+  curves = jnp.stack(found)
+  metrics = {
+    "errors": np.round(np.asarray(curves, float), 4).tolist(),
+    "instability": np.round(lottery.instability(curves), 4).tolist(),
+  }
+  _levels.write(path, cell, digest, weights=(first, second), metrics=metrics)

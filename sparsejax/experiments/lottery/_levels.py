@@ -1,0 +1,163 @@
+"""The folders of a lottery ticket experiment: one a cell, hash-checked."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sparsejax as sj
+from sparsejax.core import path_string, read_archive, write_archive
+from sparsejax.training import CheckpointError, WorkdirError, write_text
+
+PyTree = Any
+_STAMP = "level.json"
+MASKS, METRICS, WEIGHTS = "masks.npz", "metrics.json", "weights.npz"
+
+
+class Cell(NamedTuple):
+  """What is trained: "dense", "ticket", "one_shot" or a control, at a level."""
+
+  kind: str
+  level: int
+
+
+def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
+  """Returns where a cell is kept."""
+  return workdir / cell.kind / f"level_{cell.level:02d}"
+
+
+def write(
+  workdir: pathlib.Path,
+  cell: Cell,
+  config: str,
+  *,
+  weights: PyTree,
+  masks: PyTree = None,
+  metrics: dict[str, Any] | None = None,
+) -> None:
+  """Writes a cell; it counts as done once its last file, the stamp, is there.
+
+  Args:
+    workdir: of the experiment.
+    cell: which one.
+    config: digest of the experiment's config.
+    weights: tree of arrays, stacked over seeds.
+    masks: tree of bool arrays, stacked over seeds.
+    metrics: JSON values.
+  """
+  place = folder(workdir, cell)
+  place.mkdir(parents=True, exist_ok=True)
+  named = {
+    f"weights:{path_string(path)}": np.asarray(x)
+    for path, x in jax.tree_util.tree_leaves_with_path(weights)
+  }
+  write_archive(place / WEIGHTS, named)
+  if masks is not None:
+    sj.save_masks(place / MASKS, masks)
+  if metrics is not None:
+    write_text(place / METRICS, json.dumps(metrics) + "\n")
+  stamp = {"config": config, "cell": list(cell), "files": _digests(place)}
+  write_text(place / _STAMP, json.dumps(stamp, indent=1) + "\n")
+
+
+def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
+  """Returns whether a cell is there, whole and of this experiment.
+
+  Args:
+    workdir: of the experiment.
+    cell: which one.
+    config: digest of the experiment's config.
+
+  Returns:
+    False if it was never finished.
+
+  Raises:
+    WorkdirError: if it is of another config.
+    CheckpointError: if a file in it is not what was written.
+  """
+  place = folder(workdir, cell)
+  file = place / _STAMP
+  if not file.exists():
+    return False
+  try:
+    stamp = json.loads(file.read_text())
+    found, expected = stamp["config"], stamp["files"]
+  except (ValueError, KeyError, TypeError) as e:
+    raise CheckpointError(f"{file} cannot be read: {e!r}") from e
+  if found != config or stamp.get("cell") != list(cell):
+    raise WorkdirError(
+      f"{place} must be of this config ({config}); it is {stamp.get('cell')} of"
+      f" {found}. Give another --workdir."
+    )
+  changed = sorted(name for name, _ in expected.items() ^ _digests(place).items())
+  if changed:
+    raise CheckpointError(
+      f"{place / changed[0]} is not what was written; remove {place} to train it again"
+    )
+  return True
+
+
+def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
+  """Reads the weights of a cell that is done.
+
+  Args:
+    workdir: of the experiment.
+    cell: which one.
+    like: the tree that was written, or its abstract values.
+
+  Returns:
+    A tree of numpy arrays.
+
+  Raises:
+    CheckpointError: if the cell is not there, or does not fit.
+  """
+  file = folder(workdir, cell) / WEIGHTS
+  if not file.exists():
+    what = "rewind point" if cell.kind == "rewind" else "level"
+    raise CheckpointError(
+      f"{what} {file} is missing; it is made by the dense training: remove"
+      f" {folder(workdir, Cell('dense', 0))} to train that again"
+    )
+  held = read_archive(file, "a level")
+  arrays = {name.removeprefix("weights:"): x for name, x in held.items()}
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
+  for path, leaf in leaves:
+    name = path_string(path)
+    if name not in arrays or arrays[name].shape != leaf.shape:
+      raise CheckpointError(
+        f"{file} must hold {name} of shape {leaf.shape}; got"
+        f" {arrays[name].shape if name in arrays else 'none'}"
+      )
+  return treedef.unflatten(arrays[path_string(path)] for path, _ in leaves)
+
+
+def read_masks(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
+  """Reads the masks of a cell that is done; see `sj.load_masks`."""
+  return sj.load_masks(folder(workdir, cell) / MASKS, like)
+
+
+def read_metrics(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
+  """Reads the metrics of a cell that is done."""
+  return json.loads((folder(workdir, cell) / METRICS).read_text())
+
+
+def cells(workdir: pathlib.Path) -> list[Cell]:
+  """Returns all trained cells, whatever their config; tickets by level first."""
+  found = [
+    Cell(place.parent.name, int(place.name.removeprefix("level_")))
+    for place in workdir.glob("*/level_*")
+    if (place / _STAMP).exists() and (place / MASKS).exists()
+  ]
+  order = {"dense": 0, "ticket": 1, "one_shot": 2}
+  return sorted(found, key=lambda c: (order.get(c.kind, 3), c))
+
+
+def _digests(place: pathlib.Path) -> dict[str, str]:
+  return {
+    name: hashlib.sha256((place / name).read_bytes()).hexdigest()
+    for name in (WEIGHTS, MASKS, METRICS)
+    if (place / name).exists()
+  }

@@ -1,0 +1,183 @@
+"""What a lottery ticket experiment came to: curves, a table, plots."""
+
+import itertools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparsejax import analysis
+from sparsejax.experiments.lottery import _levels
+from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.training import WorkdirError
+
+
+class Outcome(NamedTuple):
+  """What a cell came to; arrays have one entry a seed.
+
+  Attributes:
+    density: live weights / weights of the pruned layers.
+    early_stop: the step of the lowest validation loss.
+    accuracy: on the test images at the early stop, percent.
+    final_accuracy: the mean of the last looks at the test images, percent.
+    end_accuracy: after the last step, percent.
+    measured: (looks,) steps at which the test images were looked at.
+    curve: (seeds, looks) test accuracy at these, percent.
+    steps: of a training.
+  """
+
+  density: np.ndarray
+  early_stop: np.ndarray
+  accuracy: np.ndarray
+  final_accuracy: np.ndarray
+  end_accuracy: np.ndarray
+  measured: np.ndarray
+  curve: np.ndarray
+  steps: int
+
+
+def outcome(metrics: dict[str, Any], last: int = 10) -> Outcome:
+  """Reads a cell's metrics.
+
+  Args:
+    metrics: of `lottery_levels.read_metrics`.
+    last: looks at the test images that `final_accuracy` is the mean of.
+
+  Returns:
+    An `Outcome`.
+  """
+  curve = 100 * np.asarray(metrics["measurements"]["test_accuracy"])
+  return Outcome(
+    density=np.asarray(metrics["density"]),
+    early_stop=np.asarray(metrics["early_stop"]),
+    accuracy=100 * np.asarray(metrics["at_early_stop"]["test_accuracy"]),
+    final_accuracy=curve[:, -last:].mean(1),
+    end_accuracy=curve[:, -1],
+    measured=np.asarray(metrics["measured"]),
+    curve=curve,
+    steps=int(metrics["measured"][-1]),
+  )
+
+
+def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
+  """Returns what is done in an experiment's directory, by cell.
+
+  Args:
+    workdir: of the experiment.
+
+  Returns:
+    Outcomes, dense first, then tickets by level.
+
+  Raises:
+    WorkdirError: if there is nothing.
+  """
+  found = {
+    cell: outcome(_levels.read_metrics(workdir, cell))
+    for cell in _levels.cells(workdir)
+  }
+  if not found:
+    raise WorkdirError(f"workdir must hold levels that are done; got {workdir}")
+  return found
+
+
+def table(outcomes: dict[Cell, Outcome]) -> str:
+  """Returns the table for people: means over seeds, and half their range.
+
+  Args:
+    outcomes: of `read`.
+
+  Returns:
+    Lines.
+  """
+  head = ("", "weights", "early stop", "accuracy there %", "last looks %", "seeds")
+  lines: list[tuple[str, ...]] = [head]
+  for cell, o in outcomes.items():
+    lines.append(
+      (
+        f"{cell.kind} {cell.level}" if cell.level else cell.kind,
+        f"{o.density.mean():.2%}",
+        f"{o.early_stop.mean():,.0f} ± {np.ptp(o.early_stop) / 2:,.0f}",
+        f"{o.accuracy.mean():.2f} ± {np.ptp(o.accuracy) / 2:.2f}",
+        f"{o.final_accuracy.mean():.2f} ± {np.ptp(o.final_accuracy) / 2:.2f}",
+        str(len(o.accuracy)),
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      text.ljust(w) if i == 0 else text.rjust(w)
+      for i, (text, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
+
+
+def write(workdir: pathlib.Path) -> str:
+  """Draws the plots of an experiment into its directory.
+
+  `accuracy.png`, `last_accuracy.png` and `early_stop.png` against weights remaining,
+  and `pixels.png`: how many live weights each input has in the last ticket of a network
+  that begins with a dense layer.
+
+  Args:
+    workdir: of the experiment.
+
+  Returns:
+    The table, and what the tickets of different seeds share.
+
+  Raises:
+    WorkdirError: if there is nothing.
+  """
+  outcomes = read(workdir)
+  for name, label, field in (
+    ("accuracy", "test accuracy at the early stop, %", "accuracy"),
+    ("last_accuracy", "test accuracy, mean of the last looks, %", "final_accuracy"),
+    ("early_stop", "early stop, step", "early_stop"),
+  ):
+    curves: dict[str, dict[float, Any]] = {}
+    for cell, o in outcomes.items():
+      if cell.level:
+        curves.setdefault(cell.kind, {})[float(o.density.mean())] = getattr(o, field)
+    if curves:
+      dense = outcomes.get(Cell("dense", 0))
+      figure = analysis.plot_tickets(curves, label, getattr(dense, field, ()))
+      figure.savefig(workdir / f"{name}.png", dpi=160)
+  text = table(outcomes)
+  tickets = [cell for cell in outcomes if cell.kind == "ticket"]
+  return f"{text}\n\n{_last_ticket(workdir, tickets[-1])}" if tickets else text
+
+
+def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
+  """The picture of its first layer, and lines on its layers and seeds."""
+  with np.load(_levels.folder(workdir, cell) / _levels.MASKS) as file:
+    names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
+    like = {
+      n: jax.ShapeDtypeStruct(tuple(file[f"shape:{n}"].tolist()), bool) for n in names
+    }
+  masks = jax.tree.map(np.asarray, _levels.read_masks(workdir, cell, like))
+  first = masks[min(masks)]
+  side = round((first.shape[1] / 3) ** 0.5), round(first.shape[1] ** 0.5)
+  shapes = [(side[1], side[1]), (side[0], side[0], 3)]
+  for shape in shapes:
+    if first.ndim == 3 and first.shape[1] == int(np.prod(shape)):
+      title = f"live weights of each input, {cell.kind} {cell.level}, first seed"
+      counts = analysis.input_connectivity(first[0], shape)
+      analysis.plot_connectivity(counts, title).savefig(workdir / "pixels.png", dpi=160)
+      break
+  densities = analysis.layer_densities(masks)
+  lines = [f"{cell.kind} {cell.level}: densities of the layers"]
+  lines += [f"  {name}  {d:.2%}" for name, d in densities.items()]
+  if len(first) > 1:
+    pairs = itertools.combinations(range(len(first)), 2)
+    shared = [
+      analysis.overlap(
+        {n: m[i] for n, m in masks.items()}, {n: m[j] for n, m in masks.items()}
+      )["all"]
+      for i, j in pairs
+    ]
+    real, chance = np.mean(shared, axis=0)
+    lines.append(
+      f"two seeds share {real:.2%} of either's weights; by chance {chance:.2%}"
+    )
+  return "\n".join(lines)

@@ -1,0 +1,201 @@
+"""What follows from a lottery ticket experiment's config before the first step."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from sparsejax import models
+from sparsejax.core import path_string
+from sparsejax.experiments.lottery import _config
+from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
+from sparsejax.training import (
+  ConfigError,
+  Totals,
+  cross_entropy,
+  data,
+  evaluation_batch,
+  from_flax,
+  learning_rate_schedule,
+  make_unguarded_optimizer,
+)
+from sparsejax.training.data import get_augmentation
+
+PyTree = Any
+_INIT, _AUGMENT, _DROPOUT = range(3)
+
+
+class Setup(NamedTuple):
+  """A complete config and what it means.
+
+  Attributes:
+    config: all fields, frozen and checked.
+    stamp: of `lottery_config.to_json`.
+    steps: of one training.
+    data: training images and labels, on the device.
+    held_out: padded validation and test splits, on the device.
+    init: `(key) -> (params, model_state)`.
+    loss: of `train_population`.
+    validate: of `train_population`.
+    measure: of `train_population`: `validation_accuracy`, `test_accuracy`,
+      `test_loss`.
+    dense: the optimizer of the first training.
+    restarted: that of all others.
+    like: abstract `(params, model_state)` of one network.
+    masks: abstract masks of one network.
+  """
+
+  config: Any
+  stamp: dict[str, Any]
+  steps: int
+  data: PyTree
+  held_out: PyTree
+  init: Any
+  loss: Any
+  validate: Any
+  measure: Any
+  dense: optax.GradientTransformation
+  restarted: optax.GradientTransformation
+  like: PyTree
+  masks: PyTree
+
+
+def prepare(config: Mapping[str, Any]) -> Setup:
+  """Loads the data and builds all functions; checks all that can be checked.
+
+  Args:
+    config: some or all fields of `lottery_config.default_config`.
+
+  Returns:
+    A `Setup`; nothing is trained or written.
+
+  Raises:
+    ConfigError: naming the field, its rule and its value.
+    DatasetNotFoundError: if the data set is not on this machine.
+  """
+  c = _config.complete(config)
+  t = c.train
+  if t.dataset in ("text", *data.NOT_IN_MEMORY):
+    raise ConfigError(
+      f"train.dataset must be images that fit into memory; got {t.dataset!r}"
+    )
+  dataset = data.load(t.dataset, t.data_dir, t.validation_fraction)
+  if t.centering == "pixel":
+    dataset = data.centered(dataset)
+  elif t.centering == "none":
+    dataset = data.unit(dataset)
+  examples = len(dataset.train.labels)
+  if t.batch_size > examples:
+    raise ConfigError(
+      f"train.batch_size must be at most the {examples} training images; got"
+      f" {t.batch_size}"
+    )
+  if not len(dataset.validation.labels):
+    raise ConfigError(
+      "train.validation_fraction must leave images to find the early stop on; got"
+      f" {t.validation_fraction}"
+    )
+  steps = examples // t.batch_size * t.num_epochs
+  if c.rewind_step >= steps:
+    raise ConfigError(
+      f"rewind_step must be below the {steps} steps of a training; got {c.rewind_step}"
+    )
+  try:
+    module = models.create(
+      t.model, num_classes=dataset.num_classes, **t.model_kwargs.to_dict()
+    )
+    model = from_flax(module, t.compute_dtype)
+    blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
+    like = jax.eval_shape(model.init, jax.random.key(0), blank)
+    masks = jax.eval_shape(lambda p: dense_masks(p, c.where or None), like[0])
+    paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(masks)]
+    layer_rates(paths, c.prune_fraction, c.prune_rates.to_dict())
+  except (TypeError, ValueError, KeyError) as e:
+    raise ConfigError(f"train.model {t.model!r}: {e}") from e
+  mean, scale = dataset.mean, 1 / dataset.std
+  change = get_augmentation(t.augmentation)
+
+  def normalize(images):
+    return (images.astype(jnp.float32) - mean) * scale
+
+  def init(key):
+    return model.init(jax.random.fold_in(key, _INIT), blank)
+
+  def loss(params, model_state, batch, key):
+    images = change(jax.random.fold_in(key, _AUGMENT), batch[0])
+    drop = jax.random.fold_in(key, _DROPOUT)
+    logits, model_state = model.apply(params, model_state, normalize(images), drop)
+    return cross_entropy(logits, batch[1], t.label_smoothing)[0], model_state
+
+  def totals(params, model_state, split):
+    size = evaluation_batch(len(split.labels))
+
+    def body(i, totals):
+      take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
+      images = normalize(take(split.images))
+      logits, _ = model.apply(params, model_state, images, None)
+      new = cross_entropy(logits, take(split.labels))[1]
+      return jax.tree.map(jnp.add, totals, new)
+
+    zeros = Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    return jax.lax.fori_loop(0, len(split.labels) // size, body, zeros)
+
+  def validate(params, model_state, held_out):
+    found = totals(params, model_state, held_out[0])
+    return found.loss / found.examples.astype(jnp.float32)
+
+  def measure(params, model_state, held_out):
+    names = ("validation", "test")
+    found = [totals(params, model_state, split) for split in held_out]
+    return {
+      f"{name}_{what}": value.astype(jnp.float32) / f.examples.astype(jnp.float32)
+      for name, f in zip(names, found, strict=True)
+      for what, value in (("accuracy", f.correct), ("loss", f.loss))
+    }
+
+  rate = learning_rate_schedule(t, steps)
+  last = np.asarray(rate(jnp.int32(steps - 1)), np.float32)
+  later = {
+    "rewind": lambda count: rate(count + c.rewind_step),
+    "learning_rate": lambda count: rate(count + c.rewind_step),
+    "fine_tune": lambda count: jnp.asarray(last),
+  }[c.restart]
+  restarted = _sparse(make_unguarded_optimizer(t, later), c.where)
+  if c.mask_zero != "zero":
+    restarted = freeze_masked(restarted)
+  padded = [
+    data.pad(s, evaluation_batch(len(s.labels)))
+    for s in (dataset.validation, dataset.test)
+  ]
+  return Setup(
+    config=c,
+    stamp=_config.to_json(c),
+    steps=steps,
+    data=jax.device_put(tuple(dataset.train)),
+    held_out=jax.device_put(tuple(padded)),
+    init=init,
+    loss=loss,
+    validate=validate,
+    measure=measure,
+    dense=_sparse(make_unguarded_optimizer(t, rate), c.where),
+    restarted=restarted,
+    like=like,
+    masks=masks,
+  )
+
+
+def _sparse(inner, where):
+  # Masks are put in place from outside and never change while training.
+  return sj.static_sparse(inner, 1.0, update_every=None, where=where or None)
+
+
+def keys(config: Any) -> jax.Array:
+  """Returns one key a seed."""
+  seeds = np.arange(config.train.num_seeds, dtype=np.int32) + np.int32(
+    config.train.seed
+  )
+  return jax.vmap(jax.random.key)(seeds)

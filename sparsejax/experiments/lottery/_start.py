@@ -1,0 +1,178 @@
+"""What the networks of a lottery ticket experiment are trained from."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax import lottery
+from sparsejax.experiments.lottery import _levels, _setup
+from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._setup import Setup
+from sparsejax.training import ConfigError
+
+PyTree = Any
+DENSE, INITIAL, REWIND = Cell("dense", 0), Cell("rewind", 0), Cell("rewind", 1)
+_CONTROL, _MASK = 101, 102  # what keys are folded with, beside a level
+
+
+def start(setup: Setup, path: pathlib.Path, cell: Cell) -> tuple[PyTree, PyTree]:
+  """Returns what a cell is trained from, all stacked over seeds.
+
+  Args:
+    setup: of `lottery_setup.prepare`.
+    path: the experiment's directory.
+    cell: any but the dense one; those that it needs are done.
+
+  Returns:
+    `((params, model_state), masks)`.
+
+  Raises:
+    CheckpointError: if what it needs is not there.
+    ConfigError: if the fraction to be pruned would leave a layer empty.
+  """
+  c = setup.config
+  like = stacked(setup, setup.like)
+  read = functools.partial(_levels.read_weights, path, like=like)
+  if cell.kind not in ("ticket", "one_shot"):
+    ticket = Cell("ticket", cell.level)
+    masks = _levels.read_masks(path, ticket, stacked(setup, setup.masks))
+    return control(setup, cell, read(REWIND), masks)
+  rounds = 1
+  before = Cell("ticket", cell.level - 1) if cell.level > 1 else DENSE
+  if cell.kind == "one_shot":
+    rounds, before = cell.level, DENSE
+  initial, final = read(INITIAL)[0], read(before)
+  masks = _levels.read_masks(path, before, stacked(setup, setup.masks))
+  masks = prune_seeds(c, initial, final[0], masks, rounds)
+  return (read(REWIND) if c.restart == "rewind" else final), masks
+
+
+def prune_seeds(
+  config: Any, initial: PyTree, final: PyTree, masks: PyTree, rounds: int = 1
+) -> PyTree:
+  """Prunes each seed's network as the config says.
+
+  Args:
+    config: a complete config.
+    initial: params (seeds, ...) at step 0.
+    final: params (seeds, ...) after training.
+    masks: bool (seeds, ...).
+    rounds: how many at once: `1 - (1 - rate)^rounds` goes.
+
+  Returns:
+    Masks (seeds, ...).
+
+  Raises:
+    ConfigError: if that would leave a layer empty.
+  """
+
+  def at_once(rate):
+    return 1 - (1 - rate) ** rounds
+
+  rates = {name: at_once(r) for name, r in config.prune_rates.to_dict().items()}
+  all_keys, several = _setup.keys(config), []
+  for seed in range(config.train.num_seeds):
+    first, last, live = jax.tree.map(
+      lambda x, seed=seed: jnp.asarray(x[seed]), (initial, final, masks)
+    )
+    key = jax.random.fold_in(all_keys[seed], _MASK)
+
+    def score(params, masks, first=first, key=key):
+      return lottery.criterion(config.criterion, first, params, masks, key)
+
+    try:
+      several.append(
+        lottery.prune(
+          last,
+          live,
+          at_once(config.prune_fraction),
+          scope=config.scope,
+          rates=rates,
+          score=score,
+        )
+      )
+    except ValueError as e:
+      raise ConfigError(f"prune_fraction, prune_rates or rounds: {e}") from e
+  return jax.tree.map(lambda *m: jnp.stack(m), *several)
+
+
+def control(
+  setup: Setup, cell: Cell, rewound: PyTree, masks: PyTree
+) -> tuple[PyTree, PyTree]:
+  """Returns what a control is trained from, all stacked over seeds.
+
+  reinit: other weights under the ticket's masks;  reinit_signs: the same with the
+  signs of the rewound ones;  reshuffle, constant: see `lottery.mask_one`;
+  random: the rewound weights under masks shuffled within layers;  random_reinit: both.
+
+  Args:
+    setup: of `lottery_setup.prepare`.
+    cell: the control and its level.
+    rewound: `(params, model_state)` that the ticket was rewound to.
+    masks: of the ticket.
+
+  Returns:
+    `((params, model_state), masks)`.
+  """
+  name = cell.kind
+
+  def one(key, params, state, masks):
+    key = jax.random.fold_in(jax.random.fold_in(key, _CONTROL), cell.level)
+    fresh = lambda key: setup.init(key)[0]
+    if name.startswith("random"):
+      masks = lottery.random_masks(masks, jax.random.fold_in(key, 1))
+    action = "reinit" if "reinit" in name else name
+    if name == "random":
+      action = "rewind"
+    signs = name == "reinit_signs"
+    params = lottery.mask_one(action, params, masks, key, fresh=fresh, keep_signs=signs)
+    return params, state, masks
+
+  all_keys = _setup.keys(setup.config)
+  params, state, masks = jax.jit(jax.vmap(one))(all_keys, *rewound, masks)
+  return (params, state), masks
+
+
+def held(setup: Setup, path: pathlib.Path, params: PyTree, masks: PyTree) -> PyTree:
+  """Returns params whose masked weights stand where the config's mask-0 action says.
+
+  Whether a weight moved away from zero is seen from the dense training: once pruned it
+  does not move.
+
+  Args:
+    setup: of `lottery_setup.prepare`.
+    path: the experiment's directory; its dense training is done.
+    params: (seeds, ...), what the live weights start from.
+    masks: bool (seeds, ...).
+
+  Returns:
+    A tree like `params`; see `lottery.mask_zero`.
+  """
+  read = functools.partial(_levels.read_weights, path, like=stacked(setup, setup.like))
+  values = lottery.mask_zero(
+    setup.config.mask_zero, read(INITIAL)[0], read(DENSE)[0], masks
+  )
+  return jax.tree.map(
+    lambda v, p, m: v if m is None else jnp.where(m, p, v),
+    values,
+    params,
+    masks,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def stacked(setup: Setup, tree: PyTree) -> PyTree:
+  """Returns the abstract values of a tree stacked over seeds.
+
+  Args:
+    setup: of `lottery_setup.prepare`.
+    tree: arrays of one network, abstract or not.
+
+  Returns:
+    A tree of `jax.ShapeDtypeStruct`, (seeds, ...).
+  """
+  n = setup.config.train.num_seeds
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), tree)

@@ -1,0 +1,167 @@
+"""How a network of a synthesis grows: its gradients, the policies, the capacity."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sparsejax as sj
+from sparsejax import growth
+from sparsejax.training import TrainState, cross_entropy, from_flax
+from sparsejax.training import data as data_lib
+
+PyTree = Any
+_BATCH = 500
+_GRADIENTS, _WIRES, _NOISE = range(3)
+
+
+def gradients(
+  model: Any, chain: tuple[growth.Layer, ...], dataset: data_lib.Dataset, batches: int
+) -> Callable[..., tuple[PyTree, list[jax.Array]]]:
+  """Compiles the mean gradients over so many batches of training images.
+
+  Args:
+    model: a flax module.
+    chain: its layers.
+    dataset: gives shapes and statistics.
+    batches: of 500 images, drawn at random.
+
+  Returns:
+    `(state, train, key) -> (gradients like the params, bridging gradients)`: the latter
+    one for each pair of dense layers that follow one another, None for other pairs.
+  """
+  apply = from_flax(model).apply
+  pairs = list(itertools.pairwise(chain))
+  dense = [len(a.shape) == len(b.shape) == 2 for a, b in pairs]
+  examples = len(dataset.train.labels)
+  size = min(_BATCH, examples)
+  mean, scale = dataset.mean, 1 / dataset.std
+
+  def bridged(bridges, *args):
+    run = apply
+    for (lower, upper), kernel in zip(pairs, bridges, strict=True):
+      if kernel is not None:
+        run = functools.partial(growth.bridge(run, lower, upper), kernel)
+    return run(*args)
+
+  def loss(wanted, state, images, labels):
+    params, bridges = wanted
+    logits, _ = bridged(bridges, params, state.model_state, images, None)
+    return cross_entropy(logits, labels)[0]
+
+  @jax.jit
+  def run(state, train, key):
+    order = jax.random.permutation(key, examples)
+    bridges = [
+      jnp.zeros((lower.shape[0], upper.shape[1])) if d else None
+      for (lower, upper), d in zip(pairs, dense, strict=True)
+    ]
+    wanted = (state.params, bridges)
+
+    def body(i, total):
+      take = jax.lax.dynamic_slice_in_dim(order, i * size % (examples - size + 1), size)
+      images = (train.images[take].astype(jnp.float32) - mean) * scale
+      new = jax.grad(loss)(wanted, state, images, train.labels[take])
+      return jax.tree.map(jnp.add, total, new)
+
+    zeros = jax.tree.map(jnp.zeros_like, wanted)
+    total = jax.lax.fori_loop(0, batches, body, zeros)
+    return jax.tree.map(lambda g: g / batches, total)
+
+  return run
+
+
+def grow(
+  state: TrainState,
+  chain: tuple[growth.Layer, ...],
+  found: tuple[PyTree, list[Any]],
+  loss: Callable[[PyTree], jax.Array],
+  config: Any,
+) -> TrainState:
+  """Applies policies 2, 3 and 1: units first, then connections between all units.
+
+  Args:
+    state: of the training.
+    chain: the model's layers.
+    found: of `gradients`.
+    loss: `(params) -> scalar` on a batch, for new feature maps.
+    config: complete.
+
+  Returns:
+    The state with a grown network; its optimizer is as it was.
+  """
+  wanted, bridges = found
+  key = jax.random.fold_in(state.key, 0x67)
+  key = jax.random.fold_in(key, state.step)
+  params, masks = state.params, sj.masks(state.opt_state)
+  for i, count in enumerate(config.growth_units):
+    wires = jax.random.fold_in(jax.random.fold_in(key, _WIRES), i)
+    if not count:
+      continue
+    if bridges[i] is not None:
+      bridge = bridges[i]
+      if config.units_by == "random":
+        # As many wires, as strong, between other units.
+        noise = jax.random.fold_in(jax.random.fold_in(key, _NOISE), i)
+        for axis in (0, 1):
+          other = jax.random.fold_in(noise, axis)
+          bridge = jax.random.permutation(other, bridge, axis)
+      params, masks = growth.grow_neurons(
+        params,
+        masks,
+        chain[i],
+        chain[i + 1],
+        bridge,
+        wires,
+        count=count,
+        beta=config.pair_fraction,
+        alpha=config.birth_strength,
+      )
+      continue
+    candidates = 1 if config.units_by == "random" else config.map_candidates
+    for j in range(count):
+      params, masks, _ = growth.grow_feature_map(
+        loss,
+        params,
+        masks,
+        chain,
+        i,
+        jax.random.fold_in(wires, j),
+        candidates=candidates,
+        density=config.density,
+      )
+  if config.connections_by == "random":
+    leaves, treedef = jax.tree.flatten(wanted)
+    keys = jax.random.split(jax.random.fold_in(key, _GRADIENTS), len(leaves))
+    wanted = treedef.unflatten(
+      jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+    )
+  count = round(config.growth_connections * connections(masks))
+  masks = growth.grow_connections(masks, wanted, chain, np.int32(count))
+  return with_masks(state._replace(params=params), masks)
+
+
+def with_masks(state: TrainState, masks: PyTree) -> TrainState:
+  """The state with other masks, its dropped weights at zero."""
+  opt_state = sj.with_masks(state.opt_state, masks)
+  params = sj.apply_masks(state.params, sj.masks(opt_state))
+  return state._replace(params=params, opt_state=opt_state)
+
+
+def connections(masks: PyTree) -> int:
+  """How many weights are live."""
+  return sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
+
+
+def missing_units(
+  masks: PyTree, chain: tuple[growth.Layer, ...], wanted: tuple[int, ...]
+) -> bool:
+  """Whether a hidden layer has fewer dormant units than are to grow."""
+  for count, units in zip(wanted, growth.live_units(masks, chain)[:-1], strict=True):
+    if units.size - int(units.sum()) < count:
+      return True
+  return False

@@ -1,0 +1,72 @@
+"""The networks that a synthesis keeps, each a record and its arrays in files."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import models
+from sparsejax.core import read_archive, write_archive
+from sparsejax.training import arrays_by_path, write_text
+
+PyTree = Any
+
+
+def write(
+  workdir: pathlib.Path,
+  index: int,
+  record: Mapping[str, Any],
+  trees: Mapping[str, PyTree],
+) -> None:
+  """Writes `milestone_i.npz`, then `milestone_i.json`, each whole or not at all.
+
+  Args:
+    workdir: of the run.
+    index: of the milestone.
+    record: JSON values, `features` and `num_classes` among them.
+    trees: `params`, `masks` and `state`, as `load` gives them back.
+  """
+  arrays = {name: np.asarray(x) for name, x in arrays_by_path(trees).items()}
+  write_archive(workdir / f"milestone_{index}.npz", arrays)
+  text = json.dumps(record, indent=1) + "\n"
+  write_text(workdir / f"milestone_{index}.json", text)
+
+
+def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
+  """Returns what `grow_and_prune` wrote of each milestone, in order."""
+  found = sorted(pathlib.Path(workdir).glob("milestone_*.json"))
+  return [json.loads(file.read_text()) for file in found]
+
+
+def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, PyTree]:
+  """Reads a network that `grow_and_prune` kept.
+
+  Args:
+    workdir: of the run.
+    index: of the milestone.
+
+  Returns:
+    The flax module, its params (masked), its masks, and what else it keeps.
+  """
+  path = pathlib.Path(workdir)
+  config = json.loads((path / "config.json").read_text())
+  record = json.loads((path / f"milestone_{index}.json").read_text())
+  model = models.create(
+    config["model"],
+    num_classes=record["num_classes"],
+    features=tuple(record["features"]),
+    **config["model_kwargs"],
+  )
+  trees: dict[str, Any] = {"params": {}, "masks": {}, "state": {}}
+  arrays = read_archive(path / f"milestone_{index}.npz", "grow_and_prune")
+  for name, array in arrays.items():
+    *parts, leaf = name.split("/")
+    node = trees
+    for part in parts:
+      node = node.setdefault(part, {})
+    node[leaf] = jnp.asarray(array)
+  return model, trees["params"], trees["masks"], trees["state"]

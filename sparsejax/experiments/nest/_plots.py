@@ -1,0 +1,90 @@
+"""Pictures of a synthesis: connections over time, and the inputs still connected."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib import figure
+
+from sparsejax.experiments.nest import _milestones
+from sparsejax.training import read_metrics
+
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
+_FAINT, _GRID = "#7a8191", "#e6e8ee"
+
+
+def write(workdir: os.PathLike | str) -> None:
+  """Draws `connections.png` and `inputs.png` of a finished run into its workdir.
+
+  Args:
+    workdir: of `grow_and_prune`.
+  """
+  path = pathlib.Path(workdir)
+  records = read_metrics(path)
+  milestones = _milestones.read(path)
+  connections(records, milestones).savefig(path / "connections.png", dpi=160)
+  masks = []
+  for i, _ in enumerate(milestones):
+    mask = _milestones.load(path, i)[2]
+    first = mask[min(mask)]["kernel"]
+    if first.ndim == 2 and round(first.shape[0] ** 0.5) ** 2 == first.shape[0]:
+      masks.append(np.asarray(first))
+  if masks:
+    inputs(masks).savefig(path / "inputs.png", dpi=160)
+
+
+def connections(
+  records: list[dict[str, Any]], milestones: list[dict[str, Any]]
+) -> figure.Figure:
+  """Draws each layer's connections over epochs: they rise, then fall.
+
+  Args:
+    records: of `metrics.read`.
+    milestones: of `synthesis_milestones.read`.
+
+  Returns:
+    A figure of one panel, its counts in powers of ten.
+  """
+  fig = figure.Figure(figsize=(7.5, 4.5), facecolor="white", layout="constrained")
+  axes = fig.subplots()
+  epochs = [r["epoch"] for r in records]
+  total = [r["connections"] for r in records]
+  axes.plot(epochs, total, color="black", linewidth=2, label="all")
+  for i, name in enumerate(records[0]["live"]):
+    counts = [max(r["live"][name], 1) for r in records]
+    color = _COLORS[i % len(_COLORS)]
+    label = name.removesuffix("/kernel")
+    axes.plot(epochs, counts, color=color, linewidth=1.5, label=label)
+  for m in milestones:
+    axes.axvline(m["epochs"], color=_FAINT, linewidth=0.8, linestyle=":")
+    text = f"{m['parameters']:,}\n{m['test_error_percent']:.2f} %"
+    axes.annotate(text, (m["epochs"], max(total)), ha="right", va="top", size=8)
+  axes.set(yscale="log", xlabel="epoch", ylabel="live connections")
+  axes.grid(color=_GRID)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False)
+  return fig
+
+
+def inputs(masks: list[np.ndarray]) -> figure.Figure:
+  """Draws how many connections each pixel of a square image has.
+
+  Args:
+    masks: of the first dense layer, bool (pixels, features), one a panel.
+
+  Returns:
+    A figure with a panel a mask; pixels that nobody looks at are white.
+  """
+  fig = figure.Figure(
+    figsize=(3.2 * len(masks), 3.6), facecolor="white", layout="constrained"
+  )
+  panels = np.atleast_1d(fig.subplots(1, len(masks)))
+  for axes, mask in zip(panels, masks, strict=True):
+    counts = mask.sum(axis=1)
+    side = round(len(counts) ** 0.5)
+    image = np.where(counts > 0, counts, np.nan).reshape(side, side)
+    axes.imshow(image, cmap="viridis")
+    axes.set_title(f"{int((counts > 0).sum())} of {len(counts)} pixels", size=10)
+    axes.set(xticks=[], yticks=[])
+  return fig

@@ -1,0 +1,314 @@
+"""Grow-and-prune synthesis from a config to compact networks: `grow_and_prune`."""
+
+import functools
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import sparsejax as sj
+from sparsejax import growth
+from sparsejax.experiments.nest import _capacity, _config, _growth, _milestones
+from sparsejax.training import (
+  Checkpoints,
+  ConfigError,
+  MetricsWriter,
+  TrainState,
+  check_workdir,
+  claim_workdir,
+  config_to_json,
+  cross_entropy,
+  data,
+  evaluation_batch,
+  exclusive_workdir,
+  listen_for_signals,
+  place_arrays,
+)
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """A network in its capacity.
+
+  Attributes:
+    doublings: of the config's capacity so far.
+    train: parameters, optimizer and masks.
+    error: in percent on the training images, as they were seen in the last epoch.
+  """
+
+  doublings: int
+  train: TrainState
+  error: float = float("nan")
+
+
+class _StoppedError(Exception):
+  """The run is to end; it goes on after the last round that was saved."""
+
+
+def grow_and_prune(
+  config: Mapping[str, Any], workdir: os.PathLike | str, verbose: bool = True
+) -> list[dict[str, Any]]:
+  """Runs a synthesis, or goes on with it: `growth.synthesize` on real data.
+
+  The workdir then holds `config.json`, `metrics.jsonl` with a record a round,
+  checkpoints, and for each milestone i `milestone_i.json` and `milestone_i.npz`.
+  Called again with the same config it goes on after the last finished round. SIGTERM
+  and SIGINT end it.
+
+  Args:
+    config: some or all fields of `synthesis_config.default_config`.
+    workdir: a directory for this run alone.
+    verbose: whether to print a line a round.
+
+  Returns:
+    The records of the milestones that are reached, in order.
+
+  Raises:
+    TrainingError: before any work is done, if the config, the data set, the workdir or
+      its checkpoints cannot be used.
+  """
+  complete = _config.complete(config)
+  stamp = config_to_json(complete)
+  with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
+    check_workdir(path, stamp)
+    run = _Run(complete, stamp, path, stop, verbose)
+    try:
+      run.go()
+    except _StoppedError:
+      run.say("Stopped; the same command goes on.")
+    finally:
+      run.close()
+  return _milestones.read(path)
+
+
+class _Run:
+  """The actions of one synthesis, and what they share."""
+
+  def __init__(self, config, stamp, path, stop, verbose):
+    self.config, self.stamp, self.path, self.stop = config, stamp, path, stop
+    self.verbose, self.started, self.before = verbose, time.monotonic(), 0.0
+    dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+    if config.inputs == "unit":
+      zero, white = np.zeros_like(dataset.mean), np.full_like(dataset.std, 255)
+      dataset = dataset._replace(mean=zero, std=white)
+    self.dataset = dataset
+    self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    if not self.steps_per_epoch:
+      raise ConfigError(
+        f"batch_size must be at most the {len(dataset.train.labels)} training images; "
+        f"got {config.batch_size}"
+      )
+    pad = lambda split: data.pad(split, evaluation_batch(len(split.labels)))
+    self.train_data, self.validation, self.test = place_arrays(
+      (dataset.train, pad(dataset.validation), pad(dataset.test))
+    )
+    self.capacity = functools.cache(functools.partial(_capacity.make, config, dataset))
+    self.capacity(0)  # what does not fit shows here
+    self.stores: dict[int, Checkpoints] = {}
+    self.rounds = 0
+
+  def say(self, text: str) -> None:
+    if self.verbose:
+      print(text, flush=True)
+
+  def close(self) -> None:
+    for store in self.stores.values():
+      store.close()
+
+  def go(self) -> None:
+    network, best, position = self._restore()
+    claim_workdir(self.path, self.stamp)
+    actions = growth.Actions(
+      self.grow, self.prune, self.train, self.error, self.size, self.keep, self.save
+    )
+    with MetricsWriter(self.path, int(network.train.step)) as writer:
+      self.writer = writer
+      growth.synthesize(_config.plan(self.config), actions, network, best, position)
+
+  def _seed(self) -> Network:
+    capacity, c = self.capacity(0), self.config
+    state = capacity.program.init(np.full(1, c.seed, np.int32))
+    key = jax.random.fold_in(jax.random.key(c.seed), 0x73)
+    try:
+      masks = growth.seed(capacity.chain, c.width_ratio, c.density, key)
+    except ValueError as e:
+      raise ConfigError(str(e)) from e
+    state = _growth.with_masks(state, masks)
+    params = sj.rescale(state.params, sj.masks(state.opt_state))
+    return Network(0, place_arrays(state._replace(params=params)))
+
+  def _store(self, doublings: int) -> Checkpoints:
+    if doublings not in self.stores:
+      folder = self.path / f"capacity_{doublings}"
+      folder.mkdir(exist_ok=True)
+      self.stores[doublings] = Checkpoints(folder, self.stamp)
+    return self.stores[doublings]
+
+  def _restore(self):
+    folders = [int(f.name.split("_")[1]) for f in self.path.glob("capacity_*")]
+    for doublings in sorted(folders, reverse=True):
+      init = self.capacity(doublings).program.init
+      like = jax.eval_shape(init, np.zeros(1, np.int32))
+      found = self._store(doublings).restore({"state": like, "best": like})
+      if found is None:
+        continue
+      extra = found.extra
+      self.before, self.rounds = extra["seconds"], extra["rounds"]
+      network, best = (
+        Network(doublings, place_arrays(found.state[name]), extra["errors"][i])
+        for i, name in enumerate(("state", "best"))
+      )
+      position = extra["position"]
+      for name in ("start", "start_units"):
+        position[name] = tuple(position[name])
+      self.say(f"Going on after round {self.rounds}.")
+      return network, best, growth.Position(**position)
+    network = self._seed()
+    return network, network, growth.Position()
+
+  def grow(self, network: Network, round_: int) -> Network:
+    del round_
+    c, units = self.config, self.config.growth_units
+    capacity = self.capacity(network.doublings)
+    masks = sj.masks(network.train.opt_state)
+    if units and _growth.missing_units(masks, capacity.chain, units):
+      network = self._double(network)
+      capacity = self.capacity(network.doublings)
+      self.say(f"  capacity doubled to {capacity.features}")
+    state = network.train
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 0x62), state.step)
+    found = capacity.gradients(state, self.train_data, key)
+    state = _growth.grow(state, capacity.chain, found, self._batch_loss(network), c)
+    return network._replace(train=place_arrays(state))
+
+  def _batch_loss(self, network: Network):
+    """The loss on the first images, for new feature maps."""
+    model, state = self.capacity(network.doublings).model, network.train
+    images = self.train_data.images[:500].astype(jnp.float32) - self.dataset.mean
+    labels = self.train_data.labels[:500]
+    variables = state.model_state
+
+    def loss(params):
+      logits = model.apply({"params": params, **variables}, images / self.dataset.std)
+      return cross_entropy(logits, labels)[0]
+
+    return loss
+
+  def _double(self, network: Network) -> Network:
+    narrow, wide = (self.capacity(network.doublings + i) for i in range(2))
+    fresh = wide.program.init(np.full(1, self.config.seed, np.int32))
+    none = jax.tree.map(jnp.zeros_like, sj.masks(fresh.opt_state))
+    fresh = _growth.with_masks(fresh, none)
+    state = growth.carry_over(network.train, fresh, narrow.chain, wide.chain)
+    return Network(network.doublings + 1, place_arrays(state), network.error)
+
+  def prune(
+    self,
+    network: Network,
+    connections: int | tuple[int, ...],
+    units: tuple[int, ...],
+  ):
+    state, chain = network.train, self.capacity(network.doublings).chain
+    masks, weights = sj.masks(state.opt_state), state.params
+    if "batch_stats" in state.model_state:
+      stats = state.model_state["batch_stats"]
+      weights = growth.effective_weights(weights, stats, chain)
+    if units:
+      keep = [np.int32(n) for n in units]
+      masks = growth.prune_units(masks, weights, chain, keep)
+    power, keep = self.config.uses_power, jax.tree.map(np.int32, connections)
+    masks = growth.prune_connections(masks, weights, chain, keep, powers=power)
+    return network._replace(train=place_arrays(_growth.with_masks(state, masks)))
+
+  def train(self, network: Network, epochs: int, first: float, last: float):
+    program, state = self.capacity(network.doublings).program, network.train
+    # The program donates its state, and the caller may still need this one.
+    state = jax.tree.map(jnp.copy, state)
+    accuracy = np.nan
+    for epoch in range(epochs):
+      if self.stop:
+        raise _StoppedError
+      along = (1 + np.cos(np.pi * (epoch + 0.5) / epochs)) / 2
+      rate = self.config.learning_rate * (last + (first - last) * along)
+      opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate))
+      state = place_arrays(state._replace(opt_state=opt_state))
+      order = program.order(state)
+      end = np.int32(int(state.step) + self.steps_per_epoch)
+      state, totals = program.run(state, self.train_data, order, end)
+      accuracy = float(totals.means()[1])
+    return Network(network.doublings, state, 100 * (1 - accuracy))
+
+  def error(self, network: Network) -> float:
+    if not len(self.validation.labels):
+      return network.error
+    return self._error(network, self.validation)
+
+  def _error(self, network: Network, split: data.Split) -> float:
+    program = self.capacity(network.doublings).program
+    return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
+
+  def size(self, network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return _capacity.size(self.capacity(network.doublings), network.train)
+
+  def _record(self, network: Network) -> dict[str, Any]:
+    record = _capacity.describe(self.capacity(network.doublings), network.train)
+    return {**record, "train_error": network.error}
+
+  def _seconds(self) -> float:
+    return self.before + time.monotonic() - self.started
+
+  def save(self, network, best, position: growth.Position, error: float) -> None:
+    self.rounds += 1
+    step = int(network.train.step)
+    record = {
+      "epoch": step / self.steps_per_epoch,
+      "phase": position.phase,
+      "round": self.rounds,
+      "error": error,
+      **self._record(network),
+    }
+    self.writer.write(step, record)
+    self.say(
+      f"{self._seconds():6.0f} s  epoch {record['epoch']:.0f}  {position.phase:5}"
+      f"  {record['connections']:,} connections, units {record['units']}"
+      f"  error {error:.2f} % (training {network.error:.2f} %)"
+    )
+    self._store(network.doublings).save(
+      step,
+      {"state": network.train, "best": best.train},
+      {
+        "position": position._asdict(),
+        "seconds": self._seconds(),
+        "rounds": self.rounds,
+        "errors": [network.error, best.error],
+      },
+    )
+
+  def keep(self, network: Network, milestone: int) -> None:
+    capacity, state = self.capacity(network.doublings), network.train
+    record = {
+      "features": list(capacity.features),
+      "num_classes": self.dataset.num_classes,
+      **self._record(network),
+      "error": self.error(network),
+      "test_error_percent": self._error(network, self.test),
+      "epochs": int(state.step) / self.steps_per_epoch,
+      "seconds": self._seconds(),
+    }
+    trees = {
+      "params": state.params,
+      "masks": sj.masks(state.opt_state),
+      "state": state.model_state,
+    }
+    _milestones.write(self.path, milestone, record, trees)
+    self.say(
+      f"  milestone {milestone}: {record['parameters']:,} parameters,"
+      f" {record['multiply_adds']:,} multiply-adds, test error"
+      f" {record['test_error_percent']:.2f} %"
+    )

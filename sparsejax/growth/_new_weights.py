@@ -1,0 +1,91 @@
+"""New weights take small steps first."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.core import PyTree, align
+from sparsejax.core import masks as find_masks
+
+
+class WarmUpState(NamedTuple):
+  """The state of `warm_up`.
+
+  Attributes:
+    ages: int32 at the sparsified leaves: steps since a weight woke, at most `steps`.
+    inner_state: the sparse optimizer's state.
+  """
+
+  ages: PyTree
+  inner_state: PyTree
+
+
+def warm_up(
+  tx: optax.GradientTransformation, steps: int = 10
+) -> optax.GradientTransformationExtraArgs:
+  """Gives every weight that wakes a warm-up of its own.
+
+  u_i *= min(1, age_i / steps),   age_i = steps since weight i woke, 1 in the first
+
+  With moments at zero and a large step count, Adam's first step for a new weight is
+  (1 - b1) / sqrt(1 - b2) = 3.2 times the learning rate, whatever the gradient: its
+  correction for young moments knows the age of the optimizer only. Thousands of weights
+  that wake together have wrecked trained networks by that.
+
+  Args:
+    tx: an optimizer made by `sparsify` or a method of this package.
+    steps: length of the ramp, at least 1, which is none. Weights live at `init` have
+      done theirs.
+
+  Returns:
+    An optax transformation; its state holds that of `tx`, so `sj.masks` and
+    `sj.with_masks` work on it.
+
+  Raises:
+    ValueError: `steps` is below 1.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> tx = warm_up(sj.static_sparse(optax.sgd(1.0), density=1.0), steps=4)
+    >>> params = {"kernel": jnp.ones((1, 2))}
+    >>> masks = {"kernel": jnp.array([[True, False]])}
+    >>> state = sj.with_masks(tx.init(params), masks)
+    >>> grads = {"kernel": jnp.ones((1, 2))}
+    >>> _, state = tx.update(grads, state, params)
+    >>> state = sj.densify(state)
+    >>> tx.update(grads, state, {"kernel": jnp.array([[1.0, 0.0]])})[0]["kernel"]
+    Array([[-1.  , -0.25]], dtype=float32)
+  """
+  if steps < 1:
+    raise ValueError(f"steps must be at least 1, got {steps}.")
+  tx = optax.with_extra_args_support(tx)
+
+  def init_fn(params):
+    state = tx.init(params)
+    ages = jax.tree.map(
+      lambda m: jnp.full_like(m, steps, dtype=jnp.int32), find_masks(state)
+    )
+    return WarmUpState(ages, state)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+    masks = find_masks(inner_state)
+    ages = jax.tree.map(
+      lambda age, m: jnp.where(m, jnp.minimum(age + 1, steps), 0), state.ages, masks
+    )
+    leaves, treedef = jax.tree.flatten(updates)
+    ramped = []
+    for u, age, mask in zip(
+      leaves, align(updates, ages), align(updates, masks), strict=True
+    ):
+      if age is None:
+        ramped.append(u)
+        continue
+      ramp = (age.astype(jnp.float32) / steps).astype(u.dtype)
+      # What takes a dropped weight to zero must do so whole.
+      ramped.append(jnp.where(mask, u * ramp, u))
+    return treedef.unflatten(ramped), WarmUpState(ages, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

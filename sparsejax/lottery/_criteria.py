@@ -1,0 +1,107 @@
+"""What in a weight's history says that it should stay (Zhou et al. 2019)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import align, check_key, leaf_keys, uniform_like
+
+PyTree = Any
+
+# (w_i, w_f, a w_f) -> score, with a such that |a w_f| and |w_i| have one mean.
+_RULES = {
+  "large_final": lambda i, f, s: jnp.abs(f),
+  "small_final": lambda i, f, s: -jnp.abs(f),
+  "large_init": lambda i, f, s: jnp.abs(i),
+  "small_init": lambda i, f, s: -jnp.abs(i),
+  "large_init_large_final": lambda i, f, s: jnp.minimum(jnp.abs(i), jnp.abs(s)),
+  "small_init_small_final": lambda i, f, s: -jnp.maximum(jnp.abs(i), jnp.abs(s)),
+  "magnitude_increase": lambda i, f, s: jnp.abs(f) - jnp.abs(i),
+  "movement": lambda i, f, s: jnp.abs(f - i),
+}
+CRITERIA = (*_RULES, "random")
+_SIGNS = {"": 0, "_same_sign": 1, "_diff_sign": -1}
+
+
+def criterion(
+  name: str,
+  initial: PyTree,
+  final: PyTree,
+  masks: PyTree,
+  key: jax.Array | None = None,
+) -> PyTree:
+  """The scores of a mask criterion, for `prune`: the lowest go.
+
+  large_final: |w_f|;  small_final: -|w_f|;  large_init: |w_i|;  small_init: -|w_i|;
+  large_init_large_final: min(|w_i|, a |w_f|);  small_init_small_final:
+  -max(|w_i|, a |w_f|);  magnitude_increase: |w_f| - |w_i|;  movement: |w_f - w_i|;
+  random: uniform.  a = mean |w_i| / mean |w_f| over the layer's live weights.
+
+  With `_same_sign` (`_diff_sign`) after its name, all weights whose sign changed
+  (did not change) come after all others, in the same order.
+
+  Args:
+    name: one of these, such as "magnitude_increase" or "large_final_same_sign".
+    initial: w_i, what a ticket is rewound to.
+    final: w_f, after training.
+    masks: what is live; leaves without a mask have no score.
+    key: a PRNG key; for "random".
+
+  Returns:
+    A tree like `masks` of floats, higher = worth more.
+
+  Raises:
+    ValueError: there is no such criterion; "random" without a key.
+
+  References:
+    Zhou et al. 2019, "Deconstructing lottery tickets", figure 3 and section 5. The
+    paper chooses `a` by hand; here the two magnitudes are brought to one mean.
+
+  Example:
+    >>> w_i, w_f = jnp.array([[1.0, -3.0, 2.0]]), jnp.array([[4.0, -2.0, -5.0]])
+    >>> live = jnp.ones((1, 3), bool)
+    >>> criterion("magnitude_increase", w_i, w_f, live).tolist()
+    [[3.0, -1.0, 3.0]]
+    >>> bool(criterion("large_final_same_sign", w_i, w_f, live).argmin() == 2)
+    True
+  """
+  if not isinstance(name, str):
+    raise TypeError(f"name must be a criterion's, got {name!r}.")
+  if key is not None:
+    check_key("key", key)
+  rule, sign = name, 0
+  for suffix, value in _SIGNS.items():
+    if suffix and name.endswith(suffix):
+      rule, sign = name.removesuffix(suffix), value
+  if rule not in CRITERIA:
+    raise ValueError(
+      f"name must be one of {', '.join(CRITERIA)}, with '_same_sign' or '_diff_sign'"
+      f" after it or not; got {name!r}."
+    )
+  if rule == "random" and key is None:
+    raise ValueError("key must be given for the criterion 'random', got None.")
+  starts, treedef = jax.tree.flatten(initial)
+  ends = treedef.flatten_up_to(final)
+  keys = [None] * len(starts) if key is None else leaf_keys(key, initial)
+
+  def score(i, f, m, k):
+    if m is None:
+      return None
+    if rule == "random":
+      worth = uniform_like(k, i).astype(i.dtype)
+    else:
+      size = [jnp.sum(jnp.where(m, jnp.abs(w), 0)) for w in (i, f)]
+      scale = size[0] / jnp.where(size[1] > 0, size[1], jnp.ones_like(size[1]))
+      worth = _RULES[rule](i, f, f * scale)
+    if not sign:
+      return worth
+    agree = jnp.sign(i) * jnp.sign(f) * sign > 0
+    # Squeezed into (-1, 1): order is kept within either group.
+    squeezed = worth / (1 + jnp.abs(worth))
+    return jnp.where(agree, squeezed + 2, squeezed - 2)
+
+  return treedef.unflatten(
+    score(i, f, m, k)
+    for i, f, m, k in zip(starts, ends, align(initial, masks), keys, strict=True)
+  )

@@ -1,0 +1,61 @@
+"""Holds masked weights where they are, in the place of at zero."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.core import align, check_optimizer
+from sparsejax.core import masks as find_masks
+
+PyTree = Any
+
+
+def freeze_masked(
+  tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """A sparse optimizer that leaves its masked weights as they are.
+
+  update = u where live, else 0
+
+  For Zhou et al.'s mask-0 actions: `mask_zero` gives the values, and training with this
+  holds them.
+
+  Args:
+    tx: an optimizer of this package, such as `sj.static_sparse(...)`.
+
+  Returns:
+    An optax transformation with the state of `tx`; `sj.masks` and `sj.with_masks` work
+    on it. Masked weights are not zero: a mask update of `tx` would not make them so.
+
+  Raises:
+    TypeError: `tx` is no optax transformation.
+
+  References:
+    Zhou et al. 2019, "Deconstructing lottery tickets", section 3.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
+    >>> tx = freeze_masked(sj.static_sparse(optax.sgd(0.5), density=1.0))
+    >>> masks = {"kernel": jnp.array([[True, False]])}
+    >>> state = sj.with_masks(tx.init(params), masks)
+    >>> updates, _ = tx.update({"kernel": jnp.ones((1, 2))}, state, params)
+    >>> updates["kernel"].tolist()
+    [[-0.5, 0.0]]
+  """
+  check_optimizer("tx", tx)
+  tx = optax.with_extra_args_support(tx)
+
+  def update(updates, state, params=None, **extra_args):
+    updates, state = tx.update(updates, state, params, **extra_args)
+    leaves, treedef = jax.tree.flatten(updates)
+    entries = align(updates, find_masks(state), strict=False)
+    held = [
+      u if m is None else jnp.where(m, u, jnp.zeros_like(u))
+      for u, m in zip(leaves, entries, strict=True)
+    ]
+    return treedef.unflatten(held), state
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -1,0 +1,266 @@
+"""One member of a population, its step, and the compiled program over several."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.core import apply_masks, sparse_states, with_masks
+from sparsejax.transforms import effective as sj_effective
+from sparsejax.transforms import masked_start
+
+PyTree = Any
+# (params, model_state, batch, key) -> (scalar, model_state)
+Loss = Callable[[PyTree, PyTree, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+# (params, opt_state) -> params of the forward pass
+Effective = Callable[[PyTree, PyTree], PyTree]
+_ORDER, _STEP = range(2)  # what a member's key is folded with
+
+
+class Member(NamedTuple):
+  """What changes while a member trains; stacked on a leading axis in a population.
+
+  Attributes:
+    key: typed PRNG key; never changes.
+    params: the network's parameters.
+    model_state: what it keeps beside them, such as running averages.
+    opt_state: of the optimizer, masks included.
+  """
+
+  key: jax.Array
+  params: PyTree
+  model_state: PyTree
+  opt_state: PyTree
+
+
+class Population(NamedTuple):
+  """What a population came to; the leading axis of every array but `steps` is members.
+
+  Attributes:
+    members: after the last step.
+    steps: int64 (evaluations,), after how many steps `validate` looked.
+    validation_loss: float32 (members, evaluations).
+    early_stop: int64 (members,), the step of the lowest validation loss; the last step
+      where there was no `validate`.
+    measured: int64 (measurements,), after how many steps `measure` looked.
+    measurements: what it gave, (members, measurements, ...) a leaf; None without it.
+    at_early_stop: what it gave for each member's weights at its early stop.
+  """
+
+  members: Member
+  steps: np.ndarray
+  validation_loss: np.ndarray
+  early_stop: np.ndarray
+  measured: np.ndarray
+  measurements: PyTree
+  at_early_stop: PyTree
+
+
+class Best(NamedTuple):
+  """A member at its lowest validation loss so far; params as its masks showed them."""
+
+  loss: jax.Array
+  step: jax.Array
+  params: PyTree
+  model_state: PyTree
+
+
+class Plan(NamedTuple):
+  """When what is done, in steps; see `train_population`."""
+
+  batch_size: int
+  examples: int
+  start: int
+  steps: int
+  validations: np.ndarray
+  measurements: np.ndarray
+
+  def stops(self) -> np.ndarray:
+    """Where the compiled loop must end: at looks, and at the ends of epochs."""
+    epoch = self.examples // self.batch_size
+    ends = np.arange(self.start - self.start % epoch + epoch, self.steps, epoch)
+    every = (self.validations, self.measurements, ends, [self.steps])
+    return np.unique(np.concatenate(every))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make(tx, keys, params, masks, model_state) -> Member:
+  """See `stack_members`."""
+
+  def one(key, params, masks, model_state):
+    opt_state = tx.init(params)
+    if masks is not None:
+      opt_state = with_masks(opt_state, masks)
+      params = apply_masks(params, masks)
+    else:
+      params = masked_start(params, opt_state)
+    return Member(key, params, model_state, opt_state)
+
+  return jax.vmap(one)(keys, params, masks, model_state)
+
+
+def seen(params: PyTree, opt_state: PyTree) -> PyTree:
+  """The weights of the forward pass; plain optax optimizers have no others."""
+  return sj_effective(params, opt_state) if sparse_states(opt_state) else params
+
+
+# One program, for all calls with the same functions: a level after another, a chunk
+# after another, compiles once.
+@functools.lru_cache(maxsize=16)
+def program(
+  loss: Loss,
+  tx: Any,
+  validate: Any,
+  measure: Any,
+  due: Callable | None,
+  examples: int,
+  stacked: bool,
+  effective: Effective = seen,
+) -> Callable:
+  """Compiles training, validation and measurement of one chunk of members.
+
+  Args:
+    loss: see `train_population`, as all the others.
+    tx: see there.
+    validate: see there.
+    measure: see there.
+    due: see there.
+    examples: of the data.
+    stacked: whether there are several members, to be vmapped.
+    effective: see there.
+
+  Returns:
+    `(members, data, held_out, plan, devices, show) -> Population`; members are donated.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def step(member: Member, count, batch, extra) -> Member:
+    key = jax.random.fold_in(jax.random.fold_in(member.key, _STEP), count)
+
+    def value(params):
+      params = effective(params, member.opt_state)
+      return loss(params, member.model_state, batch, key)
+
+    grads, model_state = jax.grad(value, has_aux=True)(member.params)
+    updates, opt_state = tx.update(grads, member.opt_state, member.params, **extra)
+    params = optax.apply_updates(member.params, updates)
+    return Member(member.key, params, model_state, opt_state)
+
+  def order_one(key, epoch):
+    key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    return jax.random.permutation(key, examples)
+
+  def validate_one(member, best, held_out, at):
+    params = effective(member.params, member.opt_state)
+    now = validate(params, member.model_state, held_out)
+    new = Best(now.astype(jnp.float32), at, params, member.model_state)
+    # NaN is never better.
+    return now, jax.tree.map(functools.partial(jnp.where, now < best.loss), new, best)
+
+  def measure_one(params, model_state, held_out):
+    return measure(params, model_state, held_out)
+
+  over = (lambda f, axes: jax.vmap(f, axes)) if stacked else (lambda f, axes: f)
+  vstep = over(step, (0, None, 0, None))
+
+  @functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
+  def run(members, data, order, start, stop, *, size):
+    epoch = examples // size
+
+    def body(count, members):
+      rows = jax.lax.dynamic_slice_in_dim(order, count % epoch * size, size, axis=-1)
+      batch = jax.tree.map(lambda x: x[rows], data)
+      # The count is shared, so that under vmap "is a mask update due" stays a branch.
+      extra = {} if due is None else {"update_masks": due(count)}
+      return vstep(members, count, batch, extra)
+
+    return jax.lax.fori_loop(start, stop, body, members)
+
+  orders = jax.jit(over(order_one, (0, None)))
+  look = jax.jit(over(validate_one, (0, 0, None, None)), donate_argnums=1)
+  view = jax.jit(over(effective, (0, 0)))
+  gauge = jax.jit(over(measure_one, (0, 0, None)))
+  return functools.partial(
+    _train, run, orders, look, view, gauge, validate, measure, stacked
+  )
+
+
+def _train(run, orders, look, view, gauge, validate, measure, stacked, *arguments):
+  members, data, held_out, plan, devices, show = arguments
+  shape = members.key.shape
+  if not stacked:
+    members = _first(members)
+  members, data, held_out = _placed(members, data, held_out, devices)
+  epoch = plan.examples // plan.batch_size
+  best = Best(
+    jnp.full(shape if stacked else (), jnp.inf, jnp.float32),
+    jnp.full(shape if stacked else (), plan.steps, jnp.int32),
+    *_copied((members.params, members.model_state)),
+  )
+  count, losses, results = plan.start, [], []
+  order = orders(members.key, count // epoch)
+  for stop in plan.stops().tolist():
+    members = run(members, data, order, count, stop, size=plan.batch_size)
+    count = stop
+    if count % epoch == 0:
+      order = orders(members.key, count // epoch)
+    if count in plan.validations:
+      if validate is not None:
+        now, best = look(members, best, held_out, jnp.int32(count))
+        losses.append(np.atleast_1d(now))
+      if show is not None:
+        show(count, np.stack(losses, -1) if losses else np.zeros((*shape, 0)))
+    if measure is not None and count in plan.measurements:
+      now = view(members.params, members.opt_state)
+      results.append(gauge(now, members.model_state, held_out))
+  at_best = None
+  if measure is not None:
+    if not losses:
+      now = view(members.params, members.opt_state)
+      best = best._replace(params=now, model_state=members.model_state)
+    # Seen through the masks of then, which may have moved since.
+    at_best = gauge(best.params, best.model_state, held_out)
+  if not stacked:
+    members, at_best = _alone((members, at_best))
+  measurements = None
+  if results:
+    axis = 1 if stacked else 0
+    results = jax.device_get(results)
+    measurements = jax.tree.map(lambda *x: np.stack(x, axis=axis), *results)
+    if not stacked:
+      measurements = jax.tree.map(lambda x: x[None], measurements)
+  return Population(
+    members=members,
+    steps=plan.validations if losses else np.zeros(0, np.int64),
+    validation_loss=np.stack(losses, axis=-1) if losses else np.zeros((*shape, 0)),
+    early_stop=np.atleast_1d(np.asarray(best.step, np.int64)),
+    measured=plan.measurements if results else np.zeros(0, np.int64),
+    measurements=measurements,
+    at_early_stop=jax.device_get(at_best),
+  )
+
+
+# Compiled, for eagerly every leaf would compile by itself.
+_first = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+_alone = jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree))
+_copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def _placed(members, data, held_out, devices):
+  """Members split over devices, one part each; what all look at is on every one."""
+  if not devices:
+    return members, data, held_out
+  mesh = jax.sharding.Mesh(np.asarray(devices), ("members",))
+  split, whole = (
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    for axes in (("members",), ())
+  )
+  return (
+    jax.device_put(members, split),
+    jax.device_put(data, whole),
+    jax.device_put(held_out, whole),
+  )

@@ -1,0 +1,224 @@
+"""Populations: tickets, controls and seeds, trained by `vmap` of the same step."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.core import check_callable, check_integer, check_optimizer
+from sparsejax.lottery import _member
+from sparsejax.lottery._member import Effective, Loss, Member, Population
+
+PyTree = Any
+
+
+def stack_members(
+  tx: optax.GradientTransformation,
+  keys: jax.Array,
+  params: PyTree,
+  masks: PyTree = None,
+  model_state: PyTree = None,
+) -> Member:
+  """Makes members from what is stacked on a leading axis.
+
+  Args:
+    tx: the optimizer of all of them.
+    keys: typed PRNG keys (members,). A member's data order and what its loss draws
+      follow from its key alone: equal keys mean equal data.
+    params: tree of arrays (members, ...).
+    masks: tree of bool arrays (members, ...), None at leaves without a mask; None to
+      keep those that `tx.init` gives.
+    model_state: tree of arrays (members, ...) that the model keeps beside its params.
+
+  Returns:
+    Members, masked weights exactly zero, optimizer states fresh.
+
+  Raises:
+    ValueError: leading axes differ; masks do not fit the params or the optimizer.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=1.0)
+    >>> params = {"kernel": jnp.ones((3, 2, 2))}
+    >>> masks = {"kernel": jnp.ones((3, 2, 2), bool).at[2, 0, 1].set(False)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> stack_members(tx, keys, params, masks).params["kernel"][2].tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
+  """
+  for name, tree in (
+    ("params", params),
+    ("masks", masks),
+    ("model_state", model_state),
+  ):
+    for leaf in jax.tree.leaves(tree):
+      if leaf.shape[:1] != keys.shape:
+        raise ValueError(
+          f"{name} must have the leading axis of keys, {keys.shape}, got shape "
+          f"{leaf.shape}."
+        )
+  return _member.make(
+    tx, keys, params, masks, {} if model_state is None else model_state
+  )
+
+
+def train_population(
+  loss: Loss,
+  tx: optax.GradientTransformation,
+  members: Member,
+  data: PyTree,
+  *,
+  batch_size: int,
+  steps: int,
+  start: int = 0,
+  validate: Callable[[PyTree, PyTree, PyTree], jax.Array] | None = None,
+  every: int = 100,
+  measure: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
+  measure_at: Sequence[int] = (),
+  held_out: PyTree = None,
+  due: Callable[[jax.Array], jax.Array] | None = None,
+  effective: Effective = _member.seen,
+  together: int | None = None,
+  devices: Sequence[Any] | None = None,
+  progress: Callable[[int, int, np.ndarray], None] | None = None,
+) -> Population:
+  """Trains networks that differ in weights, masks, seeds or data order side by side.
+
+  Every member takes the same step, vmapped over a leading axis: gradient, `tx.update`,
+  `optax.apply_updates`, so any model and any optimizer of this package will do. Each
+  sees epochs of the data in an order of its own, which its key decides; a batch that an
+  epoch cannot fill is dropped. Early stopping is recorded and never done: all train to
+  the end, and what each was at its lowest validation loss is measured afterwards.
+
+  Args:
+    loss: `(params, model_state, batch, key) -> (scalar, model_state)`; batch is a slice
+      of `data`, the key is new at every step. It sees the params through `effective`,
+      as `validate` and `measure` do.
+    tx: an optimizer of this package, or of optax.
+    members: of `stack_members`; a copy is trained.
+    data: tree of arrays (examples, ...), shared by all members.
+    batch_size: examples of a step.
+    steps: after how many updates to end, those before `start` included.
+    start: how many the members had before, for a run that is rewound or goes on; data
+      order and `due` follow from it, the optimizer's own count does not.
+    validate: `(params, model_state, held_out) -> scalar loss`.
+    every: steps from one validation to the next.
+    measure: `(params, model_state, held_out) -> tree of arrays`, such as test accuracy.
+    measure_at: after which steps; the last one and the early stop are added.
+    held_out: what `validate` and `measure` look at.
+    due: `(updates so far) -> bool`, whether this one changes masks, the same for all
+      members; it is passed on as `update_masks`. Without it a schedule of `tx` decides,
+      whose counter is batched: under `vmap` its branch becomes a select that does both
+      sides at every step.
+    effective: `(params, opt_state) -> params` of the forward pass: `sj.effective`, or
+      the params themselves where `tx` has no masks, unless another is given, such as
+      `rescaled_effective`.
+    together: members of one `vmap`; the others come after them. None for one at a time
+      on a CPU, where nothing is gained, and all elsewhere. Where memory does not
+      suffice, half as many, and so on.
+    devices: to spread each `together` over; their number must divide it.
+    progress: called every `every` steps with (members done before, step, validation
+      losses so far of those under way, (members, validations)).
+
+  Returns:
+    A `Population`, its metrics on the host.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> data = x, x @ jnp.array([[1.0], [0.0], [0.0], [2.0]])
+    >>> def loss(params, state, batch, key):
+    ...   return jnp.mean((batch[0] @ params["kernel"] - batch[1]) ** 2), state
+    >>> tx = sj.static_sparse(optax.sgd(0.1), density=1.0)
+    >>> params = {"kernel": jnp.zeros((2, 4, 1))}
+    >>> masks = {"kernel": jnp.ones((2, 4, 1), bool).at[1, 3].set(False)}
+    >>> keys = jax.random.split(jax.random.key(1), 2)
+    >>> members = stack_members(tx, keys, params, masks)
+    >>> done = train_population(loss, tx, members, data, batch_size=16, steps=100)
+    >>> jnp.abs(done.members.params["kernel"][:, 3, 0]).round(1).tolist()
+    [2.0, 0.0]
+  """
+  check_optimizer("tx", tx)
+  check_callable("loss", loss, "a function of (params, model_state, batch, key)", 4)
+  for name, look in (("validate", validate), ("measure", measure)):
+    if look is not None:
+      what = "a function of (params, model_state, held_out)"
+      check_callable(name, look, what, 3)
+  count = len(members.key)
+  examples = {len(leaf) for leaf in jax.tree.leaves(data)}
+  if len(examples) != 1:
+    raise ValueError(f"data must share one leading axis, got {sorted(examples)}.")
+  (n,) = examples
+  for name, value, low, high in (
+    ("batch_size", batch_size, 1, n),
+    ("start", start, 0, None),
+    ("steps", steps, start + 1, None),
+    ("every", every, 1, None),
+    ("together", 1 if together is None else together, 1, None),
+    *(("measure_at", at, start + 1, steps) for at in measure_at),
+  ):
+    check_integer(name, value)
+    if not (low <= value and (high is None or value <= high)):
+      limit = f"in [{low}, {high}]" if high else f"at least {low}"
+      raise ValueError(f"{name} must be {limit}, got {value}.")
+  if together is None:
+    together = 1 if jax.default_backend() == "cpu" and not devices else count
+  together = min(together, count)
+  if devices and together % len(devices):
+    raise ValueError(
+      f"together must be a multiple of the {len(devices)} devices, got {together}."
+    )
+  plan = _member.Plan(
+    batch_size=batch_size,
+    examples=n,
+    start=start,
+    steps=steps,
+    validations=np.arange(start - start % every + every, steps + 1, every),
+    measurements=np.unique([*measure_at, steps]),
+  )
+
+  def chunk(low, high):
+    program = _member.program(
+      loss, tx, validate, measure, due, n, high - low > 1, effective
+    )
+    part = _take(members, low, size=high - low)
+    show = None if progress is None else functools.partial(progress, low)
+    try:
+      return [program(part, data, held_out, plan, devices, show)]
+    except jax.errors.JaxRuntimeError as e:
+      least = max(1, len(devices or ()))
+      if "RESOURCE_EXHAUSTED" not in str(e) or high - low <= least:
+        raise
+    middle = low + math.ceil((high - low) / 2 / least) * least
+    return chunk(low, middle) + chunk(middle, high)
+
+  parts = []
+  for low in range(0, count, together):
+    parts += chunk(low, min(low + together, count))
+  if len(parts) == 1:
+    return parts[0]
+  rest = [p._replace(members=None, steps=None, measured=None) for p in parts]
+  return jax.tree.map(lambda *x: np.concatenate(x), *rest)._replace(
+    members=_join([p.members for p in parts]),
+    steps=parts[0].steps,
+    measured=parts[0].measured,
+  )
+
+
+# Run eagerly, the slices of every leaf and member would compile one by one.
+@functools.partial(jax.jit, static_argnames="size")
+def _take(members, low, *, size):
+  return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, low, size), members)
+
+
+@jax.jit
+def _join(parts):
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

@@ -1,0 +1,265 @@
+"""One pruning of a trained network: which of its live weights stay."""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from sparsejax.core import (
+  Where,
+  align,
+  check_callable,
+  check_integer,
+  check_mapping,
+  check_masks,
+  check_number,
+  check_scores,
+  choose,
+  count,
+  named_leaves,
+  selected,
+  top_k_masks,
+  true_like,
+  usable,
+)
+from sparsejax.second_order import keep_best
+
+Array = jax.Array
+PyTree = Any
+_SCOPES = ("layer", "global")
+
+
+def dense_masks(params: PyTree, where: Where = None) -> PyTree:
+  """Masks under which all is live: where a ticket begins.
+
+  Args:
+    params: any pytree of arrays.
+    where: which leaves are to be pruned; see `sj.sparsify`.
+
+  Returns:
+    The params' tree with a bool array of ones at those leaves, and None elsewhere.
+
+  Raises:
+    TypeError: `where` has the wrong type or selects a leaf that is not floating point.
+    ValueError: no leaf is selected.
+
+  Example:
+    >>> masks = dense_masks({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    >>> int(masks["kernel"].sum()), masks["bias"]
+    (6, None)
+  """
+  return jax.tree.map(true_like, choose(params, selected(params, where)))
+
+
+def prune(
+  params: PyTree,
+  masks: PyTree,
+  fraction: float | Array = 0.2,
+  *,
+  scope: str = "layer",
+  rates: Mapping[str, float] | None = None,
+  score: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> PyTree:
+  """Takes the worst of the live weights off, by magnitude if nothing else is asked for.
+
+  live'_l = live_l - round(rate_l live_l), or over all layers with `scope="global"`
+
+  Exactly that many stay, ties included. Twenty percent a round, and ten of the output
+  layer, is the ladder on which lottery tickets are found; see `ladder`.
+
+  Args:
+    params: pytree of float arrays, after training.
+    masks: bool arrays (True = live) at the leaves that are pruned and None elsewhere,
+      as `sj.masks` and `dense_masks` give them.
+    fraction: of the live weights that goes, in (0, 1); may be traced.
+    scope: "layer", or "global" to compare the weights of all layers.
+    rates: `{regex of paths: fraction}` for layers with rates of their own; the first
+      that matches counts. Not with `scope="global"`.
+    score: `(params, masks) -> tree like masks`, higher = worth more; None for |w|.
+
+  Returns:
+    Masks like `masks`, subsets of them.
+
+  Raises:
+    ValueError: a fraction is outside (0, 1) or would leave a layer empty; `scope` is
+      neither; a pattern matches nothing; a score is NaN or +inf. Traced values raise
+      nothing, and a layer keeps at least one weight under `scope="layer"`.
+
+  References:
+    Frankle and Carbin 2019, "The lottery ticket hypothesis", sections 1 and 2.
+
+  Example:
+    >>> params = {"a": jnp.array([[4.0, -1.0, 2.0, 3.0]]), "b": jnp.array([[9.0, 8.0]])}
+    >>> masks = prune(params, dense_masks(params), 0.25, rates={"b": 0.5})
+    >>> masks["a"].tolist(), masks["b"].tolist()
+    ([[True, False, True, True]], [[True, False]])
+  """
+  check_masks(masks)
+  if score is not None:
+    check_callable("score", score, "a function of (params, masks)", 2)
+  if scope not in _SCOPES:
+    raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
+  if scope == "global" and rates:
+    raise ValueError(f"rates must be empty with scope='global', got {dict(rates)}.")
+  kernels = choose(params, [m is not None for m in align(params, masks)])
+  worth = jax.tree.map(jnp.abs, kernels) if score is None else score(params, masks)
+  worth = jax.tree.map(lambda _, s: s, masks, worth)
+  check_scores(worth, masks)
+  paths = [path for path, _ in named_leaves(masks)]
+  shares = layer_rates(paths, fraction, rates)
+  static = tuple(None if isinstance(s, Tracer) else float(s) for s in shares)
+  kept, live, left, sound = _prune(
+    worth, masks, jnp.asarray(fraction), rates=static, scope=scope
+  )
+  if not isinstance(left, Tracer) and not isinstance(sound, Tracer):
+    if not bool(sound):
+      raise ValueError("score must be below +inf and not NaN where masks are live.")
+    _check_left(np.asarray(left), np.asarray(live), paths, shares)
+  return kept
+
+
+def ladder(
+  sizes: Mapping[str, int],
+  fraction: float = 0.2,
+  rounds: int = 1,
+  rates: Mapping[str, float] | None = None,
+) -> list[dict[str, int]]:
+  """How many weights of each layer `prune` leaves in each round; nothing is trained.
+
+  live_{r+1} = live_r - round(rate live_r)
+
+  Args:
+    sizes: weights of each layer, by its path.
+    fraction: of the live weights that goes in a round, in (0, 1).
+    rounds: how often.
+    rates: as in `prune`.
+
+  Returns:
+    rounds + 1 dicts, the first of them `sizes`.
+
+  Raises:
+    ValueError: as in `prune`, or `rounds` is negative.
+
+  Example:
+    >>> sizes = {"dense1": 235200, "dense2": 30000, "dense3": 1000}
+    >>> for live in ladder(sizes, 0.2, 9, {"dense3": 0.1})[3::2]:
+    ...   print(f"{sum(live.values()) / 266200:.2%}")
+    51.28%
+    32.87%
+    21.07%
+    13.52%
+  """
+  check_integer("rounds", rounds, 0)
+  shares = layer_rates(list(sizes), fraction, rates)
+  steps = [dict(sizes)]
+  for _ in range(rounds):
+    before = list(steps[-1].values())
+    after = [n - round(float(s) * n) for n, s in zip(before, shares, strict=True)]
+    _check_left(after, before, list(sizes), shares)
+    steps.append(dict(zip(sizes, after, strict=True)))
+  return steps
+
+
+def keep_rate(density: float, rounds: int) -> float:
+  """The part of the live weights that each of several equal rounds keeps.
+
+  r = P^(1 / n), so that r^n = P
+
+  Args:
+    density: P, what the last round is to leave, in (0, 1].
+    rounds: n, at least 1.
+
+  Returns:
+    r; `prune` takes `1 - r`.
+
+  Raises:
+    ValueError: an argument is outside its range.
+
+  References:
+    Frankle and Carbin 2019, section 1: each round prunes p^(1/n) % of what is left,
+    with p the percentage *kept* at the end.
+
+  Example:
+    >>> round(keep_rate(0.5, 3), 4)
+    0.7937
+  """
+  check_number("density", density, "be in (0, 1]", lambda v: 0 < v <= 1)
+  check_integer("rounds", rounds, 1)
+  return math.pow(density, 1 / rounds)
+
+
+def layer_rates(
+  paths: Sequence[str],
+  fraction: float | Array,
+  rates: Mapping[str, float] | None = None,
+) -> list[float | Array]:
+  """The fraction that goes of each layer; see `prune`.
+
+  Args:
+    paths: of the layers.
+    fraction: where no rate fits.
+    rates: `{regex of paths: fraction}`; the first that is found in a path counts.
+
+  Returns:
+    One fraction a path.
+
+  Example:
+    >>> layer_rates(["conv1/kernel", "dense1/kernel"], 0.2, {"conv": 0.1})
+    [0.1, 0.2]
+  """
+  rates = {} if rates is None else rates
+  check_mapping("rates", rates, "from a regex to a fraction")
+  for name, value in (("fraction", fraction), *rates.items()):
+    if isinstance(value, Tracer):
+      continue
+    where = name if name == "fraction" else f"rates[{name!r}]"
+    known = np.asarray(value)[()] if isinstance(value, Array) else value
+    check_number(where, known, "be in (0, 1)", lambda v: 0 < v < 1)
+  for pattern in rates:
+    if not any(re.search(pattern, path) for path in paths):
+      raise ValueError(f"rates must match layers, got {pattern!r} for {list(paths)}.")
+  return [
+    next((s for r, s in rates.items() if re.search(r, path)), fraction)
+    for path in paths
+  ]
+
+
+# Run eagerly, the loops of every layer would compile one by one.
+@functools.partial(jax.jit, static_argnames=("rates", "scope"))
+def _prune(worth, masks, fraction, *, rates, scope):
+  """The masks, live weights before and as they should be after, is all finite."""
+  treedef = jax.tree.structure(masks)
+  live = jnp.stack([count(m) for m in jax.tree.leaves(masks)])
+  with jax.enable_x64(True):
+    # A fraction that is traced is the same for all layers without a rate of their own.
+    shares = [fraction if r is None else r for r in rates]
+    shares = jnp.stack([jnp.asarray(s).astype(jnp.float64) for s in shares])
+    wide = live.astype(jnp.int64)
+    if scope == "global":
+      wide, shares = jnp.sum(wide), shares[0]
+    keep = wide - jnp.round(shares * wide.astype(jnp.float64)).astype(jnp.int64)
+  if scope == "global":
+    kept = keep_best(worth, masks, keep)
+    left = jnp.stack([count(m) for m in jax.tree.leaves(kept)])
+  else:
+    left = keep.astype(jnp.int32)
+    some = jnp.maximum(left, jnp.minimum(live, 1))
+    # NaN is never selected; where it is traced, the counts hold all the same.
+    ranked = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), -jnp.inf, s), worth)
+    kept = top_k_masks(ranked, treedef.unflatten(list(some)), masks)
+  return kept, live, left, usable(worth, masks)
+
+
+def _check_left(left, before, names, shares) -> None:
+  for n, m, name, share in zip(left, before, names, shares, strict=True):
+    if n == 0 and m > 0:
+      raise ValueError(
+        f"fraction must leave a live weight in every layer, got {share} of the"
+        f" {int(m)} in {name!r}."
+      )

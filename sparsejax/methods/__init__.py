@@ -1,0 +1,63 @@
+"""Published methods, each a choice of the algebra in `sparsejax.transforms`."""
+
+from sparsejax.methods._ac_dc import ac_dc, alternate
+from sparsejax.methods._deep_r import deep_r
+from sparsejax.methods._dense import dense
+from sparsejax.methods._dsr import drop_below, dsr
+from sparsejax.methods._global_magnitude import global_magnitude
+from sparsejax.methods._global_saliency import global_saliency
+from sparsejax.methods._gradual_magnitude import cubic, gradual_magnitude
+from sparsejax.methods._grasp import grasp
+from sparsejax.methods._isometric import isometric
+from sparsejax.methods._movement_pruning import movement_pruning
+from sparsejax.methods._one_shot import one_shot
+from sparsejax.methods._rigl import rigl
+from sparsejax.methods._snfs import snfs
+from sparsejax.methods._snip import snip
+from sparsejax.methods._soft_threshold import (
+  init_thresholds,
+  soft_threshold,
+  soft_threshold_masks,
+)
+from sparsejax.methods._sparse_evolution import sparse_evolution
+from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
+from sparsejax.methods._sr_ste import sr_ste
+from sparsejax.methods._static_sparse import static_sparse
+from sparsejax.methods._straight_through import straight_through
+from sparsejax.methods._supermask import init_scores, supermask, supermask_masks
+from sparsejax.methods._synflow import synflow
+from sparsejax.methods._top_kast import top_kast
+
+__all__ = [
+  "ac_dc",
+  "alternate",
+  "cubic",
+  "deep_r",
+  "dense",
+  "drop_below",
+  "dsr",
+  "global_magnitude",
+  "global_saliency",
+  "gradual_magnitude",
+  "grasp",
+  "init_scores",
+  "init_thresholds",
+  "isometric",
+  "movement_pruning",
+  "near_dense",
+  "one_shot",
+  "rigl",
+  "snfs",
+  "snip",
+  "soft_threshold",
+  "soft_threshold_masks",
+  "sparse_evolution",
+  "sparse_momentum",
+  "sr_ste",
+  "static_sparse",
+  "straight_through",
+  "supermask",
+  "supermask_masks",
+  "synflow",
+  "top_kast",
+]

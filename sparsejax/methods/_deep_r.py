@@ -1,0 +1,236 @@
+"""Deep-R: deep rewiring (Bellec et al. 2018)."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sparsejax.core import (
+  Distribution,
+  InputAxes,
+  Moments,
+  PyTree,
+  ScoreInputs,
+  SparseState,
+  Stacked,
+  Topology,
+  Where,
+  align,
+  boxed_like,
+  check_number,
+  choose,
+  leaf_keys,
+  uniform_like,
+  update_or_zero,
+  updated,
+)
+from sparsejax.core.structures import Structure
+from sparsejax.distributions import check_density, uniform
+from sparsejax.scores import normal_like, random
+from sparsejax.transforms import chain, grow, mask_update_due, sparsify
+
+# Each kind of draw in a step from a key of its own.
+_NOISE, _GROWTH, _SIGNS = 0, 1, 2
+
+
+class DeepRState(NamedTuple):
+  """The state of `deep_r`.
+
+  Attributes:
+    positive: tree of bool, the side of zero on which each weight is live.
+    sparse_state: masks, budgets and the inner optimizer's state.
+  """
+
+  positive: PyTree
+  sparse_state: SparseState
+
+
+def deep_r(
+  inner: optax.GradientTransformation,
+  density: Any,
+  *,
+  update_every: int | None = 1,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
+  seed: Any = 0,
+  l1: float = 1e-5,
+  noise: float = 0.0,
+  structure: Structure | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Deep-R: a weight that changes its sign dies, and a dead one wakes at random.
+
+  u = inner(g + l1 s + noise N(0, 1));  live where s (p + u) >= 0;
+  then grow(random), with new random signs s
+
+  Gradients are masked. The crossing is seen in the very step that makes it, from the
+  inner optimizer's update u: the emitted update is u where a live weight keeps its sign
+  and -p everywhere else. So a weight that crosses is exactly zero after the step, and
+  one that wakes starts from exactly zero too, is counted as live from then on, and
+  takes its first step next time, to the side that s allows, or dies again. At the start
+  s is the weight's own sign. Each layer holds exactly its budget at every step.
+
+  Args:
+    inner: any optax optimizer.
+    density: fraction of weights live, in (0, 1].
+    update_every: steps between rewirings; 1 in the paper. In between a weight may live
+      on the wrong side.
+    start_step: see `sparsify`.
+    end_step: see `sparsify`.
+    distribution: of the weights live at the start.
+    where: see `sparsify`.
+    stacked: see `sparsify`.
+    input_axes: see `sparsify`.
+    seed: see `sparsify`.
+    l1: added to the gradient of live weights, times their sign; it passes through the
+      inner optimizer, so plain SGD takes a step of its learning rate times l1.
+    noise: standard deviation of Gaussian noise on the gradient of live weights; the
+      paper's temperature T is noise^2 * learning rate / 2 under plain SGD.
+    structure: must be None.
+
+  Returns:
+    An optax transformation; see `sparsify`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected; a structure is
+      given.
+
+  References:
+    Bellec et al. 2018, "Deep rewiring: training very sparse deep networks",
+    algorithm 1.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.deep_r(optax.sgd(0.1), density=0.25)
+    >>> state = tx.init({"kernel": jnp.ones((8, 8))})
+    >>> int(sj.masks(state)["kernel"].sum())
+    16
+  """
+  if structure is not None:
+    raise ValueError(
+      "structure must be None for deep_r, whose weights die one by one, got "
+      f"{getattr(structure, 'name', structure)}."
+    )
+  for name, value in (("l1", l1), ("noise", noise)):
+    check_number(name, value, "be at least 0", lambda v: 0 <= v < np.inf)
+  check_density(density)
+  sparse = sparsify(
+    inner,
+    chain(),
+    density,
+    update_every=update_every,
+    start_step=start_step,
+    end_step=end_step,
+    distribution=distribution,
+    where=where,
+    stacked=stacked,
+    input_axes=input_axes,
+    seed=seed,
+    mask_gradients=True,
+  )
+  wake = grow(random)
+
+  def init_fn(params):
+    state: Any = sparse.init(params)
+    kernels = choose(params, [m is not None for m in align(params, state.masks)])
+    return DeepRState(jax.tree.map(lambda p: p >= 0, kernels), state)
+
+  # One function for all steps, as in `sparsify`.
+  @functools.partial(jax.jit, inline=True)
+  def rewire_if_due(due, kernels, steps, live, budgets, positive, key, step):
+    def rewire():
+      def stays(mask, sign, p, u):
+        new = updated(p, u)
+        return mask & ~jnp.where(sign, new < 0, new > 0)
+
+      kept = jax.tree.map(stays, live, positive, kernels, steps)
+      inputs = ScoreInputs(
+        params=kernels,
+        grads=kernels,
+        moments=Moments(None, None),
+        masks=live,
+        key=jax.random.fold_in(key, _GROWTH),
+        step=step,
+      )
+      topology = Topology(kept, budgets, jnp.asarray(True))
+      masks = wake.update(inputs, topology, ())[0].masks
+      coins = _coins(jax.random.fold_in(key, _SIGNS), kernels)
+      signs = jax.tree.map(
+        lambda new, old, coin, sign: jnp.where(new & ~old, coin, sign),
+        masks,
+        kept,
+        coins,
+        positive,
+      )
+      return masks, kept, signs
+
+    return lax.cond(due, rewire, lambda: (live, live, positive))
+
+  def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    before, grads = state.sparse_state, updates
+    if params is None:
+      raise ValueError(
+        "params must be passed to update: tx.update(grads, opt_state, params); "
+        "got None."
+      )
+    chosen = [m is not None for m in align(params, before.masks)]
+    key = jax.random.fold_in(jax.random.key(before.seed), before.count)
+    if l1 or noise:
+      noise_key = jax.random.fold_in(key, _NOISE)
+      grads = _pulled(grads, state.positive, chosen, l1, noise, noise_key)
+    after: Any  # a SparseState, which the type of an optax state cannot say
+    updates, after = sparse.update(
+      grads, before, params, update_masks=False, **extra_args
+    )
+    due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
+    kernels, step = choose(params, chosen), after.count
+    # Masks that were packed may have lost the params' boxes.
+    live = boxed_like(before.masks, kernels)
+    if due is None:
+      masks, kept, positive = live, live, state.positive
+    else:
+      budgets = boxed_like(before.budgets, kernels)
+      masks, kept, positive = rewire_if_due(
+        due, kernels, choose(updates, chosen), live, budgets, state.positive, key, step
+      )
+    leaves, treedef = jax.tree.flatten(updates)
+    emitted = treedef.unflatten(
+      u if m is None else update_or_zero(m, u, p)
+      for u, p, m in zip(
+        leaves, jax.tree.leaves(params), align(params, kept), strict=True
+      )
+    )
+    return emitted, DeepRState(positive, after._replace(masks=masks))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _pulled(grads, positive, chosen, l1, noise, key):
+  """Gradients with the pull towards zero and the noise; dead ones are masked later."""
+  leaves, treedef = jax.tree.flatten(grads)
+  signs, keys = iter(jax.tree.leaves(positive)), leaf_keys(key, grads)
+  out = []
+  for g, k, flag in zip(leaves, keys, chosen, strict=True):
+    if flag:
+      pull = jnp.where(next(signs), l1, -l1).astype(g.dtype)
+      g = g + pull
+      if noise:
+        g = g + (noise * normal_like(k, g)).astype(g.dtype)
+    out.append(g)
+  return treedef.unflatten(out)
+
+
+def _coins(key, tree):
+  leaves, treedef = jax.tree.flatten(tree)
+  keys = leaf_keys(key, tree)
+  return treedef.unflatten(
+    uniform_like(k, x) < 0.5 for k, x in zip(keys, leaves, strict=True)
+  )

@@ -1,0 +1,106 @@
+"""SNIP (Lee et al. 2019) and its iterative form (de Jorge et al. 2021)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import (
+  Distribution,
+  InputAxes,
+  PyTree,
+  Where,
+  apply_masks,
+  check_arrays,
+  check_input_axes,
+  choose,
+  layer_axes,
+  merge,
+  selected,
+)
+from sparsejax.core.structures import Structure
+from sparsejax.transforms import (
+  check_batches,
+  check_loss,
+  check_rounds,
+  check_selection,
+  comparable,
+  mean_over_batches,
+  prune_by_rounds,
+)
+
+
+def snip(
+  loss_fn: Callable[[PyTree, Any], jax.Array],
+  params: PyTree,
+  batches: list,
+  density: Any,
+  *,
+  rounds: int = 1,
+  where: Where = None,
+  input_axes: InputAxes = None,
+  distribution: Distribution | None = None,
+  structure: Structure | None = None,
+) -> PyTree:
+  """Prunes at initialization what the loss is least sensitive to.
+
+  s = |w dL/dw|, the gradient a mean over the batches; the best density of all layers
+
+  With `rounds > 1` the density falls as density^(k / rounds), and the gradient is
+  taken anew at the weights left: it keeps layers alive at densities below a percent,
+  where one shot empties some.
+
+  Args:
+    loss_fn: `(params, batch) -> scalar`.
+    params: the weights at initialization; variance-scaled ones, as the paper asks.
+    batches: a list of batches; the paper takes one, of about ten images a class.
+    density: fraction kept, in (0, 1].
+    rounds: how many prunings; 1 is the paper's.
+    where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
+    distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
+    structure: see `masks_from_scores`.
+
+  Returns:
+    The masks, as `sj.masks` gives them; train them by
+    `sj.with_masks(sj.static_sparse(inner, density).init(params), masks)`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; a gradient is not finite.
+
+  References:
+    Lee et al. 2019, "SNIP: single-shot network pruning based on connection
+    sensitivity", eq. 6. de Jorge et al. 2021, "Progressive skeletonization: trimming
+    more fat from a network at initialization" (Iterative SNIP).
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> loss = lambda params, x: jnp.sum((x @ params["kernel"]) ** 2)
+    >>> params = {"kernel": jnp.array([[1.0], [-2.0], [0.5]])}
+    >>> masks = sj.snip(loss, params, [jnp.array([[1.0, 1.0, 3.0]])], density=0.7)
+    >>> masks["kernel"].ravel()
+    Array([False,  True,  True], dtype=bool)
+  """
+  density = check_selection(density, distribution, structure)
+  check_rounds(rounds)
+  check_batches(batches)
+  check_arrays("params", params)
+  check_loss(loss_fn, params, batches[0])
+  check_input_axes(input_axes)
+  chosen = selected(params, where)
+  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
+
+  @jax.jit
+  def gradient(weights, batch):
+    return jax.grad(lambda w: loss_fn(merge(params, w), batch))(weights)
+
+  def score(masks):
+    weights = apply_masks(kernels, masks)
+    grads = mean_over_batches(lambda batch: gradient(weights, batch), batches)
+    # Widened first: products of 16-bit numbers tie where the scores do not.
+    weights, grads = comparable(weights), comparable(grads)
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, grads)
+
+  return prune_by_rounds(score, kernels, density, rounds, distribution, structure, axes)

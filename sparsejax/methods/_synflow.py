@@ -1,0 +1,207 @@
+"""SynFlow (Tanaka et al. 2020)."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+from sparsejax.core import (
+  Distribution,
+  InputAxes,
+  PyTree,
+  Where,
+  apply_masks,
+  check_callable,
+  check_input_axes,
+  check_integer,
+  choose,
+  layer_axes,
+  merge,
+  path_string,
+  selected,
+  true_like,
+  usable,
+)
+from sparsejax.core.structures import Structure
+from sparsejax.transforms import amounts, check_rounds, check_selection, keep_best
+
+
+def synflow(
+  apply_fn: Callable[[PyTree, jax.Array], jax.Array],
+  params: PyTree,
+  input_shape: Sequence[int] | jax.Array | jax.ShapeDtypeStruct,
+  density: Any,
+  *,
+  rounds: int = 100,
+  where: Where = None,
+  input_axes: InputAxes = None,
+  distribution: Distribution | None = None,
+  structure: Structure | None = None,
+) -> PyTree:
+  """Prunes at initialization without data, by how much of a flow a weight carries.
+
+  s = |w dR/dw|,  R = 1^T f(x; |params|);  for k = 1 .. rounds: the best
+  density^(k / rounds) of all layers, at the weights that are left
+
+  f is the network with all its params, biases too, replaced by their magnitudes, and R
+  the sum of its outputs for an input x of ones. Where R is a product of the layers (a
+  chain of products with ReLU, pooling, additions), a layer's scores sum to the same
+  total in every layer, so a small layer's weights score high, and no layer is emptied
+  before it must be. LayerNorm, softmax and differences break that: their outputs do not
+  grow with their inputs, the layers before them carry next to no flow, and whole layers
+  may go even at densities of .5. A warning then names them; `distribution=sj.erk` gives
+  every layer its weights.
+
+  R grows or shrinks by a factor per layer: it passes float32's range at some 30 layers.
+  All is computed in float64, without `jax_enable_x64` being set; 200 layers of 512
+  units are in range. A model that fixes a dtype of its own, such as a recurrent one
+  with a float32 carry, is computed in float32 or else in the params' dtypes. TPUs,
+  which emulate float64 within float32's range, must leave it to the CPU
+  (`jax.default_device`).
+
+  Args:
+    apply_fn: `(params, inputs) -> outputs`, in evaluation mode: no dropout, batch
+      normalization by its running statistics.
+    params: the weights at initialization.
+    input_shape: of the inputs, the batch axis included: (1, 28, 28, 1). Of inputs that
+      are not floating point, such as tokens, an array, which is used as it is, or an
+      abstract value, `jax.ShapeDtypeStruct((1, 16), jnp.int32)`, for ones.
+    density: fraction kept, in (0, 1].
+    rounds: how many prunings; one shot (1) empties layers.
+    where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
+    distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
+    structure: see `masks_from_scores`.
+
+  Returns:
+    The masks, as `sj.masks` gives them; see `snip`.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected.
+    FloatingPointError: R is out of range or zero in some round (not seen under `jit`).
+
+  Warns:
+    UserWarning: a layer is left without live weights (not seen under `jit`).
+
+  References:
+    Tanaka et al. 2020, "Pruning neural networks without any data by iteratively
+    conserving synaptic flow", algorithm 1.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> apply = lambda params, x: x @ params["a"] @ params["b"]
+    >>> params = {"a": jnp.array([[1.0, -3.0]]), "b": jnp.array([[4.0], [1.0]])}
+    >>> masks = sj.synflow(apply, params, (1, 1), density=0.5, rounds=2)
+    >>> masks["a"].ravel().tolist(), masks["b"].ravel().tolist()
+    ([True, False], [True, False])
+  """
+  density = check_selection(density, distribution, structure)
+  check_rounds(rounds)
+  check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
+  make_inputs = _input_maker(input_shape)
+  check_input_axes(input_axes)
+  chosen = selected(params, where)
+  axes = layer_axes(params, chosen, False, input_axes)
+  with jax.enable_x64(True):
+    ladder = amounts(axes, density, rounds, distribution, structure)
+    ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
+    dtype = _widest(apply_fn, params, make_inputs)
+
+    @jax.jit
+    def prune(params, ladder):
+      positive = _magnitudes(params, dtype)
+      kernels = choose(positive, chosen)
+      inputs = make_inputs(dtype)
+
+      def flow(weights):
+        with jax.enable_x64(dtype == jnp.float64):
+          return jnp.sum(apply_fn(merge(positive, weights), inputs))
+
+      def one_round(masks, amount):
+        weights = apply_masks(kernels, masks)
+        scores = jax.tree.map(_score, weights, jax.grad(flow)(weights))
+        largest = [jnp.max(s) for s in jax.tree.leaves(scores)]
+        sound = usable(scores, masks) & jnp.any(jnp.stack(largest) > 0)
+        return keep_best(scores, amount, masks, structure, axes), sound
+
+      return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)
+
+    masks, sound = prune(params, ladder)
+    if not isinstance(sound, Tracer) and not sound.all():
+      held = "float64" if dtype == jnp.float64 else "float32"
+      raise FloatingPointError(
+        f"params must give a synaptic flow that {held} can hold, got scores that are "
+        f"not finite or all zero in round {int(jnp.argmin(sound)) + 1} of {rounds}."
+      )
+  _warn_of_empty(masks)
+  return masks
+
+
+def _input_maker(given: Any) -> Callable[[Any], jax.Array]:
+  """`dtype -> inputs` of ones, or those given, from what `input_shape` holds."""
+  if hasattr(given, "shape") and hasattr(given, "dtype"):
+    if jnp.issubdtype(given.dtype, jnp.floating):
+      return _input_maker(tuple(given.shape))
+    if isinstance(given, jax.ShapeDtypeStruct):
+      return lambda dtype: jnp.ones(given.shape, given.dtype)
+    return lambda dtype: jnp.asarray(given)
+  if not isinstance(given, (tuple, list)):
+    raise TypeError(f"input_shape must be a tuple of integers, got {given!r}.")
+  for n in given:
+    check_integer("input_shape", n, 1)
+  return lambda dtype: jnp.ones(tuple(given), dtype or jnp.float32)
+
+
+def _widest(apply_fn, params, make_inputs) -> Any:
+  """The first of float64, float32 and None (the params' own dtypes) that f takes."""
+  for dtype in (jnp.float64, jnp.float32):
+    with jax.enable_x64(dtype == jnp.float64):
+      try:
+        jax.eval_shape(
+          lambda p, dtype=dtype: apply_fn(_magnitudes(p, dtype), make_inputs(dtype)),
+          params,
+        )
+      except (
+        TypeError,
+        ValueError,
+      ):  # two dtypes, in a carry or under strict promotion
+        continue
+      return dtype
+  return None
+
+
+def _magnitudes(params: PyTree, dtype: Any) -> PyTree:
+  """|params|, in a dtype if one is given; leaves that are not floats as they are."""
+
+  def magnitude(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return leaf
+    return jnp.abs(leaf).astype(dtype or leaf.dtype)
+
+  return jax.tree.map(magnitude, params)
+
+
+def _score(weight: jax.Array, gradient: jax.Array) -> jax.Array:
+  """|w dR/dw|: behind a difference or a softmax a gradient may be negative."""
+  return jnp.abs(weight.astype(jnp.float64) * gradient.astype(jnp.float64))
+
+
+def _warn_of_empty(masks: PyTree) -> None:
+  """Warns of layers without live weights, by name, where that can be seen."""
+  empty = [
+    path_string(path)
+    for path, mask in jax.tree_util.tree_leaves_with_path(masks)
+    if not isinstance(mask, Tracer) and math.prod(mask.shape) and not mask.any()
+  ]
+  if empty:
+    warnings.warn(
+      f"synflow leaves no live weight in {', '.join(empty)}: give each layer its "
+      "weights by distribution=sj.erk, or raise the density.",
+      stacklevel=3,
+    )

@@ -1,0 +1,235 @@
+"""What a report shows of a run, read from its directory."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from sparsejax import models
+from sparsejax.analysis.costs import kernel_uses
+from sparsejax.training import (
+  METHODS,
+  METRICS_FILE,
+  RESULT_FILE,
+  WorkdirError,
+  cost_history,
+  data,
+  estimate_costs,
+  read_environment,
+  read_metrics,
+)
+
+MOST = 12  # more runs than that nobody compares on one page
+
+_MASK = re.compile(r"opt_state/(?:.*/)?masks/(.+)")
+_PARAM = re.compile(r"params/(.+)")
+_STATE = re.compile(r"model_state/(.+)")
+
+
+class Found(NamedTuple):
+  """A run as its directory tells it; of several seeds the arrays are the first one's.
+
+  Attributes:
+    name: what sets the run apart from the others of the page.
+    path: of its directory.
+    config: all fields.
+    records: of `metrics.read`.
+    summary: of `summary.json`; empty if the run is not finished.
+    environment: of `environment.read`; empty in a run of an older version.
+    step: of the checkpoint that params and masks are from; None without one.
+    params: arrays by path.
+    masks: bool arrays by path.
+    model_state: what the model keeps beside its params, arrays by path.
+    image_shape: of one image; None if it cannot be told.
+    uses: of `multiply_adds.uses`; empty if it cannot be told.
+  """
+
+  name: str
+  path: pathlib.Path
+  config: dict[str, Any]
+  records: list[dict[str, Any]]
+  summary: dict[str, Any]
+  environment: dict[str, Any]
+  step: int | None
+  params: dict[str, np.ndarray]
+  masks: dict[str, np.ndarray]
+  model_state: dict[str, np.ndarray]
+  image_shape: tuple[int, ...] | None
+  uses: dict[str, int]
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Weights of each sparsified layer."""
+    return {name: mask.size for name, mask in self.masks.items()}
+
+  @property
+  def live(self) -> dict[str, int]:
+    """Live weights of each sparsified layer, at the checkpoint."""
+    return {name: int(mask.sum()) for name, mask in self.masks.items()}
+
+
+def read(
+  workdirs: Sequence[pathlib.Path | str], say: Callable[[str], None] = lambda line: None
+) -> list[Found]:
+  """Reads runs; nothing is trained, and nothing is written into their directories.
+
+  Args:
+    workdirs: directories of runs, or folders that hold such, as `compare.py` makes
+      them. Folders with other things in them are passed over.
+    say: takes a line a run.
+
+  Returns:
+    The runs, in the order given, each once.
+
+  Raises:
+    WorkdirError: naming a directory without a run, or if there are more than `MOST`.
+  """
+  paths: list[pathlib.Path] = []
+  for given in workdirs:
+    root = pathlib.Path(given).expanduser().resolve()
+    if (root / "config.json").exists():
+      inside = [root]
+    else:
+      inside = sorted(p.parent for p in root.glob("**/config.json"))
+    inside = [p for p in inside if _is_run(p)]
+    if not inside:
+      raise WorkdirError(
+        f"workdir must hold a run (config.json and {METRICS_FILE}) or folders of runs;"
+        f" got {root}"
+      )
+    paths += inside
+  paths = list(dict.fromkeys(paths))
+  if len(paths) > MOST:
+    raise WorkdirError(
+      f"a report must be of at most {MOST} runs; got {len(paths)}. Name those to show."
+    )
+  found = []
+  for path, name in zip(paths, names(paths), strict=True):
+    say(f"Reading {path}")
+    found.append(_read(path, name))
+  return found
+
+
+def names(paths: Sequence[pathlib.Path]) -> list[str]:
+  """Returns what sets paths apart: the parts that not all of them have in common.
+
+  Args:
+    paths: absolute, all different.
+
+  Returns:
+    One name a path.
+
+  Example:
+    >>> names([pathlib.Path("/runs/rigl/seed=0"), pathlib.Path("/runs/set/seed=0")])
+    ['rigl', 'set']
+    >>> names([pathlib.Path("/runs/rigl/seed=0")])
+    ['seed=0']
+  """
+  if len(paths) == 1:
+    return [paths[0].name]
+  parts = [list(path.parts) for path in paths]
+  while all(parts) and len({p[0] for p in parts}) == 1:
+    parts = [p[1:] for p in parts]
+  while all(len(p) > 1 for p in parts) and len({p[-1] for p in parts}) == 1:
+    parts = [p[:-1] for p in parts]
+  return ["/".join(p) or path.name for p, path in zip(parts, paths, strict=True)]
+
+
+def costs(run: Found) -> tuple[float, float] | None:
+  """Returns `costs.estimate` of a run, or None where they cannot be told."""
+  history = cost_history(run.records)
+  if not history or not run.masks or not set(history[0]) <= set(run.uses):
+    return None
+  if run.config["method"] not in METHODS:
+    return None
+  return estimate_costs(history, run.uses, run.sizes, run.config["method"])
+
+
+def _is_run(path: pathlib.Path) -> bool:
+  """Whether `train_and_evaluate` made it; experiments of other scripts look alike."""
+  try:
+    config = json.loads((path / "config.json").read_text())
+  except (OSError, ValueError):
+    return False
+  fields = {"dataset", "method", "model", "density"}
+  return (path / METRICS_FILE).exists() and fields <= set(config)
+
+
+def _read(path: pathlib.Path, name: str) -> Found:
+  config = json.loads((path / "config.json").read_text())
+  step, arrays = _arrays(path)
+  if config.get("num_seeds", 1) > 1:
+    arrays = {key: x[0] for key, x in arrays.items() if x.ndim}
+  noted = read_environment(path)
+  params = _matching(_PARAM, arrays)
+  masks = {k: m for k, m in _matching(_MASK, arrays).items() if m.dtype == bool}
+  image_shape, uses = _uses(config, noted)
+  return Found(
+    name=name,
+    path=path,
+    config=config,
+    records=read_metrics(path),
+    summary=_json(path / RESULT_FILE),
+    environment=noted,
+    step=step,
+    params=params,
+    # In the order of the layers' first appearance in the model, as the paths have it.
+    masks={k: masks[k] for k in params if k in masks},
+    model_state=_matching(_STATE, arrays),
+    image_shape=image_shape,
+    uses=uses,
+  )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _matching(pattern: re.Pattern, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+  found = ((pattern.fullmatch(key), x) for key, x in arrays.items())
+  return {match[1]: x for match, x in found if match}
+
+
+def _arrays(path: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
+  """The newest checkpoint's arrays by path, read as they lie there.
+
+  Not by `Checkpoints`, which needs the program to be built, and may tidy up in the
+  directory of a run that is under way.
+  """
+  folders = [
+    p for p in (path / "checkpoints").glob("*/state") if p.parent.name.isdigit()
+  ]
+  for folder in sorted(folders, key=lambda p: int(p.parent.name), reverse=True):
+    try:
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = dict(reader.metadata(folder).item_metadata.tree)
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arguments = ocp.args.PyTreeRestore(restore_args=plain)
+        arrays = reader.restore(folder, args=arguments)
+    except Exception:
+      continue
+    return int(folder.parent.name), arrays
+  return None, {}
+
+
+def _uses(config, noted) -> tuple[tuple[int, ...] | None, dict[str, int]]:
+  shape, classes = noted.get("image_shape"), noted.get("num_classes")
+  try:
+    if shape is None:
+      dataset = data.load(config["dataset"], config["data_dir"])
+      shape, classes = dataset.train.images.shape[1:], dataset.num_classes
+    kwargs = config["model_kwargs"]
+    model = models.create(config["model"], num_classes=classes, **kwargs)
+    # A text has one axis, of tokens; an image three.
+    dtype = "int32" if len(shape) == 1 else "float32"
+    example = jax.ShapeDtypeStruct((1, *shape), dtype)
+    return tuple(shape), kernel_uses(model, example)
+  except Exception as e:  # a page without this column is better than no page
+    logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
+    return (tuple(shape) if shape else None), {}

@@ -1,0 +1,72 @@
+"""Optimal brain damage: what deleting each weight alone is predicted to cost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import ScoreInputs, check_arrays
+
+Score = Callable[[ScoreInputs], Any]
+
+
+def obd_saliency(params: Any, diagonal: Any) -> Any:
+  """The predicted rise of the loss when one weight is set to zero.
+
+  `s_k = h_k w_k^2 / 2`, for a net at a minimum whose Hessian is diagonal. Negative
+  curvature (an estimate's noise, or no minimum) counts as zero.
+
+  Args:
+    params: pytree of float arrays.
+    diagonal: pytree like `params`, the Hessian's diagonal or a stand-in for it.
+
+  Returns:
+    A pytree like `params`, non-negative, in units of loss.
+
+  Example:
+    >>> obd_saliency(jnp.array([1.0, -2.0]), jnp.array([4.0, 0.5])).tolist()
+    [2.0, 1.0]
+
+  Reference: LeCun, Denker and Solla, Optimal brain damage (1990), Eq. 3.
+  """
+  return jax.tree.map(lambda w, h: jnp.maximum(h, 0) * w**2 / 2, params, diagonal)
+
+
+def obd(diagonal: Any) -> Score:
+  """The score of optimal brain damage, for `drop`, `prune_to` and their relatives.
+
+  s = h w^2 / 2, with `h` given and `w` the weights of the moment.
+
+  Args:
+    diagonal: pytree like the params, the Hessian's diagonal or a stand-in for it. It
+      stays what it was when the score was built.
+
+  Returns:
+    A score, higher = worth more.
+
+  Raises:
+    TypeError: diagonal is no tree of arrays.
+
+  Example:
+    >>> from sparsejax.core import Moments
+    >>> score = obd(jnp.array([4.0, 0.5]))
+    >>> moments = Moments(None, None)
+    >>> w = jnp.array([1.0, -2.0])
+    >>> score(ScoreInputs(w, w, moments, w > 0, jax.random.key(0), 0)).tolist()
+    [2.0, 1.0]
+
+  Reference: LeCun, Denker and Solla, Optimal brain damage (1990), Eq. 3.
+  """
+  check_arrays("diagonal", diagonal)
+
+  def score(inputs: ScoreInputs) -> Any:
+    # Params are None where nothing is sparsified; the diagonal has arrays there.
+    return jax.tree.map(
+      lambda w, h: None if w is None else obd_saliency(w, h),
+      inputs.params,
+      diagonal,
+      is_leaf=lambda leaf: leaf is None,
+    )
+
+  return score

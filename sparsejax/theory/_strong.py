@@ -1,0 +1,173 @@
+"""Strong lottery tickets: prune a random network, never train it, into a given one."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparsejax.core import check_number
+from sparsejax.scores import dense_layers
+from sparsejax.theory import _golden_ratio, _pick_one, _strong_error, _subset_sum
+from sparsejax.theory._strong_network import LayerPlan, LayerTicket, random_weights
+
+CONSTRUCTIONS = ("subset_sum", "pick_one", "golden_ratio")
+
+
+class StrongTicket(NamedTuple):
+  """A pruned random network and how well it stands in for its target."""
+
+  layers: list[LayerTicket]
+  max_weight_error: float  # over all weights and biases, both signs
+  sup_error_bound: float  # over the unit ball, see strong_error.sup_error_bound
+  sup_error_found: float  # the largest one found there
+  overhead: float  # random second-layer weights a target weight
+  kept: float  # of these, how many the masks leave a target weight
+
+
+def approximate(
+  target_params: Any,
+  eps: float = 0.01,
+  delta: float = 0.05,
+  construction: str = "subset_sum",
+  *,
+  seed: int = 0,
+  signed_inputs: bool = True,
+) -> StrongTicket:
+  """Prunes a random ReLU network of twice the depth into a given MLP.
+
+  Every weight, bias included, is approximated within `eps` on its own; a layer's random
+  weights are scaled by its largest weight. With `N` weights to hit, each one may fail
+  with probability `delta / N`, which gives the samples a weight:
+  `subset_sum` `1.2 log2(2 / min(eps, delta / N))`, `pick_one` `ln(N / delta) / eps`,
+  `golden_ratio` `2 k ln(k N / delta)` with `k = log_phi(1 / eps)` (`eps` in units of
+  the layer's scale).
+
+  Args:
+    target_params: dense layers `{"kernel": (in, out), "bias": (out,)}` in order, as a
+      sequence or as a mapping whose sorted keys are the order; ReLU between them.
+    eps: the largest error allowed in a weight.
+    delta: the chance of failure allowed for the whole network.
+    construction: "subset_sum" (Pensia et al.), "pick_one" (Malach et al.) or
+      "golden_ratio" (Orseau et al.).
+    seed: the random network's.
+    signed_inputs: True covers the whole unit ball, with two groups of hidden neurons an
+      input of the first layer; False its non-negative part (pixels), with one.
+
+  Returns:
+    `StrongTicket`. Where the samples failed a weight, `max_weight_error` is above
+    `eps`.
+
+  Raises:
+    ValueError: an argument breaks its rule.
+
+  Example:
+    >>> layer = {"kernel": np.array([[0.3, -0.2]]), "bias": np.array([0.1, 0.0])}
+    >>> ticket = approximate([layer], eps=0.01)
+    >>> ticket.max_weight_error <= 0.01, ticket.layers[0].plan.samples
+    (True, 10)
+
+  Reference: Malach et al. (2020), Theorem 2.1; Pensia et al. (2020), Theorem 1; Orseau,
+  Hutter and Rivasplata (2020), Theorem 1.
+  """
+  if not isinstance(target_params, Mapping | list | tuple) or not len(target_params):
+    raise ValueError(f"target_params must hold a layer, got {target_params!r}.")
+  if construction not in CONSTRUCTIONS:
+    raise ValueError(
+      f"construction must be one of {CONSTRUCTIONS}, got {construction!r}."
+    )
+  for name, value in (("eps", eps), ("delta", delta)):
+    check_number(name, value, "be in (0, 1)", lambda v: 0 < v < 1)
+  target = _matrices(target_params)
+  stacked = [
+    np.concatenate([kernel, bias[None]]) if bias.any() else kernel
+    for kernel, bias in target
+  ]
+  signs = [2 if signed_inputs and i == 0 else 1 for i in range(len(stacked))]
+  problems = sum(s * w.size for s, w in zip(signs, stacked, strict=True))
+  layers = []
+  for number, (weights, (kernel, _)) in enumerate(zip(stacked, target, strict=True)):
+    plan = _plan(
+      construction, weights, eps, delta / problems, (seed, number), signs[number]
+    )
+    layers.append(_solve(plan._replace(bias=len(weights) > len(kernel)), weights, eps))
+  error = max(
+    float(np.abs(layer.weights - w[None]).max())
+    for layer, w in zip(layers, stacked, strict=True)
+  )
+  size = sum(w.size for w in stacked)
+  drawn = sum(layer.weights.size * layer.plan.samples for layer in layers)
+  kept = sum(int(np.bitwise_count(layer.masks).sum()) for layer in layers)
+  return StrongTicket(
+    layers=layers,
+    max_weight_error=error,
+    sup_error_bound=_strong_error.sup_error_bound(target, layers),
+    sup_error_found=_strong_error.empirical_sup_error(target, layers, seed),
+    overhead=drawn / size,
+    kept=kept / size,
+  )
+
+
+def _matrices(params):
+  """Kernels and biases in float64; no bias is a bias of zeros."""
+  target = []
+  for layer in dense_layers(params):
+    kernel = np.asarray(layer["kernel"], np.float64)
+    bias = np.asarray(layer.get("bias", np.zeros(kernel.shape[1])), np.float64)
+    target.append((kernel, bias))
+  return target
+
+
+def _plan(construction, weights, eps, delta, seed, signs):
+  largest = max(float(np.abs(weights).max()), eps)
+  intervals = 0
+  if construction == "subset_sum":
+    scale = 2 * largest  # targets lie in half the samples' range
+    samples = _subset_sum.samples_needed(min(eps / scale, 0.5), delta)
+  elif construction == "pick_one":
+    scale = largest + eps  # so that the outermost target's window is whole
+    samples = _pick_one.samples_needed(min(eps / scale, 0.5), delta)
+  else:
+    scale = largest
+    relative = min(eps / scale, 0.5)
+    intervals = _golden_ratio.intervals_needed(relative)
+    samples = _golden_ratio.samples_needed(relative, delta, signed=True)
+  return LayerPlan(
+    construction=construction,
+    seed=seed,
+    inputs=weights.shape[0],
+    outputs=weights.shape[1],
+    signs=signs,
+    bias=False,
+    samples=samples,
+    intervals=intervals,
+    scale=scale,
+  )
+
+
+def _solve(plan: LayerPlan, weights: np.ndarray, eps: float) -> LayerTicket:
+  """Draws each input's random weights and cuts them, a few inputs at a time."""
+  bytes_needed = math.ceil(plan.samples / 8)
+  masks = np.zeros((plan.signs, *weights.shape, bytes_needed), np.uint8)
+  chosen = np.zeros((plan.signs, *weights.shape))
+  for sign, row in _inputs(plan):
+    a, b = random_weights(plan, sign, row)
+    products = (a[:, None] * b.astype(np.float64)).T  # (outputs, n)
+    cut = _cut(plan, products, weights[row], eps)
+    masks[sign, row] = np.packbits(cut, axis=-1)
+    chosen[sign, row] = np.where(cut, products, 0).sum(1)
+  return LayerTicket(plan, masks, chosen)
+
+
+def _inputs(plan: LayerPlan) -> Iterator[tuple[int, int]]:
+  return ((sign, row) for sign in range(plan.signs) for row in range(plan.inputs))
+
+
+def _cut(plan, products, targets, eps):
+  if plan.construction == "subset_sum":
+    return _subset_sum.staged_subset_sum(products, targets, eps)
+  if plan.construction == "pick_one":
+    return _pick_one.pick_one(products, targets)
+  return _golden_ratio.golden_ratio(
+    products / plan.scale, targets / plan.scale, plan.intervals
+  )

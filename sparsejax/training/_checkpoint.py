@@ -1,0 +1,297 @@
+"""Checkpoints by orbax: exact, checked, and stamped with the run they belong to."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from sparsejax.core import check_arrays
+from sparsejax.training import _config, _errors, _named_arrays, _workdir
+from sparsejax.training.parallel import _distributed
+
+PyTree = Any
+
+_DIGESTS = "digests.json"
+
+FORMAT = 1  # raised when an older reader would misread what is written
+
+
+class _ForeignError(_errors.CheckpointError):
+  """A checkpoint of another program."""
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore` found.
+
+  Attributes:
+    state: a tree like the target, with the target's types and shardings; None if there
+      is only one checkpoint and its writer was killed before it was finished.
+    extra: what was saved beside it.
+    lost: one message a checkpoint that was passed over.
+  """
+
+  state: PyTree
+  extra: dict[str, Any]
+  lost: list[str]
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `<workdir>/checkpoints`.
+
+  Args:
+    workdir: the run's directory.
+    stamp: the run's config as JSON; checkpoints with another one are refused.
+    keep: how many are kept: two at least, so that a damaged one loses little.
+  """
+
+  def __init__(self, workdir: pathlib.Path, stamp: dict[str, Any], keep: int = 2):
+    self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    self._stamp = stamp
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, enable_async_checkpointing=False
+    )
+    self._open: Callable[[], ocp.CheckpointManager] = lambda: ocp.CheckpointManager(
+      self._directory, options=options
+    )
+    with _distributed.together():
+      self._manager = self._open()
+
+  def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
+    """Writes a checkpoint; a no-op if there is one of that step.
+
+    Args:
+      step: updates done so far.
+      state: a tree of arrays, typed PRNG keys among them.
+      extra: JSON values kept beside it.
+
+    Raises:
+      ValueError: `step` is no count, or the state is empty.
+      CheckpointError: if it cannot be written, in any process; those before it are
+        kept.
+    """
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+      raise ValueError(f"step must be an integer of at least 0, got {step!r}.")
+    if not jax.tree.leaves(state):
+      raise ValueError("state must hold at least one array, got an empty tree.")
+    check_arrays("state", state)
+    arrays = _named_arrays.flatten(state)
+    meta = {
+      "format": FORMAT,
+      "config": self._stamp,
+      "arrays": _named_arrays.describe(arrays),
+      "extra": extra,
+    }
+    folder = self._directory / str(step)
+    try:
+      with _distributed.together(_reason), _silent():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+          ),
+        )
+        new = folder.is_dir() and not (folder / _DIGESTS).exists()
+        if jax.process_index() == 0 and new:
+          # Last: without them a checkpoint counts as not finished.
+          text = json.dumps(_digests(folder)) + "\n"
+          _workdir.write_text(folder / _DIGESTS, text)
+    except Exception as e:  # orbax and tensorstore raise all kinds
+      if jax.process_index() == 0:
+        for part in (folder, *self._directory.glob(f"{step}.*")):
+          shutil.rmtree(part, ignore_errors=True)
+      kept = [int(p.parent.name) for p in self._directory.glob(f"*/{_DIGESTS}")]
+      kept = [other for other in kept if other != step]
+      goes_on = f"from step {max(kept)}, which is kept" if kept else "from its start"
+      raise _errors.CheckpointError(
+        f"the checkpoint of step {step} could not be written to {self._directory}:"
+        f" {_reason(e)}. Once that is mended, the same command goes on {goes_on}."
+      ) from e
+
+  def restore(self, target: PyTree) -> Restored | None:
+    """Reads the newest good checkpoint.
+
+    Others that are newer are moved to `<workdir>/damaged` and named in the result:
+    damaged ones, those whose writer was killed, and another program's. All processes
+    of a run read the same one: what one of them cannot read is damaged to all.
+
+    Args:
+      target: a state of this run, or the abstract one of `jax.eval_shape`.
+
+    Returns:
+      What was found, or None if there is no checkpoint at all.
+
+    Raises:
+      CheckpointError: if a checkpoint is another run's, or if there are some and none
+        is good.
+      ConfigError: the processes do not see the same checkpoints.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    _distributed.check_same("the checkpoints (in a workdir that all share)", str(steps))
+    lost: dict[int, str] = {}
+    good = foreign = None
+    unfinished = False
+    for step in steps:
+      what = f"the checkpoint of step {step}"
+      try:
+        # Before orbax reads it: what it makes of damaged files is not always an error.
+        with _distributed.together(_reason):
+          finished = _check_digests(self._directory / str(step))
+        finished = _distributed.everywhere(finished)
+        meta = self._read_meta(step)
+        if not finished:
+          lost[step], unfinished = f"{what} was not finished", True
+          continue
+        self._check_belongs(step, meta, target)
+        arrays = self._read_arrays(step, target, set(meta["arrays"]))
+        good = Restored(_named_arrays.unflatten(target, arrays), meta["extra"], [])
+        break
+      except _ForeignError as e:
+        foreign = e
+        lost[step] = f"{what} was not written by this program"
+      except _errors.CheckpointError:
+        raise
+      except Exception as e:  # orbax and tensorstore raise all kinds
+        lost[step] = f"{what} is damaged ({_reason(e)})"
+    if good is None and foreign is not None:
+      raise foreign
+    if lost:
+      self._set_aside(lost)
+    if good is None and unfinished and len(lost) == 1:
+      good = Restored(None, {}, [])  # the first one: nothing but its steps is lost
+    if good is not None:
+      return good._replace(lost=list(lost.values()))
+    if lost:
+      raise _errors.CheckpointError(
+        f"no checkpoint in {self._directory} can be read: {'; '.join(lost.values())}."
+        f" They were moved to {self._directory.parent / 'damaged'}; started again, the"
+        " run begins at its first step."
+      )
+    return None
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints there are, in ascending order."""
+    return sorted(self._manager.all_steps())
+
+  def close(self) -> None:
+    """Ends orbax's threads."""
+    self._manager.close()
+
+  def _read_meta(self, step: int) -> dict[str, Any]:
+    item = self._directory / str(step) / "meta"
+    if not _distributed.everywhere(item.exists()):
+      raise _ForeignError(
+        f"the checkpoint {item.parent} was not written by this program: it has no"
+        f" 'meta' item. Give another --workdir."
+      )
+    with _distributed.together(_reason):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      )
+    return restored["meta"]
+
+  def _read_arrays(
+    self, step: int, target: PyTree, saved: set[str]
+  ) -> dict[str, jax.Array]:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # Tracing, which names the arrays, loses where they lie.
+    places = {
+      _named_arrays.path_name(path): getattr(x, "sharding", None)
+      for path, x in jax.tree_util.tree_leaves_with_path(target)
+    }
+    abstract = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name] or device)
+      for name, x in jax.eval_shape(_named_arrays.flatten, target).items()
+      if name in saved or not _named_arrays.optional(name)
+    }
+    with _distributed.together(_reason):
+      restored = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      )
+    return restored["state"]
+
+  def _check_belongs(self, step: int, meta: dict[str, Any], target: PyTree) -> None:
+    where = f"the checkpoint of step {step} in {self._directory}"
+    if not isinstance(meta, dict) or "format" not in meta or "config" not in meta:
+      raise _ForeignError(
+        f"{where} was not written by this program. Give another --workdir."
+      )
+    if meta["format"] != FORMAT:
+      raise _errors.CheckpointError(
+        f"{where} must be of format {FORMAT}; got {meta['format']}"
+      )
+    changed = _config.difference(meta["config"], self._stamp)
+    if changed:
+      raise _errors.CheckpointError(
+        f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
+      )
+    wanted = {
+      name: kind
+      for name, kind in _named_arrays.describe(
+        jax.eval_shape(_named_arrays.flatten, target)
+      ).items()
+      if name in meta["arrays"] or not _named_arrays.optional(name)
+    }
+    changed = _config.difference(meta["arrays"], wanted)
+    if changed:
+      raise _errors.CheckpointError(
+        f"{where} holds other arrays than this program trains (saved -> now): "
+        + "; ".join(changed[:8])
+      )
+
+  def _set_aside(self, steps: Iterable[int]) -> None:
+    self._manager.close()
+    _distributed.wait("checkpoints are looked at")
+    with _distributed.together():
+      if jax.process_index() == 0:
+        aside = self._directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        for step in steps:
+          shutil.rmtree(aside / str(step), ignore_errors=True)
+          shutil.move(self._directory / str(step), aside / str(step))
+    self._manager = self._open()
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _DIGESTS)
+  return {
+    p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+    for p in files
+  }
+
+
+def _check_digests(folder: pathlib.Path) -> bool:
+  """Raises ValueError for a damaged checkpoint; False if it was not finished."""
+  if not (folder / _DIGESTS).exists():
+    return False
+  expected = json.loads((folder / _DIGESTS).read_text())
+  changed = sorted(name for name, _ in expected.items() ^ _digests(folder).items())
+  if changed:
+    raise ValueError(f"{changed[0]} is not what was written")
+  return True
+
+
+def _reason(e: Exception) -> str:
+  """The part of an error that a user can act on."""
+  text = str(e)
+  for known in ("No space left on device", "Read-only file system"):
+    if known in text:
+      return known
+  return text.partition("\n")[0][:200] or type(e).__name__
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Keeps orbax from logging the traceback of what is raised, and told in a line."""
+  logger = logging.getLogger("absl")
+  before, logger.disabled = logger.disabled, True
+  try:
+    yield
+  finally:
+    logger.disabled = before

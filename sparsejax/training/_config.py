@@ -1,0 +1,321 @@
+"""The fields of a training run, with their defaults and rules."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from sparsejax.training import _errors, data
+from sparsejax.training._methods import METHODS
+from sparsejax.training.data import _augment
+
+DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
+OPTIMIZERS = ("sgd", "adam", "adamw")
+LR_SCHEDULES = ("constant", "step", "cosine")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+STRUCTURES = ("any", "block")
+EXECUTIONS = ("dense", "sparse")
+
+
+def default_config() -> config_dict.ConfigDict:
+  """Returns every field of a run at its default, ready to be changed.
+
+  Returns:
+    A `ConfigDict`, locked: a misspelt field raises where it is set.
+  """
+  c = config_dict.ConfigDict()
+  # Data.
+  c.dataset = "digits"
+  c.data_dir = ""  # a TFDS folder; empty: TFDS_DATA_DIR, then TFDS's default
+  c.validation_fraction = 0.1  # of the training images; the same ones for every seed
+  c.augmentation = "none"
+  c.centering = "channel"  # "pixel": the mean image is taken off; "none": x / 255
+  # Model.
+  c.model = "mlp"  # a name of sparsejax.models
+  c.model_kwargs = config_dict.ConfigDict()
+  c.compute_dtype = "float32"  # of the model; parameters and moments stay float32
+  # What is sparse, and how that moves.
+  c.method = "sparse_momentum"
+  c.method_kwargs = config_dict.ConfigDict()
+  c.density = 0.1  # live weights / weights
+  c.distribution = "uniform"  # budgets of the layers at the start; or "global", for
+  # methods that compare the weights of all layers
+  c.structure = "any"  # "block": blocks of block x block are live or dead as a whole
+  c.block = 128  # inputs and outputs of a block
+  c.execution = "dense"  # "sparse": products skip dead blocks; wants structure="block"
+  c.rescale_start = False  # scale sparse layers up to the dense ones' variance
+  c.update_every = 100  # steps from one mask update to the next
+  c.start_fraction = 0.0  # mask updates come after this part of the run ...
+  c.end_fraction = 1.0  # ... and before this part of it
+  c.drop_fraction = 0.5  # of the live weights, at the start
+  c.final_drop_fraction = 0.0  # reached by a cosine at end_fraction
+  c.pruning_batches = 1  # what a method that prunes at initialization sees
+  # Optimizer.
+  c.optimizer = "sgd"  # sgd has Nesterov momentum
+  c.learning_rate = 0.1
+  c.lr_schedule = "step"
+  c.lr_decay_every = 25_000  # steps; lr_schedule="step" only
+  c.lr_decay_epochs = ()  # epochs, in the place of lr_decay_every
+  c.lr_decay_factor = 0.1
+  c.warmup_epochs = 0.0  # the learning rate rises in a line from zero
+  c.momentum = 0.9
+  c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
+  c.label_smoothing = 0.0
+  c.lr_scales = config_dict.ConfigDict()  # {regex of paths: factor of their rate}
+  # Devices; see sparsejax.training.parallel._mesh.
+  c.mesh = config_dict.ConfigDict()
+  c.mesh.data = 1  # parts that a batch is cut into; -1: all devices that `model` leaves
+  c.mesh.model = 1  # parts that each kernel is cut into
+  c.mesh.fsdp = False  # cut parameters, masks and moments over `data` too
+  c.mesh.rules = config_dict.ConfigDict()  # {regex of paths: an axis of the mesh or
+  # None for each of the parameter's}, such as {"experts": ("model", None, None)}
+  # The run.
+  c.batch_size = 100
+  c.num_epochs = 10
+  c.seed = 0
+  c.num_seeds = 1  # seeds seed, seed + 1, ... trained side by side
+  # What is written, and when.
+  c.log_every = 100  # steps
+  c.eval_every = 1  # epochs
+  c.checkpoint_every = 10  # epochs; the end of the run is always kept
+  c.tensorboard = False
+  c.track_exploration = False  # log which part of the weights was ever live
+  return c.lock()
+
+
+def use_method(config: config_dict.ConfigDict, method: str) -> None:
+  """Sets a config's method and the schedule that its paper gives it.
+
+  Args:
+    config: of `default_config`; changed in place.
+    method: one of `METHODS`; the variant in `--config=file.py:variant`.
+
+  Raises:
+    ConfigError: if it is none of them.
+  """
+  if not isinstance(config, config_dict.ConfigDict):
+    raise _errors.ConfigError(f"config must be a ConfigDict; got {config!r}")
+  if method not in METHODS:
+    raise _errors.ConfigError(
+      f"method must be one of {', '.join(METHODS)}; got {method!r}"
+    )
+  config.method = method
+  config.update(METHODS[method].fields)
+
+
+def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
+  return lambda v: v >= low, f"at least {low}"
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+  return lambda v: v in names, "one of " + ", ".join(names)
+
+
+def _is_regex(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
+
+
+_FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "dataset": _one_of((*data.NAMES, *data.NOT_IN_MEMORY)),
+  "validation_fraction": _FRACTION,
+  "augmentation": _one_of(tuple(_augment.AUGMENTATIONS)),
+  "method": _one_of(tuple(METHODS)),
+  "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "distribution": _one_of(DISTRIBUTIONS),
+  "structure": _one_of(STRUCTURES),
+  "block": _at_least(1),
+  "execution": _one_of(EXECUTIONS),
+  "update_every": _at_least(1),
+  "start_fraction": _FRACTION,
+  "end_fraction": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "drop_fraction": _FRACTION,
+  "final_drop_fraction": _FRACTION,
+  "pruning_batches": _at_least(1),
+  "optimizer": _one_of(OPTIMIZERS),
+  "learning_rate": (lambda v: 0 < v < float("inf"), "above 0 and finite"),
+  "lr_schedule": _one_of(LR_SCHEDULES),
+  "lr_decay_every": _at_least(1),
+  "lr_decay_epochs": (
+    lambda v: all(type(e) in (int, float) and e > 0 for e in v),
+    "a tuple of numbers above 0",
+  ),
+  "lr_decay_factor": (lambda v: 0 < v <= 1, "in (0, 1]"),
+  "momentum": _FRACTION,
+  "warmup_epochs": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
+  "weight_decay": (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
+  "label_smoothing": _FRACTION,
+  "lr_scales": (
+    lambda v: all(
+      _is_regex(path) and type(s) in (int, float) and 0 <= s < float("inf")
+      for path, s in v.items()
+    ),
+    "a dict from regexes to finite numbers at least 0",
+  ),
+  "compute_dtype": _one_of(COMPUTE_DTYPES),
+  "mesh": (
+    lambda v: v.model >= 1 and (v.data >= 1 or v.data == -1),
+    "of at least 1 along data (or -1) and model",
+  ),
+  "centering": _one_of(("channel", "pixel", "none")),
+  "batch_size": _at_least(1),
+  "num_epochs": _at_least(1),
+  "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
+  "num_seeds": _at_least(1),
+  "log_every": _at_least(1),
+  "eval_every": _at_least(1),
+  "checkpoint_every": _at_least(1),
+}
+
+
+def complete(config: Mapping[str, Any]) -> Any:
+  """Fills a config up with the defaults and checks every field.
+
+  Args:
+    config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
+
+  Returns:
+    All fields, a `FrozenConfigDict`.
+
+  Raises:
+    ConfigError: naming the field, its rule and its value.
+
+  Example:
+    >>> complete({"density": 0.2}).density
+    0.2
+    >>> complete({"densty": 0.2})
+    Traceback (most recent call last):
+      ...
+    sparsejax.training.ConfigError: config has no field 'densty'; did you mean
+    'density'?
+  """
+  full = filled(default_config(), config, mesh=_mesh)
+  for name, (rule, text) in _RULES.items():
+    if not rule(full[name]):
+      raise _errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")
+  for low, high in (
+    ("start_fraction", "end_fraction"),
+    ("final_drop_fraction", "drop_fraction"),
+    ("warmup_epochs", "num_epochs"),
+  ):
+    if full[low] > full[high]:
+      raise _errors.ConfigError(
+        f"{low} must not be above {high} ({full[high]}); got {full[low]}"
+      )
+  if full["execution"] == "sparse" and full["structure"] != "block":
+    raise _errors.ConfigError(
+      f"structure must be block with execution='sparse'; got {full['structure']!r}"
+    )
+  return config_dict.FrozenConfigDict(full)
+
+
+def filled(
+  defaults: config_dict.ConfigDict, config: Mapping[str, Any], **nested: Callable
+) -> Any:
+  """Fills a config up with defaults; fields and their types are checked.
+
+  Args:
+    defaults: every field; changed in place.
+    config: some of them, as a `ConfigDict` or a dict. A field that is a `ConfigDict`
+      by default takes any dict, a float takes an integer too.
+    **nested: for dicts with rules of their own, `(default, value) -> ConfigDict`.
+
+  Returns:
+    `defaults`.
+
+  Raises:
+    ConfigError: naming the field that is not there, or the type it must have.
+  """
+  if not isinstance(config, Mapping | config_dict.ConfigDict):
+    raise _errors.ConfigError(f"config must be a dict of fields; got {config!r}")
+  for name, value in config.items():
+    if name not in defaults:
+      close = difflib.get_close_matches(str(name), list(defaults), 1)
+      known = ", ".join(defaults)
+      hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
+      raise _errors.ConfigError(f"config has no field {name!r}; {hint}")
+    default = defaults[name]
+    if isinstance(default, config_dict.ConfigDict):
+      if not isinstance(value, Mapping | config_dict.ConfigDict):
+        raise _errors.ConfigError(f"{name} must be a dict; got {value!r}")
+      fill = nested.get(name, lambda _, value: config_dict.ConfigDict(dict(value)))
+      defaults[name] = fill(default, value)
+      continue
+    kind = type(default)
+    # bool is an int to Python, but `num_epochs=True` is a mistake.
+    exact = kind is float and type(value) is int
+    if type(value) is not kind and not exact:
+      raise _errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
+    defaults[name] = value
+  return defaults
+
+
+def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
+  """Fills the mesh's fields up and checks their types."""
+  for name, value in given.items():
+    if name not in mesh:
+      raise _errors.ConfigError(
+        f"mesh has no field {name!r}; there are: {', '.join(mesh)}"
+      )
+    if name == "rules":
+      value = _rules(value)
+    elif type(value) is not type(mesh[name]):
+      raise _errors.ConfigError(
+        f"mesh.{name} must be {type(mesh[name]).__name__}; got {value!r}"
+      )
+    mesh[name] = value
+  return mesh
+
+
+def _rules(given: Any) -> config_dict.ConfigDict:
+  axes = ("data", "model", None)
+  mapping = isinstance(given, Mapping | config_dict.ConfigDict)
+  for value in given.values() if mapping else (given,):
+    if not (isinstance(value, tuple | list) and set(value) <= set(axes)):
+      raise _errors.ConfigError(
+        f"mesh.rules must be a dict of tuples of {axes}; got {given!r}"
+      )
+  rules: Any = given
+  return config_dict.ConfigDict({name: tuple(rule) for name, rule in rules.items()})
+
+
+def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config as what `json` would read back: comparable, tuples as lists."""
+  as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyright: ignore
+  return json.loads(json.dumps(as_dict))
+
+
+# Where the data lie, and over which devices the arrays, may change between two parts of
+# one run.
+_NOT_THE_RUN = ("data_dir", "mesh")
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns one line a field that differs, `name: old -> new`.
+
+  Args:
+    old: of `to_json`.
+    new: of `to_json`.
+
+  Returns:
+    The lines, sorted; none if the two are the same run. `data_dir` and `mesh` are not
+    compared: on another mesh a run goes on, its gradients rounded otherwise. A field
+    that came in later stands at its default in an older config.
+  """
+  defaults = to_json(default_config().to_dict())
+
+  def value(config, name):
+    return config.get(name, defaults.get(name, "(absent)"))
+
+  return [
+    f"{name}: {value(old, name)!r} -> {value(new, name)!r}"
+    for name in sorted({*old, *new}.difference(_NOT_THE_RUN))
+    if value(old, name) != value(new, name)
+  ]

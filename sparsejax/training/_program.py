@@ -1,0 +1,237 @@
+"""The compiled parts of training: init, a run of steps, evaluation.
+
+A training run is a pure function of its seed and the step count: the order of an epoch,
+the augmentation and the masks all follow from them. So a checkpoint of `TrainState` is
+the whole position, the data's included, and a run that was stopped ends bit for bit
+like one that was not.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.training import _functions, _step, _streamed
+from sparsejax.training import data as data_lib
+from sparsejax.training.data import _augment, _stream
+from sparsejax.training.parallel import _mesh
+
+PyTree = Any
+
+
+class Program(NamedTuple):
+  """Compiled functions over one model and one optimizer.
+
+  Attributes:
+    init: `(seeds int32 (num_seeds,)) -> TrainState`.
+    order: `(state) -> int32 (n,) or (num_seeds, n)`, the order of the state's epoch.
+    batches: `(state, train, n) -> ` for each seed its first n batches,
+      `(images float32, labels)`, normalized.
+    run: `(state, train, order, stop) -> (state, Totals)`: steps from `state.step` up to
+      `stop`, which must be in the same epoch. `state` is donated. `stop` is traced:
+      runs of all lengths share one compilation.
+    evaluate: `(state, split) -> Totals`, over a split padded to the batch size.
+  """
+
+  init: Callable[..., _step.TrainState]
+  order: Callable[..., jax.Array]
+  batches: Callable[..., list[list[tuple[jax.Array, jax.Array]]]]
+  run: Callable[..., tuple[_step.TrainState, _step.Totals]]
+  evaluate: Callable[..., _step.Totals]
+
+
+def make_program(
+  model: Any,
+  make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
+  *,
+  dataset: data_lib.Dataset,
+  batch_size: int,
+  due: Callable[[jax.Array], jax.Array],
+  augment: _augment.Augmentation | None = None,
+  num_seeds: int | None = None,
+  label_smoothing: float = 0.0,
+  sparsify_params: Callable[[PyTree, PyTree], PyTree] | None = None,
+  effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
+  mark: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+  compute_dtype: str = "float32",
+  layout: _mesh.Layout | None = None,
+) -> Program:
+  """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
+
+  Args:
+    model: a flax module; see `functions.from_flax`.
+    make_tx: `(seed) -> optimizer`; the seed may be traced, and only `init` may depend
+      on it.
+    dataset: gives shapes and channel statistics; the images themselves are arguments.
+    batch_size: examples a step; what is left of an epoch is dropped.
+    due: `(count of updates so far) -> bool`, whether this update changes masks.
+    augment: `(key, images uint8) -> images`.
+    num_seeds: None for one run; else every array but `step` has a leading axis of it.
+    label_smoothing: of the loss that is trained on; see `cross_entropy`.
+    sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
+    effective: `(params, opt_state) -> params` that the model sees.
+    mark: see `step.train_step`.
+    compute_dtype: see `functions.from_flax`.
+    layout: the mesh that the state and each batch are cut over; None for one device.
+
+  Returns:
+    A `Program`.
+  """
+  tx, model = make_tx(0), _functions.from_flax(model, compute_dtype)
+  examples = len(dataset.train.labels)
+  steps_per_epoch = examples // batch_size
+  tokens = dataset.mean is None
+
+  def normalize(images):
+    if tokens:
+      return images.astype(jnp.int32)
+    return (images.astype(jnp.float32) - dataset.mean) * (1 / dataset.std)
+
+  def cut(batch):
+    """Each device takes the rows that it computes, from data that all devices hold."""
+    if layout is None:
+      return batch
+    return jax.lax.with_sharding_constraint(batch, layout.batch)
+
+  def init_one(seed):
+    key = jax.random.key(seed)
+    dtype = jnp.int32 if tokens else jnp.float32
+    blank = jnp.zeros((1, *dataset.train.images.shape[1:]), dtype)
+    params, model_state = model.init(jax.random.fold_in(key, _step.INIT), blank)
+    opt_state = make_tx(seed).init(params)
+    if sparsify_params is not None:
+      params = sparsify_params(params, opt_state)
+    return key, params, model_state, opt_state
+
+  def order_one(key, epoch):
+    key = jax.random.fold_in(jax.random.fold_in(key, _step.ORDER), epoch)
+    return jax.random.permutation(key, examples)
+
+  def batches(state, train, n):
+    orders = order(state.key, 0).reshape(-1, examples)
+    return [
+      [
+        (normalize(train.images[take]), train.labels[take])
+        for take in jnp.split(one[: n * batch_size], n)
+      ]
+      for one in orders
+    ]
+
+  def step_one(state, train, indices, update_masks):
+    images, labels = cut((train.images[indices], train.labels[indices]))
+    return step_batch(state, images, labels, update_masks)
+
+  def step_batch(state, images, labels, update_masks):
+    if augment is not None:
+      key = jax.random.fold_in(state.key, _step.AUGMENT)
+      images = augment(jax.random.fold_in(key, state.step), images)
+    return _step.train_step(
+      state,
+      normalize(images),
+      labels,
+      update_masks,
+      apply=model.apply,
+      tx=tx,
+      effective=effective,
+      mark=mark,
+      label_smoothing=label_smoothing,
+    )
+
+  def evaluate_one(state, split):
+    params = effective(state.params, state.opt_state)
+
+    def body(i, totals):
+      take = functools.partial(
+        jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
+      )
+      images, labels = cut((take(split.images), take(split.labels)))
+      new = evaluate_batch(params, state, images, labels)
+      return jax.tree.map(jnp.add, totals, new)
+
+    size = evaluation_batch(len(split.labels), layout.shards if layout else 1)
+    return jax.lax.fori_loop(0, len(split.labels) // size, body, _zeros(()))
+
+  def evaluate_batch(params, state, images, labels):
+    logits, _ = model.apply(params, state.model_state, normalize(images), None)
+    return _step.cross_entropy(logits, labels)[1]
+
+  if num_seeds is None:
+    shape = ()
+    step, evaluate, order = step_one, evaluate_one, order_one
+    init = lambda seeds: init_one(seeds[0])
+  else:
+    shape = (num_seeds,)
+    axes = _step.TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
+    step = jax.vmap(step_one, (axes, None, 0, None), (axes, 0))
+    evaluate = jax.vmap(evaluate_one, (axes, None))
+    order = jax.vmap(order_one, (0, None))
+    init = jax.vmap(init_one)
+
+  def run(state, train, order, stop):
+    def body(count, carry):
+      state, totals = carry
+      start = count % steps_per_epoch * batch_size
+      indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
+      state, new = constrained(step(state, train, indices, due(count)))
+      return state, jax.tree.map(jnp.add, totals, new)
+
+    # A loop over a traced number of steps: as fast as `scan`, much faster on CPU than
+    # a jitted step called from Python, and compiled once for every length.
+    return jax.lax.fori_loop(state.step, stop, body, (state, _zeros(shape)))
+
+  def start(seeds):
+    return _step.TrainState(jnp.zeros((), jnp.int32), *init(seeds))
+
+  places = whole = None  # as the compiler likes it: all on one device
+  constrained = lambda x: x
+  if layout is not None:
+    abstract = jax.eval_shape(start, jax.ShapeDtypeStruct((1,), jnp.int32))
+    places, whole = _mesh.of_state(layout, abstract), layout.replicated
+    # Else the loop might carry the state in another layout, and gather it at its end.
+    constrained = lambda x: jax.lax.with_sharding_constraint(x, (places, whole))
+  if isinstance(dataset.train, _stream.Stream):
+    parts = _streamed.functions(
+      lambda *batch: constrained(step_batch(*batch)),
+      lambda state, *batch: evaluate_batch(
+        effective(state.params, state.opt_state), state, *batch
+      ),
+      normalize,
+      batch_size=batch_size,
+      due=due,
+      order_stream=_step.ORDER,
+      layout=layout,
+      places=places,
+    )
+    return Program(init=jax.jit(start, out_shardings=places), **parts)
+  return Program(
+    init=jax.jit(start, out_shardings=places),
+    order=jax.jit(
+      lambda state: order(state.key, state.step // steps_per_epoch),
+      out_shardings=whole,
+    ),
+    batches=batches,
+    run=jax.jit(run, donate_argnums=0, out_shardings=(places, whole)),
+    evaluate=jax.jit(evaluate, out_shardings=whole),
+  )
+
+
+def evaluation_batch(examples: int, shards: int = 1) -> int:
+  """Returns the batch size evaluation uses for a split of that many examples.
+
+  Args:
+    examples: of the split.
+    shards: into how many parts a batch is cut.
+
+  Returns:
+    At least 1, a multiple of `shards`.
+  """
+  size = max(1, min(examples, 500))
+  return -(-size // shards) * shards
+
+
+def _zeros(shape: tuple[int, ...]) -> _step.Totals:
+  zeros = functools.partial(jnp.zeros, shape)
+  return _step.Totals(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.int32))

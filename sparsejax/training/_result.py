@@ -1,0 +1,144 @@
+"""What a run came to, for programs and for people."""
+
+import json
+import pathlib
+import signal
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+
+import sparsejax as sj
+from sparsejax.training import _progress, _step, _workdir
+
+FILE = "summary.json"
+
+
+class Result(NamedTuple):
+  """What a run came to; arrays have one entry a seed.
+
+  Attributes:
+    finished: False if a signal stopped the run; the same call goes on with it.
+    stopped_by: the signal, or None.
+    step: updates done.
+    total_steps: updates of the whole run.
+    test_accuracy: float64 (num_seeds,), fractions; NaN if not finished.
+    test_loss: float64 (num_seeds,), mean cross-entropy in nats; NaN if not finished.
+    density: live weights / weights of the sparsified layers.
+    skipped_steps: int (num_seeds,), steps whose gradient was not finite.
+    skipped_mask_updates: int (num_seeds,), mask updates whose scores were not finite.
+    seconds: time spent on the run, compilation included, over all its parts.
+    state: the last `step.TrainState`, stacked over seeds if there are several.
+  """
+
+  finished: bool
+  stopped_by: signal.Signals | None
+  step: int
+  total_steps: int
+  test_accuracy: np.ndarray
+  test_loss: np.ndarray
+  density: float
+  skipped_steps: np.ndarray
+  skipped_mask_updates: np.ndarray
+  seconds: float
+  state: _step.TrainState
+
+
+def first_seed(result: Result) -> tuple[Any, Any]:
+  """Returns params and masks of the first seed.
+
+  Args:
+    result: of a run.
+
+  Returns:
+    `(params, masks)`, not stacked.
+  """
+  trees = result.state.params, sj.masks(result.state.opt_state)
+  if result.state.key.ndim:
+    return jax.tree.map(lambda x: x[0], trees)
+  return trees
+
+
+def to_json(result: Result) -> dict[str, Any]:
+  """Returns the numbers of a result as JSON values.
+
+  Args:
+    result: of a finished run.
+
+  Returns:
+    A dict; errors in percent, one a seed.
+  """
+  return {
+    "step": result.step,
+    "test_error_percent": np.round(100 * (1 - result.test_accuracy), 6).tolist(),
+    "test_loss": result.test_loss.tolist(),
+    "density": result.density,
+    "skipped_steps": result.skipped_steps.tolist(),
+    "skipped_mask_updates": result.skipped_mask_updates.tolist(),
+    "seconds": round(result.seconds, 3),
+  }
+
+
+def write(path: pathlib.Path, result: Result) -> None:
+  """Writes `summary.json` into a run's directory."""
+  _workdir.write_text(path / FILE, json.dumps(to_json(result), indent=2) + "\n")
+
+
+def percent(values: np.ndarray) -> str:
+  """Writes fractions as a percentage, with the standard error of several.
+
+  Args:
+    values: float (num_seeds,).
+
+  Returns:
+    Such as `97.22 %`, or `97.22 ± 0.10 % (3 seeds)`.
+
+  Example:
+    >>> percent(np.array([0.97])), percent(np.array([0.97, 0.98]))
+    ('97.00 %', '97.50 ± 0.50 % (2 seeds)')
+  """
+  values = 100 * np.asarray(values)
+  if len(values) == 1:
+    return f"{values[0]:.2f} %"
+  sem = values.std(ddof=1) / np.sqrt(len(values))
+  return f"{values.mean():.2f} ± {sem:.2f} % ({len(values)} seeds)"
+
+
+def show(result: Result, path: pathlib.Path) -> None:
+  """Prints the table of layers and what the run came to.
+
+  Args:
+    result: of a run.
+    path: its directory.
+  """
+  console = rich.console.Console(highlight=False, quiet=jax.process_index() > 0)
+  if not result.finished:
+    name = result.stopped_by.name if result.stopped_by else "a signal"
+    console.print(
+      f"Stopped by {name} at step {result.step:,} of {result.total_steps:,}; the"
+      " checkpoint is written. The same command goes on from there.",
+      soft_wrap=True,
+    )
+    return
+  params, masks = first_seed(result)
+  # Tables are for reading across: the console must not fold their lines.
+  console.print(sj.summary(params, masks), markup=False, soft_wrap=True)
+  rows = [
+    ("test accuracy", f"[bold green]{percent(result.test_accuracy)}[/]"),
+    ("test loss", f"{result.test_loss.mean():.4f}"),
+    ("density", f"{result.density:.4f}"),
+    ("steps", f"{result.step:,}"),
+    ("time", _progress.duration(result.seconds)),
+    ("report", str(path / "report.png")),
+  ]
+  for name, counts in (
+    ("steps skipped (gradient not finite)", result.skipped_steps),
+    ("mask updates skipped (score not finite)", result.skipped_mask_updates),
+  ):
+    if counts.any():
+      rows.insert(4, (name, f"[yellow]{', '.join(map(str, counts))}[/]"))
+  width = max(len(name) for name, _ in rows) + 2
+  console.print()
+  for name, value in rows:
+    console.print(f"{name:<{width}}{value}", soft_wrap=True)

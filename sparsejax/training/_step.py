@@ -1,0 +1,134 @@
+"""One step of training: its state, its loss, its update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparsejax.training import _functions
+
+PyTree = Any
+
+# What a run's key is folded with: one stream for each use.
+INIT, ORDER, AUGMENT, DROPOUT = range(4)
+
+
+class TrainState(NamedTuple):
+  """All that changes while training; with several seeds all but `step` is stacked.
+
+  Attributes:
+    step: updates done so far, int32 (). Seeds that run side by side share it, so that
+      "is a mask update due" stays a branch under `vmap`.
+    key: typed PRNG key, () or (seeds,); never changes.
+    params: the model's parameters.
+    model_state: what the model keeps beside them, such as running averages.
+    opt_state: the state of the optimizer, masks included.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: PyTree
+  model_state: PyTree
+  opt_state: PyTree
+
+
+class Totals(NamedTuple):
+  """Sums over examples; loss float32, the others int32, each () or (seeds,)."""
+
+  loss: jax.Array
+  correct: jax.Array
+  examples: jax.Array
+
+  def means(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean loss and accuracy on the host; NaN where there were no examples."""
+    examples = np.asarray(self.examples, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      return np.asarray(self.loss) / examples, np.asarray(self.correct) / examples
+
+
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> tuple[jax.Array, Totals]:
+  """Mean cross-entropy over a batch, and its totals; labels of -1 are passed over.
+
+  loss = -(1 - s) log p_label - s mean_c log p_c
+
+  Args:
+    logits: float (n, ..., classes).
+    labels: int32 (n, ...), -1 where there is no example.
+    smoothing: s, in [0, 1); the target spreads so much over all classes.
+
+  Returns:
+    The mean float32 (), and `Totals` of ().
+  """
+  counted = labels >= 0
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), jnp.maximum(labels, 0)
+  )
+  if smoothing:
+    even = -jnp.mean(jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    losses = (1 - smoothing) * losses + smoothing * even
+  total = jnp.sum(jnp.where(counted, losses, 0))
+  examples = jnp.sum(counted, dtype=jnp.int32)
+  correct = jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32)
+  mean = total / jnp.maximum(examples, 1).astype(jnp.float32)
+  return mean, Totals(total, correct, examples)
+
+
+def train_step(
+  state: TrainState,
+  images: jax.Array,
+  labels: jax.Array,
+  update_masks: jax.Array,
+  *,
+  apply: Callable[..., tuple[jax.Array, PyTree]],
+  tx: optax.GradientTransformationExtraArgs,
+  effective: Callable[[PyTree, PyTree], PyTree] = lambda params, opt_state: params,
+  mark: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
+  label_smoothing: float = 0.0,
+) -> tuple[TrainState, Totals]:
+  """One update on one batch.
+
+  Args:
+    state: of one seed.
+    images: float32 (n, height, width, channels), normalized; or tokens, int32
+      (n, length).
+    labels: int32 (n,), or (n, length).
+    update_masks: bool (); whether a mask update is due.
+    apply: as of `functions.Functions`.
+    tx: the sparse optimizer.
+    effective: `(params, opt_state) -> params` that the model sees.
+    mark: `sj.mark_dead`, for a model whose products skip dead weights; None for others.
+    label_smoothing: see `cross_entropy`.
+
+  Returns:
+    The next state, and the totals of the batch before the update.
+  """
+  key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
+
+  def loss(params):
+    seen = effective(params, state.opt_state)
+    if mark is not None:
+      seen = mark(seen, state.opt_state, update_masks)
+    logits, model_state = apply(seen, state.model_state, images, key)
+    auxiliary, model_state = _functions.auxiliary_loss(model_state)
+    mean, totals = cross_entropy(logits, labels, label_smoothing)
+    return mean + auxiliary, (totals, model_state)
+
+  (_, (totals, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(
+    state.params
+  )
+  updates, opt_state = tx.update(
+    grads, state.opt_state, state.params, update_masks=update_masks
+  )
+  params = optax.apply_updates(state.params, updates)
+  # A step that was not finite changes nothing, and a running average would not forget.
+  model_state = jax.tree.map(
+    lambda new, old: jnp.where(jnp.all(jnp.isfinite(new)), new, old),
+    model_state,
+    state.model_state,
+  )
+  return TrainState(state.step + 1, state.key, params, model_state, opt_state), totals

@@ -1,0 +1,86 @@
+"""The program of a run whose batches are read as they are needed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax.training.data import _stream
+from sparsejax.training.parallel import _mesh
+
+
+def functions(
+  step: Callable[..., Any],
+  evaluate: Callable[..., Any],
+  normalize: Callable[[jax.Array], jax.Array],
+  *,
+  batch_size: int,
+  due: Callable[[Any], Any],
+  order_stream: int,
+  layout: _mesh.Layout | None,
+  places: Any,
+) -> dict[str, Callable[..., Any]]:
+  """Builds the parts of a `program.Program` that see examples.
+
+  Args:
+    step: `(state, images, labels, update_masks) -> (state, Totals)`, to be compiled.
+    evaluate: `(state, images, labels) -> Totals`, to be compiled.
+    normalize: of a batch of images.
+    batch_size: examples a step, and of an evaluation's batch.
+    due: see `program.make_program`.
+    order_stream: what the run's key is folded with for the order of the examples.
+    layout: the mesh; None for one device.
+    places: where the state lies; None on one device.
+
+  Returns:
+    `order`, `batches`, `run` and `evaluate`, as `program.Program` has them.
+  """
+  whole = None if layout is None else layout.replicated
+  step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
+  evaluate = jax.jit(evaluate, out_shardings=whole)
+  open_at: dict[int, Any] = {}  # the reader that stands before a batch
+
+  def reader(state, train: _stream.Stream, count: int):
+    if count in open_at:
+      return open_at.pop(count)
+    key = jax.random.fold_in(state.key, order_stream)
+    seed = int(jax.device_get(jax.random.bits(key))) % 2**31
+    open_at.clear()
+    return train.batches(count, batch_size, seed, layout)
+
+  def run(state, train, order, stop):
+    del order  # the reader knows it
+    count = int(state.step)
+    batches, totals = reader(state, train, count), []
+    while count < stop:
+      images, labels = next(batches)
+      flag = np.asarray(due(np.int32(count)))
+      state, new = step(state, images, labels, flag)
+      totals.append(new)
+      count += 1
+    open_at[count] = batches
+    return state, _sum(totals)
+
+  def first_batches(state, train, n):
+    batches = reader(state, train, 0)
+    taken = [next(batches) for _ in range(n)]
+    return [[(normalize(images), labels) for images, labels in taken]]
+
+  def evaluate_all(state, split):
+    size = min(batch_size, len(split.labels))
+    if layout is not None:
+      size = -(-size // layout.shards) * layout.shards
+    return _sum([evaluate(state, *batch) for batch in split.in_order(size, layout)])
+
+  return {
+    "order": lambda state: None,
+    "batches": first_batches,
+    "run": run,
+    "evaluate": evaluate_all,
+  }
+
+
+def _sum(totals: list[Any]) -> Any:
+  totals = jax.device_get(totals)
+  return jax.tree.map(lambda *x: np.sum(np.stack(x), 0, dtype=x[0].dtype), *totals)

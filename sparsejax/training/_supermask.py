@@ -1,0 +1,68 @@
+"""What the configs of supermasks share."""
+
+from ml_collections import config_dict
+
+from sparsejax.training import _config, _errors
+
+INITIALIZATIONS = {
+  "signed_constant": "signed_kaiming_constant",
+  "kaiming_normal": "kaiming_normal",
+}
+METHODS = {"edge_popup": "edge_popup", "bernoulli": "bernoulli_supermask"}
+
+
+def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
+  """Sets method, density and the model's random weights; call it last.
+
+  Args:
+    config: of `default_config`, its model set; changed in place.
+    variant: words between commas: one of `INITIALIZATIONS`, "scaled", one of
+      `METHODS`, the fraction kept; by default signed_constant, unscaled, edge_popup,
+      0.5.
+
+  Raises:
+    ConfigError: a word is none of these, or the fraction kept is not inside (0, 1).
+
+  Example:
+    >>> config = _config.default_config()
+    >>> use_variant(config, "kaiming_normal,scaled,0.3")
+    >>> config.density, config.model_kwargs.initialization_kwargs.density
+    (0.3, 0.3)
+  """
+  initialization, method, kept, scaled = "signed_constant", "edge_popup", 0.5, False
+  for word in filter(None, variant.split(",")):
+    if word in INITIALIZATIONS:
+      initialization = word
+    elif word in METHODS:
+      method = word
+    elif word == "scaled":
+      scaled = True
+    else:
+      kept = _kept(word)
+  _config.use_method(config, METHODS[method])
+  config.density = kept
+  if method == "bernoulli":
+    # Zhou et al.'s for fully connected networks: gradients of v are that small.
+    config.learning_rate = 100.0
+  config.model_kwargs = {
+    "initialization": INITIALIZATIONS[initialization],
+    "initialization_kwargs": {"density": kept} if scaled else {},
+    "use_bias": False,
+    "normalize": True,
+  }
+
+
+def _kept(word: str) -> float:
+  try:
+    kept = float(word)
+  except ValueError:
+    known = ", ".join((*INITIALIZATIONS, "scaled", *METHODS))
+    raise _errors.ConfigError(
+      f"variant must be words of {known}, or the fraction kept; got {word!r}"
+    ) from None
+  if not 0 < kept < 1:
+    raise _errors.ConfigError(
+      f"the fraction kept must be inside (0, 1), for at 0 nothing is left and at 1"
+      f" nothing to learn; got {word}"
+    )
+  return kept

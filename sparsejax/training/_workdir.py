@@ -1,0 +1,121 @@
+"""One directory, one run: who may write there."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import jax
+
+from sparsejax.core import replacing
+from sparsejax.training import _config, _errors
+from sparsejax.training.parallel import _distributed
+
+_CONFIG = "config.json"
+_TRACES = ("metrics.jsonl", "checkpoints")
+
+
+@contextlib.contextmanager
+def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
+  """Creates the directory and keeps other processes out of it.
+
+  Args:
+    workdir: the run's directory; `~` is expanded.
+
+  Yields:
+    Its absolute path.
+
+  Raises:
+    WorkdirError: if it cannot be written, or another process is training there.
+  """
+  with contextlib.ExitStack() as open_files:
+    with _distributed.together():
+      if not isinstance(workdir, str | os.PathLike) or not str(workdir):
+        raise _errors.WorkdirError(f"workdir must name a directory; got {workdir!r}")
+      path = pathlib.Path(workdir).expanduser().absolute()
+      try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open_files.enter_context(open(path / ".lock", "a"))
+      except OSError as e:
+        raise _errors.WorkdirError(
+          "workdir must be a directory that can be written; got"
+          f" {path}: {e.strerror or e}"
+        ) from e
+      if jax.process_index() == 0:  # the first process keeps others out for all
+        _lock(lock, path)
+    yield path
+
+
+def _lock(file: IO[str], path: pathlib.Path) -> None:
+  try:
+    import fcntl
+  except ImportError:  # Windows: no lock, everything else works
+    return
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as e:
+    raise _errors.WorkdirInUseError(
+      f"workdir {path} is in use: another process is training there"
+    ) from e
+
+
+def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Refuses a directory that belongs to another run.
+
+  Args:
+    workdir: an existing directory.
+    config: of `config.to_json`.
+
+  Raises:
+    WorkdirError: naming each field that differs.
+  """
+  file = workdir / _CONFIG
+  if not file.exists():
+    traces = [name for name in _TRACES if (workdir / name).exists()]
+    if traces:
+      raise _errors.WorkdirError(
+        f"workdir {workdir} holds {' and '.join(traces)} but no {_CONFIG}, so it cannot"
+        " be told what run they are of. Give another --workdir."
+      )
+    return
+  try:
+    old = json.loads(file.read_text())
+    if not isinstance(old, dict):
+      raise ValueError("not an object")
+  except (OSError, ValueError) as e:
+    raise _errors.WorkdirError(
+      f"{file} cannot be read ({e}), so it cannot be told what run the directory is of."
+      " Give another --workdir."
+    ) from e
+  lines = _config.difference(old, config)
+  if lines:
+    raise _errors.WorkdirError(
+      f"workdir {workdir} holds another run. What differs (there -> asked for):\n  "
+      + "\n  ".join(lines)
+      + "\nGive another --workdir, or the config it was started with."
+    )
+
+
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes the config, unless it is there."""
+  if not (workdir / _CONFIG).exists():
+    write_text(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Replaces a file's text; a reader sees the old or the new, never a half.
+
+  Args:
+    path: of the file, in a directory that is there.
+    text: all of it.
+
+  Raises:
+    WorkdirError: if it cannot be written.
+  """
+  try:
+    with replacing(path) as file:
+      file.write(text.encode())
+  except OSError as e:
+    raise _errors.WorkdirError(f"{path} cannot be written: {e.strerror or e}") from e

@@ -1,0 +1,23 @@
+"""Data sets: in memory, from TFDS files, streamed, and augmented."""
+
+from sparsejax.training.data._augment import get as get_augmentation
+from sparsejax.training.data._load import (
+  NAMES,
+  NOT_IN_MEMORY,
+  Dataset,
+  Split,
+  centered,
+  load,
+  pad,
+  statistics,
+  take,
+  unit,
+)
+from sparsejax.training.data._tfds_source import find as find_prepared
+from sparsejax.training.data._tfds_source import root as data_root
+
+__all__ = [
+  "Dataset",
+  "Split",
+  "load",
+]

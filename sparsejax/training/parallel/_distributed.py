@@ -1,0 +1,224 @@
+"""Several processes as one run: how they find each other, and agree."""
+
+import contextlib
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparsejax.training import _errors, _interrupt
+
+_ENVIRONMENT = (
+  "SPARSEJAX_COORDINATOR",
+  "SPARSEJAX_NUM_PROCESSES",
+  "SPARSEJAX_PROCESS_ID",
+)
+
+
+def initialize(
+  coordinator: str = "",
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  environment: Mapping[str, str] | None = None,
+) -> bool:
+  """Joins the other processes of the run, if there are any; before JAX is used.
+
+  What says so, the first that does: the arguments; the environment variables
+  SPARSEJAX_COORDINATOR, SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID; SLURM, Open
+  MPI or a TPU pod, by the variables that they set, which JAX reads itself.
+
+  Args:
+    coordinator: `host:port` of process 0; free there, and reached by all.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+    environment: in the place of `os.environ`.
+
+  Returns:
+    Whether there are other processes.
+
+  Raises:
+    ConfigError: only some of the three are given, or they are no processes' numbers;
+      the processes do not find each other.
+
+  Example:
+    >>> initialize(environment={})
+    False
+  """
+  env = os.environ if environment is None else environment
+  given: tuple[Any, ...] = coordinator or None, num_processes, process_id
+  names = ("coordinator", "num_processes", "process_id")
+  if given == (None,) * 3:
+    names = _ENVIRONMENT
+    given = tuple(env.get(name) for name in names)
+  if any(value is not None for value in given):
+    if any(value is None for value in given):
+      missing = [n for n, v in zip(names, given, strict=True) if v is None]
+      raise _errors.ConfigError(
+        f"{', '.join(names)} must be given together; got no {' and no '.join(missing)}"
+      )
+    address, number, this = str(given[0]), _integer(names[1], given[1]), given[2]
+    this = _integer(names[2], this)
+    if not 0 <= this < number:
+      raise _errors.ConfigError(
+        f"{names[2]} must be in [0, {names[1]}), with {number} processes; got {this}"
+      )
+    if ":" not in address:
+      raise _errors.ConfigError(f"{names[0]} must be host:port; got {address!r}")
+    return _join(coordinator_address=address, num_processes=number, process_id=this)
+  several = (
+    int(env.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in env else "1") > 1
+    or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+  )
+  return several and _join()
+
+
+def _join(**arguments: Any) -> bool:
+  try:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError) as e:
+    raise _errors.ConfigError(f"the processes of the run do not meet: {e}") from e
+  return True
+
+
+def _integer(name: str, value: Any) -> int:
+  try:
+    return int(value)
+  except ValueError:
+    raise _errors.ConfigError(f"{name} must be an integer; got {value!r}") from None
+
+
+def check_same(name: str, text: str) -> None:
+  """Raises unless all processes have the same text.
+
+  Args:
+    name: what it is.
+    text: of this process.
+
+  Raises:
+    ConfigError: with the hashes of two processes that differ.
+  """
+  if jax.process_count() == 1:
+    return
+  from jax.experimental import multihost_utils
+
+  digest = hashlib.sha256(text.encode()).digest()[:4]
+  mine = np.frombuffer(digest, np.uint32)
+  all_: Any = multihost_utils.process_allgather(mine)
+  all_ = np.asarray(all_).ravel()
+  if len(set(all_.tolist())) > 1:
+    other = int(np.flatnonzero(all_ != all_[0])[0])
+    raise _errors.ConfigError(
+      f"{name} must be the same in all processes; got {int(all_[0]):#010x} in process 0"
+      f" and {int(all_[other]):#010x} in process {other}"
+    )
+
+
+def wait(what: str) -> None:
+  """Waits until all processes are here.
+
+  Args:
+    what: has been done then, in words that are the same in all processes.
+  """
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def together(describe: Callable[[Exception], str] = str) -> Iterator[None]:
+  """Makes an error that one process has inside of it an error of all.
+
+  All processes leave it together, or raise. A process with an error goes to a barrier
+  of another name than that at which the others wait, inside or at the end; which JAX
+  tells them all. Whatever else moves between processes must stay outside of it.
+
+  Args:
+    describe: an error in the words that the other processes raise it in.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    TrainingError: another process had an error: its number, and its words.
+
+  Example:
+    >>> with together():
+    ...   print("done")
+    done
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  try:
+    yield
+    wait("all is well")
+  except Exception as e:
+    own = _MISMATCH not in str(e)
+    if own:
+      with contextlib.suppress(AssertionError):
+        wait("one process has an error")
+    process, words = _first_error((describe(e) or type(e).__name__) if own else "")
+    if own:
+      raise
+    raise _errors.TrainingError(f"process {process}: {words}") from None
+
+
+_MISMATCH = "sync_global_devices name mismatch"  # how JAX tells of two barriers
+_LONGEST = 1_000
+
+
+def _first_error(words: str) -> tuple[int, str]:
+  """The first process with an error, and its words; each gives its own, or none."""
+  from jax.experimental import multihost_utils
+
+  text = words.encode()[:_LONGEST]
+  mine = np.zeros(_LONGEST, np.uint8)
+  mine[: len(text)] = np.frombuffer(text, np.uint8)
+  all_ = np.asarray(multihost_utils.process_allgather(mine))
+  process = int(np.argmax(all_.any(-1)))
+  return process, bytes(all_[process]).rstrip(b"\0").decode(errors="ignore")
+
+
+def everywhere(flag: bool) -> bool:
+  """Whether something is so in every process.
+
+  Args:
+    flag: whether it is in this one.
+
+  Returns:
+    The same in all of them.
+
+  Example:
+    >>> everywhere(True)
+    True
+  """
+  if jax.process_count() == 1:
+    return flag
+  from jax.experimental import multihost_utils
+
+  return bool(np.all(np.asarray(multihost_utils.process_allgather(np.bool_(flag)))))
+
+
+def agree(stop: _interrupt.Stop) -> bool:
+  """Whether any process was asked to stop; all learn it in the same step.
+
+  Args:
+    stop: of this process; takes on the signal that another one got.
+
+  Returns:
+    Whether to stop.
+  """
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    mine = np.int32(stop.signal or 0)
+    asked = int(np.max(np.asarray(multihost_utils.process_allgather(mine))))
+    if asked:
+      stop.signal = signal.Signals(asked)
+  return bool(stop)

@@ -1,0 +1,218 @@
+"""Where the arrays of a run lie: a mesh of devices, and rules of how to cut arrays."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sparsejax.core import is_kernel, path_string
+from sparsejax.training import _errors
+
+PyTree = Any
+
+AXES = ("data", "model")
+
+
+class Layout(NamedTuple):
+  """A mesh, and how parameters are cut over it.
+
+  Attributes:
+    mesh: of the axes `data` and `model`, which the compiler lays arrays over by itself.
+    fsdp: whether parameters are cut over `data` too.
+    rules: pairs of a regular expression searched for in a parameter's path, and the
+      mesh axis (or None) of each of its axes; the first that is found counts.
+  """
+
+  mesh: Mesh
+  fsdp: bool
+  rules: tuple[tuple[str, tuple[str | None, ...]], ...]
+
+  @property
+  def batch(self) -> NamedSharding:
+    """Cuts the first axis over `data`."""
+    return NamedSharding(self.mesh, P("data"))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(self.mesh, P())
+
+  @property
+  def shards(self) -> int:
+    """Into how many parts a batch is cut."""
+    return self.mesh.shape["data"]
+
+
+def from_config(config: Any) -> Layout | None:
+  """Builds the mesh that a config asks for.
+
+  Args:
+    config: a complete config; `config.mesh` has `data` and `model`, the number of
+      devices along each axis (`data=-1`: all that `model` leaves), `fsdp` and `rules`.
+
+  Returns:
+    A `Layout`, or None for one device.
+
+  Raises:
+    ConfigError: the devices do not suffice, or some of several processes' would be
+      idle; the batch cannot be cut evenly; several seeds are to share a mesh.
+  """
+  there, processes = jax.device_count(), jax.process_count()
+  data, model = config.mesh.data, config.mesh.model
+  if data == -1:
+    data = max(there // model, 1)
+  wanted = data * model
+  if wanted > there or (processes > 1 and wanted != there):
+    rule = "be" if processes > 1 else "be at most"
+    raise _errors.ConfigError(
+      f"mesh.data * mesh.model must {rule} the {there} devices of {processes}"
+      f" process{'es' if processes > 1 else ''}; got {data} * {model}"
+      " (data=-1 takes all; JAX_NUM_CPU_DEVICES=8 makes a CPU eight devices)"
+    )
+  if wanted == 1:
+    return None
+  if config.batch_size % data:
+    raise _errors.ConfigError(
+      f"batch_size must be a multiple of mesh.data ({data}); got {config.batch_size}"
+    )
+  if config.num_seeds > 1:
+    raise _errors.ConfigError(
+      f"num_seeds must be 1 on a mesh of {wanted} devices; got {config.num_seeds}"
+    )
+  mesh = jax.make_mesh(
+    (data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:wanted]
+  )
+  rules = tuple((name, tuple(axes)) for name, axes in config.mesh.rules.items())
+  return Layout(mesh, config.mesh.fsdp, rules)
+
+
+def of_state(layout: Layout, state: PyTree) -> PyTree:
+  """Returns where each array of a training state lies.
+
+  What belongs to a parameter (its path ends with the parameter's, and the shapes are
+  equal: masks, moments, averages) lies where the parameter lies; so do bits of masks,
+  whose last axis is shorter, where it still divides. The rest is replicated.
+
+  Args:
+    layout: of `from_config`.
+    state: a `step.TrainState`, abstract or not.
+
+  Returns:
+    A tree of `NamedSharding`.
+
+  Raises:
+    ConfigError: a rule does not fit a parameter.
+  """
+  params = jax.tree_util.tree_leaves_with_path(state.params)
+  places = {path: (leaf.shape, _spec(layout, path, leaf)) for path, leaf in params}
+
+  def place(path, leaf):
+    for i in range(len(path)):
+      shape, spec = places.get(path[i:], (None, None))
+      if spec is not None and shape == leaf.shape:
+        return NamedSharding(layout.mesh, spec)
+      shape, spec = places.get(path[i:-1], (None, None))
+      if not shape or spec is None or leaf.dtype != np.uint8:
+        continue
+      if leaf.shape == (*shape[:-1], -(-shape[-1] // 8)):  # a `PackedMask`'s bits
+        whole = shape[-1] % (8 * _parts(layout, spec[-1])) == 0
+        return NamedSharding(layout.mesh, spec if whole else P(*spec[:-1], None))
+    return layout.replicated
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _parts(layout: Layout, axis: str | None) -> int:
+  return 1 if axis is None else layout.mesh.shape[axis]
+
+
+def _spec(layout: Layout, path: Any, leaf: Any) -> P:
+  """How one parameter is cut.
+
+  By the first rule that fits, else: a kernel's outputs over `model` (its inputs where
+  those do not divide), then, with `fsdp`, the longest axis that is left and divides
+  over `data`. Vectors are replicated.
+  """
+  name, sizes = path_string(path), layout.mesh.shape
+  axes: list[str | None] = [None] * leaf.ndim
+  for pattern, given in layout.rules:
+    if re.search(pattern, name):
+      if len(given) != leaf.ndim or any(
+        axis is not None and n % sizes[axis]
+        for axis, n in zip(given, leaf.shape, strict=False)
+      ):
+        raise _errors.ConfigError(
+          f"mesh.rules[{pattern!r}] must name an axis of the mesh {dict(sizes)} or None"
+          f" for each axis of {name} {leaf.shape}, and divide it; got {given}"
+        )
+      axes = list(given)
+      break
+  else:
+    if sizes["model"] > 1 and is_kernel(name, leaf):
+      fits = [i for i in (-1, -2) if leaf.shape[i] % sizes["model"] == 0]
+      if fits:
+        axes[fits[0]] = "model"
+  if layout.fsdp and leaf.ndim > 1 and "data" not in axes:
+    free = [
+      i for i, n in enumerate(leaf.shape) if axes[i] is None and n % sizes["data"] == 0
+    ]
+    if free:
+      axes[max(free, key=lambda i: leaf.shape[i])] = "data"
+  return P(*axes)
+
+
+def place(tree: PyTree, layout: Layout | None = None) -> PyTree:
+  """Puts arrays on the devices that train, as restored checkpoints are.
+
+  All that goes into the compiled functions goes through here: arrays that are placed
+  and arrays that are not would each cost a compilation.
+
+  Args:
+    tree: arrays of numpy or jax.
+    layout: of `from_config`; None for one device.
+
+  Returns:
+    The tree, on one device or replicated over the mesh.
+  """
+  if layout is not None:
+    return jax.device_put(tree, layout.replicated)
+  device = jax.local_devices()[0]
+  return jax.device_put(tree, jax.sharding.SingleDeviceSharding(device))
+
+
+def with_shardings(layout: Layout | None, state: PyTree) -> PyTree:
+  """Says in an abstract state where its arrays are to lie.
+
+  Args:
+    layout: of `from_config`.
+    state: of `jax.eval_shape`.
+
+  Returns:
+    The abstract state, with shardings; unchanged on one device.
+  """
+  if layout is None:
+    return state
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    state,
+    of_state(layout, state),
+  )
+
+
+def local_rows(layout: Layout, rows: int) -> tuple[int, int]:
+  """Which rows of a batch the devices of this process hold.
+
+  Args:
+    layout: of `from_config`.
+    rows: of the whole batch, a multiple of `layout.shards`.
+
+  Returns:
+    `(start, stop)`.
+  """
+  held = layout.batch.addressable_devices_indices_map((rows,)).values()
+  bounds = [slice_[0].indices(rows)[:2] for slice_ in held if slice_ is not None]
+  starts, stops = np.array(bounds).T
+  return int(starts.min()), int(stops.max())

@@ -1,0 +1,80 @@
+"""Steps on a mesh, with the masks of all replicas compared after each mask update."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+import sparsejax as sj
+from sparsejax.core import check_replicas
+from sparsejax.training import _errors, _optimizers, _step
+from sparsejax.training._methods import METHODS
+
+
+def next_update(config: Any, total_steps: int, count: int) -> int | None:
+  """Returns the number of updates done after the next mask update.
+
+  Args:
+    config: a complete config.
+    total_steps: steps of the whole run.
+    count: updates done so far.
+
+  Returns:
+    The least number above `count` whose last update changes masks; None if there is
+    none.
+  """
+  start, end = _optimizers.window(config, total_steps)
+  every = config.update_every
+  after = max(-(-(count + 1 - start) // every), 1) * every + start
+  return after if METHODS[config.method].moves and after <= end else None
+
+
+def advance(
+  run: Any, state: _step.TrainState, train: Any, order: Any, count: int, stop: int
+) -> tuple[_step.TrainState, _step.Totals]:
+  """`run.program.run`, which on a mesh pauses after each mask update to compare.
+
+  Args:
+    run: of `run.prepare`.
+    state: of `count` updates; donated.
+    train: as of `program.Program.run`.
+    order: as of `program.Program.run`.
+    count: updates done so far.
+    stop: updates to be done, in the same epoch.
+
+  Returns:
+    The state, and the totals of its steps.
+
+  Raises:
+    ReplicaError: with the step and two checksums, if replicas have other masks.
+  """
+  if run.layout is None:
+    return run.program.run(state, train, order, np.int32(stop))
+  parts = []
+  while count < stop:
+    update = next_update(run.config, run.total_steps, count)
+    count = stop if update is None else min(stop, update)
+    state, totals = run.program.run(state, train, order, np.int32(count))
+    parts.append(jax.device_get(totals))
+    if count == update:
+      compare(state, count)
+  return state, jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=x[0].dtype), *parts)
+
+
+def compare(state: _step.TrainState, count: int) -> int:
+  """Returns the checksum of the masks that all replicas have.
+
+  Args:
+    state: of a run on a mesh.
+    count: updates done so far.
+
+  Returns:
+    The checksum.
+
+  Raises:
+    ReplicaError: with the step and two checksums, if replicas have other masks.
+  """
+  try:
+    return check_replicas(sj.masks(state.opt_state))
+  except RuntimeError as e:
+    raise _errors.ReplicaError(f"after step {count}: {e} The run is stopped.") from e

@@ -1,0 +1,237 @@
+"""Masks from scores, in one shot or by rounds, before training begins."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from sparsejax.core import (
+  Distribution,
+  InputAxes,
+  LayerAxes,
+  PyTree,
+  Where,
+  check_callable,
+  check_input_axes,
+  check_integer,
+  choose,
+  from_vector,
+  layer_axes,
+  layer_shapes,
+  selected,
+  split_k,
+  top_k_masks,
+  true_like,
+  usable,
+)
+from sparsejax.core.structures import Structure, density_of
+from sparsejax.distributions import (
+  check_density,
+  check_distribution,
+  laid_out,
+  total_budget,
+  uniform,
+)
+from sparsejax.transforms._structured import check_axes, check_structure
+
+Array = jax.Array
+
+
+def masks_from_scores(
+  scores: PyTree,
+  density: Any,
+  *,
+  where: Where = None,
+  input_axes: InputAxes = None,
+  distribution: Distribution | None = None,
+  structure: Structure | None = None,
+) -> PyTree:
+  """The weights with the largest scores, of the whole network or of each layer.
+
+  masks = the round(density * total size) largest scores
+
+  Magnitude pruning at initialization is `masks_from_scores(jax.tree.map(jnp.abs,
+  params), density)`. Ties go to the first layer, and in a layer to the first weight.
+
+  Args:
+    scores: tree of floats of the params' structure.
+    density: fraction kept, in (0, 1].
+    where: which leaves are sparsified; see `sparsify`.
+    input_axes: see `sparsify`.
+    distribution: how many weights each layer keeps; None compares over all layers,
+      and may leave a layer empty.
+    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; it selects
+      layer by layer, so `distribution` must be given with it.
+
+  Returns:
+    A tree of bool arrays (True = live) at the sparsified leaves, None elsewhere: what
+    `sj.with_masks` puts into an optimizer's state.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: density is outside (0, 1]; no leaf is selected; a score is NaN or +inf;
+      the structure does not fit.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> params = {"a": jnp.array([[1.0, -4.0]]), "b": jnp.array([[3.0, 2.0]])}
+    >>> sj.masks_from_scores({k: abs(p) for k, p in params.items()}, 0.5)
+    {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
+  """
+  density = check_selection(density, distribution, structure)
+  check_input_axes(input_axes)
+  chosen = selected(scores, where)
+  kernels, axes = choose(scores, chosen), layer_axes(scores, chosen, False, input_axes)
+  return prune_by_rounds(
+    lambda _: kernels, kernels, density, 1, distribution, structure, axes
+  )
+
+
+def prune_by_rounds(
+  score: Callable[[PyTree], PyTree],
+  kernels: PyTree,
+  density: Any,
+  rounds: int,
+  distribution: Distribution | None,
+  structure: Structure | None,
+  axes: Sequence[LayerAxes],
+) -> PyTree:
+  """Prunes round by round, what is dead staying dead.
+
+  masks_k = the best density^(k / rounds) by score(masks_{k-1}) among masks_{k-1}
+
+  Args:
+    score: `masks -> scores`, trees like `kernels`.
+    kernels: tree of the sparsified leaves.
+    density: fraction kept in the end.
+    rounds: how many.
+    distribution: see `masks_from_scores`.
+    structure: see `masks_from_scores`.
+    axes: what the axes of each kernel are.
+
+  Returns:
+    tree of bool arrays.
+
+  Raises:
+    ValueError: a score is NaN or +inf, and this is not traced.
+  """
+  axes = tuple(axes)
+  ladder = amounts(axes, density, rounds, distribution, structure)
+  masks = jax.tree.map(true_like, kernels)
+  for step, amount in enumerate(ladder):
+    scores = comparable(score(masks))
+    check_usable(usable(scores, masks), step + 1)
+    # The total of a large network needs 64 bits.
+    with jax.enable_x64(True):
+      masks = _keep_best(scores, jnp.asarray(amount), masks, structure, axes)
+  return masks
+
+
+def amounts(
+  axes: Sequence[LayerAxes],
+  density: Any,
+  rounds: int,
+  distribution: Distribution | None,
+  structure: Structure | None,
+) -> list:
+  """How many weights each round keeps: a total, or a vector (layers,) of budgets."""
+  shapes = layer_shapes(axes)
+  ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
+  if distribution is None:
+    return [total_budget(shapes, d) for d in ladder]
+  budgets = [laid_out(distribution, shapes, d) for d in ladder]
+  if structure is None:
+    return budgets
+  check_axes(structure, axes)
+  return [structure.fit(shapes, b) for b in budgets]
+
+
+def keep_best(
+  scores: PyTree,
+  amount: Array,
+  live: PyTree,
+  structure: Structure | None = None,
+  axes: tuple[LayerAxes, ...] | None = None,
+) -> PyTree:
+  """The best live weights: `amount` in all if a scalar, else in each layer."""
+  like = _one_layer_each(scores)
+  if amount.ndim == 0:
+    amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
+  budgets = from_vector(amount, like)
+  if structure is None:
+    return top_k_masks(scores, budgets, live)
+  return structure.select(scores, budgets, live, axes=axes)
+
+
+_keep_best = jax.jit(keep_best, static_argnames="axes")
+
+
+def comparable(scores: PyTree) -> PyTree:
+  """Scores in one dtype, float32 or wider, so that layers can be compared."""
+  wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(scores))
+  dtype = jnp.float64 if wide else jnp.float32
+  return jax.tree.map(lambda s: s.astype(dtype), scores)
+
+
+def check_selection(
+  density: Any, distribution: Distribution | None, structure: Structure | None
+) -> Any:
+  """Checks what says how many weights are kept, and gives the density."""
+  check_distribution(distribution, none=True)
+  check_structure(structure, density, distribution or uniform)
+  if structure is not None and distribution is None:
+    raise ValueError(
+      f"distribution must be given with the structure {structure.name}, which selects "
+      "layer by layer; got None."
+    )
+  density = density_of(density, structure)
+  check_density(density)
+  return density
+
+
+def check_usable(flag: Array, round_: int) -> None:
+  """Raises if a round's scores were NaN or infinite; traced flags pass."""
+  if not isinstance(flag, Tracer) and not flag:
+    raise ValueError(
+      f"scores must be finite, got NaN or +inf in round {round_}: look at the params, "
+      "the batches and the loss."
+    )
+
+
+def check_rounds(rounds: int) -> None:
+  """Raises unless `rounds` is an integer of at least 1."""
+  check_integer("rounds", rounds, 1)
+
+
+def check_batches(batches: Any) -> None:
+  """Raises unless `batches` is a list that holds a batch."""
+  # A tuple or an array may be one batch, which would be taken apart.
+  if not isinstance(batches, list):
+    raise TypeError(
+      "batches must be a list of batches ([batch] for one), got "
+      f"{type(batches).__name__}."
+    )
+  if not batches:
+    raise ValueError("batches must hold at least one batch, got an empty list.")
+
+
+def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
+  """Raises unless a loss takes params and a batch to one float; computes nothing."""
+  check_callable("loss_fn", loss_fn, "a function of (params, batch)", 2)
+  loss = jax.eval_shape(loss_fn, params, batch)
+  if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+    raise ValueError(f"loss_fn must give one float, got {loss}.")
+
+
+def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:
+  """The mean of a tree over batches."""
+  total = function(batches[0])
+  for batch in batches[1:]:
+    total = jax.tree.map(jnp.add, total, function(batch))
+  return jax.tree.map(lambda t: t / len(batches), total)
+
+
+def _one_layer_each(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.int32), tree)

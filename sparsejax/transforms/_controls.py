@@ -1,0 +1,132 @@
+"""Sanity controls: does it matter which weights a mask keeps, and their values?"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import (
+  PyTree,
+  Stacked,
+  Where,
+  budget_shape,
+  check_callable,
+  check_flag,
+  check_key,
+  check_masks,
+  check_stacked,
+  copied,
+  layer_axes,
+  leaf_keys,
+  live_in,
+  selected,
+  top_k_masks,
+  uniform_like,
+)
+
+
+def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) -> PyTree:
+  """Other masks at random, with as many live weights in every layer.
+
+  masks'_l = a uniform draw among the masks with live_l weights
+
+  A method whose masks do no better than their shuffles has found the layers'
+  densities and nothing else.
+
+  Args:
+    masks: what `sj.masks` gives.
+    key: a PRNG key.
+    stacked: which leaves stack layers; see `sparsify`.
+
+  Returns:
+    A tree like `masks`.
+
+  Raises:
+    TypeError: a leaf is not bool, or `key` no key.
+    ValueError: there is no mask.
+
+  References:
+    Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing
+    the mark?", section 5. Su et al. 2020, "Sanity-checking pruning methods".
+
+  Example:
+    >>> import jax, jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"kernel": jnp.arange(12).reshape(3, 4) < 5, "bias": None}
+    >>> shuffled = sj.shuffle_masks(masks, jax.random.key(0))
+    >>> int(shuffled["kernel"].sum()), shuffled["bias"]
+    (5, None)
+  """
+  leaves, treedef = jax.tree.flatten(masks)
+  check_masks(masks)
+  if not leaves:
+    raise ValueError("masks must hold at least one array, got an empty tree.")
+  check_key("key", key)
+  check_stacked(stacked)
+  axes = layer_axes(masks, [True] * len(leaves), stacked)
+  live = [
+    live_in(leaf, jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32))
+    for leaf, a in zip(leaves, axes, strict=True)
+  ]
+  keys = leaf_keys(key, masks)
+  draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+  everything = jax.tree.map(jnp.ones_like, masks)
+  return top_k_masks(treedef.unflatten(draws), treedef.unflatten(live), everything)
+
+
+def reinitialize(
+  params: PyTree,
+  init: Callable[[jax.Array, tuple[int, ...], Any], jax.Array],
+  key: jax.Array,
+  *,
+  where: Where = None,
+  keep_signs: bool = False,
+) -> PyTree:
+  """Draws the kernels anew; the masks and all other params stay.
+
+  w' = init(key_l, shape, dtype), or sign(w) |init(key_l, shape, dtype)|
+
+  A method whose masks do as well on other weights has found a topology; one whose
+  masks do worse has found weights.
+
+  Args:
+    params: any pytree of arrays.
+    init: an initializer of `jax.nn.initializers`: `(key, shape, dtype) -> array`.
+    key: a PRNG key; each leaf gets one of its own.
+    where: which leaves are drawn anew; see `sparsify`.
+    keep_signs: whether the new weights take the old ones' signs (zero if zero).
+
+  Returns:
+    A tree like `params`.
+
+  Raises:
+    TypeError: an argument has the wrong type, or `where` selects a leaf that is not
+      floating point.
+    ValueError: no leaf is selected.
+
+  References:
+    Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing
+    the mark?", section 5. With signs: Zhou et al. 2019, "Deconstructing lottery
+    tickets", section 4.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, sparsejax as sj
+    >>> params = {"kernel": -jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    >>> init = jax.nn.initializers.he_normal()
+    >>> new = sj.reinitialize(params, init, jax.random.key(0), keep_signs=True)
+    >>> bool((new["kernel"] < 0).all()), new["bias"].tolist()
+    (True, [0.0, 0.0])
+  """
+  check_callable("init", init, "a function of (key, shape, dtype)", 3)
+  check_key("key", key)
+  check_flag("keep_signs", keep_signs)
+  leaves, treedef = jax.tree.flatten(params)
+  new = []
+  for leaf, chosen, leaf_key in zip(
+    leaves, selected(params, where), leaf_keys(key, params), strict=True
+  ):
+    if chosen:
+      draw = init(leaf_key, leaf.shape, leaf.dtype)
+      leaf = jnp.sign(leaf) * jnp.abs(draw) if keep_signs else draw
+    new.append(leaf)
+  return copied(treedef.unflatten(new))

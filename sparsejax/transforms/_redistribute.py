@@ -1,0 +1,102 @@
+"""Redistribute: the free budget moves to the layers that score highest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.core import (
+  MaskTransform,
+  PyTree,
+  Score,
+  ScoreInputs,
+  Topology,
+  apportion_equal_spill,
+  check_score,
+  from_vector,
+  layer_shapes,
+  layer_sizes,
+  live_counts,
+  mean_scores,
+  plain_axes,
+  to_vector,
+  usable,
+)
+from sparsejax.core.structures import common_unit
+from sparsejax.transforms._drop import required_arguments
+
+Rule = Callable[[ScoreInputs, Topology], jax.Array]
+
+
+def redistribute(score: Score | Rule) -> MaskTransform:
+  """Hands what all layers lack to the layers with the highest mean score.
+
+  budget_l = live_l + share_l * sum_k (budget_k - live_k),
+  share_l = mean of the score over the weights live before the chain, normalized
+
+  Shares are means, so they do not depend on a layer's size. Integers by largest
+  remainder; what a full layer cannot take is spread equally over those with room;
+  where all shares are zero each layer gets back what it lacks. The sum of the budgets
+  never changes.
+
+  Args:
+    score: what live weights are worth; negative values count as zero. Or a rule
+      `(inputs, topology) -> (layers,)` that gives the shares themselves: `sj.nonzeros`,
+      `sj.survivors`. NaN or infinity there skips the mask update.
+
+  Returns:
+    A mask transform that changes budgets only.
+
+  Raises:
+    TypeError: score is no function.
+    ValueError: at a mask update: a rule does not give a number per layer.
+
+  References:
+    Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", algorithm 1. The
+    reference rounds up and corrects the total later; here it is exact at once.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> move = sj.redistribute(sj.momentum)
+  """
+  if not callable(score) or required_arguments(score) < 2:
+    check_score("score", score)
+  by_score: Any = score  # which of the two it is, only its signature tells
+  rule: Any = score if required_arguments(score) >= 2 else None
+
+  def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
+    masks, budgets, finite, structure, axes = topology
+    axes = plain_axes(masks, budgets) if axes is None else axes
+    unit = common_unit(structure, layer_shapes(axes))
+    if rule is None:
+      scores = by_score(inputs)
+      finite = finite & usable(scores, inputs.masks)
+      with jax.enable_x64(True):
+        share = mean_scores(scores, inputs.masks, budgets)
+    else:
+      share = jnp.asarray(rule(inputs, topology))
+      layers = len(layer_sizes(masks, budgets))
+      if share.shape != (layers,) or not jnp.issubdtype(share.dtype, jnp.number):
+        raise ValueError(
+          f"score must give a number per layer, {layers} in all, got "
+          f"{share.dtype}{list(share.shape)}."
+        )
+      sound = jnp.isfinite(share)
+      finite = finite & jnp.all(sound)
+      share = jnp.where(sound, share, jnp.zeros_like(share))
+    live, budget = live_counts(masks, budgets), to_vector(budgets)
+    sizes = layer_sizes(masks, budgets)
+    with jax.enable_x64(True):
+      free = budget.astype(jnp.int64) - live.astype(jnp.int64)
+      room = jnp.asarray(sizes) - live.astype(jnp.int64)
+      if unit > 1:
+        free, room = free // jnp.int64(unit), room // jnp.int64(unit)
+      given = apportion_equal_spill(share, jnp.sum(free), room, fallback=free)
+    budgets = from_vector(live + given * unit, budgets)
+    return topology._replace(budgets=budgets, finite=finite), state
+
+  def fits(structure, shapes):
+    common_unit(structure, shapes)
+
+  return MaskTransform(lambda params: (), update, fits)

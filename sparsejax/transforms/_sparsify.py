@@ -1,0 +1,430 @@
+"""Turns a mask transform and any optax optimizer into a sparse optimizer."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from sparsejax.core import (
+  DenseGradients,
+  Distribution,
+  InputAxes,
+  MaskTransform,
+  Moments,
+  ScoreInputs,
+  SparseState,
+  Stacked,
+  Topology,
+  Where,
+  align,
+  boxed_like,
+  check_flag,
+  check_input_axes,
+  check_number,
+  check_optimizer,
+  check_stacked,
+  check_where,
+  choose,
+  is_placeholder,
+  layer_axes,
+  path_string,
+  replicated,
+  selected,
+  unboxed,
+  update_or_zero,
+)
+from sparsejax.core import select_masked as select
+from sparsejax.core.structures import Structure
+from sparsejax.distributions import check_density, check_distribution, uniform
+from sparsejax.transforms._acprop import bounded_first_steps
+from sparsejax.transforms._inner import check_inner, check_params
+from sparsejax.transforms._moments import (
+  complete,
+  factories_of,
+  find_moments,
+  holds_momentum,
+  wide_zeros,
+)
+from sparsejax.transforms._start import placed_like, start
+from sparsejax.transforms._structured import check_layers, check_structure
+from sparsejax.transforms._when import (
+  check_schedule,
+  check_update_masks,
+  mask_update_due,
+)
+
+Array = jax.Array
+
+
+def sparsify(
+  inner: optax.GradientTransformation,
+  mask_transform: MaskTransform,
+  density: Any = None,
+  *,
+  update_every: int | None = 100,
+  start_step: int = 0,
+  end_step: int | None = None,
+  distribution: Distribution = uniform,
+  where: Where = None,
+  stacked: Stacked = False,
+  input_axes: InputAxes = None,
+  seed: Any = 0,
+  mask_gradients: bool = False,
+  momentum_decay: float | None = None,
+  structure: Structure | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Makes any optimizer train a sparse network.
+
+  u = inner(g);  if due: masks = mask_transform(...);  update = u where live, else -p
+
+  so that `optax.apply_updates` leaves masked weights at exactly zero, whatever the
+  inner optimizer does. The update of a sparsified leaf has the dtype of p + u, for in a
+  narrower one -p would be rounded. With c updates done before this one, a mask update
+  is due if c + 1 > start_step, (c + 1 - start_step) % update_every == 0 and
+  c < end_step.
+
+  Args:
+    inner: any optax optimizer. Its update is computed at every step.
+    mask_transform: what happens to the masks when an update is due.
+    density: fraction of weights live at the start, in (0, 1], or None to start with
+      all of them. A float or a traced scalar.
+    update_every: steps between mask updates; None never updates by itself.
+    start_step: updates done before mask updates begin.
+    end_step: no mask update after that many steps; None for no end.
+    distribution: how the weights live at the start are laid out over the layers.
+    where: which leaves are sparsified: a tree of bools, a regular expression
+      searched for in slash-separated paths, or `(path, leaf) -> bool`; None takes
+      kernels (rank 2 or more; no bias, normalization or embedding). Decided in
+      `init` and kept in the state.
+    stacked: which of them stack layers, each with a budget of its own: along their
+      first axis (as `jax.lax.scan` wants) as `where`; along others as a dict from a
+      regular expression to the axis or axes, such as `{"layers/": 1}`, or
+      `(path, leaf) -> bool, axis or axes`. False for none.
+    input_axes: which axes of a kernel its products sum over, where `core.kernel_axes`
+      does not know: a dict from a regular expression to the axis or axes, such as
+      `{"proj/kernel": (0, 1)}`, or `(path, leaf) -> axes or None`. All others are
+      outputs, unless `sj.KernelAxes(inputs, outputs)` leaves some as taps. Axes count
+      from the leaf's first, stacked ones too.
+    seed: of the masks at the start and of random scores; an integer, may be traced.
+    mask_gradients: whether dead weights' gradients are zeroed before the inner
+      optimizer sees them. Scores see dense gradients either way. The masks are then
+      updated before the inner optimizer's step, with its moments from before it;
+      otherwise after it, with its moments from after it. A grown weight starts with
+      the moments of a weight without gradients; `optax.contrib.acprop`, which divides
+      by the previous second moment, is kept from the steps of thousands of learning
+      rates that would follow (`acprop.bounded_first_steps`).
+    momentum_decay: where the inner optimizer holds no momentum, keep a running
+      average m = decay m + g of the gradients as `inputs.moments`, float32 at least;
+      None keeps none.
+      What is not finite in a gradient adds nothing to it.
+    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; None for
+      any. Budgets are rounded to what it can hold.
+
+  Returns:
+    An optax transformation with a `SparseState`. Its update needs `params`, and
+    takes an optional `update_masks=flag` that overrides the schedule.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: an argument is outside its range; no leaf is selected; the structure
+      does not go together with the transform, the density or a leaf; in `init`, the
+      inner optimizer is sparse itself or never moves a selected leaf
+      (`optax.set_to_zero`), or params are `optax.LookaheadParams`.
+
+  Example:
+    >>> import optax, sparsejax as sj
+    >>> transform = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
+    >>> tx = sj.sparsify(optax.sgd(0.1), transform, density=0.1)
+  """
+  check_optimizer("inner", inner)
+  if not isinstance(mask_transform, MaskTransform):
+    raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
+  if density is not None:
+    check_density(density)
+  check_schedule(update_every, start_step, end_step)
+  check_distribution(distribution)
+  check_where("where", where)
+  check_stacked(stacked)
+  check_input_axes(input_axes)
+  _check_seed(seed)
+  check_flag("mask_gradients", mask_gradients)
+  if momentum_decay is not None:
+    rule = "lie in [0, 1]"
+    check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
+  check_structure(structure, density, distribution)
+  factories = factories_of(inner)
+  divides_by_previous = not factories.isdisjoint(("scale_by_acprop", "acprop"))
+  inner = optax.with_extra_args_support(inner)
+
+  def dense_gradients(count):
+    """What the update after `count` others looks at, for `mark_dead`."""
+    step = jnp.asarray(optax.safe_increment(count))
+    due = mask_update_due(step, None, update_every, start_step, end_step)
+    always = not mask_gradients or mask_transform.observe is not None
+    return DenseGradients(
+      always=jnp.asarray(always), due=jnp.asarray(False if due is None else due)
+    )
+
+  def init_fn(params):
+    if is_placeholder(params):
+      return _map_of_state(params)
+    check_params(params)
+    chosen = selected(params, where)
+    kernels = choose(params, chosen)
+    axes = layer_axes(params, chosen, stacked, input_axes)
+    check_layers(structure, mask_transform, axes)
+    traced = density if isinstance(density, jax.Array) else None
+    masks, budgets, seed_ = start(
+      kernels,
+      jnp.array(seed, jnp.int32),  # a copy, for the state may be donated
+      traced,
+      density=density if traced is None else None,
+      distribution=distribution,
+      axes=axes,
+      structure=structure,
+    )
+    inner_state = placed_like(inner.init(params), params)
+    check_inner(inner, inner_state, params, chosen, factories)
+    average = None
+    if momentum_decay is not None:
+      moments = find_moments(inner_state, params, chosen, factories)
+      if not complete(moments, params, chosen):
+        average = placed_like(jax.tree.map(wide_zeros, kernels), params)
+    count = jnp.zeros((), jnp.int32)
+    return SparseState(
+      count=count,
+      seed=seed_,
+      masks=masks,
+      budgets=unboxed(budgets),
+      skipped=jnp.zeros((), jnp.int32),
+      average=average,
+      transform_state=placed_like(mask_transform.init(kernels), params),
+      inner_state=inner_state,
+      dense_gradients=dense_gradients(count),
+    )
+
+  def _map_of_state(placeholder):
+    """Where the state has trees like the params; see `is_placeholder`."""
+    inner_state = inner.init(placeholder)
+    averages = momentum_decay is not None and not holds_momentum(
+      inner_state, placeholder
+    )
+    count = jnp.zeros((), jnp.int32)
+    return SparseState(
+      count=count,
+      seed=jnp.array(seed, jnp.int32),
+      masks=placeholder,
+      budgets=jnp.zeros((), jnp.int32),
+      skipped=jnp.zeros((), jnp.int32),
+      average=placeholder if averages else None,
+      transform_state=mask_transform.init(placeholder),
+      inner_state=inner_state,
+      dense_gradients=dense_gradients(count),
+    )
+
+  # One function for all steps: in a loop without `jit` a `cond` on new closures would
+  # compile at each of them. Inlined, it leaves no trace in a larger program.
+  @functools.partial(jax.jit, static_argnames="axes", inline=True)
+  def update_if_due(due, inputs, budgets, skipped, before, axes):
+    old = (inputs.masks, budgets, skipped, before)
+
+    def transform():
+      finite = jnp.asarray(True)
+      topology = Topology(inputs.masks, budgets, finite, structure, axes)
+      topology, after = mask_transform.update(inputs, topology, before)
+      new = jax.tree.map(replicated, topology.budgets)
+      new = (topology.masks, new, skipped, after)
+      skip = (*old[:2], optax.safe_increment(skipped), before)
+      return jax.tree.map(lambda a, b: jnp.where(topology.finite, a, b), new, skip)
+
+    return lax.cond(due, transform, lambda: old)
+
+  def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    params = without_statics(params, updates)
+    grads = updates
+    check_update(grads, state, params, update_masks)
+    chosen = [m is not None for m in align(params, state.masks)]
+    # Masks that were packed, or come from elsewhere, may have lost the params' boxes.
+    old_masks = boxed_like(state.masks, choose(params, chosen))
+    step = jnp.asarray(optax.safe_increment(state.count))
+    due = mask_update_due(step, update_masks, update_every, start_step, end_step)
+
+    def score_inputs(inner_state, average):
+      if average is None:
+        moments = find_moments(inner_state, params, chosen, factories)
+      else:
+        moments = Moments(average, _none_like(average))
+      return ScoreInputs(
+        params=choose(params, chosen),
+        grads=choose(grads, chosen),
+        moments=moments,
+        masks=old_masks,
+        key=jax.random.fold_in(jax.random.key(state.seed), state.count),
+        step=step,
+      )
+
+    before = state.transform_state
+    if mask_transform.observe is not None:
+      inputs = score_inputs(state.inner_state, state.average)
+      before = mask_transform.observe(inputs, before)
+
+    def update_topology(inner_state, average):
+      # Stacked layers may lie on several devices; all know all the numbers.
+      budgets = jax.tree.map(replicated, boxed_like(state.budgets, old_masks))
+      if due is None:
+        return old_masks, budgets, state.skipped, before
+      # The inner update stays outside: as an operand it would be written out at
+      # every step, due or not.
+      inputs = score_inputs(inner_state, average)
+      axes = layer_axes(params, chosen, stacked, input_axes)
+      return update_if_due(due, inputs, budgets, state.skipped, before, axes)
+
+    # Only one generation of masks is read in either order: with two, each would be
+    # copied at every step.
+    average = state.average
+    if mask_gradients:
+      masks, budgets, skipped, after = update_topology(state.inner_state, average)
+      live = align(params, masks)
+      updates, inner_state = inner.update(
+        _where_live(live, grads, zeros=True), state.inner_state, params, **extra_args
+      )
+      if divides_by_previous:
+        old, new = (
+          find_moments(s, params, chosen, factories)
+          for s in (state.inner_state, inner_state)
+        )
+        updates = bounded_first_steps(updates, old, new, step == 1)
+      average = _accumulate(average, grads, chosen)
+    else:
+      updates, inner_state = inner.update(
+        grads, state.inner_state, params, **extra_args
+      )
+      average = _accumulate(average, grads, chosen)
+      masks, budgets, skipped, after = update_topology(inner_state, average)
+      live = align(params, masks)
+    return _where_live(live, updates, params), SparseState(
+      count=step,
+      seed=state.seed,
+      masks=masks,
+      budgets=unboxed(budgets),
+      skipped=skipped,
+      average=average,
+      transform_state=after,
+      inner_state=inner_state,
+      dense_gradients=dense_gradients(step),
+    )
+
+  def _accumulate(average, grads, chosen):
+    if average is None:
+      return None
+
+    def add(m, g):
+      # One gradient that is not finite would spoil the average for good.
+      g = jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)).astype(m.dtype)
+      return jnp.asarray(momentum_decay, m.dtype) * m + g
+
+    return jax.tree.map(add, average, choose(grads, chosen))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _where_live(entries, updates, params=None, zeros=False):
+  """The updates where live; elsewhere zero, or the step that takes p to zero."""
+  leaves, treedef = jax.tree.flatten(updates)
+  if len(leaves) != len(entries):
+    raise ValueError(
+      f"updates must have the params' structure: {len(entries)} leaves, got "
+      f"{len(leaves)}."
+    )
+  values = leaves if zeros else jax.tree.leaves(params)
+  out = []
+  for mask, u, p in zip(entries, leaves, values, strict=True):
+    if mask is None:
+      out.append(u)
+    elif zeros:
+      out.append(select(mask, u, jnp.zeros_like(u)))
+    else:
+      out.append(update_or_zero(mask, u, p))
+  return treedef.unflatten(out)
+
+
+def _none_like(tree):
+  """The same containers, boxes included, with None in place of every array."""
+  return jax.tree.structure(tree).unflatten([None] * len(jax.tree.leaves(tree)))
+
+
+def without_statics(params, updates):
+  """Puts None where the updates have None and the params no array.
+
+  Programs of equinox pass their whole model, whose gradients are None at fields that
+  hold integers and functions.
+
+  Args:
+    params: the params.
+    updates: the gradients.
+
+  Returns:
+    The params, whose arrays stay as they are.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  if all(map(_is_array, leaves)):
+    return params
+  try:
+    entries = treedef.flatten_up_to(updates)
+  except ValueError:
+    return params  # which `check_update` refuses
+  return treedef.unflatten(
+    None if update is None and not _is_array(leaf) else leaf
+    for leaf, update in zip(leaves, entries, strict=True)
+  )
+
+
+def _is_array(leaf) -> bool:
+  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def check_update(updates, state, params, update_masks) -> None:
+  """Raises for arguments of an update that do not fit its state.
+
+  Args:
+    updates: the gradients.
+    state: a `SparseState`.
+    params: the params.
+    update_masks: see `sparsify`.
+
+  Raises:
+    TypeError: state is another optimizer's, or update_masks no bool.
+    ValueError: params are not given, or updates have another structure or other shapes.
+  """
+  if not isinstance(state, SparseState):
+    raise TypeError(
+      f"state must be what init gave, a SparseState, got {type(state).__name__}."
+    )
+  if params is None:
+    raise ValueError(
+      "params must be passed to update: tx.update(grads, opt_state, params); got None."
+    )
+  check_update_masks(update_masks)
+  align(params, state.masks)  # refuses params of another structure than init's
+  got, wanted = _shapes(updates), _shapes(params)
+  if got != wanted:
+    raise ValueError(f"updates must have the params' shapes {wanted}, got {got}.")
+
+
+def _shapes(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {path_string(path): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def _check_seed(seed) -> None:
+  if not isinstance(seed, (int, np.integer, jax.Array)) or isinstance(seed, bool):
+    raise TypeError(f"seed must be an integer, got {seed!r}.")
+  if isinstance(seed, jax.Array):
+    if seed.ndim or not jnp.issubdtype(seed.dtype, jnp.integer):
+      raise TypeError(f"seed must be one integer, got {seed.dtype}{list(seed.shape)}.")
+  elif not -(2**31) <= seed < 2**31:
+    raise ValueError(f"seed must fit into 32 bits, got {seed}.")
