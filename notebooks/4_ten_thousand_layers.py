@@ -40,11 +40,11 @@ DEPTHS = (10, 100, 1000) if QUICK else (10, 100, 1000, 10_000)
 # %% [markdown]
 # ## Criticality
 #
-# `how_deep` puts the theory into words.
+# `trainable_depth` puts the theory into words.
 
 # %%
-print(initializers.how_deep(1.3, 2.01e-5, depth=10_000))
-print(initializers.how_deep(1.0, 0.0, depth=10_000, q=1e-4))
+print(initializers.trainable_depth(1.3, 2.01e-5, depth=10_000))
+print(initializers.trainable_depth(1.0, 0.0, depth=10_000, q=1e-4))
 
 # %%
 variances = np.linspace(0.85, 1.45, 7 if QUICK else 25)

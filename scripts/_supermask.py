@@ -22,12 +22,12 @@ from sparsejax.training import (
   cross_entropy,
   data,
   evaluation_batch,
+  forward_params_fn,
   from_flax,
   initial_state,
   make_optimizer,
   place_arrays,
   prepare,
-  seen_weights,
   train_step,
   use_supermask_variant,
 )
@@ -83,7 +83,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     (jnp.asarray(train.images), jnp.asarray(train.labels)),
     batch_size=full.batch_size,
     steps=program.steps,
-    effective=seen_weights(full.method),
+    effective=forward_params_fn(full.method),
   ).members
   done = jax.tree.map(lambda x: x[0], done)
   if supermasks.weights_hash(done.params) != before:

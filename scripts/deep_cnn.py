@@ -333,7 +333,7 @@ def main(argv: list[str]) -> None:
     figure.savefig(plots / "depth_scale.png", dpi=150)
   plot_curves(plots / "deep_cnn_depths.png")
   if rows:
-    whole = results.with_held(rows, _OUT.value)
+    whole = results.merge_with_existing(rows, _OUT.value)
     results.write_results(_OUT.value, "deep_cnn", whole)
 
 

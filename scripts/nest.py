@@ -202,7 +202,9 @@ def path_rows() -> list[dict]:
 def write() -> None:
   rows = [row for case in CASES for row in (*case_rows(case), *speed_rows(case))]
   rows += growth_rows() + path_rows()
-  whole = sorted(results.with_held(rows, _OUT.value), key=lambda row: row["case"])
+  whole = sorted(
+    results.merge_with_existing(rows, _OUT.value), key=lambda row: row["case"]
+  )
   results.write_results(_OUT.value, "nest", whole)
   print(f"Wrote {_OUT.value}: {len(rows)} rows of {_WORKDIR.value}.")
 

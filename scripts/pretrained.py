@@ -113,7 +113,7 @@ def _write(case, found, note):
     if None not in values
   ]
   results.write_results(
-    RESULTS.value, "pretrained", results.with_held(rows, RESULTS.value)
+    RESULTS.value, "pretrained", results.merge_with_existing(rows, RESULTS.value)
   )
 
 

@@ -211,7 +211,7 @@ def main(_):
     records = recorded(workdir / f"{name}.jsonl")
     if records:
       found += rows(name, case, records)
-  found = results.with_held(found, RESULTS.value)
+  found = results.merge_with_existing(found, RESULTS.value)
   found.sort(key=lambda row: list(TABLE).index(row["case"].split("/")[0]))
   results.write_results(RESULTS.value, "reliability", found)
 

@@ -329,7 +329,9 @@ def main(argv: list[str]) -> None:
     print(f"[{number}/{len(chosen)}] {name}: {key} ({seconds:.0f} s)", flush=True)
   if _QUICK.value:
     return
-  results.write_results(_OUT.value, "execution", results.with_held(rows, _OUT.value))
+  results.write_results(
+    _OUT.value, "execution", results.merge_with_existing(rows, _OUT.value)
+  )
   print(f"Wrote {_OUT.value}.")
 
 

@@ -19,7 +19,7 @@ import trees
 
 import sparsejax as sj
 from sparsejax.experiments import results
-from sparsejax.training import METHODS, method_function, seen_weights
+from sparsejax.training import METHODS, forward_params_fn, method_function
 
 CYCLE = 4
 DENSITY = 0.1
@@ -86,7 +86,7 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   """Ratios of both kinds of step, compilation, and memory."""
   params, grads, inner, plain = start(tree, quick)
   tx = make(name, inner)
-  seen = seen_weights(name) if METHODS[name].forward else None
+  seen = forward_params_fn(name) if METHODS[name].forward else None
   step = Stepper(tx, params, grads, seen)
   cycles = 2 if quick else CYCLES[tree]
   ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}

@@ -164,7 +164,7 @@ def before(commit: str) -> list[dict]:
     )
   return [
     row | {"metric": f"{row['metric']}_before"}
-    for row in results.placed(json.loads(done.stdout))
+    for row in results.annotate_provenance(json.loads(done.stdout))
     if not row["metric"].endswith("_before")
   ]
 
@@ -177,7 +177,7 @@ def table(found: dict) -> list[dict]:
       rows += json.loads(record(name).read_text())
   if _BEFORE.value:
     rows += before(_BEFORE.value)
-  rows = results.with_held(rows, _OUT.value)
+  rows = results.merge_with_existing(rows, _OUT.value)
   kinds = dict.fromkeys(row["case"].split("/")[0] for row in rows)
   order = {kind: number for number, kind in enumerate(kinds)}
   return sorted(rows, key=lambda row: order[row["case"].split("/")[0]])

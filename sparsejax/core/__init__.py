@@ -1,7 +1,5 @@
 """What everything stands on: exact selection, mask trees, leaf selection, budgets."""
 
-from sparsejax.core._alike import laid_like
-from sparsejax.core._archives import read_archive, replacing, write_archive
 from sparsejax.core._budgets import (
   apportion,
   apportion_equal_spill,
@@ -30,6 +28,14 @@ from sparsejax.core._checks import (
 )
 from sparsejax.core._containers import boxed_like, is_placeholder, unboxed
 from sparsejax.core._global_selection import split_k, split_layers
+from sparsejax.core._io import (
+  load_masks,
+  mask_arrays,
+  read_archive,
+  replacing,
+  save_masks,
+  write_archive,
+)
 from sparsejax.core._kernel_axes import (
   InputAxes,
   KernelAxes,
@@ -43,8 +49,6 @@ from sparsejax.core._kernel_axes import (
   plain_axes,
 )
 from sparsejax.core._kernels import is_kernel
-from sparsejax.core._layerwise import check_scores, top_k_masks, usable
-from sparsejax.core._mask_files import load_masks, mask_arrays, save_masks
 from sparsejax.core._masks import (
   apply_masks,
   copied,
@@ -57,10 +61,8 @@ from sparsejax.core._masks import (
   summary,
   unpack,
 )
-from sparsejax.core._ordered import ordered_bits
 from sparsejax.core._packed import pack_tree, unpack_tree
 from sparsejax.core._polar import nearest_orthogonal
-from sparsejax.core._random import leaf_keys, true_like, uniform_like
 from sparsejax.core._reduce import count, replicated
 from sparsejax.core._replace import densify, with_masks
 from sparsejax.core._replica_check import (
@@ -70,7 +72,15 @@ from sparsejax.core._replica_check import (
 )
 from sparsejax.core._rescale import rescale
 from sparsejax.core._select import select as select_masked
-from sparsejax.core._selection import select, top_k_mask
+from sparsejax.core._selection import (
+  check_scores,
+  ordered_bits,
+  scores_are_finite,
+  select,
+  top_k_mask,
+  top_k_masks,
+)
+from sparsejax.core._sharding import leaf_keys, shard_like, true_like, uniform_like
 from sparsejax.core._stacked import budget_shape, stacked_axes
 from sparsejax.core._steps import sum_dtype, update_or_zero, updated
 from sparsejax.core._tree import (
@@ -98,7 +108,7 @@ from sparsejax.core._types import (
   SparseState,
   Topology,
 )
-from sparsejax.core._warm_selection import no_guess, warm_select
+from sparsejax.core._warm_selection import initial_warm_start, warm_select
 from sparsejax.core.structures import (
   Structure,
   block,

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.core._ordered import byte_at, ordered_bits
 from sparsejax.core._reduce import count
-from sparsejax.core._selection import largest_byte
+from sparsejax.core._selection import byte_at, largest_byte, ordered_bits
 from sparsejax.core._stacked import rows_first, stacked_axes
 from sparsejax.core._tree import check_arrays, check_masks
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from sparsejax.core._alike import laid_like
 from sparsejax.core._budgets import live_in
 from sparsejax.core._containers import boxed_like, unboxed
 from sparsejax.core._masks import masks as find_masks
 from sparsejax.core._packed import is_packed, pack_tree, unpack_tree
+from sparsejax.core._sharding import shard_like
 from sparsejax.core._tree import check_arrays, named_leaves
 from sparsejax.core._types import SparseState
 
@@ -138,6 +138,6 @@ def _checked(name: str, mask, old: Array) -> Array:
   # A copy: a step that donates its state must not take the caller's masks with it.
   mask = jnp.array(mask)
   if isinstance(old, Tracer) or isinstance(mask, Tracer):
-    return laid_like(mask, old)
+    return shard_like(mask, old)
   # A weight that nobody placed must stay free, or the next step compiles again.
   return jax.device_put(mask, old.sharding) if old.committed else mask

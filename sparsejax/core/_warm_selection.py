@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.core._ordered import ordered_bits
 from sparsejax.core._reduce import count
-from sparsejax.core._selection import search, spread
+from sparsejax.core._selection import ordered_bits, search, spread
 
 Array = jax.Array
 # What a full search costs in counts, about: a guess that is no better is given up.
 _MOST = 16
 
 
-class Guess(NamedTuple):
+class WarmStart(NamedTuple):
   """Where each layer's threshold was, on the ordered image of its scores.
 
   Attributes:
@@ -42,21 +41,21 @@ class _State(NamedTuple):
   done: Array
 
 
-def no_guess(layers: int) -> Guess:
+def initial_warm_start(layers: int) -> WarmStart:
   """What the first of many selections begins with.
 
   Args:
     layers: how many.
 
   Returns:
-    A `Guess` that is improved before it is of use.
+    A `WarmStart` that is improved before it is of use.
   """
-  return Guess(jnp.full(layers, 1 << 31, jnp.uint32), jnp.full(layers, 64.0))
+  return WarmStart(jnp.full(layers, 1 << 31, jnp.uint32), jnp.full(layers, 64.0))
 
 
 def warm_select(
-  scores: Sequence[Array], k: Array, guess: Guess
-) -> tuple[list[Array], Guess]:
+  scores: Sequence[Array], k: Array, guess: WarmStart
+) -> tuple[list[Array], WarmStart]:
   """The masks of `selection.select`, in a few counts if the guess is near.
 
   t' = t + (count(s >= t) - k) spacing,  until the count is k
@@ -69,14 +68,15 @@ def warm_select(
   Args:
     scores: float arrays of at most 32 bits, one a layer.
     k: int32 (layers,), at least 0.
-    guess: of the last selection, or `no_guess`.
+    guess: of the last selection, or `initial_warm_start`.
 
   Returns:
     bool arrays of the shapes of `scores`, and the next guess.
 
   Example:
     >>> scores = [jnp.array([[3.0, 1.0, 3.0, 3.0]])]
-    >>> [mask], _ = warm_select(scores, jnp.array([2], jnp.int32), no_guess(1))
+    >>> start = initial_warm_start(1)
+    >>> [mask], _ = warm_select(scores, jnp.array([2], jnp.int32), start)
     >>> mask
     Array([[ True, False,  True, False]], dtype=bool)
   """
@@ -139,4 +139,4 @@ def warm_select(
   masks, key = search(keys, k, rows, 4, start=(end.key, end.done & (k > 0)))
   mean = jnp.sqrt(guess.spacing * end.spacing)
   spacing = jnp.where(end.sure > 0, end.sure, mean)
-  return masks, Guess(jnp.where(k == 0, end.key, key), spacing)
+  return masks, WarmStart(jnp.where(k == 0, end.key, key), spacing)

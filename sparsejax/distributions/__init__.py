@@ -6,7 +6,7 @@ from sparsejax.distributions._static import (
   check_distribution,
   erdos_renyi,
   erk,
-  laid_out,
+  layer_budgets,
   sizes_of,
   total_budget,
   uniform,

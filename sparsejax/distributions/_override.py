@@ -12,7 +12,7 @@ from sparsejax.distributions._static import (
   Array,
   Shapes,
   check_distribution,
-  laid_out,
+  layer_budgets,
   sizes_of,
   total_budget,
 )
@@ -81,7 +81,7 @@ def override(
         left = total - spent
         left = left if isinstance(left, int) else left.astype(jnp.float64)
         density = left / room
-      others = laid_out(distribution, rest, density)
+      others = layer_budgets(distribution, rest, density)
     order = {path: i for i, path in enumerate(rest)}
     none = jnp.int32(0)
     budgets = [

@@ -117,7 +117,7 @@ def total_budget(shapes: Shapes, density):
   return max(1, round(float(density) * size))
 
 
-def laid_out(distribution: Distribution, shapes: Shapes, density) -> Array:
+def layer_budgets(distribution: Distribution, shapes: Shapes, density) -> Array:
   """Calls a distribution, which may be the user's, and validates its result.
 
   Args:

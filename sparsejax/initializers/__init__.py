@@ -2,7 +2,7 @@
 
 from sparsejax.core import nearest_orthogonal
 from sparsejax.initializers import mean_field
-from sparsejax.initializers._advice import how_deep
+from sparsejax.initializers._advice import trainable_depth
 from sparsejax.initializers._block_orthogonal import block_orthogonal
 from sparsejax.initializers._delta_orthogonal import delta_orthogonal
 from sparsejax.initializers._gaussian import gaussian, he, lecun
@@ -18,10 +18,10 @@ __all__ = [
   "gaussian",
   "haar",
   "he",
-  "how_deep",
   "lecun",
   "mean_field",
   "nearest_orthogonal",
   "orthogonal_support",
   "sparse_orthogonal",
+  "trainable_depth",
 ]

@@ -18,7 +18,7 @@ from sparsejax.initializers.mean_field._theory import (
 _TRAINABLE_LENGTHS = 6
 
 
-def how_deep(
+def trainable_depth(
   weight_variance: float,
   bias_variance: float = 0.0,
   depth: int | None = None,
@@ -43,7 +43,7 @@ def how_deep(
     ValueError: a variance is negative, or depth below 1.
 
   Example:
-    >>> print(how_deep(1.3, 2.01e-5, depth=1000))
+    >>> print(trainable_depth(1.3, 2.01e-5, depth=1000))
     Chaotic: chi = 1.02, the correlation length is 110 layers, so about 660 layers can
     be trained, not 1,000. The critical sigma_w^2 for this sigma_b^2 is 1.0500.
   """

@@ -23,10 +23,10 @@ from sparsejax.core import (
   choose,
   count,
   named_leaves,
+  scores_are_finite,
   selected,
   top_k_masks,
   true_like,
-  usable,
 )
 from sparsejax.second_order import keep_best
 
@@ -253,7 +253,7 @@ def _prune(worth, masks, fraction, *, rates, scope):
     # NaN is never selected; where it is traced, the counts hold all the same.
     ranked = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), -jnp.inf, s), worth)
     kept = top_k_masks(ranked, treedef.unflatten(list(some)), masks)
-  return kept, live, left, usable(worth, masks)
+  return kept, live, left, scores_are_finite(worth, masks)
 
 
 def _check_left(left, before, names, shares) -> None:

@@ -19,9 +19,9 @@ from sparsejax.core import (
   check_number,
   from_vector,
   live_counts,
+  scores_are_finite,
   to_vector,
   top_k_masks,
-  usable,
 )
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import uniform
@@ -187,7 +187,7 @@ def drop_below(
     factor = jnp.where(few, jnp.float32(2), jnp.where(many, jnp.float32(0.5), 1.0))
     range_ = jnp.finfo(jnp.float32)
     after = jnp.clip(h * factor, range_.tiny, range_.max)
-    finite = topology.finite & sound & usable(scores, masks)
+    finite = topology.finite & sound & scores_are_finite(scores, masks)
     masks = top_k_masks(scores, from_vector(keep, budgets), masks)
     return topology._replace(masks=masks, finite=finite), ThresholdState(after)
 

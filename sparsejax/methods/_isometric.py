@@ -30,7 +30,15 @@ from sparsejax.core import (
 )
 from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import gradient, magnitude
-from sparsejax.transforms import Fraction, chain, drop, grow, holding, keep, sparsify
+from sparsejax.transforms import (
+  Fraction,
+  chain,
+  drop,
+  grow,
+  keep,
+  masks_containing_support,
+  sparsify,
+)
 
 Array = jax.Array
 PyTree = Any
@@ -156,7 +164,7 @@ def _first_masks(kernels, budgets, seed):
   support = jax.tree.map(lambda p: p != 0, kernels)
   everything = jax.tree.map(true_like, kernels)
   topology = Topology(everything, budgets, jnp.asarray(True))
-  return holding(support, treedef.unflatten(draws), topology)
+  return masks_containing_support(support, treedef.unflatten(draws), topology)
 
 
 def _check(axes):

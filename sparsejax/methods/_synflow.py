@@ -23,9 +23,9 @@ from sparsejax.core import (
   layer_axes,
   merge,
   path_string,
+  scores_are_finite,
   selected,
   true_like,
-  usable,
 )
 from sparsejax.core.structures import Structure
 from sparsejax.transforms import amounts, check_rounds, check_selection, keep_best
@@ -127,7 +127,7 @@ def synflow(
         weights = apply_masks(kernels, masks)
         scores = jax.tree.map(_score, weights, jax.grad(flow)(weights))
         largest = [jnp.max(s) for s in jax.tree.leaves(scores)]
-        sound = usable(scores, masks) & jnp.any(jnp.stack(largest) > 0)
+        sound = scores_are_finite(scores, masks) & jnp.any(jnp.stack(largest) > 0)
         return keep_best(scores, amount, masks, structure, axes), sound
 
       return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)

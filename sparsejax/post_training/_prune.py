@@ -27,7 +27,12 @@ from sparsejax.core import (
   check_number,
 )
 from sparsejax.core.structures import Structure, density_of
-from sparsejax.distributions import check_density, check_distribution, laid_out, uniform
+from sparsejax.distributions import (
+  check_density,
+  check_distribution,
+  layer_budgets,
+  uniform,
+)
 from sparsejax.post_training import _files as _files
 from sparsejax.post_training._layers import Layer, Network, find_layers
 from sparsejax.post_training._methods import (
@@ -308,7 +313,7 @@ def _method(method, group, compensate, structure) -> Method:
 def _budgets(layers, density, distribution, structure) -> list[int]:
   """Live weights of each layer, checked to sum to what the density promises."""
   shapes = {layer.name: layer.shape for layer in layers}
-  budgets = np.asarray(laid_out(distribution, shapes, density))
+  budgets = np.asarray(layer_budgets(distribution, shapes, density))
   if structure is not None:
     # As `select` will see them.
     seen = {

@@ -15,9 +15,9 @@ from sparsejax.core import (
   choose,
   count,
   leaf_keys,
+  scores_are_finite,
   selected,
   uniform_like,
-  usable,
 )
 from sparsejax.supermasks._edge_popup import check_kept, frozen
 from sparsejax.transforms import sparsify_forward
@@ -124,7 +124,7 @@ def _draw(inputs, topology, state):
     lambda m, b: count(m).astype(b.dtype).reshape(b.shape), masks, topology.budgets
   )
   everything = jax.tree.map(jnp.ones_like, masks)
-  finite = topology.finite & usable(inputs.params, everything)
+  finite = topology.finite & scores_are_finite(inputs.params, everything)
   return topology._replace(masks=masks, budgets=budgets, finite=finite), state
 
 

@@ -18,11 +18,11 @@ from sparsejax.core import (
   check_where,
   choose,
   count,
+  initial_warm_start,
   is_placeholder,
-  no_guess,
+  scores_are_finite,
   select,
   to_vector,
-  usable,
   warm_select,
 )
 from sparsejax.core import masks as find_masks
@@ -223,7 +223,7 @@ def check_kept(density: Any) -> None:
 def _best(inputs, topology, guess):
   scores, treedef = jax.tree.flatten(jax.tree.map(jnp.abs, inputs.params))
   everything = [jnp.ones_like(m) for m in jax.tree.leaves(topology.masks)]
-  finite = topology.finite & usable(scores, everything)
+  finite = topology.finite & scores_are_finite(scores, everything)
   budgets = to_vector(topology.budgets)
   if any(s.dtype == jnp.float64 for s in scores):
     masks = select(scores, budgets, [None] * len(scores), [0] * len(scores))
@@ -233,4 +233,6 @@ def _best(inputs, topology, guess):
 
 
 # A score moves little in a step, and so does what the best begin at.
-_BEST = MaskTransform(lambda params: no_guess(len(jax.tree.leaves(params))), _best)
+_BEST = MaskTransform(
+  lambda params: initial_warm_start(len(jax.tree.leaves(params))), _best
+)

@@ -25,7 +25,7 @@ from sparsejax.training._errors import (
 from sparsejax.training._functions import from_flax
 from sparsejax.training._interrupt import listen as listen_for_signals
 from sparsejax.training._loop import train_and_evaluate
-from sparsejax.training._methods import METHODS, seen_weights
+from sparsejax.training._methods import METHODS, forward_params_fn
 from sparsejax.training._methods import function as method_function
 from sparsejax.training._metrics import FILE as METRICS_FILE
 from sparsejax.training._metrics import Writer as MetricsWriter
@@ -47,9 +47,15 @@ from sparsejax.training._run import place as place_arrays
 from sparsejax.training._run import start as initial_state
 from sparsejax.training._run import target as abstract_state
 from sparsejax.training._step import Totals, TrainState, cross_entropy, train_step
-from sparsejax.training._style import COLORS, FAINT, GRID, INK, method_name
+from sparsejax.training._style import (
+  COLORS,
+  FAINT,
+  GRID,
+  INK,
+  method_name,
+  remove_spines,
+)
 from sparsejax.training._style import NAMES as DISPLAY_NAMES
-from sparsejax.training._style import plain as remove_spines
 from sparsejax.training._style import title as run_title
 from sparsejax.training._supermask import use_variant as use_supermask_variant
 from sparsejax.training._workdir import check as check_workdir

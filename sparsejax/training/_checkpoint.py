@@ -60,7 +60,7 @@ class Checkpoints:
     self._open: Callable[[], ocp.CheckpointManager] = lambda: ocp.CheckpointManager(
       self._directory, options=options
     )
-    with _distributed.together():
+    with _distributed.sync_errors():
       self._manager = self._open()
 
   def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Checkpoints:
     }
     folder = self._directory / str(step)
     try:
-      with _distributed.together(_reason), _silent():
+      with _distributed.sync_errors(_reason), _silent():
         self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -141,9 +141,9 @@ class Checkpoints:
       what = f"the checkpoint of step {step}"
       try:
         # Before orbax reads it: what it makes of damaged files is not always an error.
-        with _distributed.together(_reason):
+        with _distributed.sync_errors(_reason):
           finished = _check_digests(self._directory / str(step))
-        finished = _distributed.everywhere(finished)
+        finished = _distributed.all_processes(finished)
         meta = self._read_meta(step)
         if not finished:
           lost[step], unfinished = f"{what} was not finished", True
@@ -185,12 +185,12 @@ class Checkpoints:
 
   def _read_meta(self, step: int) -> dict[str, Any]:
     item = self._directory / str(step) / "meta"
-    if not _distributed.everywhere(item.exists()):
+    if not _distributed.all_processes(item.exists()):
       raise _ForeignError(
         f"the checkpoint {item.parent} was not written by this program: it has no"
         f" 'meta' item. Give another --workdir."
       )
-    with _distributed.together(_reason):
+    with _distributed.sync_errors(_reason):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
       )
@@ -210,7 +210,7 @@ class Checkpoints:
       for name, x in jax.eval_shape(_named_arrays.flatten, target).items()
       if name in saved or not _named_arrays.optional(name)
     }
-    with _distributed.together(_reason):
+    with _distributed.sync_errors(_reason):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
       )
@@ -248,7 +248,7 @@ class Checkpoints:
   def _set_aside(self, steps: Iterable[int]) -> None:
     self._manager.close()
     _distributed.wait("checkpoints are looked at")
-    with _distributed.together():
+    with _distributed.sync_errors():
       if jax.process_index() == 0:
         aside = self._directory.parent / "damaged"
         aside.mkdir(exist_ok=True)

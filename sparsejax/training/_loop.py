@@ -63,7 +63,7 @@ def train_and_evaluate(
   _distributed.check_same("config", json.dumps(stamp, sort_keys=True))
   first = jax.process_index() == 0
   with _interrupt.listen() as stop, _workdir.exclusive(workdir) as path:
-    with _distributed.together():
+    with _distributed.sync_errors():
       _workdir.check(path, stamp)
       run = _run.prepare(complete)
       # Before anything else is there: a run killed now must be known for what it is.
@@ -74,7 +74,7 @@ def train_and_evaluate(
       result = _train(run, path, checkpoints, stop, verbose and first)
     finally:
       checkpoints.close()
-    with _distributed.together():
+    with _distributed.sync_errors():
       if result.finished and first:
         _result.write(path, result)
         _picture.write(path, run, result)
@@ -124,7 +124,7 @@ def _train(
     state = _run.start(run, train)
   count = first = int(state.step)
   if count < total:
-    with _distributed.together():
+    with _distributed.sync_errors():
       _environment.record(path, run, count)
   rate = _optimizers.learning_rate(config, total)
   seen = jax.device_get(_run.observe(state))
@@ -159,7 +159,7 @@ def _train(
       progress.note(message)
     if count == 0:
       evaluate()
-    while count < total and not _distributed.agree(stop):
+    while count < total and not _distributed.any_process(stop):
       if order is None or count % run.steps_per_epoch == 0:
         order = program.order(state)
       begin, count = count, next_stop(count, run.steps_per_epoch, config.log_every)

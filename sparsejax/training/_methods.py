@@ -108,7 +108,7 @@ def function(name: str) -> Callable[..., Any]:
   return getattr(sj if hasattr(sj, name) else supermasks, name)
 
 
-def seen_weights(name: str) -> Callable[[Any, Any], Any]:
+def forward_params_fn(name: str) -> Callable[[Any, Any], Any]:
   """Returns `(params, opt_state) -> params` that the model sees.
 
   Args:

@@ -53,7 +53,7 @@ class Writer:
 
   def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = False):
     self._file = self._tensorboard = None
-    with _distributed.together():
+    with _distributed.sync_errors():
       if jax.process_index() == 0:
         self._begin(workdir, step, tensorboard)
 
@@ -82,7 +82,7 @@ class Writer:
     Raises:
       WorkdirError: if it cannot be written.
     """
-    with _distributed.together():
+    with _distributed.sync_errors():
       if self._file is not None:
         self._append(self._file, step, values)
 

@@ -153,7 +153,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       sparsify_params=None if find_masks or method.forward else mask,
       compute_dtype=c.compute_dtype,
       layout=layout,
-      effective=_methods.seen_weights(c.method),
+      effective=_methods.forward_params_fn(c.method),
       mark=sj.mark_dead if c.execution == "sparse" else None,
     )
     # Traces the model and the optimizer: what does not fit shows here, in a moment.

@@ -44,7 +44,7 @@ def title(config: Any) -> str:
   return f"{NAMES.get(model, model)} on {NAMES.get(dataset, dataset)}"
 
 
-def plain(axes: Any, labelsize: float) -> None:
+def remove_spines(axes: Any, labelsize: float) -> None:
   """Leaves of a plot's frame its foot, and lines across.
 
   Args:

@@ -31,7 +31,7 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
     WorkdirError: if it cannot be written, or another process is training there.
   """
   with contextlib.ExitStack() as open_files:
-    with _distributed.together():
+    with _distributed.sync_errors():
       if not isinstance(workdir, str | os.PathLike) or not str(workdir):
         raise _errors.WorkdirError(f"workdir must name a directory; got {workdir!r}")
       path = pathlib.Path(workdir).expanduser().absolute()

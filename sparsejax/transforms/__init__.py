@@ -25,16 +25,13 @@ from sparsejax.transforms._drop import (
   fraction_rule,
 )
 from sparsejax.transforms._exploration import exploration_rate, track_exploration
-from sparsejax.transforms._grow import grow
-from sparsejax.transforms._grow_per_neuron import grow_per_neuron
+from sparsejax.transforms._grow import grow, grow_per_neuron
 from sparsejax.transforms._init import init, masked_start
 from sparsejax.transforms._initialize_grown import initialize_grown
-from sparsejax.transforms._keep import holding, keep
+from sparsejax.transforms._keep import keep, masks_containing_support
 from sparsejax.transforms._packed_masks import packed_masks
-from sparsejax.transforms._prune_to import prune_to
-from sparsejax.transforms._redistribute import Rule, redistribute
-from sparsejax.transforms._reselect import reselect
-from sparsejax.transforms._shares import nonzeros, survivors
+from sparsejax.transforms._prune_to import prune_to, reselect
+from sparsejax.transforms._redistribute import Rule, nonzeros, redistribute, survivors
 from sparsejax.transforms._sparsify import sparsify
 from sparsejax.transforms._sparsify_forward import (
   effective,

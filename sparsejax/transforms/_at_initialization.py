@@ -20,21 +20,21 @@ from sparsejax.core import (
   from_vector,
   layer_axes,
   layer_shapes,
+  scores_are_finite,
   selected,
   split_k,
   top_k_masks,
   true_like,
-  usable,
 )
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import (
   check_density,
   check_distribution,
-  laid_out,
+  layer_budgets,
   total_budget,
   uniform,
 )
-from sparsejax.transforms._structured import check_axes, check_structure
+from sparsejax.transforms._start import check_axes, check_structure
 
 Array = jax.Array
 
@@ -122,7 +122,7 @@ def prune_by_rounds(
   masks = jax.tree.map(true_like, kernels)
   for step, amount in enumerate(ladder):
     scores = comparable(score(masks))
-    check_usable(usable(scores, masks), step + 1)
+    check_usable(scores_are_finite(scores, masks), step + 1)
     # The total of a large network needs 64 bits.
     with jax.enable_x64(True):
       masks = _keep_best(scores, jnp.asarray(amount), masks, structure, axes)
@@ -141,7 +141,7 @@ def amounts(
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
     return [total_budget(shapes, d) for d in ladder]
-  budgets = [laid_out(distribution, shapes, d) for d in ladder]
+  budgets = [layer_budgets(distribution, shapes, d) for d in ladder]
   if structure is None:
     return budgets
   check_axes(structure, axes)

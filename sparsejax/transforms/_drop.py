@@ -18,10 +18,10 @@ from sparsejax.core import (
   check_score,
   from_vector,
   live_counts,
+  scores_are_finite,
   split_layers,
   to_vector,
   top_k_masks,
-  usable,
 )
 
 Array = jax.Array
@@ -74,7 +74,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     budget = to_vector(budgets)
     share, sound = checked_fraction(rule(inputs, topology), budget)
     dropped = ceil_fraction(share, budget)
-    finite = finite & sound & usable(scores, masks)
+    finite = finite & sound & scores_are_finite(scores, masks)
     if scope == "sign":
       masks = _keep_by_sign(scores, dropped, budgets, masks, inputs.params)
       return topology._replace(masks=masks, finite=finite), state

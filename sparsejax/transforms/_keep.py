@@ -39,13 +39,15 @@ def keep(transform: MaskTransform) -> MaskTransform:
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     support, inner = state
     topology, inner = transform.update(inputs, topology, inner)
-    masks = holding(support, inputs.params, topology)
+    masks = masks_containing_support(support, inputs.params, topology)
     return topology._replace(masks=masks), (support, inner)
 
   return MaskTransform(init, update, check=transform.check)
 
 
-def holding(support: PyTree, scores: PyTree, topology: Topology) -> PyTree:
+def masks_containing_support(
+  support: PyTree, scores: PyTree, topology: Topology
+) -> PyTree:
   """The masks that hold a support first, then the best of what is live.
 
   Args:

@@ -17,16 +17,16 @@ from sparsejax.core import (
   layer_shapes,
   layer_sizes,
   plain_axes,
+  scores_are_finite,
   split_layers,
   to_vector,
   top_k_masks,
-  usable,
 )
 from sparsejax.core.structures import check_fixed
 from sparsejax.distributions import (
   check_density,
   check_distribution,
-  laid_out,
+  layer_budgets,
   total_budget,
   uniform,
 )
@@ -69,7 +69,7 @@ def prune_to(
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
     axes = plain_axes(masks, budgets) if axes is None else axes
-    finite = finite & usable(scores := score(inputs), masks)
+    finite = finite & scores_are_finite(scores := score(inputs), masks)
     scores = jax.tree.map(
       lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
     )
@@ -92,7 +92,7 @@ def prune_to(
       total = total_budget(shapes, target)
       budget = split_layers(scores, total, everything, budgets)
     else:
-      budget = laid_out(distribution, shapes, target)
+      budget = layer_budgets(distribution, shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
     if structure is None:
       budgets = from_vector(budget, budgets)
@@ -121,3 +121,38 @@ def prune_to(
       )
 
   return MaskTransform(lambda params: (), update, fits)
+
+
+def reselect(
+  score: Score, density, distribution: Distribution | None = uniform
+) -> MaskTransform:
+  """Makes every weight live and prunes to a density: dead weights may come back.
+
+  masks_l = the budget_l best of layer l, budget = distribution(shapes, density(step))
+
+  For methods whose dead weights keep their values, such as `straight_through`; where
+  they are zero, `prune_to` does the same.
+
+  Args:
+    score: what a weight is worth, dead ones included.
+    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`.
+    distribution: see `prune_to`.
+
+  Returns:
+    A mask transform.
+
+  Raises:
+    TypeError: an argument has the wrong type.
+    ValueError: a static density is outside (0, 1].
+
+  Example:
+    >>> import sparsejax as sj
+    >>> largest = sj.reselect(sj.magnitude, 0.1)
+  """
+  prune = prune_to(score, density, distribution)
+
+  def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
+    everything = jax.tree.map(jnp.ones_like, topology.masks)
+    return prune.update(inputs, topology._replace(masks=everything), state)
+
+  return MaskTransform(prune.init, update, prune.fits, check=prune.check)

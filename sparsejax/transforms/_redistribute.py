@@ -20,8 +20,8 @@ from sparsejax.core import (
   live_counts,
   mean_scores,
   plain_axes,
+  scores_are_finite,
   to_vector,
-  usable,
 )
 from sparsejax.core.structures import common_unit
 from sparsejax.transforms._drop import required_arguments
@@ -71,7 +71,7 @@ def redistribute(score: Score | Rule) -> MaskTransform:
     unit = common_unit(structure, layer_shapes(axes))
     if rule is None:
       scores = by_score(inputs)
-      finite = finite & usable(scores, inputs.masks)
+      finite = finite & scores_are_finite(scores, inputs.masks)
       with jax.enable_x64(True):
         share = mean_scores(scores, inputs.masks, budgets)
     else:
@@ -100,3 +100,48 @@ def redistribute(score: Score | Rule) -> MaskTransform:
     common_unit(structure, shapes)
 
   return MaskTransform(lambda params: (), update, fits)
+
+
+def nonzeros(inputs: ScoreInputs, topology: Topology) -> jax.Array:
+  """In proportion to the weights live before the chain.
+
+  share_l ~ live_l before any was dropped
+
+  Args:
+    inputs: what scores may look at.
+    topology: masks and budgets at this place of the chain.
+
+  Returns:
+    int32 (layers,).
+
+  References:
+    Dettmers & Zettlemoyer 2019 (`nonzero` in the authors' implementation).
+
+  Example:
+    >>> import sparsejax as sj
+    >>> transform = sj.redistribute(sj.nonzeros)
+  """
+  return live_counts(inputs.masks, topology.budgets)
+
+
+def survivors(inputs: ScoreInputs, topology: Topology) -> jax.Array:
+  """In proportion to the weights live at this place of the chain.
+
+  share_l ~ live_l after others were dropped
+
+  Args:
+    inputs: what scores may look at.
+    topology: masks and budgets at this place of the chain.
+
+  Returns:
+    int32 (layers,).
+
+  References:
+    Mostafa & Wang 2019, "Parameter efficient training of deep convolutional neural
+    networks by dynamic sparse reparameterization", algorithm 1.
+
+  Example:
+    >>> import sparsejax as sj
+    >>> transform = sj.redistribute(sj.survivors)
+  """
+  return live_counts(topology.masks, topology.budgets)

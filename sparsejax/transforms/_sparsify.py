@@ -40,17 +40,21 @@ from sparsejax.core import (
 from sparsejax.core import select_masked as select
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import check_density, check_distribution, uniform
-from sparsejax.transforms._acprop import bounded_first_steps
 from sparsejax.transforms._inner import check_inner, check_params
 from sparsejax.transforms._moments import (
+  bounded_first_steps,
   complete,
   factories_of,
   find_moments,
   holds_momentum,
   wide_zeros,
 )
-from sparsejax.transforms._start import placed_like, start
-from sparsejax.transforms._structured import check_layers, check_structure
+from sparsejax.transforms._start import (
+  check_layers,
+  check_structure,
+  shard_state_like_params,
+  start,
+)
 from sparsejax.transforms._when import (
   check_schedule,
   check_update_masks,
@@ -187,13 +191,13 @@ def sparsify(
       axes=axes,
       structure=structure,
     )
-    inner_state = placed_like(inner.init(params), params)
+    inner_state = shard_state_like_params(inner.init(params), params)
     check_inner(inner, inner_state, params, chosen, factories)
     average = None
     if momentum_decay is not None:
       moments = find_moments(inner_state, params, chosen, factories)
       if not complete(moments, params, chosen):
-        average = placed_like(jax.tree.map(wide_zeros, kernels), params)
+        average = shard_state_like_params(jax.tree.map(wide_zeros, kernels), params)
     count = jnp.zeros((), jnp.int32)
     return SparseState(
       count=count,
@@ -202,7 +206,7 @@ def sparsify(
       budgets=unboxed(budgets),
       skipped=jnp.zeros((), jnp.int32),
       average=average,
-      transform_state=placed_like(mask_transform.init(kernels), params),
+      transform_state=shard_state_like_params(mask_transform.init(kernels), params),
       inner_state=inner_state,
       dense_gradients=dense_gradients(count),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparsejax.core._archives import read_archive, write_archive
+from sparsejax.core._io import read_archive, write_archive
 
 
 def test_an_archive_holds_its_arrays_and_nothing_else(tmp_path):

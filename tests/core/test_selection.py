@@ -13,8 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax.core._ordered import ordered_bits
-from sparsejax.core._selection import select
+from sparsejax.core._selection import ordered_bits, select
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40, 2.0, 0.5]
 

@@ -7,7 +7,7 @@ import pytest
 
 from sparsejax.core import _warm_selection as warm_selection
 from sparsejax.core._selection import select
-from sparsejax.core._warm_selection import Guess, no_guess, warm_select
+from sparsejax.core._warm_selection import WarmStart, initial_warm_start, warm_select
 
 WARM = jax.jit(warm_select)
 FULL = jax.jit(lambda scores, k: select(scores, k, [None] * len(scores), [0, 0]))
@@ -30,7 +30,7 @@ def draws(kind):
 def test_masks_are_those_of_a_full_search(kind, k, key):
   scores, k = draws(kind), jnp.array(k, jnp.int32)
   for spacing in (1.0, 1e9):
-    guess = Guess(jnp.full(2, key, jnp.uint32), jnp.full(2, spacing))
+    guess = WarmStart(jnp.full(2, key, jnp.uint32), jnp.full(2, spacing))
     masks, after = WARM(scores, k, guess)
     for got, want in zip(masks, FULL(scores, k), strict=True):
       np.testing.assert_array_equal(got, want)
@@ -52,7 +52,7 @@ def test_scores_that_move_a_little_need_few_counts(monkeypatch):
   scores = [jnp.abs(jax.random.normal(jax.random.key(0), (300, 200)))]
   k = jnp.array([20_000], jnp.int32)
   step = jax.jit(lambda scores, guess: warm_select(scores, k, guess))
-  guess, taken = no_guess(1), []
+  guess, taken = initial_warm_start(1), []
   for seed in range(6):
     counted.clear()
     _, guess = jax.block_until_ready(step(scores, guess))
@@ -67,7 +67,7 @@ def test_scores_that_move_a_little_need_few_counts(monkeypatch):
 def test_half_precision_and_vmap():
   a = jax.random.normal(jax.random.key(0), (3, 16, 40), jnp.bfloat16)
   k = jnp.array([[10], [320], [639]], jnp.int32)
-  guess = jax.vmap(lambda _: no_guess(1))(jnp.arange(3))
+  guess = jax.vmap(lambda _: initial_warm_start(1))(jnp.arange(3))
   [masks], _ = jax.jit(jax.vmap(lambda x, k, g: warm_select([x], k, g)))(a, k, guess)
   for x, n, mask in zip(a, k, masks, strict=True):
     np.testing.assert_array_equal(mask, select([x], n, [None], [0])[0])

@@ -82,13 +82,13 @@ def test_fourier_rates():
 
 
 def test_answers_in_words():
-  assert "nearly isometric at any depth" in initializers.how_deep(1.0, 0.0, 1000)
-  words = initializers.how_deep(1.05, 2.01e-5, 10_000)
+  assert "nearly isometric at any depth" in initializers.trainable_depth(1.0, 0.0, 1000)
+  words = initializers.trainable_depth(1.05, 2.01e-5, 10_000)
   assert "about 230 layers" in words or "nearly isometric for about" in words
   assert "For 10,000 layers take" in words
-  assert "as wanted" in initializers.how_deep(0.95, 2.01e-5, 100)
-  assert "not 1,000" in initializers.how_deep(0.95, 2.01e-5, 1000)
-  assert "without end" in initializers.how_deep(2.5, 0.1, activation=jax.nn.relu)
+  assert "as wanted" in initializers.trainable_depth(0.95, 2.01e-5, 100)
+  assert "not 1,000" in initializers.trainable_depth(0.95, 2.01e-5, 1000)
+  assert "without end" in initializers.trainable_depth(2.5, 0.1, activation=jax.nn.relu)
 
 
 def test_bad_arguments_are_refused():

@@ -122,12 +122,12 @@ def test_processes_that_do_not_meet_are_an_error_of_ours(error, monkeypatch):
 
 
 def test_a_process_alone_decides():
-  assert distributed.everywhere(True) is True
-  assert distributed.everywhere(False) is False
+  assert distributed.all_processes(True) is True
+  assert distributed.all_processes(False) is False
 
 
 def test_an_error_of_a_process_alone_is_its_own():
-  with pytest.raises(KeyError, match="mine"), distributed.together():
+  with pytest.raises(KeyError, match="mine"), distributed.sync_errors():
     raise KeyError("mine")
 
 

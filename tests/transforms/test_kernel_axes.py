@@ -11,7 +11,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax.core._kernel_axes import layer_axes, layer_shapes
-from sparsejax.core._random import uniform_like
+from sparsejax.core._sharding import uniform_like
 
 SGD = optax.sgd(0.1, momentum=0.9)
 

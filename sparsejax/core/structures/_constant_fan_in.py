@@ -9,9 +9,8 @@ from jax import lax
 
 from sparsejax.core._checks import check_number
 from sparsejax.core._kernel_axes import LayerAxes
-from sparsejax.core._layerwise import top_k_masks
-from sparsejax.core._ordered import ordered_bits
 from sparsejax.core._reduce import count
+from sparsejax.core._selection import ordered_bits, top_k_masks
 from sparsejax.core.structures._base import Structure, fit_units, in_matrix_order
 from sparsejax.core.structures._fan_in import top_k_along
 

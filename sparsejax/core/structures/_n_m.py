@@ -9,8 +9,7 @@ from jax import lax
 
 from sparsejax.core._checks import check_integer
 from sparsejax.core._kernel_axes import LayerAxes
-from sparsejax.core._layerwise import top_k_masks
-from sparsejax.core._ordered import ordered_bits
+from sparsejax.core._selection import ordered_bits, top_k_masks
 from sparsejax.core.structures._base import Structure, in_matrix_order
 from sparsejax.core.structures._layout import check_axis, reshape_keeping
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sparsejax.core._kernel_axes import LayerAxes
-from sparsejax.core._layerwise import top_k_masks
 from sparsejax.core._reduce import count, largest
+from sparsejax.core._selection import top_k_masks
 from sparsejax.core.structures._base import Structure, fit_units, in_matrix_order
 
 Array = jax.Array

@@ -104,7 +104,7 @@ def write_results(
   partial.replace(target)
 
 
-def with_held(
+def merge_with_existing(
   rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
 ) -> list[dict[str, Any]]:
   """The rows, then those that a results file holds besides, for a table made in parts.
@@ -120,18 +120,18 @@ def with_held(
     >>> import tempfile
     >>> file = f"{tempfile.mkdtemp()}/toy.json"
     >>> write_results(file, "toy", [row("a", "seconds", 1.5), row("b", "seconds", 3)])
-    >>> rows = with_held([row("a", "seconds", 1.0)], file)
+    >>> rows = merge_with_existing([row("a", "seconds", 1.0)], file)
     >>> [(r["case"], r["mean"], "at commit" in r["note"]) for r in rows]
     [('a', 1.0, False), ('b', 3.0, True)]
   """
   mine = {(r["case"], r["metric"]) for r in rows}
   file = pathlib.Path(path)
-  held = placed(json.loads(file.read_text())) if file.exists() else []
+  held = annotate_provenance(json.loads(file.read_text())) if file.exists() else []
   kept = [r for r in held if (r["case"], r["metric"]) not in mine]
   return [*map(dict, rows), *kept]
 
 
-def placed(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def annotate_provenance(content: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The rows of a results file, each with a note of what it was made by.
 
   Args:
@@ -142,7 +142,7 @@ def placed(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Example:
     >>> content = {"commit": None, "hardware": "an abacus", "rows": [row("a", "b", 1)]}
-    >>> placed(content)[0]["note"]
+    >>> annotate_provenance(content)[0]["note"]
     'at commit unknown, an abacus'
   """
   where = f"at commit {(content['commit'] or 'unknown')[:12]}, {content['hardware']}"

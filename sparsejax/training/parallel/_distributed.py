@@ -131,7 +131,7 @@ def wait(what: str) -> None:
 
 
 @contextlib.contextmanager
-def together(describe: Callable[[Exception], str] = str) -> Iterator[None]:
+def sync_errors(describe: Callable[[Exception], str] = str) -> Iterator[None]:
   """Makes an error that one process has inside of it an error of all.
 
   All processes leave it together, or raise. A process with an error goes to a barrier
@@ -148,7 +148,7 @@ def together(describe: Callable[[Exception], str] = str) -> Iterator[None]:
     TrainingError: another process had an error: its number, and its words.
 
   Example:
-    >>> with together():
+    >>> with sync_errors():
     ...   print("done")
     done
   """
@@ -185,7 +185,7 @@ def _first_error(words: str) -> tuple[int, str]:
   return process, bytes(all_[process]).rstrip(b"\0").decode(errors="ignore")
 
 
-def everywhere(flag: bool) -> bool:
+def all_processes(flag: bool) -> bool:
   """Whether something is so in every process.
 
   Args:
@@ -195,7 +195,7 @@ def everywhere(flag: bool) -> bool:
     The same in all of them.
 
   Example:
-    >>> everywhere(True)
+    >>> all_processes(True)
     True
   """
   if jax.process_count() == 1:
@@ -205,7 +205,7 @@ def everywhere(flag: bool) -> bool:
   return bool(np.all(np.asarray(multihost_utils.process_allgather(np.bool_(flag)))))
 
 
-def agree(stop: _interrupt.Stop) -> bool:
+def any_process(stop: _interrupt.Stop) -> bool:
   """Whether any process was asked to stop; all learn it in the same step.
 
   Args:
