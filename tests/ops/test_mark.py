@@ -67,7 +67,6 @@ RIGL = functools.partial(sj.rigl, density=0.4)
     (lambda: {"w": jnp.ones((6, 5), jnp.bfloat16)}, lambda: RIGL(SGD)),
     (_dict, lambda: RIGL(SGD, grow_init="random")),
   ],
-  ids=str,
 )
 def test_marks_are_where_masks_are_false(params, tx):
   params, tx = params(), tx()
