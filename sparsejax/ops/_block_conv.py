@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sparsejax.ops import _record as _record
+from sparsejax.ops import _record
 from sparsejax.ops._blocks import check_block
 from sparsejax.ops._share import live_share
 from sparsejax.ops._visit import Static, Window, product, sharded

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.ops import _record as _record
+from sparsejax.ops import _record
 from sparsejax.ops._blocks import check_block, check_kernel
 from sparsejax.ops._share import live_share
 from sparsejax.ops._visit import Static, product, sharded

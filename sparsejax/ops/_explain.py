@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsejax.core import PyTree, align, check_callable, path_string
 from sparsejax.core import masks as find_masks
-from sparsejax.ops import _record as _record
+from sparsejax.ops import _record
 from sparsejax.ops._mark import mark_dead
 
 

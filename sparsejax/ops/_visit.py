@@ -16,7 +16,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
-from sparsejax.ops import _record as _record
+from sparsejax.ops import _record
 from sparsejax.ops._blocks import Plan, plan
 
 Array = jax.Array

@@ -33,7 +33,7 @@ from sparsejax.distributions import (
   layer_budgets,
   uniform,
 )
-from sparsejax.post_training import _files as _files
+from sparsejax.post_training import _files
 from sparsejax.post_training._layers import Layer, Network, find_layers
 from sparsejax.post_training._methods import (
   METHODS,

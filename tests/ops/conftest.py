@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsejax.ops import _share as _share
+from sparsejax.ops import _share
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparsejax.ops import _record as _record
-from sparsejax.ops import block_conv_general_dilated
+from sparsejax.ops import _record, block_conv_general_dilated
 
 BLOCK = (32, 32)
 CONV = block_conv_general_dilated(BLOCK)

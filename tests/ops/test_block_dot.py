@@ -9,9 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsejax.ops import _block_dot as _block_dot
-from sparsejax.ops import _record as _record
-from sparsejax.ops import block_dot, block_dot_general, live_blocks
+from sparsejax.ops import _block_dot, _record, block_dot, block_dot_general, live_blocks
 
 BLOCK = (32, 32)
 # Six of 64 blocks, at most the share that is worth a loop; one column without any.

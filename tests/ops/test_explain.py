@@ -6,8 +6,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.ops import _share as _share
-from sparsejax.ops import explain
+from sparsejax.ops import _share, explain
 
 
 def _net():

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import sparsejax as sj
-from sparsejax.ops import _record as _record
+from sparsejax.ops import _record
 
 BLOCKS = sj.block((32, 32))
 SGD = optax.sgd(0.1, momentum=0.9)

@@ -6,7 +6,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import training
-from sparsejax.ops import _block_dot as _block_dot
+from sparsejax.ops import _block_dot
 from sparsejax.training import _run as run_lib
 
 FIELDS = {

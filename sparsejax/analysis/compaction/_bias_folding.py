@@ -22,7 +22,7 @@ from sparsejax.analysis.compaction._constants import Facts
 from sparsejax.analysis.compaction._groups import Units
 from sparsejax.analysis.compaction._reachability import Reach
 from sparsejax.analysis.compaction._rules import PRODUCTS
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.analysis.jaxpr._program import Operation
 
 _TOLERANCE = 1e-6  # of the largest: positions that differ by rounding alone

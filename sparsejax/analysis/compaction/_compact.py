@@ -46,7 +46,7 @@ from sparsejax.analysis.compaction._constants import Facts
 from sparsejax.analysis.compaction._groups import Units
 from sparsejax.analysis.compaction._reachability import Reach
 from sparsejax.analysis.compaction._rewrite import Replay
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.core import apply_masks, path_string
 
 PyTree = Any

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.analysis.jaxpr._movement import MOVES, move
 from sparsejax.analysis.jaxpr._program import Operation, Program
 

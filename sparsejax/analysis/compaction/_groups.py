@@ -21,7 +21,7 @@ from sparsejax.analysis.compaction._rules import (
   window_axes,
 )
 from sparsejax.analysis.compaction._union_find import Union
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.analysis.jaxpr._movement import MOVES, RESHAPES, move
 from sparsejax.analysis.jaxpr._program import Operation, Program
 

@@ -11,7 +11,7 @@ from sparsejax.analysis.compaction._constants import Facts
 from sparsejax.analysis.compaction._groups import Units
 from sparsejax.analysis.compaction._rules import ELEMENTWISE, PRODUCTS
 from sparsejax.analysis.compaction._values import Step, Values, binder, spread
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.analysis.jaxpr._movement import MOVES, RESHAPES
 from sparsejax.analysis.jaxpr._program import Operation, Program
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.analysis.compaction._constants import Facts
-from sparsejax.analysis.jaxpr import _liveness as _liveness
+from sparsejax.analysis.jaxpr import _liveness
 from sparsejax.analysis.jaxpr._movement import MOVES, move
 from sparsejax.analysis.jaxpr._program import Operation
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.core import apply_masks
 
 PyTree = Any

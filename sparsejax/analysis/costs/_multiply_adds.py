@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparsejax.analysis.costs import _products as _products
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.costs import _products
+from sparsejax.analysis.jaxpr import _program
 from sparsejax.core import align, apply_masks, path_string
 
 PyTree = Any

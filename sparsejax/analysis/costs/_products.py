@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.analysis.jaxpr import _liveness as _liveness
-from sparsejax.analysis.jaxpr import _program as _program
+from sparsejax.analysis.jaxpr import _liveness, _program
 
 _CONTRACTIONS = ("conv_general_dilated", "dot_general")
 _UNKNOWN = ("cond", "while")
