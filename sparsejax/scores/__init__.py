@@ -1,7 +1,7 @@
-"""What a weight is worth: `(ScoreInputs) -> tree of floats`, higher = worth more.
+"""Scores: functions `(ScoreInputs) -> tree of floats`; higher means more important.
 
-Second-order quantities that need the loss, not only what an update sees, are plain
-functions of it here; `obd` makes a score of a diagonal.
+Second-order quantities that need the loss itself are plain functions of the loss, such
+as `hessian_diagonal`. `obd` turns such a diagonal into a score.
 """
 
 from sparsejax.scores._accumulated import (

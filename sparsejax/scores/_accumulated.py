@@ -1,4 +1,4 @@
-"""What `sj.accumulate` has gathered over the steps."""
+"""Scores from the sums that `sj.accumulate` keeps over the steps."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +7,18 @@ from sparsejax.core import PyTree, ScoreInputs
 
 
 def accumulated(inputs: ScoreInputs) -> PyTree:
-  """The sum over the steps so far, with its sign.
+  """Returns the accumulated sum over the steps so far, with its sign.
 
   s = sum_t decay^(T - t) q_t
 
   Args:
-    inputs: what scores may look at, inside `sj.accumulate`.
+    inputs: the `ScoreInputs` of the mask update, inside `sj.accumulate`.
 
   Returns:
     tree of floats, of the weights' shapes.
 
   Raises:
-    ValueError: nothing is accumulated.
+    ValueError: it is used outside `sj.accumulate`.
 
   Example:
     >>> import sparsejax as sj
@@ -32,7 +32,7 @@ def accumulated(inputs: ScoreInputs) -> PyTree:
 
 
 def accumulated_magnitude(inputs: ScoreInputs) -> PyTree:
-  """The magnitude of the sum over the steps so far.
+  """Returns the magnitude of the accumulated sum over the steps so far.
 
   s = |sum_t decay^(T - t) q_t|
 
@@ -43,7 +43,7 @@ def accumulated_magnitude(inputs: ScoreInputs) -> PyTree:
     tree of floats, of the weights' shapes.
 
   Raises:
-    ValueError: nothing is accumulated.
+    ValueError: it is used outside `sj.accumulate`.
 
   Example:
     >>> import sparsejax as sj
@@ -54,12 +54,14 @@ def accumulated_magnitude(inputs: ScoreInputs) -> PyTree:
 
 
 def signed_gradient(inputs: ScoreInputs) -> PyTree:
-  """This step's gradient itself, dead weights included; to be accumulated.
+  """Returns the gradient of this step with its sign, for `sj.accumulate`.
 
   s = dL/dw
 
+  Masked weights have their dense gradient too.
+
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the step.
 
   Returns:
     tree of floats, of the gradients' shapes and dtypes.

@@ -1,4 +1,4 @@
-"""The diagonal Fisher score, from the optimizer's own second moment."""
+"""The diagonal Fisher score, computed from the optimizer's second moment."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,18 @@ from sparsejax.scores._momentum import never_negative
 
 
 def fisher(inputs: ScoreInputs) -> PyTree:
-  """What deleting the weight costs, with the Fisher diagonal for the curvature.
+  """Estimates the cost of deleting each weight, with the Fisher diagonal as curvature.
 
   s = v w^2 / 2, v the second moment of Adam and its relatives, or else (dL/dw)^2, and
   that too where a second moment is negative, which a mean of squares never is
 
-  v averages squares of batch gradients over steps: n times smaller, at batch size n,
-  than the mean of single examples' squares, which does not change a ranking. For those
-  exactly: `sj.obd(sj.empirical_fisher_diagonal(...))`. Zero for every dead weight.
+  v averages squared batch gradients over steps. At batch size n it is n times smaller
+  than the mean of the examples' squared gradients; the ranking is the same. For the
+  mean over examples use `sj.obd` with `empirical_fisher_diagonal`. The score is zero
+  for every masked weight.
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
     tree of floats, of the weights' shapes and dtypes.

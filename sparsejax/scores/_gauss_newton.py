@@ -1,9 +1,9 @@
 """Diagonals of the Gauss-Newton matrix: for any network, and in closed form for MLPs.
 
-The Gauss-Newton matrix is `G = mean_i J_i^T S_i J_i`, with `J_i` the Jacobian of the
-network's outputs and `S_i` the Hessian of the loss in the outputs: the Hessian without
-the network's own curvature, never indefinite, and exact where the outputs are linear in
-the weights.
+The Gauss-Newton matrix is `G = mean_i J_i^T S_i J_i`, where `J_i` is the Jacobian of
+the network's outputs and `S_i` the Hessian of the loss with respect to the outputs. It
+is the Hessian without the curvature of the network. It is positive semidefinite, and
+equal to the Hessian where the outputs are linear in the weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ _LOSSES = ("softmax", "squared")
 
 
 def output_factors(outputs: jax.Array, loss: str = "softmax") -> jax.Array:
-  """Columns `s_c` with `sum_c s_c s_c^T` the loss's Hessian in the outputs.
+  """Factorizes the Hessian of the loss in the outputs as `sum_c s_c s_c^T`.
 
   `softmax` (cross-entropy on logits): `s_c = sqrt(p_c) (e_c - p)`.
   `squared` (half the squared error): `s_c = e_c`.
@@ -29,7 +29,7 @@ def output_factors(outputs: jax.Array, loss: str = "softmax") -> jax.Array:
     loss: "softmax" or "squared".
 
   Returns:
-    Float array `(classes, ..., classes)`, the columns first.
+    Float array `(classes, ..., classes)`, the columns `s_c` along the first axis.
 
   Raises:
     ValueError: `loss` is neither.
@@ -61,9 +61,9 @@ def gauss_newton_diagonal(
   loss: str = "softmax",
   batch_size: int = 8,
 ) -> Params:
-  """The Gauss-Newton matrix's diagonal, for any network.
+  """Computes the diagonal of the Gauss-Newton matrix of any network.
 
-  `diag(G) = mean_i sum_c (J_i^T s_ic)^2`: one backward pass an example and a class. For
+  `diag(G) = mean_i sum_c (J_i^T s_ic)^2`: one backward pass per example and class. For
   an MLP, `mlp_gauss_newton_diagonal` gives the same in a thousandth of the time.
 
   Args:
@@ -101,9 +101,9 @@ def gauss_newton_diagonal(
 
 
 class LayerFactors(NamedTuple):
-  """What a dense layer's Gauss-Newton matrix is made of.
+  """The factors of the Gauss-Newton matrix of one dense layer.
 
-  Neuron `j`'s block is `mean_i sensitivities[i, j] * outer(inputs[i], inputs[i])`.
+  The block of neuron `j` is `mean_i sensitivities[i, j] * outer(inputs[i], inputs[i])`.
   """
 
   inputs: jax.Array  # (n, fan_in)
@@ -117,17 +117,17 @@ def mlp_factors(
   loss: str = "softmax",
   activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
 ) -> list[LayerFactors]:
-  """Inputs and squared output sensitivities of every dense layer of an MLP.
+  """Computes inputs and squared output sensitivities of each dense layer of an MLP.
 
   Args:
     params: dense layers `{"kernel": (in, out), "bias": (out,)}` in order, as a sequence
       or as a mapping whose sorted keys are the order. A bias may be missing.
     inputs: float array `(n, fan_in)`.
     loss: "softmax" or "squared".
-    activation: between layers, elementwise.
+    activation: the elementwise function between layers.
 
   Returns:
-    One `LayerFactors` a layer.
+    One `LayerFactors` per layer.
 
   Raises:
     ValueError: `params` holds something that is not a dense layer.
@@ -138,6 +138,7 @@ def mlp_factors(
     >>> factors[0].sensitivities.tolist()
     [[1.0]]
   """
+  # Forward pass, which keeps the inputs of each layer and the activations' slopes.
   layers = dense_layers(params)
   hidden, slopes, z = [inputs], [], inputs
   for i, layer in enumerate(layers):
@@ -149,6 +150,7 @@ def mlp_factors(
       hidden.append(value)
       slopes.append(slope)
 
+  # Backward pass of one column s_c; the squared signals are summed over the classes.
   def add(totals, delta):
     new = []
     for i in range(len(layers) - 1, -1, -1):
@@ -169,17 +171,17 @@ def mlp_gauss_newton_diagonal(
   loss: str = "softmax",
   activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
 ) -> Any:
-  """The Gauss-Newton diagonal of an MLP, exactly, in one product a layer.
+  """Computes the exact Gauss-Newton diagonal of an MLP, with one product per layer.
 
-  `diag(G)_kernel = mean_i x_i^2 (sum_c delta_ic^2)^T`, `x` a layer's inputs and
-  `delta_ic` the signal that `s_c` sends back to its outputs: the squares are summed
+  `diag(G)_kernel = mean_i x_i^2 (sum_c delta_ic^2)^T`, where `x` are the inputs of a
+  layer and `delta_ic` is `s_c` propagated back to its outputs. The squares are summed
   over classes before the product with the inputs.
 
   Args:
     params: as for `mlp_factors`.
     inputs: float array `(n, fan_in)`.
     loss: "softmax" or "squared".
-    activation: between layers, elementwise.
+    activation: the elementwise function between layers.
 
   Returns:
     A pytree like `params`, non-negative.
@@ -209,7 +211,7 @@ def mlp_gauss_newton_diagonal(
 
 
 def dense_layers(params: Any) -> list[Mapping[str, jax.Array]]:
-  """The dense layers of an MLP's params, in order; keys of a mapping are sorted.
+  """Lists the dense layers of an MLP in order; keys of a mapping are sorted.
 
   Example:
     >>> layer = {"kernel": jnp.ones((2, 1))}

@@ -7,12 +7,12 @@ from sparsejax.core import PyTree, ScoreInputs
 
 
 def gradient(inputs: ScoreInputs) -> PyTree:
-  """The magnitude of this step's gradient, dead weights included.
+  """Returns the magnitude of this step's gradient, for masked weights too.
 
   s = |dL/dw|
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
     tree of floats, of the gradients' shapes and dtypes.

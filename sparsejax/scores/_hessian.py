@@ -1,4 +1,4 @@
-"""Diagonals of the Hessian: exact, Hutchinson's estimate, empirical Fisher."""
+"""Diagonals of the Hessian: exact, Hutchinson's estimate, and empirical Fisher."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Loss = Callable[[Params], jax.Array]
 
 
 def hessian_vector_product(loss: Loss, params: Params, vector: Params) -> Params:
-  """The Hessian of `loss` at `params` times `vector`, without forming it.
+  """Multiplies the Hessian of `loss` at `params` by a vector, without forming it.
 
   `H v = d/dt grad(loss)(params + t v)` at `t = 0`: forward over reverse mode.
 
@@ -35,14 +35,15 @@ def hessian_vector_product(loss: Loss, params: Params, vector: Params) -> Params
 
 
 def hessian_diagonal(loss: Loss, params: Params, *, batch_size: int = 32) -> Params:
-  """The exact diagonal of the Hessian, one Hessian-vector product a weight.
+  """Computes the exact Hessian diagonal by one Hessian-vector product per weight.
 
-  `h_k = e_k . H e_k`. For small nets: the cost is `n_weights` gradients.
+  `h_k = e_k . H e_k`. For small networks: the cost is that of `n_weights` gradients.
 
   Args:
     loss: `params -> scalar`.
     params: pytree of float arrays, all of one dtype.
-    batch_size: how many products are computed at a time (memory, not value).
+    batch_size: how many products are computed at a time. It changes the memory use, not
+      the result.
 
   Returns:
     A pytree like `params`: `h_k`, in units of loss per squared weight.
@@ -73,10 +74,10 @@ def hessian_diagonal(loss: Loss, params: Params, *, batch_size: int = 32) -> Par
 def hutchinson_diagonal(
   loss: Loss, params: Params, key: jax.Array, *, samples: int = 32
 ) -> Params:
-  """Hutchinson's unbiased estimate of the Hessian's diagonal.
+  """Estimates the Hessian diagonal with Hutchinson's unbiased estimator.
 
-  `h ~ mean_s z_s * (H z_s)` with independent signs `z_s`. The variance of entry `k`
-  is `sum_{j != k} H_kj^2 / samples`: exact at once where H is diagonal.
+  `h ~ mean_s z_s * (H z_s)` with independent random signs `z_s`. The variance of entry
+  `k` is `sum_{j != k} H_kj^2 / samples`. One sample is exact where H is diagonal.
 
   Args:
     loss: `params -> scalar`.
@@ -121,20 +122,21 @@ def empirical_fisher_diagonal(
   *,
   batch_size: int = 32,
 ) -> Params:
-  """The diagonal of the empirical Fisher matrix, `mean_i g_i^2`.
+  """Computes the diagonal of the empirical Fisher matrix, `mean_i g_i^2`.
 
   Args:
     example_loss: `(params, example) -> scalar`, the loss of one example.
     params: pytree of float arrays.
-    examples: pytree whose leaves carry the examples on axis 0.
-    batch_size: how many examples' gradients are held at a time.
+    examples: pytree whose leaves have the examples along axis 0.
+    batch_size: how many examples' gradients are in memory at a time.
 
   Returns:
-    A pytree like `params`. It is not the Hessian: at a good fit the gradients, and so
-    this matrix, go to zero, while the Gauss-Newton matrix does not.
+    A pytree like `params`. It is not the diagonal of the Hessian: at a good fit the
+    gradients, and with them this matrix, go to zero, but the Gauss-Newton matrix does
+    not.
 
   Raises:
-    ValueError: `batch_size` is below 1, or `examples` holds no example.
+    ValueError: `batch_size` is below 1, or `examples` is empty.
 
   Example:
     >>> loss = lambda w, x: w * x
@@ -160,7 +162,9 @@ def empirical_fisher_diagonal(
 def sum_over_examples(
   function: Callable[[Any], Params], like: Params, examples: Any, batch_size: int
 ) -> Params:
-  """Sums `function(example)`, a pytree like `like`, holding `batch_size` at a time.
+  """Sums `function(example)` over examples, `batch_size` examples at a time.
+
+  `function` returns a pytree like `like`.
 
   Example:
     >>> x = jnp.arange(5.0)

@@ -1,4 +1,4 @@
-"""The diagonal Hessian score, estimated afresh at every mask update."""
+"""A score from the Hessian diagonal, estimated again at every mask update."""
 
 from collections.abc import Callable
 
@@ -20,21 +20,22 @@ from sparsejax.scores._obd import obd_saliency
 def hutchinson(
   loss: Callable[[PyTree], jax.Array], params: PyTree, *, samples: int = 32
 ) -> Score:
-  """What deleting the weight costs, by Hutchinson's estimate of the Hessian diagonal.
+  """Estimates the cost of deleting each weight, from Hutchinson's Hessian diagonal.
 
   s = max(h, 0) w^2 / 2,  h = mean_s z_s * (H z_s) with random signs z_s
 
-  The weights of the moment are put into `params` and the Hessian is taken with respect
-  to them; every mask update draws new signs. For a diagonal computed once: `sj.obd`.
+  At every mask update the current weights are inserted into `params`, the Hessian is
+  taken with respect to them, and new signs are drawn. For a diagonal that is computed
+  once use `sj.obd`.
 
   Args:
     loss: `params -> scalar`, on examples of the user's choice.
-    params: the whole tree; of the leaves that are not sparsified, which a score does
-      not see, these values are used.
+    params: the whole tree. A score gets the sparsified leaves only; for all other
+      leaves these values are used.
     samples: how many sign vectors to average.
 
   Returns:
-    A score; it costs `samples` Hessian-vector products where it is used.
+    A score; each use costs `samples` Hessian-vector products.
 
   Raises:
     TypeError: an argument has the wrong type.

@@ -7,12 +7,12 @@ from sparsejax.core import PyTree, ScoreInputs
 
 
 def magnitude(inputs: ScoreInputs) -> PyTree:
-  """The magnitude of the weight.
+  """Returns the magnitude of each weight.
 
   s = |w|
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
     tree of floats, of the weights' shapes and dtypes.

@@ -9,20 +9,20 @@ _EPS = 1e-8
 
 
 def momentum(inputs: ScoreInputs) -> PyTree:
-  """The magnitude of the inner optimizer's momentum, dead weights included.
+  """Returns the magnitude of the inner optimizer's momentum, for masked weights too.
 
   s = |m|, or |m| / (sqrt(v) + 1e-8) under Adam and its relatives (no bias
   correction, as in the reference implementation)
 
-  Divided in float32 at least. Where a second moment is negative anywhere it is none,
-  and s = |m|.
+  The division is done in float32 or wider. If any entry of a second moment is negative,
+  it is not a mean of squares, and s = |m| in all layers.
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
-    tree of floats, of the moments' shapes; of the dtype of m, or float32 at least where
-    it is divided.
+    tree of floats, of the moments' shapes. The dtype is that of m where there is no
+    second moment, and float32 or wider elsewhere.
 
   References:
     Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", section 3.
@@ -50,11 +50,11 @@ def momentum(inputs: ScoreInputs) -> PyTree:
 def never_negative(second: list) -> jax.Array:
   """Returns whether second moments can be means of squares: none is negative.
 
-  Asked of all layers at once, for their scores are compared. NaN passes, so that the
-  mask update is skipped and counted.
+  The answer is one for all layers, because scores of different layers are compared. NaN
+  passes, so that the mask update is skipped and counted.
 
   Args:
-    second: arrays, and None where there is none.
+    second: one array per layer, or None where a layer has no second moment.
 
   Returns:
     bool scalar.

@@ -1,4 +1,4 @@
-"""The movement of the weight in this step."""
+"""The movement score: the change of a weight's magnitude by gradient descent."""
 
 import jax
 
@@ -6,16 +6,17 @@ from sparsejax.core import PyTree, ScoreInputs
 
 
 def movement(inputs: ScoreInputs) -> PyTree:
-  """Whether gradient descent moves the weight away from zero, and how strongly.
+  """Measures how strongly gradient descent moves each weight away from zero.
 
   s = -w dL/dw
 
-  Positive where a step makes the weight larger, negative where it shrinks it: a small
-  weight that grows is worth more than a large one on its way to zero. Zero for every
-  dead weight. This is the score of one step; movement pruning sums it over training.
+  The score is positive where a step increases the weight's magnitude, and negative
+  where it decreases it: a small weight that increases scores higher than a large one
+  that decreases. It is zero for every masked weight. This is the score of one step;
+  movement pruning sums it over training.
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the step.
 
   Returns:
     tree of floats of either sign, of the weights' shapes and dtypes.

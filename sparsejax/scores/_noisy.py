@@ -1,4 +1,4 @@
-"""Noise on another score."""
+"""A score with Gaussian noise added to another score."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from sparsejax.core import (
   uniform_like,
 )
 
-# Apart from the keys of `random`, which may stand in the same chain.
+# Keeps the keys different from those of `random`, which the same chain may use.
 _SALT = 0x6E6F6973
 
 
@@ -25,15 +25,15 @@ def noisy(score: Score, deviation: float) -> Score:
 
   Args:
     score: any score.
-    deviation: standard deviation of the noise, in the score's own unit.
+    deviation: standard deviation of the noise, in the unit of the score.
 
   Returns:
-    A score; float32 at least, fresh noise at every mask update, the same however the
-    weights are sharded.
+    A score, float32. The noise is new at every mask update and does not depend on the
+    sharding of the weights.
 
   Raises:
-    TypeError: score is no function, deviation no number.
-    ValueError: deviation is negative.
+    TypeError: `score` is not a function, or `deviation` is not a number.
+    ValueError: `deviation` is negative or not finite.
 
   References:
     Evci et al. 2020, "Rigging the lottery" (the authors' implementation).
@@ -57,7 +57,7 @@ def noisy(score: Score, deviation: float) -> Score:
 
 
 def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
-  """Standard normal float32 with the shape and the sharding of another array."""
-  # The quantile of a uniform draw: the one kind of draw that keeps its sharding.
+  """Draws standard normal float32 with the shape and sharding of another array."""
+  # Transforms a uniform draw, because `uniform_like` keeps the sharding of x.
   centered = 2 * uniform_like(key, x) - (1 - 2**-23)
   return jnp.float32(2**0.5) * jax.scipy.special.erfinv(centered)

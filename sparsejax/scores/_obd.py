@@ -1,4 +1,4 @@
-"""Optimal brain damage: what deleting each weight alone is predicted to cost."""
+"""Optimal brain damage: the predicted cost of deleting each weight alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ Score = Callable[[ScoreInputs], Any]
 
 
 def obd_saliency(params: Any, diagonal: Any) -> Any:
-  """The predicted rise of the loss when one weight is set to zero.
+  """Predicts the increase of the loss when one weight is set to zero.
 
-  `s_k = h_k w_k^2 / 2`, for a net at a minimum whose Hessian is diagonal. Negative
-  curvature (an estimate's noise, or no minimum) counts as zero.
+  `s_k = h_k w_k^2 / 2`, for a network at a minimum with a diagonal Hessian. Negative
+  curvature (noise of an estimate, or a point that is not a minimum) counts as zero.
 
   Args:
     params: pytree of float arrays.
-    diagonal: pytree like `params`, the Hessian's diagonal or a stand-in for it.
+    diagonal: pytree like `params`: the diagonal of the Hessian, or an approximation.
 
   Returns:
     A pytree like `params`, non-negative, in units of loss.
@@ -34,19 +34,19 @@ def obd_saliency(params: Any, diagonal: Any) -> Any:
 
 
 def obd(diagonal: Any) -> Score:
-  """The score of optimal brain damage, for `drop`, `prune_to` and their relatives.
+  """Makes the optimal brain damage score from a given Hessian diagonal.
 
-  s = h w^2 / 2, with `h` given and `w` the weights of the moment.
+  s = h w^2 / 2, with `h` given and `w` the current weights. Negative `h` counts as 0.
 
   Args:
-    diagonal: pytree like the params, the Hessian's diagonal or a stand-in for it. It
-      stays what it was when the score was built.
+    diagonal: pytree like the params: the diagonal of the Hessian, or an approximation.
+      It stays constant after the score is built.
 
   Returns:
-    A score, higher = worth more.
+    A score; for `drop`, `prune_to` and similar transforms.
 
   Raises:
-    TypeError: diagonal is no tree of arrays.
+    TypeError: `diagonal` is not a tree of arrays.
 
   Example:
     >>> from sparsejax.core import Moments
@@ -61,7 +61,7 @@ def obd(diagonal: Any) -> Score:
   check_arrays("diagonal", diagonal)
 
   def score(inputs: ScoreInputs) -> Any:
-    # Params are None where nothing is sparsified; the diagonal has arrays there.
+    # Params are None at leaves that are not sparsified; the diagonal has arrays there.
     return jax.tree.map(
       lambda w, h: None if w is None else obd_saliency(w, h),
       inputs.params,

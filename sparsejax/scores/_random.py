@@ -6,16 +6,16 @@ from sparsejax.core import PyTree, ScoreInputs, leaf_keys, uniform_like
 
 
 def random(inputs: ScoreInputs) -> PyTree:
-  """A fresh uniform draw for every weight.
+  """Draws a new uniform number for every weight.
 
   s ~ U[0, 1)
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
-    tree of float32, of the weights' shapes; the values do not depend on how the
-    weights are sharded.
+    tree of float32, of the weights' shapes. The values do not depend on the sharding of
+    the weights.
 
   References:
     Mocanu et al. 2018 (growth in sparse evolutionary training).

@@ -7,16 +7,16 @@ from sparsejax.core import PyTree, ScoreInputs
 
 
 def taylor(inputs: ScoreInputs) -> PyTree:
-  """How much the loss changes, to first order, when the weight is set to zero.
+  """Estimates the change of the loss, to first order, when a weight is set to zero.
 
   s = |w dL/dw|
 
-  Zero for every dead weight: it says what to drop or prune, never what to grow. Its
-  square, which Molchanov et al. use, ranks the same; its negative with the sign kept
-  is `movement`.
+  The score is zero for every masked weight, so it can rank weights to drop or prune but
+  not weights to grow. Its square, which Molchanov et al. use, gives the same ranking.
+  Without the absolute value, -w dL/dw is `movement`.
 
   Args:
-    inputs: what scores may look at.
+    inputs: the `ScoreInputs` of the mask update.
 
   Returns:
     tree of floats, of the weights' shapes and dtypes, in units of loss.
