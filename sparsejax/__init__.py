@@ -1,4 +1,4 @@
-"""SparseJAX: networks that are sparse from the first training step to the last."""
+"""Sparse training in JAX: networks that are sparse at every step of training."""
 
 from sparsejax.core import (
   KernelAxes,

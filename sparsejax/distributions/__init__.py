@@ -1,4 +1,4 @@
-"""How a total of live weights is laid out over the layers at the start."""
+"""Distributions: functions that divide the total budget over the layers."""
 
 from sparsejax.distributions._override import override
 from sparsejax.distributions._static import (

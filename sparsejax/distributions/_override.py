@@ -1,4 +1,4 @@
-"""Densities of some layers fixed by name, on top of any distribution."""
+"""A distribution in which the densities of some layers are fixed by name."""
 
 import re
 from collections.abc import Mapping
@@ -21,23 +21,25 @@ from sparsejax.distributions._static import (
 def override(
   distribution: Distribution, densities: Mapping[str, float]
 ) -> Distribution:
-  """Fixes the density of some layers by name; the others share what is left.
+  """Fixes the density of some layers by name; the others share the remaining budget.
 
   budget_l = round(densities[pattern] * size_l) where a pattern matches; the total
   stays round(density * total size)
 
   Args:
     distribution: the distribution of the other layers.
-    densities: from a regular expression, searched for in the path, to a density in
-      [0, 1]; 1 keeps a layer dense. The first match counts.
+    densities: maps a regular expression, which is searched for in the layer's path, to
+      a density in [0, 1]; 1 keeps a layer dense. The first pattern that matches counts.
 
   Returns:
     A distribution.
 
   Raises:
-    TypeError: distribution is no function, densities not from regexes to numbers.
-    ValueError: a density is outside [0, 1]; a pattern matches no layer; or the fixed
-      layers alone pass the total.
+    TypeError: `distribution` is not a function, or `densities` does not map regular
+      expressions to numbers.
+    ValueError: a density is outside [0, 1], or a pattern matches no layer. When the
+      distribution is called: the fixed layers alone exceed the total, or the other
+      layers are too small for the rest of it.
 
   Example:
     >>> import sparsejax as sj
@@ -55,6 +57,7 @@ def override(
       raise ValueError(f"densities must lie in [0, 1], got {value} for {pattern!r}.")
 
   def overridden(shapes: Shapes, density) -> Array:
+    # Budgets of the layers that a pattern names; the first match wins.
     fixed = {}
     for pattern, value in densities.items():
       hits = [path for path in shapes if re.search(pattern, path)]
@@ -65,6 +68,8 @@ def override(
         )
       for path in hits:
         fixed.setdefault(path, round(value * int(np.prod(shapes[path]))))
+    # The other layers must be able to hold exactly what is left of the total. A traced
+    # density cannot be checked here.
     total, size = total_budget(shapes, density), sum(sizes_of(shapes))
     rest = {path: shape for path, shape in shapes.items() if path not in fixed}
     spent = sum(fixed.values())
@@ -75,13 +80,16 @@ def override(
         f"{size}) possible, got {spent} in the named layers and room for {room} in "
         "the others."
       )
+    # Calls the distribution for the other layers, with the density that gives their
+    # total. Nothing is left to distribute where the fixed layers use all of it.
     others = None
     if rest and not (isinstance(total, int) and total == spent):
-      with jax.enable_x64(True):  # exact: the others' total must come out whole
+      with jax.enable_x64(True):  # so that density * room rounds to exactly `left`
         left = total - spent
         left = left if isinstance(left, int) else left.astype(jnp.float64)
         density = left / room
       others = layer_budgets(distribution, rest, density)
+    # Puts both kinds of budgets into the order of `shapes`.
     order = {path: i for i, path in enumerate(rest)}
     none = jnp.int32(0)
     budgets = [

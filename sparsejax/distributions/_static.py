@@ -1,4 +1,4 @@
-"""How many live weights each layer gets at the start: uniform, ER, ERK."""
+"""The uniform, Erdős–Rényi and ERK distributions of live weights over layers."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def uniform(shapes: Shapes, density) -> Array:
-  """The same density in every layer.
+  """Gives every layer the same density.
 
   budget_l ~ size_l, summing to round(density * total size)
 
@@ -28,13 +28,15 @@ def uniform(shapes: Shapes, density) -> Array:
     density: fraction kept, in (0, 1]; a float or a traced scalar.
 
   Returns:
-    int32 (layers,), in the order of `shapes`: largest remainder, ties to the first
-    layer, at least one weight a layer where the total allows it.
+    int32 (layers,), in the order of `shapes`. Budgets are rounded by largest remainder,
+    with ties to the first layer. Each layer gets at least one weight where the total
+    allows it.
 
   Raises:
-    TypeError: shapes is no mapping to tuples of integers, density no number.
-    ValueError: density is outside (0, 1], or gives fewer weights than layers; there is
-      no layer, or one without weights.
+    TypeError: `shapes` does not map to tuples of integers, or `density` is not a
+      number.
+    ValueError: `density` is outside (0, 1], or gives fewer weights than layers; there
+      is no layer, or a layer has no weights.
 
   Example:
     >>> import sparsejax as sj
@@ -46,21 +48,22 @@ def uniform(shapes: Shapes, density) -> Array:
 
 
 def erdos_renyi(shapes: Shapes, density) -> Array:
-  """Erdős–Rényi: density falls with the number of neurons on both sides.
+  """Gives layers with many neurons on both sides a lower density (Erdős–Rényi).
 
   budget_l ~ (n_in + n_out) * taps, that is density_l ~ (n_in + n_out) / (n_in n_out)
 
   Args:
-    shapes: as in `uniform`; the last two axes are n_in and n_out, all before them
-      the kernel's taps, as `sparsify` gives them for a kernel of any order of axes.
+    shapes: as in `uniform`. The last two axes are n_in and n_out; all axes before them
+      are taps. `sparsify` passes shapes in this order for every kernel.
     density: as in `uniform`.
 
   Returns:
-    int32 (layers,), within the layers' sizes: what a full layer cannot take moves
-    on to the others.
+    int32 (layers,). No budget exceeds its layer's size; the excess of a full layer is
+    distributed over the others.
 
   Raises:
-    ValueError: as in `uniform`; a layer's inputs and outputs are not known.
+    TypeError: as in `uniform`.
+    ValueError: as in `uniform`; or the inputs and outputs of a layer are not known.
 
   References:
     Mocanu et al. 2018, "Scalable training of artificial neural networks with
@@ -77,7 +80,7 @@ def erdos_renyi(shapes: Shapes, density) -> Array:
 
 
 def erk(shapes: Shapes, density) -> Array:
-  """Erdős–Rényi-Kernel: Erdős–Rényi that counts the kernel's extent as well.
+  """Extends Erdős–Rényi by the spatial extent of the kernel (ERK).
 
   budget_l ~ n_in + n_out + height + width
 
@@ -86,10 +89,11 @@ def erk(shapes: Shapes, density) -> Array:
     density: as in `uniform`.
 
   Returns:
-    int32 (layers,), within the layers' sizes.
+    int32 (layers,), as in `erdos_renyi`.
 
   Raises:
-    ValueError: as in `uniform`.
+    TypeError: as in `uniform`.
+    ValueError: as in `erdos_renyi`.
 
   References:
     Evci et al. 2020, "Rigging the lottery", section 3.
@@ -105,7 +109,7 @@ def erk(shapes: Shapes, density) -> Array:
 
 
 def total_budget(shapes: Shapes, density):
-  """round(density * total size), exactly: an int, or int64 if density is traced."""
+  """Returns round(density * total size), at least 1: an int, or int64 if traced."""
   size = sum(sizes_of(shapes))
   if isinstance(density, jax.Array):
     with jax.enable_x64(True):
@@ -126,17 +130,18 @@ def layer_budgets(distribution: Distribution, shapes: Shapes, density) -> Array:
     density: fraction kept.
 
   Returns:
-    int32 (layers,), summing to `total_budget(shapes, density)`. Of a traced density,
-    budgets with another sum are scaled to it, by largest remainder.
+    int32 (layers,), summing to `total_budget(shapes, density)`. Traced budgets are
+    clipped to the layers' sizes and scaled to this sum, by largest remainder.
 
   Raises:
-    ValueError: it is not an integer per layer, from 0 to all that the layer holds, or
-      (of a density that is not traced) the sum is another.
+    ValueError: the result is not one integer per layer. For a density that is not
+      traced, also: a budget is below 0 or above the layer's size, or the sum differs
+      from the total.
   """
   if isinstance(density, Tracer):
     given, total = distribution(shapes, density), total_budget(shapes, density)
   else:
-    # Under `jit` too: budgets are checked while they can be read.
+    # Evaluates the budgets under `jit` too, so that their values can be checked.
     with jax.ensure_compile_time_eval():
       given, total = distribution(shapes, density), total_budget(shapes, density)
   budgets = jnp.asarray(given)
@@ -154,7 +159,7 @@ def layer_budgets(distribution: Distribution, shapes: Shapes, density) -> Array:
           f"{size} at {path!r}."
         )
   if isinstance(given, Tracer) or isinstance(total, Tracer):
-    # Budgets that sum to the total come out as they are.
+    # Leaves budgets that already sum to the total unchanged.
     budgets = jnp.clip(budgets.astype(jnp.int32), 0, jnp.asarray(sizes, jnp.int32))
     return _apportion(budgets, total, sizes, spread=False)
   found = int(np.asarray(given, np.int64).sum())
@@ -170,8 +175,8 @@ def check_distribution(distribution, none: bool = False) -> None:
   """Raises TypeError unless a value is a function of (shapes, density).
 
   Args:
-    distribution: what was given.
-    none: whether None will do.
+    distribution: the value to check.
+    none: whether None is accepted.
   """
   if distribution is None and none:
     return
@@ -180,7 +185,7 @@ def check_distribution(distribution, none: bool = False) -> None:
 
 
 def check_density(density, name: str = "density") -> None:
-  """Raises unless a static density lies in (0, 1]; traced ones pass."""
+  """Raises unless a density is a number in (0, 1]; array values are not checked."""
   if isinstance(density, jax.Array):
     check_scalar(name, density)
     return
@@ -203,7 +208,7 @@ def _distribute(weights: list[int], shapes: Shapes, density) -> Array:
 
 @jax.jit
 def _one_each(budgets: Array) -> Array:
-  """Gives a weight to layers that round to none, taken from the largest."""
+  """Raises budgets of 0 to 1 and takes the weights from the largest budget."""
   empty = budgets == 0
   needed = jnp.sum(empty, dtype=jnp.int32)
   largest = budgets == jnp.max(budgets)
@@ -241,7 +246,7 @@ def _check_shapes(shapes: Shapes, rank: int) -> None:
 
 
 def sizes_of(shapes: Shapes) -> list[int]:
-  """Weights of each layer, in the order of the shapes."""
+  """Returns the number of weights per layer, in the order of `shapes`."""
   return [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
 
 
