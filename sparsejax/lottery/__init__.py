@@ -1,4 +1,4 @@
-"""Lottery tickets: prune, rewind, controls, instability, populations."""
+"""Lottery tickets: pruning, rewinding, controls, instability and populations."""
 
 from sparsejax.lottery._criteria import CRITERIA, criterion
 from sparsejax.lottery._freeze import freeze_masked

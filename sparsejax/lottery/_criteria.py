@@ -1,4 +1,4 @@
-"""What in a weight's history says that it should stay (Zhou et al. 2019)."""
+"""Mask criteria of Zhou et al. (2019)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sparsejax.core import align, check_key, leaf_keys, uniform_like
 
 PyTree = Any
 
-# (w_i, w_f, a w_f) -> score, with a such that |a w_f| and |w_i| have one mean.
+# (w_i, w_f, a w_f) -> score, with a such that |a w_f| and |w_i| have the same mean.
 _RULES = {
   "large_final": lambda i, f, s: jnp.abs(f),
   "small_final": lambda i, f, s: -jnp.abs(f),
@@ -31,32 +31,32 @@ def criterion(
   masks: PyTree,
   key: jax.Array | None = None,
 ) -> PyTree:
-  """The scores of a mask criterion, for `prune`: the lowest go.
+  """Computes the scores of a mask criterion for `prune`, which drops the lowest.
 
   large_final: |w_f|;  small_final: -|w_f|;  large_init: |w_i|;  small_init: -|w_i|;
   large_init_large_final: min(|w_i|, a |w_f|);  small_init_small_final:
   -max(|w_i|, a |w_f|);  magnitude_increase: |w_f| - |w_i|;  movement: |w_f - w_i|;
   random: uniform.  a = mean |w_i| / mean |w_f| over the layer's live weights.
 
-  With `_same_sign` (`_diff_sign`) after its name, all weights whose sign changed
-  (did not change) come after all others, in the same order.
+  With the suffix `_same_sign` (`_diff_sign`), every weight whose sign changed (did not
+  change) scores below all other weights. The order within each group is unchanged.
 
   Args:
-    name: one of these, such as "magnitude_increase" or "large_final_same_sign".
-    initial: w_i, what a ticket is rewound to.
-    final: w_f, after training.
-    masks: what is live; leaves without a mask have no score.
-    key: a PRNG key; for "random".
+    name: a criterion, such as "magnitude_increase" or "large_final_same_sign".
+    initial: w_i, the weights that a ticket is rewound to.
+    final: w_f, the weights after training.
+    masks: bool arrays, True = live; leaves without a mask get no score.
+    key: a PRNG key, needed by "random" only.
 
   Returns:
-    A tree like `masks` of floats, higher = worth more.
+    A tree of float arrays like `masks`; higher scores are kept.
 
   Raises:
-    ValueError: there is no such criterion; "random" without a key.
+    ValueError: `name` is not a criterion, or `key` is missing for "random".
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets", figure 3 and section 5. The
-    paper chooses `a` by hand; here the two magnitudes are brought to one mean.
+    paper chooses `a` by hand; here `a` gives the two magnitudes the same mean.
 
   Example:
     >>> w_i, w_f = jnp.array([[1.0, -3.0, 2.0]]), jnp.array([[4.0, -2.0, -5.0]])
@@ -97,7 +97,7 @@ def criterion(
     if not sign:
       return worth
     agree = jnp.sign(i) * jnp.sign(f) * sign > 0
-    # Squeezed into (-1, 1): order is kept within either group.
+    # Map scores into (-1, 1), which keeps their order, then separate the groups by 4.
     squeezed = worth / (1 + jnp.abs(worth))
     return jnp.where(agree, squeezed + 2, squeezed - 2)
 

@@ -1,4 +1,4 @@
-"""Holds masked weights where they are, in the place of at zero."""
+"""Training that keeps masked weights at their current values instead of at zero."""
 
 from typing import Any
 
@@ -15,22 +15,23 @@ PyTree = Any
 def freeze_masked(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """A sparse optimizer that leaves its masked weights as they are.
+  """Wraps a sparse optimizer so that its updates leave masked weights unchanged.
 
   update = u where live, else 0
 
-  For Zhou et al.'s mask-0 actions: `mask_zero` gives the values, and training with this
-  holds them.
+  This serves the mask-0 actions of Zhou et al.: `mask_zero` computes the values of the
+  masked weights, and this transformation keeps them during training.
 
   Args:
     tx: an optimizer of this package, such as `sj.static_sparse(...)`.
 
   Returns:
     An optax transformation with the state of `tx`; `sj.masks` and `sj.with_masks` work
-    on it. Masked weights are not zero: a mask update of `tx` would not make them so.
+    on that state. Masked weights need not be zero, and a mask update of `tx` does not
+    set them to zero.
 
   Raises:
-    TypeError: `tx` is no optax transformation.
+    TypeError: `tx` is not an optax transformation.
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets", section 3.

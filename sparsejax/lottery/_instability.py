@@ -1,4 +1,4 @@
-"""Instability: what lies between two networks that saw the data in different orders."""
+"""Instability analysis: the error on the line between two trained networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ from sparsejax.core import check_callable, check_integer
 
 Array = jax.Array
 PyTree = Any
-# Instability below it counts as none (Frankle et al. 2020), in percent of error.
+# Networks with a smaller instability count as stable (Frankle et al. 2020); in percent.
 STABLE = 2.0
 
 
 def interpolate(first: PyTree, second: PyTree, alpha: float | Array) -> PyTree:
-  """A point on the line between two networks.
+  """Interpolates linearly between two networks.
 
   w = (1 - a) w_1 + a w_2
 
@@ -25,7 +25,7 @@ def interpolate(first: PyTree, second: PyTree, alpha: float | Array) -> PyTree:
     alpha: a, 0 for `first` and 1 for `second`.
 
   Returns:
-    A tree like `first`; leaves that are not floating point are those of `first`.
+    A tree like `first`. Leaves that are not floating point are copied from `first`.
 
   Example:
     >>> interpolate(jnp.array([0.0, 2.0]), jnp.array([4.0, 2.0]), 0.25).tolist()
@@ -44,16 +44,16 @@ def interpolate(first: PyTree, second: PyTree, alpha: float | Array) -> PyTree:
 def error_on_line(
   error: Callable[[PyTree], Array], first: PyTree, second: PyTree, points: int = 30
 ) -> Array:
-  """The error at evenly spaced points from one network to another, ends included.
+  """Computes the error at evenly spaced points between two networks, ends included.
 
   Args:
     error: `tree -> scalar`, such as the test error in percent.
     first: tree of arrays.
     second: a tree like it.
-    points: how many, at least 2.
+    points: the number of points, at least 2.
 
   Returns:
-    float (points,).
+    float (points,), in the units of `error`.
 
   Raises:
     ValueError: `points` is below 2.
@@ -70,22 +70,22 @@ def error_on_line(
 
 
 def instability(errors: Array) -> Array:
-  """How far the error rises above the mean of the two ends.
+  """Computes how far the error on a line rises above the mean of its two ends.
 
   max_a E(a) - (E(0) + E(1)) / 2
 
-  Below two percent two networks count as linearly connected, and the state from which
-  both were trained as stable.
+  With an instability below two percent, two networks count as linearly connected, and
+  the state from which both were trained counts as stable.
 
   Args:
-    errors: (..., points), of `error_on_line`.
+    errors: (..., points), from `error_on_line`.
 
   Returns:
     (...,), in the units of the errors.
 
   References:
     Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis",
-    section 2: 30 points, and 2 %.
+    section 2: 30 points and a threshold of 2 %.
 
   Example:
     >>> instability(jnp.array([1.0, 9.0, 3.0])).tolist()

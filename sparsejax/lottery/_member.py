@@ -1,4 +1,4 @@
-"""One member of a population, its step, and the compiled program over several."""
+"""Members of a population: their state, training step and compiled training program."""
 
 import functools
 from collections.abc import Callable
@@ -22,13 +22,13 @@ _ORDER, _STEP = range(2)  # what a member's key is folded with
 
 
 class Member(NamedTuple):
-  """What changes while a member trains; stacked on a leading axis in a population.
+  """The training state of one network; a population stacks it on a leading axis.
 
   Attributes:
-    key: typed PRNG key; never changes.
+    key: typed PRNG key; constant during training.
     params: the network's parameters.
-    model_state: what it keeps beside them, such as running averages.
-    opt_state: of the optimizer, masks included.
+    model_state: further variables of the network, such as running averages.
+    opt_state: state of the optimizer, masks included.
   """
 
   key: jax.Array
@@ -38,17 +38,21 @@ class Member(NamedTuple):
 
 
 class Population(NamedTuple):
-  """What a population came to; the leading axis of every array but `steps` is members.
+  """The result of `train_population`.
+
+  The leading axis of every array is the member, except for `steps` and `measured`.
 
   Attributes:
-    members: after the last step.
-    steps: int64 (evaluations,), after how many steps `validate` looked.
+    members: the members after the last step.
+    steps: int64 (evaluations,), the steps after which `validate` was called.
     validation_loss: float32 (members, evaluations).
     early_stop: int64 (members,), the step of the lowest validation loss; the last step
-      where there was no `validate`.
-    measured: int64 (measurements,), after how many steps `measure` looked.
-    measurements: what it gave, (members, measurements, ...) a leaf; None without it.
-    at_early_stop: what it gave for each member's weights at its early stop.
+      without `validate`.
+    measured: int64 (measurements,), the steps after which `measure` was called.
+    measurements: the results of `measure`, leaves of shape
+      (members, measurements, ...); None without `measure`.
+    at_early_stop: the results of `measure` for each member's weights at its early
+      stop, leaves of shape (members, ...); None without `measure`.
   """
 
   members: Member
@@ -61,7 +65,10 @@ class Population(NamedTuple):
 
 
 class Best(NamedTuple):
-  """A member at its lowest validation loss so far; params as its masks showed them."""
+  """A member at its lowest validation loss so far.
+
+  `params` are the masked weights of the forward pass at that step.
+  """
 
   loss: jax.Array
   step: jax.Array
@@ -70,7 +77,7 @@ class Best(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """When what is done, in steps; see `train_population`."""
+  """The schedule of a training, in steps; see `train_population`."""
 
   batch_size: int
   examples: int
@@ -80,7 +87,10 @@ class Plan(NamedTuple):
   measurements: np.ndarray
 
   def stops(self) -> np.ndarray:
-    """Where the compiled loop must end: at looks, and at the ends of epochs."""
+    """Returns the steps where the compiled loop returns to Python.
+
+    These are the validations, the measurements, the ends of epochs and the last step.
+    """
     epoch = self.examples // self.batch_size
     ends = np.arange(self.start - self.start % epoch + epoch, self.steps, epoch)
     every = (self.validations, self.measurements, ends, [self.steps])
@@ -89,7 +99,7 @@ class Plan(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def make(tx, keys, params, masks, model_state) -> Member:
-  """See `stack_members`."""
+  """Initializes the optimizer states of stacked members; see `stack_members`."""
 
   def one(key, params, masks, model_state):
     opt_state = tx.init(params)
@@ -104,12 +114,12 @@ def make(tx, keys, params, masks, model_state) -> Member:
 
 
 def seen(params: PyTree, opt_state: PyTree) -> PyTree:
-  """The weights of the forward pass; plain optax optimizers have no others."""
+  """Returns the weights of the forward pass: `sj.effective`, or params if unmasked."""
   return sj_effective(params, opt_state) if sparse_states(opt_state) else params
 
 
-# One program, for all calls with the same functions: a level after another, a chunk
-# after another, compiles once.
+# Cached, so that calls with the same functions, such as the levels of iterative pruning
+# or the chunks of a population, compile once.
 @functools.lru_cache(maxsize=16)
 def program(
   loss: Loss,
@@ -124,20 +134,21 @@ def program(
   """Compiles training, validation and measurement of one chunk of members.
 
   Args:
-    loss: see `train_population`, as all the others.
-    tx: see there.
-    validate: see there.
-    measure: see there.
-    due: see there.
-    examples: of the data.
-    stacked: whether there are several members, to be vmapped.
-    effective: see there.
+    loss: see `train_population`.
+    tx: see `train_population`.
+    validate: see `train_population`.
+    measure: see `train_population`.
+    due: see `train_population`.
+    examples: the number of training examples.
+    stacked: whether there are several members, which are then vmapped.
+    effective: see `train_population`.
 
   Returns:
     `(members, data, held_out, plan, devices, show) -> Population`; members are donated.
   """
   tx = optax.with_extra_args_support(tx)
 
+  # First the functions of one member; below they are vmapped and compiled.
   def step(member: Member, count, batch, extra) -> Member:
     key = jax.random.fold_in(jax.random.fold_in(member.key, _STEP), count)
 
@@ -158,7 +169,7 @@ def program(
     params = effective(member.params, member.opt_state)
     now = validate(params, member.model_state, held_out)
     new = Best(now.astype(jnp.float32), at, params, member.model_state)
-    # NaN is never better.
+    # A loss of NaN compares false, so it never replaces the best weights.
     return now, jax.tree.map(functools.partial(jnp.where, now < best.loss), new, best)
 
   def measure_one(params, model_state, held_out):
@@ -167,6 +178,8 @@ def program(
   over = (lambda f, axes: jax.vmap(f, axes)) if stacked else (lambda f, axes: f)
   vstep = over(step, (0, None, 0, None))
 
+  # Train from `start` to `stop`, which lie in the same epoch: `order` holds the data
+  # order of that epoch, one row per member.
   @functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
   def run(members, data, order, start, stop, *, size):
     epoch = examples // size
@@ -174,7 +187,8 @@ def program(
     def body(count, members):
       rows = jax.lax.dynamic_slice_in_dim(order, count % epoch * size, size, axis=-1)
       batch = jax.tree.map(lambda x: x[rows], data)
-      # The count is shared, so that under vmap "is a mask update due" stays a branch.
+      # All members share `count`, so under vmap the test for a mask update stays a
+      # branch instead of a select that computes both sides.
       extra = {} if due is None else {"update_masks": due(count)}
       return vstep(members, count, batch, extra)
 
@@ -192,6 +206,7 @@ def program(
 def _train(run, orders, look, view, gauge, validate, measure, stacked, *arguments):
   members, data, held_out, plan, devices, show = arguments
   shape = members.key.shape
+  # A single member is trained without the leading axis.
   if not stacked:
     members = _first(members)
   members, data, held_out = _placed(members, data, held_out, devices)
@@ -201,6 +216,8 @@ def _train(run, orders, look, view, gauge, validate, measure, stacked, *argument
     jnp.full(shape if stacked else (), plan.steps, jnp.int32),
     *_copied((members.params, members.model_state)),
   )
+  # Run the compiled loop from stop to stop. At each stop, draw the data order of a new
+  # epoch, validate, and measure, where these are due.
   count, losses, results = plan.start, [], []
   order = orders(members.key, count // epoch)
   for stop in plan.stops().tolist():
@@ -217,13 +234,15 @@ def _train(run, orders, look, view, gauge, validate, measure, stacked, *argument
     if measure is not None and count in plan.measurements:
       now = view(members.params, members.opt_state)
       results.append(gauge(now, members.model_state, held_out))
+  # Measure each member at its early stop; without a validation, after the last step.
   at_best = None
   if measure is not None:
     if not losses:
       now = view(members.params, members.opt_state)
       best = best._replace(params=now, model_state=members.model_state)
-    # Seen through the masks of then, which may have moved since.
+    # `best` holds masked weights, because masks may have changed after the early stop.
     at_best = gauge(best.params, best.model_state, held_out)
+  # Give a single member its leading axis back, and stack the results over time.
   if not stacked:
     members, at_best = _alone((members, at_best))
   measurements = None
@@ -244,14 +263,14 @@ def _train(run, orders, look, view, gauge, validate, measure, stacked, *argument
   )
 
 
-# Compiled, for eagerly every leaf would compile by itself.
+# Jitted, because run eagerly every leaf compiles separately.
 _first = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 _alone = jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree))
 _copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def _placed(members, data, held_out, devices):
-  """Members split over devices, one part each; what all look at is on every one."""
+  """Shards the members over the devices and replicates the data."""
   if not devices:
     return members, data, held_out
   mesh = jax.sharding.Mesh(np.asarray(devices), ("members",))

@@ -1,4 +1,4 @@
-"""Populations: tickets, controls and seeds, trained by `vmap` of the same step."""
+"""Populations: tickets, controls and seeds that are trained by one vmapped step."""
 
 import functools
 import math
@@ -24,22 +24,22 @@ def stack_members(
   masks: PyTree = None,
   model_state: PyTree = None,
 ) -> Member:
-  """Makes members from what is stacked on a leading axis.
+  """Creates members from arrays that are stacked on a leading axis.
 
   Args:
-    tx: the optimizer of all of them.
-    keys: typed PRNG keys (members,). A member's data order and what its loss draws
-      follow from its key alone: equal keys mean equal data.
+    tx: the optimizer of all members.
+    keys: typed PRNG keys (members,). A member's data order and the keys passed to its
+      loss depend on its key alone: equal keys give equal data orders.
     params: tree of arrays (members, ...).
-    masks: tree of bool arrays (members, ...), None at leaves without a mask; None to
-      keep those that `tx.init` gives.
-    model_state: tree of arrays (members, ...) that the model keeps beside its params.
+    masks: tree of bool arrays (members, ...), None at leaves without a mask; None for
+      the masks that `tx.init` returns.
+    model_state: tree of arrays (members, ...), further variables of the model.
 
   Returns:
-    Members, masked weights exactly zero, optimizer states fresh.
+    Members with masked weights exactly zero and fresh optimizer states.
 
   Raises:
-    ValueError: leading axes differ; masks do not fit the params or the optimizer.
+    ValueError: leading axes differ, or masks do not fit the params or the optimizer.
 
   Example:
     >>> import sparsejax as sj
@@ -88,44 +88,49 @@ def train_population(
 ) -> Population:
   """Trains networks that differ in weights, masks, seeds or data order side by side.
 
-  Every member takes the same step, vmapped over a leading axis: gradient, `tx.update`,
-  `optax.apply_updates`, so any model and any optimizer of this package will do. Each
-  sees epochs of the data in an order of its own, which its key decides; a batch that an
-  epoch cannot fill is dropped. Early stopping is recorded and never done: all train to
-  the end, and what each was at its lowest validation loss is measured afterwards.
+  All members take the same step, vmapped over a leading axis: gradient, `tx.update`,
+  `optax.apply_updates`. Any model and any optax optimizer can be used. Each member
+  reads epochs of the data in its own order, which its key determines; an incomplete
+  last batch of an epoch is dropped. Training never stops early: every member trains for
+  all steps, its step of lowest validation loss is recorded, and its weights of that
+  step are measured afterwards.
 
   Args:
-    loss: `(params, model_state, batch, key) -> (scalar, model_state)`; batch is a slice
-      of `data`, the key is new at every step. It sees the params through `effective`,
-      as `validate` and `measure` do.
-    tx: an optimizer of this package, or of optax.
-    members: of `stack_members`; a copy is trained.
+    loss: `(params, model_state, batch, key) -> (scalar, model_state)`. The batch is a
+      slice of `data`, and the key is new at every step. `loss`, `validate` and
+      `measure` receive the params that `effective` returns.
+    tx: an optimizer of this package or of optax.
+    members: from `stack_members`; a copy is trained.
     data: tree of arrays (examples, ...), shared by all members.
-    batch_size: examples of a step.
-    steps: after how many updates to end, those before `start` included.
-    start: how many the members had before, for a run that is rewound or goes on; data
-      order and `due` follow from it, the optimizer's own count does not.
+    batch_size: examples per step.
+    steps: the number of updates after which training ends, including those before
+      `start`.
+    start: the number of updates that the members have had, for a run that is rewound
+      or resumed. It determines the data order and the argument of `due`; the
+      optimizer's own count does not change.
     validate: `(params, model_state, held_out) -> scalar loss`.
-    every: steps from one validation to the next.
+    every: steps between validations.
     measure: `(params, model_state, held_out) -> tree of arrays`, such as test accuracy.
-    measure_at: after which steps; the last one and the early stop are added.
-    held_out: what `validate` and `measure` look at.
-    due: `(updates so far) -> bool`, whether this one changes masks, the same for all
-      members; it is passed on as `update_masks`. Without it a schedule of `tx` decides,
-      whose counter is batched: under `vmap` its branch becomes a select that does both
-      sides at every step.
-    effective: `(params, opt_state) -> params` of the forward pass: `sj.effective`, or
-      the params themselves where `tx` has no masks, unless another is given, such as
-      `rescaled_effective`.
-    together: members of one `vmap`; the others come after them. None for one at a time
-      on a CPU, where nothing is gained, and all elsewhere. Where memory does not
-      suffice, half as many, and so on.
-    devices: to spread each `together` over; their number must divide it.
-    progress: called every `every` steps with (members done before, step, validation
-      losses so far of those under way, (members, validations)).
+    measure_at: the steps after which to measure; the last step and the early stop are
+      always measured.
+    held_out: the data passed to `validate` and `measure`.
+    due: `(updates so far) -> bool`, whether the next update changes the masks of all
+      members; it is passed to `tx.update` as `update_masks`. If None, the schedule of
+      `tx` decides. Its counter is batched under `vmap`, so its branch becomes a select
+      that computes both sides at every step.
+    effective: `(params, opt_state) -> params` of the forward pass, such as
+      `rescaled_effective`. By default `sj.effective`, or the params themselves if `tx`
+      has no masks.
+    together: the number of members per `vmap`; further members follow in later chunks.
+      None for one at a time on a CPU, where `vmap` saves no time, and for all members
+      elsewhere. If memory runs out, the chunk is halved until it fits.
+    devices: devices to shard each chunk over; their number must divide `together`.
+    progress: called every `every` steps with the number of members of earlier chunks,
+      the step, and the validation losses so far of the current chunk,
+      (members, validations).
 
   Returns:
-    A `Population`, its metrics on the host.
+    A `Population` with its metrics on the host.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -185,6 +190,8 @@ def train_population(
     measurements=np.unique([*measure_at, steps]),
   )
 
+  # Train members low to high in one program. If memory runs out, train each half by
+  # itself, with sizes that the number of devices divides.
   def chunk(low, high):
     program = _member.program(
       loss, tx, validate, measure, due, n, high - low > 1, effective
@@ -200,6 +207,7 @@ def train_population(
     middle = low + math.ceil((high - low) / 2 / least) * least
     return chunk(low, middle) + chunk(middle, high)
 
+  # Train chunk after chunk, then concatenate the results along the members' axis.
   parts = []
   for low in range(0, count, together):
     parts += chunk(low, min(low + together, count))
@@ -213,7 +221,7 @@ def train_population(
   )
 
 
-# Run eagerly, the slices of every leaf and member would compile one by one.
+# Jitted, because run eagerly the slices of every leaf and member compile separately.
 @functools.partial(jax.jit, static_argnames="size")
 def _take(members, low, *, size):
   return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, low, size), members)

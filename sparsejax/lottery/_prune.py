@@ -1,4 +1,4 @@
-"""One pruning of a trained network: which of its live weights stay."""
+"""Pruning of a trained network: which of its live weights a ticket keeps."""
 
 import functools
 import math
@@ -36,14 +36,15 @@ _SCOPES = ("layer", "global")
 
 
 def dense_masks(params: PyTree, where: Where = None) -> PyTree:
-  """Masks under which all is live: where a ticket begins.
+  """Creates masks in which every weight is live, as in the first round of pruning.
 
   Args:
     params: any pytree of arrays.
-    where: which leaves are to be pruned; see `sj.sparsify`.
+    where: selects the leaves to prune; see `sj.sparsify`.
 
   Returns:
-    The params' tree with a bool array of ones at those leaves, and None elsewhere.
+    A tree like `params` with a bool array of ones at the selected leaves and None
+    elsewhere.
 
   Raises:
     TypeError: `where` has the wrong type or selects a leaf that is not floating point.
@@ -66,30 +67,31 @@ def prune(
   rates: Mapping[str, float] | None = None,
   score: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> PyTree:
-  """Takes the worst of the live weights off, by magnitude if nothing else is asked for.
+  """Drops the lowest-scoring fraction of the live weights, by magnitude by default.
 
   live'_l = live_l - round(rate_l live_l), or over all layers with `scope="global"`
 
-  Exactly that many stay, ties included. Twenty percent a round, and ten of the output
-  layer, is the ladder on which lottery tickets are found; see `ladder`.
+  The count is exact, also with ties. Lottery tickets are usually found by dropping 20 %
+  per round, and 10 % of the output layer; `ladder` computes the resulting counts.
 
   Args:
     params: pytree of float arrays, after training.
-    masks: bool arrays (True = live) at the leaves that are pruned and None elsewhere,
-      as `sj.masks` and `dense_masks` give them.
-    fraction: of the live weights that goes, in (0, 1); may be traced.
-    scope: "layer", or "global" to compare the weights of all layers.
-    rates: `{regex of paths: fraction}` for layers with rates of their own; the first
-      that matches counts. Not with `scope="global"`.
-    score: `(params, masks) -> tree like masks`, higher = worth more; None for |w|.
+    masks: bool arrays (True = live) at the leaves to prune and None elsewhere, as
+      returned by `sj.masks` and `dense_masks`.
+    fraction: the fraction of the live weights to drop, in (0, 1); may be traced.
+    scope: "layer" ranks weights within each layer, "global" over all layers.
+    rates: `{regex of paths: fraction}`, fractions of single layers; the first regex
+      that matches a path applies. Not with `scope="global"`.
+    score: `(params, masks) -> tree like masks`, higher scores are kept; None for |w|.
 
   Returns:
-    Masks like `masks`, subsets of them.
+    A tree like `masks`; each mask is a subset of the given one.
 
   Raises:
     ValueError: a fraction is outside (0, 1) or would leave a layer empty; `scope` is
-      neither; a pattern matches nothing; a score is NaN or +inf. Traced values raise
-      nothing, and a layer keeps at least one weight under `scope="layer"`.
+      neither "layer" nor "global"; a regex matches no path; a score is NaN or +inf.
+      Traced values are not checked; with `scope="layer"` every layer then keeps at
+      least one weight.
 
   References:
     Frankle and Carbin 2019, "The lottery ticket hypothesis", sections 1 and 2.
@@ -130,18 +132,18 @@ def ladder(
   rounds: int = 1,
   rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, int]]:
-  """How many weights of each layer `prune` leaves in each round; nothing is trained.
+  """Computes how many weights of each layer repeated calls of `prune` leave.
 
   live_{r+1} = live_r - round(rate live_r)
 
   Args:
-    sizes: weights of each layer, by its path.
-    fraction: of the live weights that goes in a round, in (0, 1).
-    rounds: how often.
-    rates: as in `prune`.
+    sizes: the number of weights of each layer, by its path.
+    fraction: the fraction of the live weights dropped per round, in (0, 1).
+    rounds: the number of rounds.
+    rates: fractions of single layers, as in `prune`.
 
   Returns:
-    rounds + 1 dicts, the first of them `sizes`.
+    rounds + 1 dicts from path to live weights; the first is `sizes`.
 
   Raises:
     ValueError: as in `prune`, or `rounds` is negative.
@@ -167,23 +169,23 @@ def ladder(
 
 
 def keep_rate(density: float, rounds: int) -> float:
-  """The part of the live weights that each of several equal rounds keeps.
+  """Computes the fraction of live weights that each of several equal rounds keeps.
 
   r = P^(1 / n), so that r^n = P
 
   Args:
-    density: P, what the last round is to leave, in (0, 1].
-    rounds: n, at least 1.
+    density: P, the density after the last round, in (0, 1].
+    rounds: n, the number of rounds, at least 1.
 
   Returns:
-    r; `prune` takes `1 - r`.
+    r, the fraction kept per round; pass `1 - r` to `prune`.
 
   Raises:
     ValueError: an argument is outside its range.
 
   References:
-    Frankle and Carbin 2019, section 1: each round prunes p^(1/n) % of what is left,
-    with p the percentage *kept* at the end.
+    Frankle and Carbin 2019, section 1. The paper says that each round prunes p^(1/n) %
+    of the weights that remain; p must be read as the percentage *kept* at the end.
 
   Example:
     >>> round(keep_rate(0.5, 3), 4)
@@ -199,15 +201,15 @@ def layer_rates(
   fraction: float | Array,
   rates: Mapping[str, float] | None = None,
 ) -> list[float | Array]:
-  """The fraction that goes of each layer; see `prune`.
+  """Returns the fraction of live weights that `prune` drops from each layer.
 
   Args:
-    paths: of the layers.
-    fraction: where no rate fits.
-    rates: `{regex of paths: fraction}`; the first that is found in a path counts.
+    paths: the paths of the layers.
+    fraction: the fraction for layers whose path no regex matches.
+    rates: `{regex of paths: fraction}`; the first regex found in a path applies.
 
   Returns:
-    One fraction a path.
+    One fraction per path.
 
   Example:
     >>> layer_rates(["conv1/kernel", "dense1/kernel"], 0.2, {"conv": 0.1})
@@ -230,27 +232,32 @@ def layer_rates(
   ]
 
 
-# Run eagerly, the loops of every layer would compile one by one.
+# Jitted as a whole, because run eagerly the loops of every layer compile separately.
 @functools.partial(jax.jit, static_argnames=("rates", "scope"))
 def _prune(worth, masks, fraction, *, rates, scope):
-  """The masks, live weights before and as they should be after, is all finite."""
+  """Returns the masks, the live counts before and after, and whether scores are valid.
+
+  Scores are valid where no score of a live weight is NaN or +inf.
+  """
   treedef = jax.tree.structure(masks)
   live = jnp.stack([count(m) for m in jax.tree.leaves(masks)])
+  # Compute the number of weights to keep in 64 bits, so that it is exact for any size.
   with jax.enable_x64(True):
-    # A fraction that is traced is the same for all layers without a rate of their own.
+    # None marks a traced fraction, which all layers without a rate of their own share.
     shares = [fraction if r is None else r for r in rates]
     shares = jnp.stack([jnp.asarray(s).astype(jnp.float64) for s in shares])
     wide = live.astype(jnp.int64)
     if scope == "global":
       wide, shares = jnp.sum(wide), shares[0]
     keep = wide - jnp.round(shares * wide.astype(jnp.float64)).astype(jnp.int64)
+  # Select the best weights: over all layers, or within each layer.
   if scope == "global":
     kept = keep_best(worth, masks, keep)
     left = jnp.stack([count(m) for m in jax.tree.leaves(kept)])
   else:
     left = keep.astype(jnp.int32)
     some = jnp.maximum(left, jnp.minimum(live, 1))
-    # NaN is never selected; where it is traced, the counts hold all the same.
+    # Rank NaN last: traced scores are not checked, and the counts must stay exact.
     ranked = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), -jnp.inf, s), worth)
     kept = top_k_masks(ranked, treedef.unflatten(list(some)), masks)
   return kept, live, left, scores_are_finite(worth, masks)

@@ -1,4 +1,4 @@
-"""Rewinding, and what else the live weights of a mask may start from."""
+"""Rewinding of tickets, and control experiments with other initial values and masks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,17 +26,17 @@ MASK_ZERO = ("zero", "init", "init_if_moved_away")
 
 
 def rewind(params: PyTree, masks: PyTree) -> PyTree:
-  """A ticket: the weights of an earlier step, zero where the mask says so.
+  """Rewinds a ticket: returns the weights of an earlier step, masked.
 
   w' = m * w_k
 
   Args:
-    params: of step k; of step 0 for a lottery ticket in the first sense.
-    masks: what `prune` gave for the trained weights.
+    params: w_k, the weights of step k; k = 0 for the original lottery tickets.
+    masks: the masks that `prune` returned for the trained weights.
 
   Returns:
-    A tree like `params`, with arrays of its own: a training that donates them leaves
-    `params` for the next ticket.
+    A tree like `params`. Its arrays are copies, so `params` can be used for the next
+    ticket even if training donates them.
 
   Raises:
     ValueError: structures or shapes differ.
@@ -61,25 +61,28 @@ def mask_one(
   fresh: Callable[[jax.Array], PyTree] | None = None,
   keep_signs: bool = False,
 ) -> PyTree:
-  """What the live weights start from, to tell what in their rewound values matters.
+  """Computes initial values of a ticket's live weights by a mask-1 action.
 
   rewind: w;  reinit: w' of another draw;  reshuffle: the live weights of the layer in
   another order;  constant: their standard deviation, at a random sign.
   With `keep_signs`, sign(w) |w'|.
 
+  Comparing the actions shows which property of the rewound values a ticket needs.
+
   Args:
-    action: one of those four.
-    params: w, of the step that is rewound to.
-    masks: of the ticket; leaves without one are rewound, or drawn anew by "reinit".
+    action: "rewind", "reinit", "reshuffle" or "constant".
+    params: w, the weights of the step that is rewound to.
+    masks: the masks of the ticket. Leaves without a mask are rewound, or drawn again
+      by "reinit".
     key: a PRNG key.
-    fresh: `(key) -> tree like params`, draws a network; needed by "reinit".
+    fresh: `(key) -> tree like params`, initializes a network; needed by "reinit".
     keep_signs: whether new weights take the signs of the old ones.
 
   Returns:
-    A tree like `params`, zero where the masks say so.
+    A tree like `params`, zero where masked.
 
   Raises:
-    ValueError: there is no such action; "reinit" without `fresh`.
+    ValueError: `action` is unknown, or `fresh` is missing for "reinit".
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets", section 4. "reinit" is also
@@ -120,7 +123,7 @@ def mask_one(
 
 
 def _reshuffled(key, weights, mask):
-  # The live weights in order of place, handed out in another random order.
+  # Write the live weights, in a random order, to the positions of the live weights.
   flat, live = weights.reshape(-1), mask.reshape(-1)
   places = jnp.argsort(~live, stable=True)
   noise = jnp.where(live, jax.random.uniform(key, live.shape), 2.0)
@@ -136,27 +139,28 @@ def _constant(key, weights, mask):
 
 
 def mask_zero(action: str, initial: PyTree, final: PyTree, masks: PyTree) -> PyTree:
-  """The values at which pruned weights are held; live ones are those of `initial`.
+  """Computes the values of a ticket's masked weights; live weights are rewound.
 
   zero: 0;  init: w_i;  init_if_moved_away: w_i if |w_f| > |w_i|, else 0
 
-  Train with `freeze_masked` to hold them there.
+  Train with `freeze_masked` to keep masked weights at these values.
 
   Args:
-    action: one of those three.
-    initial: w_i, what is rewound to.
-    final: w_f, the trained weights from which the masks were made.
-    masks: of the ticket.
+    action: "zero", "init" or "init_if_moved_away".
+    initial: w_i, the weights that are rewound to.
+    final: w_f, the trained weights from which the masks were computed.
+    masks: the masks of the ticket.
 
   Returns:
     A tree like `initial`.
 
   Raises:
-    ValueError: there is no such action; structures or shapes differ.
+    ValueError: `action` is unknown, or structures or shapes differ.
 
   References:
-    Zhou et al. 2019, "Deconstructing lottery tickets", section 3: freezing at the
-    initial value is worse than zero, but not for weights that moved away from zero.
+    Zhou et al. 2019, "Deconstructing lottery tickets", section 3: freezing masked
+    weights at their initial values is worse than at zero, but not for weights that
+    moved away from zero.
 
   Example:
     >>> initial, final = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[2.0, 1.0, 9.0]])
@@ -182,21 +186,23 @@ def mask_zero(action: str, initial: PyTree, final: PyTree, masks: PyTree) -> PyT
 
 
 def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTree:
-  """Random masks with as many live weights, the control for a ticket's structure.
+  """Draws random masks with as many live weights as a ticket.
 
   layer: as many in every layer (the ticket's masks, shuffled);  even: the same density
   in every layer;  global: drawn from all weights of the network alike
 
+  They are the control experiment for a ticket's structure.
+
   Args:
-    masks: of the ticket.
+    masks: the masks of the ticket.
     key: a PRNG key.
     scope: "layer", "even" or "global".
 
   Returns:
-    A tree like `masks` with exactly as many live in all.
+    A tree like `masks` with exactly the same total number of live weights.
 
   Raises:
-    ValueError: `scope` is none of the three.
+    ValueError: `scope` is unknown.
     TypeError: a mask is not bool.
 
   References:
