@@ -1,4 +1,4 @@
-"""Second-order pruning: OBD, OBS, layer-wise OBS, SparseGPT, WoodFisher."""
+"""Second-order pruning: OBD, OBS, layer-wise OBS, SparseGPT and WoodFisher."""
 
 from sparsejax.second_order._compensation import compensate, damped, solve_live
 from sparsejax.second_order._layerwise_obs import deletion_order, order_scores

@@ -1,7 +1,8 @@
-"""Compensation of layer-wise OBS: the best live weights of every row, masks given.
+"""Compensation in layer-wise OBS: the optimal live weights of every row, masks given.
 
-Rows are neurons, as in `layerwise_obs`: `weights` is `(rows, n)`, the transpose of a
-Dense kernel, and `hessian` is `(n, n)`, shared, or `(rows, n, n)`, one a neuron.
+Rows are output neurons, as in `_layerwise_obs`: `weights` is `(rows, n)`, the transpose
+of a Dense kernel, and `hessian` is `(n, n)`, shared by all rows, or `(rows, n, n)`, one
+per row.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from sparsejax.core import check_finite, check_masks, check_number, check_value
 
 
 def statistics_dtype(*arrays: jax.Array) -> Any:
-  """Returns the dtype to compute in: float64 if an array has it, else float32.
+  """Returns the dtype to compute in: float64 if any array has it, else float32.
 
   Example:
     >>> statistics_dtype(jnp.ones(1, jnp.bfloat16), jnp.ones(1)).__name__
@@ -25,7 +26,7 @@ def statistics_dtype(*arrays: jax.Array) -> Any:
 
 
 def damped(hessian: jax.Array, damping: float) -> jax.Array:
-  """A Hessian with `damping * mean(diag H)` added to its diagonal.
+  """Adds a fraction of a Hessian's mean diagonal to its diagonal.
 
   `H + damping * mean(diag H) * I`
 
@@ -48,13 +49,13 @@ def damped(hessian: jax.Array, damping: float) -> jax.Array:
 
 
 def regularized(hessian: jax.Array, damping: float) -> jax.Array:
-  """A damped Hessian that has a Cholesky factor even if it is singular.
+  """Damps a Hessian so that it has a Cholesky factor even if it is singular.
 
   `H + damping * mean(diag H) * I`; where a pivot of its factor is below rounding,
   `n * eps * (diag H + mean(diag H) * I)` more (`n * eps * I` if `H = 0`)
 
-  That is all there is of a Hessian without damping in directions that the samples do
-  not reach.
+  Without damping, a Hessian from few samples is zero in the directions that the samples
+  do not span. The second term is then the only curvature in these directions.
 
   Args:
     hessian: float array `(..., n, n)`, positive semidefinite.
@@ -68,6 +69,8 @@ def regularized(hessian: jax.Array, damping: float) -> jax.Array:
     >>> bool(jnp.isfinite(jnp.linalg.cholesky(regularized(singular, 0.0))).all())
     True
   """
+  # A Hessian is regular if every squared pivot exceeds rounding, relative to the
+  # diagonal; a NaN pivot of a failed factorization compares false.
   n = hessian.shape[-1]
   limits = jnp.finfo(hessian.dtype)
   smallest = n * float(limits.eps)
@@ -75,6 +78,7 @@ def regularized(hessian: jax.Array, damping: float) -> jax.Array:
   diagonal = jnp.diagonal(hessian, axis1=-2, axis2=-1)
   pivots = jnp.diagonal(jnp.linalg.cholesky(hessian), axis1=-2, axis2=-1) ** 2
   regular = jnp.all(pivots > smallest * diagonal, -1, keepdims=True)
+  # Raise the diagonal of a singular Hessian by rounding errors of its own scale.
   mean = jnp.mean(diagonal, -1, keepdims=True)
   unit = jnp.where(mean > limits.tiny / limits.eps, diagonal + mean, 1)
   floor = jnp.where(regular, 0, smallest * unit)
@@ -90,28 +94,27 @@ def compensate(
   damping: float = 0.01,
   tolerance: float = 1e-6,
 ) -> jax.Array:
-  """The best live weights of every row for given masks: OBS's update for a set.
+  """Computes the optimal live weights of every row for given masks.
 
   `argmin_v (v - w)^T H (v - w)` with `v = 0` where dead; deleting the same weights one
   by one with OBS gives the same.
 
   Args:
     weights: float array `(rows, n)`.
-    hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite. Where it is
-      singular, of the minimizers the one near `weights`: `H = 0` leaves them as they
-      are.
+    hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite. If it is
+      singular, the result is a minimizer near `weights`: `H = 0` leaves them unchanged.
     mask: bool array `(rows, n)`, True = live.
     damping: fraction of the mean diagonal added to the diagonal.
     tolerance: see `solve_live`.
 
   Returns:
-    Array `(rows, n)` of the weights' dtype, exactly 0.0 where dead; computed in float32
-    or, if an argument is float64, in float64.
+    Array `(rows, n)` of the weights' dtype, exactly 0.0 where masked. It is computed in
+    float32 or, if an argument is float64, in float64.
 
   Raises:
-    TypeError: `weights` or `hessian` is not floating point, `mask` not bool.
+    TypeError: `weights` or `hessian` is not floating point, or `mask` is not bool.
     ValueError: shapes do not fit, `damping` is negative, or a number is not finite.
-      Under `jit` a Hessian that is not finite gives NaN at live weights instead, or
+      Under `jit`, a Hessian that is not finite gives NaN at live weights instead, or
       the same error through `checkify.checkify`.
 
   Example:
@@ -132,12 +135,13 @@ def compensate(
   return _compensate(weights, hessian, mask, damping, tolerance)
 
 
-# Run eagerly, the loop would compile at every call.
+# Jitted, because run eagerly the loop compiles at every call.
 @jax.jit
 def _compensate(weights, hessian, mask, damping, tolerance):
   dtype = statistics_dtype(weights, hessian)
   values, hessian = weights.astype(dtype), damped(hessian.astype(dtype), damping)
-  # What is solved for is the change: without curvature there is none.
+  # Solve for the change of the live weights, H_LL dv = H_LD w_D. It is zero where there
+  # is no curvature, so that weights stay as they are in singular directions.
   lost = _product(hessian, jnp.where(mask, 0, values))
   change = solve_live(hessian, lost, mask, tolerance=tolerance)
   sound = jnp.all(jnp.isfinite(hessian), (-2, -1)).reshape(-1, 1)
@@ -153,21 +157,25 @@ def solve_live(
   tolerance: float = 1e-6,
   max_steps: int | None = None,
 ) -> jax.Array:
-  """Solves each row's live block, `H_LL v_L = t_L`, with `v = 0` where dead.
+  """Solves the linear system of each row's live weights.
 
-  Conjugate gradients, all rows together: with a shared Hessian a step is one matrix
-  product, where a factorization a row costs `n^3` for each. A row stops where its
-  direction has no curvature above rounding, as in a singular block.
+  `H_LL v_L = t_L`, with `v = 0` where masked.
+
+  All rows are solved together by conjugate gradients with a diagonal preconditioner.
+  With a shared Hessian one step is one matrix product, whereas a factorization per row
+  would cost `n^3` per row. A row stops when its search direction has no curvature above
+  rounding, as in a singular block.
 
   Args:
     hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite.
     targets: float array `(rows, n)`.
-    mask: bool array `(rows, n)`.
-    tolerance: stop when every row's residual is below this part of its target.
-    max_steps: at most so many steps; `2 n` if None.
+    mask: bool array `(rows, n)`, True = live.
+    tolerance: stops when the norm of every row's residual, relative to that of its
+      target, is at most this.
+    max_steps: the maximum number of steps; None for `2 n`.
 
   Returns:
-    Float array `(rows, n)`, exactly 0.0 where dead.
+    Float array `(rows, n)`, exactly 0.0 where masked.
 
   Example:
     >>> h = jnp.array([[2.0, 1.0], [1.0, 2.0]])
@@ -190,11 +198,13 @@ def solve_live(
     step, _, residual, _, _ = state
     return (step < limit) & jnp.any(inner(residual, residual) > enough)
 
+  # One step of preconditioned conjugate gradients, for all rows at once.
   def advance(state):
     step, v, residual, direction, rho = state
     image = jnp.where(mask, _product(hessian, direction), 0)
     curvature = inner(direction, image)
-    # A row that has converged must stand still: its rounding errors would grow.
+    # Rows that have converged, or have no curvature left, are not updated further, as
+    # their rounding errors would grow.
     flat = mask.shape[1] * eps * inner(direction, scale * direction)
     curved = curvature > jnp.maximum(flat, tiny)
     active = (inner(residual, residual) > enough) & curved
@@ -212,10 +222,11 @@ def solve_live(
 
 
 def check_rows(weights: jax.Array, hessian: jax.Array, damping: float) -> None:
-  """Raises unless `weights`, `hessian` and `damping` fit together and are finite.
+  """Raises an error unless weights, Hessian and damping fit together and are finite.
 
   Raises:
-    TypeError: `weights` or `hessian` is not floating point, `damping` not a number.
+    TypeError: `weights` or `hessian` is not floating point, or `damping` is not a
+      number.
     ValueError: shapes do not fit, `damping` is negative, or a number is not finite.
 
   Example:
@@ -237,10 +248,11 @@ def check_rows(weights: jax.Array, hessian: jax.Array, damping: float) -> None:
 
 
 def check_factor(factor: jax.Array, hessian: jax.Array) -> None:
-  """Raises ValueError unless a Hessian's factor is finite, as of one that is PSD.
+  """Raises ValueError unless a Hessian is positive semidefinite.
 
   Args:
-    factor: what was computed from `hessian`; NaN where that has no Cholesky factor.
+    factor: an array computed from the Cholesky factor of `hessian`; it contains NaN if
+      the factorization failed.
     hessian: float array `(..., n, n)`.
   """
   rule = "hessian must be positive semidefinite"

@@ -1,8 +1,9 @@
-"""Layer-wise OBS: every output neuron is a quadratic in its own incoming weights.
+"""Layer-wise OBS: the order in which each output neuron's weights are deleted.
 
-Rows here are neurons: `weights` is `(rows, n)`, the transpose of a Dense kernel, and
-`hessian` is `(n, n)`, shared, or `(rows, n, n)`, one a neuron. Zeroing and compensating
-one row never touches another, so rows are a `vmap`.
+The loss is quadratic in the incoming weights of every output neuron. Rows are neurons:
+`weights` is `(rows, n)`, the transpose of a Dense kernel, and `hessian` is `(n, n)`,
+shared by all rows, or `(rows, n, n)`, one per row. Deleting and compensating weights of
+one row does not change the others, so rows can be vmapped.
 """
 
 import functools
@@ -21,7 +22,7 @@ from sparsejax.second_order._compensation import (
 
 
 class Order(NamedTuple):
-  """The order in which OBS deletes each row's weights, down to none."""
+  """The order in which OBS deletes each row's weights, until none are left."""
 
   index: jax.Array  # (rows, n) int32, the weight deleted at each step
   rise: jax.Array  # (rows, n) the loss each deletion adds, with compensation
@@ -35,19 +36,22 @@ def deletion_order(
   block: int = 32,
   batch_size: int = 16,
 ) -> Order:
-  """ExactOBS: for each row, the greedy OBS deletion order and what each step costs.
+  """Computes each row's greedy OBS deletion order and the loss that each step adds.
 
   At each step `q = argmin w_q^2 / (2 [H^-1]_qq)`, then the OBS update of the row and
-  the downdate of its inverse. The downdates are applied `block` at a time, as one
-  product: in between, the columns that are needed are computed from the pending ones.
+  the downdate of its inverse.
+
+  This is the ExactOBS algorithm. Downdates are applied in blocks of `block`, as one
+  matrix product. Within a block, the required columns of the inverse are computed from
+  the pending downdates.
 
   Args:
     weights: float array `(rows, n)`.
     hessian: float array `(n, n)` or `(rows, n, n)`, positive semidefinite. It may be
-      singular, as with fewer samples than columns: see `regularized`.
+      singular, as with fewer samples than columns; see `regularized`.
     damping: fraction of the mean diagonal added to the diagonal.
-    block: how many downdates are applied together (speed, not value).
-    batch_size: how many rows are held at a time, `n^2` floats each.
+    block: the number of downdates per matrix product; it affects speed, not the result.
+    batch_size: the number of rows computed at a time; each needs `n^2` floats.
 
   Returns:
     `Order`, in float32 or, if an argument is float64, in float64.
@@ -55,7 +59,7 @@ def deletion_order(
   Raises:
     TypeError: `weights` or `hessian` is not floating point.
     ValueError: shapes do not fit, `damping` is negative, a number is not finite, or
-      `hessian` is not positive semidefinite. Under `jit` such a Hessian gives a rise
+      `hessian` is not positive semidefinite. Under `jit`, such a Hessian gives a rise
       of NaN instead, or the same error through `checkify.checkify`.
 
   Example:
@@ -75,7 +79,7 @@ def deletion_order(
   return order
 
 
-# Run eagerly, the loops would compile at every call.
+# Jitted, because run eagerly the loops compile at every call.
 @functools.partial(jax.jit, static_argnames=("block", "batch_size"))
 def _deletion_order(weights, hessian, damping, block, batch_size):
   n = weights.shape[1]
@@ -89,20 +93,23 @@ def _deletion_order(weights, hessian, damping, block, batch_size):
     return jax.scipy.linalg.cho_solve((factor, True), eye)
 
   def delete_row(row, inverse, diagonal):
-    # No downdate leaves less: [H_LL^-1]_qq >= 1 / H_qq for any live block.
+    # A lower bound on the diagonal of the inverse, against rounding errors of the
+    # downdates: [H_LL^-1]_qq >= 1 / H_qq for any live block.
     least = 1 / diagonal
 
     def one_block(state, count):
       return _delete_block(state, count, block, least)
 
+    # Delete all n weights, `block` per iteration; the last iteration may have fewer.
     live = jnp.ones(row.shape, bool)
     state = (row, live, inverse, jnp.diagonal(inverse))
     left = [block] * (n // block) + ([n % block] if n % block else [])
     _, (index, rise) = jax.lax.scan(one_block, state, jnp.array(left, jnp.int32))
-    # Without an inverse the order is none.
+    # If the inverse is not finite, the order is meaningless: report NaN.
     rise = jnp.where(jnp.all(jnp.isfinite(inverse)), rise, jnp.nan)
     return index.reshape(-1)[:n], rise.reshape(-1)[:n]
 
+  # A shared Hessian is inverted once, otherwise there is one inversion per row.
   if hessian.ndim == 2:
     inverse, diagonal = invert(hessian), jnp.diagonal(hessian)
     index, rise = jax.lax.map(
@@ -118,7 +125,7 @@ def _deletion_order(weights, hessian, damping, block, batch_size):
 
 
 def _delete_block(state, count, block, least):
-  """`count <= block` deletions of one row, then one rank-`block` downdate."""
+  """Makes `count <= block` deletions in one row, then one rank-`block` downdate."""
   row, live, inverse, diagonal = state
   pending = jnp.zeros((block, row.size), row.dtype)
 
@@ -126,14 +133,16 @@ def _delete_block(state, count, block, least):
     row, live, diagonal, pending, index, rise = carry
     safe, largest = jnp.maximum(diagonal, least), jnp.finfo(row.dtype).max
     saliency = row**2 / (2 * safe)
-    # Finite where live, whatever the row: each weight is deleted once.
+    # Saliencies of live weights are finite and those of deleted ones infinite, so that
+    # each weight is deleted exactly once, even if the row has inf or NaN.
     saliency = jnp.where(saliency < largest, saliency, largest)
     saliency = jnp.where(live, saliency, jnp.inf)
     q = jnp.argmin(saliency).astype(jnp.int32)
+    # Column q of the current inverse: the stored one minus the pending downdates.
     column = inverse[q] - pending[:, q] @ pending
     root = jnp.sqrt(safe[q])
     scaled = jnp.where(live, column / root, 0).at[q].set(root)
-    # Past the last weight there is nothing to delete: leave everything as it is.
+    # Steps beyond `count` have no weight to delete and change nothing.
     scaled = jnp.where(step < count, scaled, jnp.zeros_like(scaled))
     rest = live.at[q].set(live[q] & (step >= count))
     return (
@@ -159,17 +168,17 @@ def _delete_block(state, count, block, least):
 
 
 def order_scores(order: Order) -> jax.Array:
-  """Scores that any threshold turns into a prefix of each row's deletion order.
+  """Computes scores for which any threshold deletes a prefix of each row's order.
 
-  A row's cost of deleting `k` weights is convexified: the score of a weight is the
-  largest rise up to and including its own deletion, so a global threshold compares
-  marginal costs between rows and layers.
+  The score of a weight is the largest rise up to and including its own deletion. Scores
+  thus increase along the order, and a global threshold compares marginal costs between
+  rows and layers.
 
   Args:
     order: from `deletion_order`.
 
   Returns:
-    Float array `(rows, n)`, higher = worth more.
+    Float array `(rows, n)`; higher scores are kept.
 
   Example:
     >>> order = Order(jnp.array([[1, 0, 2]]), jnp.array([[1.0, 3.0, 2.0]]))

@@ -1,6 +1,7 @@
-"""Levenberg-Marquardt on a masked weight vector: trains small nets to a true minimum.
+"""Levenberg-Marquardt on a masked weight vector, for small networks.
 
-The second-order formulas hold at a minimum; gradient descent does not get there.
+The second-order pruning formulas hold at a minimum of the loss, which gradient descent
+does not reach in practice.
 """
 
 from collections.abc import Callable
@@ -23,24 +24,26 @@ def levenberg_marquardt(
 ) -> jax.Array:
   """Minimizes `mean(r(w)^2) / 2 + decay |w|^2 / 2` over the live weights.
 
-  `(J^T J / m + (decay + mu) I) step = -(J^T r / m + decay w)`; a step that does not
-  lower the loss is not taken, and `mu` is doubled; otherwise `mu` is divided by three.
+  `(J^T J / m + (decay + mu) I) step = -(J^T r / m + decay w)`
+
+  If a step lowers the loss, it is taken and `mu` is divided by three. Otherwise it is
+  rejected and `mu` is doubled.
 
   Args:
     residuals: `weights (n,) -> (m,)`.
     weights: float array `(n,)`.
     mask: bool array `(n,)`, True = live.
     decay: weight decay, at least 0.
-    steps: how many steps are tried.
-    damping: the first `mu`.
+    steps: the number of steps, rejected ones included.
+    damping: the initial `mu`.
 
   Returns:
-    Float array `(n,)`, exactly 0.0 where dead.
+    Float array `(n,)`, exactly 0.0 where masked.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: `decay` is negative, `damping` not above 0 or `steps` below 1; `mask`
-      has another shape than `weights`.
+    ValueError: `decay` is negative, `damping` is not above 0, `steps` is below 1, or
+      `mask` has a different shape than `weights`.
 
   Example:
     >>> w = levenberg_marquardt(lambda w: w - 2, jnp.ones(2), jnp.array([True, False]))
@@ -70,6 +73,7 @@ def levenberg_marquardt(
     r, jacobian = residuals(w), jax.jacrev(residuals)(w)
     gradient = jacobian.T @ r / r.size + decay * w
     matrix = jacobian.T @ jacobian / r.size + (decay + mu) * eye
+    # Identity rows and a zero right-hand side keep the masked weights at zero.
     delta = jnp.linalg.solve(
       jnp.where(live, matrix, eye), jnp.where(mask, -gradient, 0)
     )

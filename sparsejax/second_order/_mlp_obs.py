@@ -1,16 +1,18 @@
 """Layer-wise OBS for a whole MLP, with one budget for all its layers.
 
 A neuron's Gauss-Newton block, `mean_i s_i x_i x_i^T` with `s` its output sensitivity,
-is taken as `mean(s) * mean_i x_i x_i^T`: layers share one inverse, and the rises of all
-rows are in units of the network's loss, so that they can be compared between layers.
+is approximated by `mean(s) * mean_i x_i x_i^T`. The neurons of a layer then share one
+inverse, and the rises of all rows are in units of the network's loss, so that they can
+be compared between layers.
 
-The bias is a weight that is never deleted, so it compensates too. With the best bias
-for any weights put in, what is left is a quadratic in the inputs less their means:
+The bias is never deleted, so it takes part in the compensation. With the optimal bias
+for given weights, the loss is a quadratic in the centered inputs:
 
   min_b mean ((v - w) x + b - b_0)^2 = (v - w) cov(x) (v - w)^T,
   b = b_0 + (w - v) mean(x)
 
-Without it, deleting weights on inputs that are never negative shifts every output.
+Without this, deleting weights on nonnegative inputs would shift the mean of every
+output.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,17 +28,17 @@ from sparsejax.second_order._prune_retrain import Pruned, keep_best
 
 
 class Prepared(NamedTuple):
-  """What is computed once for a net, before any number of densities.
+  """Statistics of a network that `prune` uses for any number of densities.
 
-  Layers are in their order; kernels are `(in, out)`, as in the params.
+  There is one entry per layer, in order. Kernels are `(in, out)`, as in the params.
   """
 
   hessians: list[jax.Array]  # (in, in), covariance of the inputs x
   means: list[jax.Array]  # (in,), mean of x
-  scores: list[jax.Array]  # (in, out), higher = worth more
+  scores: list[jax.Array]  # (in, out), higher scores are kept
   rises: list[
     jax.Array
-  ]  # (in, out), the loss that a weight's deletion adds in its turn
+  ]  # (in, out), the rise of the loss when a weight is deleted, in its turn
 
 
 def prepare(
@@ -48,22 +50,22 @@ def prepare(
   damping: float = 0.01,
   batch_size: int = 16,
 ) -> Prepared:
-  """Runs ExactOBS on every row of every layer, down to no weight.
+  """Runs ExactOBS on every row of every layer, until no weights are left.
 
   Args:
     params: dense layers as for `mlp_factors`.
     inputs: float array `(n, fan_in)`, training examples.
     loss: "softmax" or "squared".
-    activation: between layers, elementwise.
+    activation: the elementwise function between layers.
     damping: fraction of the mean diagonal added to each Hessian's diagonal.
-    batch_size: rows held at a time.
+    batch_size: the number of rows computed at a time.
 
   Returns:
-    `Prepared`.
+    `Prepared`, to be passed to `prune`.
 
   Raises:
-    ValueError: `params` holds something that is not a dense layer; `inputs`, a layer's
-      params or its Hessian are not finite (under `jit` see `deletion_order`).
+    ValueError: `params` contains a layer that is not dense; `inputs`, a layer's params
+      or its Hessian are not finite (under `jit`, see `deletion_order`).
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
@@ -73,7 +75,7 @@ def prepare(
     [[0.5], [8.0]]
 
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1 and
-  section 4; the sensitivities are added here.
+  section 4. The sensitivities are not part of the paper.
   """
   layers = dense_layers(params)
   names = sorted(params) if isinstance(params, Mapping) else range(len(layers))
@@ -85,6 +87,7 @@ def prepare(
   layers = jax.tree.map(lambda x: x.astype(dtype), layers)
   inputs = inputs.astype(dtype)
   factors = mlp_factors(layers, inputs, loss=loss, activation=activation)
+  # Per layer: the covariance of its inputs, and each row's deletion order.
   hessians, means, scores, rises = [], [], [], []
   for name, layer, (x, s) in zip(names, layers, factors, strict=True):
     mean = jnp.mean(x, 0) if "bias" in layer else jnp.zeros_like(x[0])
@@ -94,10 +97,12 @@ def prepare(
     order = _layerwise_obs.deletion_order(
       layer["kernel"].T, hessian, damping=damping, batch_size=batch_size
     )
+    # Multiply by the neurons' mean sensitivities, for rises in units of the loss.
     order = order._replace(rise=order.rise * jnp.mean(s, 0)[:, None])
     hessians.append(hessian)
     means.append(mean)
     scores.append(_layerwise_obs.order_scores(order).T)
+    # Sort the rises from the order of deletion back to the order of the weights.
     empty = jnp.zeros_like(order.rise)
     rise = jax.vmap(lambda e, i, r: e.at[i].set(r))(empty, order.index, order.rise)
     rises.append(rise.T)
@@ -112,19 +117,19 @@ def prune(
   uniform: bool = False,
   damping: float = 0.01,
 ) -> Pruned:
-  """Masks and compensated kernels of a net with `live` kernel weights in all.
+  """Prunes a network to `live` kernel weights and compensates the kept ones.
 
   Args:
     params: as given to `prepare`. Biases are never deleted; they are compensated.
     prepared: from `prepare`.
-    live: kernel weights kept, an integer, possibly traced.
-    uniform: the same density in every layer (the rest by largest remainder), instead of
-      the best `live` of the net.
+    live: the number of kernel weights to keep, an integer, possibly traced.
+    uniform: whether to use the same density in every layer, with remainders by the
+      largest-remainder method, instead of one ranking of all weights of the network.
     damping: as in `prepare`.
 
   Returns:
-    `Pruned`: params like `params`, masks `{"kernel": mask}` a layer, and the predicted
-    rise of the loss.
+    `Pruned`: params like `params`, masks `{"kernel": mask}` per layer, and the
+    predicted rise of the loss.
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
@@ -136,6 +141,7 @@ def prune(
     >>> float(pruned.predicted)
     0.5
   """
+  # Choose which weights stay, from the scores of `prepare`.
   layers = dense_layers(params)
   every = [jnp.ones(s.shape, bool) for s in prepared.scores]
   if uniform:
@@ -147,6 +153,7 @@ def prune(
     ]
   else:
     masks = keep_best(prepared.scores, every, live)
+  # Compensate the live weights and the biases for all deletions at once.
   kernels = [
     _compensation.compensate(layer["kernel"].T, h, m.T, damping=damping).T
     for layer, h, m in zip(layers, prepared.hessians, masks, strict=True)
@@ -167,17 +174,17 @@ def prune(
 
 
 def with_kernel(layer: Mapping[str, jax.Array], kernel: jax.Array, mean: jax.Array):
-  """A layer with another kernel, and the bias that is best for it.
+  """Replaces a layer's kernel and adapts its bias.
 
   `b = b_0 + (w - v)^T mean(x)`: the layer's outputs keep their mean.
 
   Args:
     layer: `{"kernel": w, "bias": b_0}`, w of shape `(in, out)`; the bias may be absent.
     kernel: v, `(in, out)`.
-    mean: `(in,)`, of the layer's inputs.
+    mean: `(in,)`, the mean of the layer's inputs.
 
   Returns:
-    The layer; without a bias only its kernel is another.
+    A layer like `layer`; a layer without a bias gets a new kernel only.
 
   Example:
     >>> layer = {"kernel": jnp.array([[1.0], [4.0]]), "bias": jnp.zeros(1)}
@@ -187,7 +194,7 @@ def with_kernel(layer: Mapping[str, jax.Array], kernel: jax.Array, mean: jax.Arr
   """
   new = {**layer, "kernel": kernel}
   if "bias" in layer:
-    # In the dtype of the mean: a kernel's rounding is compensated too.
+    # In the dtype of the mean, so that rounding of the kernel is compensated too.
     bias, old = layer["bias"].astype(mean.dtype), layer["kernel"].astype(mean.dtype)
     bias = bias + (old - kernel.astype(mean.dtype)).T @ mean
     new["bias"] = bias.astype(layer["bias"].dtype)

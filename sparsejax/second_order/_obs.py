@@ -1,7 +1,8 @@
-"""Optimal brain surgeon: delete a weight and let all the others make up for it.
+"""Optimal brain surgeon: deletion of weights with compensation by all the others.
 
-Everything here is exact for a quadratic `L(w) = g^T (w - w0) + (w - w0)^T H (w - w0) /
-2` at its minimum, and costs `n_weights^2` memory: for small nets, and for single rows.
+The formulas are exact for a quadratic loss `L(w) = g^T (w - w0) + (w - w0)^T H (w - w0)
+/ 2` at its minimum. They need `n_weights^2` memory, so they suit small networks and
+single rows of a kernel.
 """
 
 from typing import NamedTuple
@@ -17,21 +18,21 @@ from sparsejax.second_order._compensation import statistics_dtype
 def live_inverse(
   hessian: jax.Array, mask: jax.Array, damping: float = 0.0
 ) -> jax.Array:
-  """The inverse of the Hessian's live block; zero in dead rows and columns.
+  """Inverts the live block of a Hessian; masked rows and columns are zero.
 
   Args:
     hessian: float array `(n, n)`, symmetric.
     mask: bool array `(n,)`, True = live.
-    damping: added to the live diagonal. Where the block is singular to working
-      precision, so is `n eps max |diag H|` (`n eps` if that is 0).
+    damping: added to the live diagonal. If the block is singular to working precision,
+      `n eps max |diag H|` is added as well (`n eps` if that is 0).
 
   Returns:
     Float array `(n, n)`.
 
   Raises:
     TypeError: `mask` is not bool.
-    ValueError: `damping` is negative; `hessian` is not finite (under `jit` the inverse
-      is NaN instead).
+    ValueError: `damping` is negative, or `hessian` is not finite (under `jit`, the
+      inverse is NaN instead).
 
   Example:
     >>> live_inverse(jnp.diag(jnp.array([2.0, 4.0])), jnp.array([True, False])).tolist()
@@ -58,7 +59,8 @@ def _live_inverse(hessian, mask, damping):
 
   inverse = invert(jnp.zeros((), hessian.dtype))
   smallest = mask.size * float(jnp.finfo(hessian.dtype).eps)
-  # LAPACK's rule: the reciprocal of the condition number is below rounding.
+  # LAPACK's rule: a matrix is singular if the reciprocal of its condition number is
+  # below rounding.
   regular = norm(hessian + damping * eye) * norm(inverse) * smallest < 1
   largest = jnp.max(jnp.abs(jnp.where(live, hessian, 0) * eye))
   unit = smallest * jnp.where(largest > 0, largest, jnp.ones_like(largest))
@@ -68,17 +70,18 @@ def _live_inverse(hessian, mask, damping):
 def obs_saliency(
   weights: jax.Array, inverse: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-  """The predicted rise of the loss when a weight goes and the others make up for it.
+  """Predicts the rise of the loss when a weight is deleted and the others compensate.
 
   `L_q = w_q^2 / (2 [H^-1]_qq)`; never above OBD's `H_qq w_q^2 / 2`.
 
   Args:
     weights: float array `(n,)`.
     inverse: float array `(n, n)`, the inverse Hessian of the live weights.
-    mask: bool array `(n,)`, True = live; None = all.
+    mask: bool array `(n,)`, True = live; None if all are live.
 
   Returns:
-    Float array `(n,)` in units of loss; infinite at dead weights.
+    Float array `(n,)` in units of the loss; infinite at masked weights and where the
+    diagonal of `inverse` is not positive.
 
   Example:
     >>> inverse = jnp.diag(jnp.array([0.5, 0.25]))
@@ -91,14 +94,14 @@ def obs_saliency(
   _check_square("inverse", inverse, weights.size)
   diagonal = jnp.diagonal(inverse)
   mask = jnp.ones(weights.shape, bool) if mask is None else mask
-  # A Hessian that is not positive must not make a deletion look like a gain.
+  # With negative curvature the formula would predict that a deletion lowers the loss.
   safe = mask & (diagonal > 0)
   saliency = weights**2 / (2 * jnp.where(safe, diagonal, jnp.ones_like(diagonal)))
   return jnp.where(safe, saliency, jnp.full_like(saliency, jnp.inf))
 
 
 def obs_update(weights: jax.Array, inverse: jax.Array, index: jax.Array) -> jax.Array:
-  """The weights after deleting one: the minimum of the quadratic under `w_q = 0`.
+  """Deletes one weight and compensates: minimizes the quadratic under `w_q = 0`.
 
   `w - (w_q / [H^-1]_qq) H^-1 e_q`
 
@@ -124,7 +127,7 @@ def obs_update(weights: jax.Array, inverse: jax.Array, index: jax.Array) -> jax.
 
 
 def downdate_inverse(inverse: jax.Array, index: jax.Array) -> jax.Array:
-  """The inverse Hessian of the weights that are left, from that of all.
+  """Computes the inverse Hessian without one weight from the full inverse.
 
   `H^-1 - H^-1 e_q e_q^T H^-1 / [H^-1]_qq`: equal to inverting `H` without row and
   column `q`, at `n^2` instead of `n^3`.
@@ -163,7 +166,7 @@ def _check_index(index, n: int) -> None:
 
 
 class Surgery(NamedTuple):
-  """What `optimal_brain_surgeon` leaves."""
+  """The result of `optimal_brain_surgeon`."""
 
   weights: jax.Array  # (n,)
   mask: jax.Array  # (n,) bool
@@ -178,28 +181,29 @@ def optimal_brain_surgeon(
   *,
   damping: float = 0.0,
 ) -> Surgery:
-  """Deletes the least salient weight, compensates, and repeats on the same Hessian.
+  """Repeatedly deletes the least salient weight and compensates, with one Hessian.
 
-  One inversion, then a downdate a deletion; the weights are at all times the minimum of
-  the quadratic under the zeros so far. Where no live weight has positive inverse
-  curvature, as with an indefinite Hessian, the smallest goes, without compensation.
+  The Hessian is inverted once and the inverse downdated once per deletion. After every
+  deletion the weights are the minimum of the quadratic with all deleted weights zero.
+  If no live weight has positive inverse curvature, as with an indefinite Hessian, the
+  smallest live weight is deleted without compensation.
 
   Args:
-    weights: float array `(n,)`, exactly 0.0 where dead.
+    weights: float array `(n,)`, exactly 0.0 where masked.
     hessian: float array `(n, n)` at `weights`.
     mask: bool array `(n,)`, True = live.
-    live: how many weights to leave, an integer, possibly traced.
+    live: the number of weights to keep, an integer, possibly traced.
     damping: added to the Hessian's diagonal.
 
   Returns:
-    `Surgery`: weights in their own dtype, a mask of exactly `live` (at most as many as
-    `mask` has), and the predicted rise of the loss; computed in float32 or, if an
-    argument is float64, in float64.
+    `Surgery`: weights in their own dtype, a mask of exactly `live` weights (at most as
+    many as `mask` has), and the predicted rise of the loss. They are computed in
+    float32 or, if an argument is float64, in float64.
 
   Raises:
     TypeError: `mask` is not bool.
-    ValueError: `damping` is negative, `live` out of range, or `weights` or `hessian`
-      not finite. Under `jit` such a Hessian gives NaN at live weights instead, in a
+    ValueError: `damping` is negative, `live` is out of range, or `weights` or `hessian`
+      is not finite. Under `jit`, such a Hessian gives NaN at live weights instead, in a
       mask of the same count, or the same error through `checkify.checkify`.
 
   Example:
@@ -223,7 +227,7 @@ def optimal_brain_surgeon(
   return _surgery(weights, hessian, mask, live, damping)
 
 
-# Run eagerly, the loop would compile at every call.
+# Jitted, because run eagerly the loop compiles at every call.
 @jax.jit
 def _surgery(weights, hessian, mask, live, damping):
   dtype = statistics_dtype(weights, hessian)
@@ -234,11 +238,14 @@ def _surgery(weights, hessian, mask, live, damping):
   def unfinished(state):
     return jnp.sum(state[1], dtype=jnp.int32) > least
 
+  # Delete the weight of least saliency; without positive inverse curvature, the weight
+  # of least magnitude.
   def delete(state):
     weights, mask, inverse, predicted = state
     saliency = obs_saliency(weights, inverse, mask)
     compensable = jnp.any(jnp.isfinite(saliency))
-    # Finite where live, or the loop would not end on an infinite weight.
+    # Finite for live weights, so that the argmin is a live weight even if all of them
+    # are infinite; otherwise the loop would not end.
     size = jnp.minimum(jnp.abs(weights), largest)
     smallest = jnp.argmin(jnp.where(mask, size, jnp.inf))
     index = jnp.where(compensable, jnp.argmin(saliency), smallest)
@@ -254,6 +261,7 @@ def _surgery(weights, hessian, mask, live, damping):
 
   start = (weights, mask, inverse, jnp.zeros((), weights.dtype))
   weights, mask, _, predicted = jax.lax.while_loop(unfinished, delete, start)
+  # A Hessian that is not finite, which cannot raise under `jit`, gives NaN.
   sound = jnp.all(jnp.isfinite(hessian))
   weights = jnp.where(mask, jnp.where(sound, weights, jnp.nan), 0)
   return Surgery(weights.astype(given), mask, predicted)

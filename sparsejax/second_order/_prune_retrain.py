@@ -1,8 +1,8 @@
-"""Prune-retrain drivers: one loop for magnitude, OBD, OBS and whatever gives a rule.
+"""Iterative pruning and retraining, with rules for magnitude, OBD and OBS.
 
-A rule is `(params, masks, live) -> Pruned`: it says which weights go when `live` are to
-stay, and what the others become. The loop is one `lax.scan`, so it compiles once and
-takes `vmap` over seeds.
+A rule is `(params, masks, live) -> Pruned`: it keeps `live` weights and returns their
+new values. The loop is one `lax.scan`, so it compiles once and can be vmapped over
+seeds.
 """
 
 from collections.abc import Callable
@@ -20,25 +20,25 @@ Params = Any
 
 
 class Pruned(NamedTuple):
-  """What a rule returns."""
+  """The result of a pruning rule."""
 
-  params: Params  # exactly 0.0 where dead
+  params: Params  # exactly 0.0 where masked
   masks: Params  # bool, True = live
-  predicted: jax.Array  # scalar, the predicted rise of the loss; NaN where none is made
+  predicted: jax.Array  # scalar, the predicted rise of the loss; NaN without prediction
 
 
 Rule = Callable[[Params, Params, jax.Array], Pruned]
 
 
 class Trajectory(NamedTuple):
-  """One entry a round on axis 0 of every leaf."""
+  """The result of `prune_retrain`; axis 0 of every leaf is the round."""
 
-  pruned: Params  # right after the deletion
-  retrained: Params
+  pruned: Params  # after the deletion, before retraining
+  retrained: Params  # after retraining
   masks: Params
   live: jax.Array  # (rounds,) int32
   predicted: jax.Array  # (rounds,) predicted rise of the loss
-  actual: jax.Array  # (rounds,) the rise that came, before retraining
+  actual: jax.Array  # (rounds,) actual rise of the loss, before retraining
   loss: jax.Array  # (rounds,) after retraining
 
 
@@ -50,15 +50,15 @@ def prune_retrain(
   masks: Params,
   live: jax.Array,
 ) -> Trajectory:
-  """Prunes to each entry of `live` in turn, and retrains after each.
+  """Prunes to each number of weights in `live` in turn, and retrains after each.
 
   Args:
-    rule: what goes, see `score_rule` and `surgeon_rule`.
-    retrain: `(params, masks) -> params`; dead weights are set to 0.0 after it.
-    loss: `params -> scalar`, what predictions are held against.
+    rule: the pruning rule; see `score_rule`, `obd_rule` and `surgeon_rule`.
+    retrain: `(params, masks) -> params`; masked weights are then set to 0.0.
+    loss: `params -> scalar`, the loss whose rise the rule predicts.
     params: pytree of float arrays.
-    masks: pytree of bool arrays like `params`.
-    live: int array `(rounds,)`, how many weights stay after each round.
+    masks: pytree of bool arrays like `params`, True = live.
+    live: int array `(rounds,)`, the number of weights kept in each round.
 
   Returns:
     `Trajectory`.
@@ -97,14 +97,14 @@ def prune_retrain(
 
 
 def score_rule(score: Callable[[Params, Params], Params]) -> Rule:
-  """Keeps the best-scored weights of the whole net, and zeroes the rest.
+  """Creates a rule that keeps the highest-scoring weights of the whole network.
 
   Args:
-    score: `(params, masks) -> pytree of float arrays` of one dtype, higher
-      = worth more.
+    score: `(params, masks) -> pytree of float arrays` of one dtype; higher scores are
+      kept.
 
   Returns:
-    A rule; its prediction is NaN.
+    A rule. It makes no prediction: `predicted` is NaN.
 
   Example:
     >>> rule = score_rule(lambda params, masks: jax.tree.map(jnp.abs, params))
@@ -122,13 +122,13 @@ def score_rule(score: Callable[[Params, Params], Params]) -> Rule:
 
 
 def obd_rule(diagonal: Callable[[Params], Params]) -> Rule:
-  """Optimal brain damage: zeroes the weights of least saliency.
+  """Creates the rule of optimal brain damage: deletes the weights of least saliency.
 
   Args:
-    diagonal: `params -> pytree`, the Hessian's diagonal or a stand-in for it.
+    diagonal: `params -> pytree`, the Hessian's diagonal or an approximation of it.
 
   Returns:
-    A rule; it predicts the sum of the saliencies of what goes.
+    A rule; its prediction is the sum of the saliencies of the deleted weights.
 
   Example:
     >>> rule = obd_rule(lambda w: jnp.array([1.0, 20.0]))
@@ -152,14 +152,16 @@ def obd_rule(diagonal: Callable[[Params], Params]) -> Rule:
 
 
 def surgeon_rule(loss: Callable[[Params], jax.Array], *, damping: float = 0.0) -> Rule:
-  """Optimal brain surgeon on the loss's exact Hessian: for small nets.
+  """Creates the rule of optimal brain surgeon, with the loss's exact Hessian.
+
+  The Hessian of all weights is formed, so the rule suits small networks.
 
   Args:
     loss: `params -> scalar`.
     damping: added to the Hessian's diagonal.
 
   Returns:
-    A rule, see `obs.optimal_brain_surgeon`.
+    A rule; see `optimal_brain_surgeon`.
 
   Raises:
     ValueError: `damping` is negative.
@@ -189,9 +191,9 @@ def surgeon_rule(loss: Callable[[Params], jax.Array], *, damping: float = 0.0) -
 
 
 def keep_best(scores: Params, masks: Params, live: jax.Array | int) -> Params:
-  """Masks of the `live` best-scored live weights over all layers: exactly `live`.
+  """Keeps exactly `live` of the live weights, those with the highest scores.
 
-  NaN ranks last, with -inf.
+  Weights of all layers are ranked together. NaN ranks last, together with -inf.
 
   Example:
     >>> keep_best(jnp.array([1.0, 1.0]), jnp.array([True, True]), 1).tolist()

@@ -1,4 +1,4 @@
-"""WoodFisher: OBS on a block-diagonal empirical Fisher, inverted step by step."""
+"""WoodFisher: OBS with the block-diagonal empirical Fisher matrix."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from sparsejax.second_order._compensation import statistics_dtype
 
 
 def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
-  """The inverse of `damping * I + mean_i g_i g_i^T`, one gradient at a time.
+  """Inverts `damping * I + mean_i g_i g_i^T`, one gradient at a time.
 
   `F^-1 <- F^-1 - F^-1 g g^T F^-1 / (N + g^T F^-1 g)`, from `I / damping`.
 
   Args:
-    gradients: float array `(N, n)`, one row an example.
-    damping: above 0.
+    gradients: float array `(N, n)`, one row per example.
+    damping: added to the diagonal, above 0.
 
   Returns:
-    Array `(n, n)`, float32 or, of float64 gradients, float64.
+    Array `(n, n)`, float32, or float64 for float64 gradients.
 
   Raises:
-    ValueError: `damping` is not above 0; a gradient is not finite (under `jit` the
+    ValueError: `damping` is not above 0, or a gradient is not finite (under `jit`, the
       inverse is NaN instead).
 
   Example:
@@ -46,7 +46,7 @@ def fisher_inverse(gradients: jax.Array, damping: float = 1e-5) -> jax.Array:
 
 
 class WoodFisher(NamedTuple):
-  """The inverse Fisher blocks of one weight vector."""
+  """The inverse Fisher blocks of a weight vector."""
 
   blocks: jax.Array  # (blocks, size, size)
   n: int  # weights; the last block is padded
@@ -55,13 +55,13 @@ class WoodFisher(NamedTuple):
 def block_inverse(
   gradients: jax.Array, *, block: int = 50, damping: float = 1e-5, batch_size: int = 64
 ) -> WoodFisher:
-  """Inverts the Fisher matrix's diagonal blocks of `block` neighbouring weights.
+  """Inverts the diagonal blocks of the Fisher matrix, of `block` adjacent weights each.
 
   Args:
-    gradients: float array `(N, n)`, one row an example.
-    block: weights a block.
-    damping: above 0.
-    batch_size: how many blocks are computed at a time.
+    gradients: float array `(N, n)`, one row per example.
+    block: weights per block.
+    damping: added to the diagonal, above 0.
+    batch_size: the number of blocks computed at a time.
 
   Returns:
     `WoodFisher`.
@@ -91,14 +91,15 @@ def block_inverse(
 
 
 def woodfisher_saliency(weights: jax.Array, fisher: WoodFisher) -> jax.Array:
-  """The predicted rise of the loss for each weight, `w_q^2 / (2 [F^-1]_qq)`.
+  """Predicts the rise of the loss for each weight, `w_q^2 / (2 [F^-1]_qq)`.
 
   Args:
     weights: float array `(n,)`.
     fisher: from `block_inverse`.
 
   Returns:
-    Array `(n,)` of the inverse's dtype, finite for finite weights.
+    Array `(n,)` of the inverse's dtype, in units of the loss; finite for finite
+    weights.
 
   Example:
     >>> fisher = block_inverse(jnp.array([[1.0, 0.0]]), block=2, damping=1.0)
@@ -109,7 +110,8 @@ def woodfisher_saliency(weights: jax.Array, fisher: WoodFisher) -> jax.Array:
   """
   diagonal = jnp.diagonal(fisher.blocks, axis1=1, axis2=2).reshape(-1)[: fisher.n]
   limits = jnp.finfo(diagonal.dtype)
-  # Rounding can leave nothing of an inverse: a steep weight is worth most, not NaN.
+  # Rounding can make a diagonal entry of the inverse zero or negative. The curvature is
+  # then very high, so the weight gets the highest saliency instead of NaN.
   saliency = weights.astype(diagonal.dtype) ** 2 / (
     2 * jnp.maximum(diagonal, limits.tiny)
   )
@@ -119,10 +121,11 @@ def woodfisher_saliency(weights: jax.Array, fisher: WoodFisher) -> jax.Array:
 def woodfisher_compensate(
   weights: jax.Array, fisher: WoodFisher, mask: jax.Array
 ) -> jax.Array:
-  """The live weights after the dead ones of each block are deleted together.
+  """Computes the optimal live weights when the masked ones of each block are deleted.
 
-  `w - F^-1 E (E^T F^-1 E)^-1 E^T w`, `E` the columns of the dead weights: exact for
-  several deletions a block, where a sum of single updates is not.
+  `w - F^-1 E (E^T F^-1 E)^-1 E^T w`, `E` the columns of the masked weights
+
+  This is exact for several deletions per block, unlike the sum of single updates.
 
   Args:
     weights: float array `(n,)`.
@@ -130,13 +133,13 @@ def woodfisher_compensate(
     mask: bool array `(n,)`, True = live.
 
   Returns:
-    Array `(n,)` of the weights' dtype, exactly 0.0 where dead; NaN where live in a
-    block whose inverse is not finite. Blocks whose equations are singular to working
-    precision keep their live weights as they are.
+    Array `(n,)` of the weights' dtype, exactly 0.0 where masked, and NaN at the live
+    weights of a block whose inverse is not finite. A block whose equations are singular
+    to working precision keeps its live weights unchanged.
 
   Raises:
     TypeError: `mask` is not bool.
-    ValueError: `mask` has another shape than `weights`.
+    ValueError: `mask` has a different shape than `weights`.
 
   Example:
     >>> fisher = WoodFisher(jnp.array([[[1.0, 0.5], [0.5, 1.0]]]), 2)
@@ -157,6 +160,8 @@ def woodfisher_compensate(
   live = jnp.pad(mask, pad, constant_values=True).reshape(-1, size)
   eye = jnp.eye(size, dtype=dtype)
 
+  # Solve for the multipliers of the masked weights; identity rows for the live ones
+  # keep the shape fixed.
   def one_block(w, live, inverse):
     dead = ~live
     small = jnp.where(dead[:, None] & dead[None, :], inverse, eye)
