@@ -1,4 +1,4 @@
-"""Published methods, each a choice of the algebra in `sparsejax.transforms`."""
+"""Published sparse training methods, built from the parts in `sparsejax.transforms`."""
 
 from sparsejax.methods._ac_dc import ac_dc, alternate
 from sparsejax.methods._deep_r import deep_r

@@ -41,31 +41,32 @@ def ac_dc(
   sparse: Callable[[jax.Array], jax.Array] | None = None,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Alternates phases in which all weights train and phases of the largest only.
+  """Alternates dense phases with sparse phases of the largest weights (AC/DC).
 
   masks_l = the budget_l largest |w| of layer l in a sparse phase, all in a dense one
 
-  Training is dense up to the first mask update, after start_step + update_every steps;
-  from there on phases of update_every steps alternate, the first of them sparse, and
-  the one after the last mask update always is. Gradients are masked; weights that a
-  dense phase wakes start from exactly zero.
+  Training is dense up to the first mask update, in step start_step + update_every. From
+  then on sparse and dense phases of update_every steps alternate, beginning with a
+  sparse one. If end_step is given, the phase after the last mask update is always
+  sparse. The inner optimizer receives masked gradients; weights that become live in a
+  dense phase start from exactly zero.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live in sparse phases, in (0, 1].
-    update_every: length of a phase, in steps.
-    start_step: see `sparsify`.
-    end_step: the masks stay as they are after that many steps; needed for the network
-      to end sparse for sure.
-    distribution: of the live weights over the layers; None selects over the whole
-      network at once.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    sparse: `step -> bool`, whether a mask update at that step begins a sparse phase; in
-      place of the alternation. The paper's last dense phase is longer than the others.
-    structure: see `sparsify`.
+    density: fraction of weights kept, in (0, 1], in sparse phases.
+    update_every: steps between mask updates: the length of a phase.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit. Set it to make sure
+      that the network is sparse at the end.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    sparse: `step -> bool`, whether the mask update at a step begins a sparse phase; it
+      replaces the alternation. The paper's last dense phase is longer than the others.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -115,19 +116,19 @@ def ac_dc(
 def alternate(
   transform: MaskTransform, when: Callable[[jax.Array], jax.Array]
 ) -> MaskTransform:
-  """A mask transform at some mask updates; everything live after the others.
+  """Applies a mask transform at some mask updates and unmasks everything at others.
 
   topology = transform(topology) if when(step) else all live
 
   Args:
-    transform: what happens at the updates that `when` says.
+    transform: the mask transform for the updates at which `when` is true.
     when: `step -> bool`, possibly traced.
 
   Returns:
     A mask transform.
 
   Raises:
-    TypeError: transform is not a mask transform, or when no function.
+    TypeError: transform is not a mask transform, or `when` is not a function.
 
   Example:
     >>> import sparsejax as sj
@@ -139,6 +140,8 @@ def alternate(
   check_callable("when", when, "a function of the step", 1)
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
+    # The transform always runs, for `when` may be traced; where it is false, its result
+    # is replaced by full masks and budgets, and its scores need not be finite.
     new, state = transform.update(inputs, topology, state)
     on = jnp.asarray(when(inputs.step))
     masks, budgets = topology.masks, topology.budgets
@@ -158,7 +161,7 @@ def alternate(
 
 
 def _alternating(update_every: int, start_step: int, end_step: int | None):
-  """Sparse after every other mask update, the first and the last included."""
+  """Returns AC/DC's schedule: sparse at the first, every other and the last update."""
 
   def sparse(step):
     phase = (step - start_step) // update_every

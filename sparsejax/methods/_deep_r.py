@@ -33,7 +33,7 @@ from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import normal_like, random
 from sparsejax.transforms import chain, grow, mask_update_due, sparsify
 
-# Each kind of draw in a step from a key of its own.
+# Folded into the step's key, so that the three random draws of a step are independent.
 _NOISE, _GROWTH, _SIGNS = 0, 1, 2
 
 
@@ -41,8 +41,9 @@ class DeepRState(NamedTuple):
   """The state of `deep_r`.
 
   Attributes:
-    positive: tree of bool, the side of zero on which each weight is live.
-    sparse_state: masks, budgets and the inner optimizer's state.
+    positive: tree of bool; True where a live weight must be at least zero, False where
+      it must be at most zero.
+    sparse_state: `SparseState` with the masks, budgets and inner optimizer's state.
   """
 
   positive: PyTree
@@ -65,34 +66,36 @@ def deep_r(
   noise: float = 0.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Deep-R: a weight that changes its sign dies, and a dead one wakes at random.
+  """Drops weights that change sign and regrows at random (Deep-R).
 
   u = inner(g + l1 s + noise N(0, 1));  live where s (p + u) >= 0;
   then grow(random), with new random signs s
 
-  Gradients are masked. The crossing is seen in the very step that makes it, from the
-  inner optimizer's update u: the emitted update is u where a live weight keeps its sign
-  and -p everywhere else. So a weight that crosses is exactly zero after the step, and
-  one that wakes starts from exactly zero too, is counted as live from then on, and
-  takes its first step next time, to the side that s allows, or dies again. At the start
-  s is the weight's own sign. Each layer holds exactly its budget at every step.
+  The inner optimizer receives masked gradients. A sign change is detected in the step
+  that causes it, from the inner optimizer's update u: the emitted update is u where a
+  live weight keeps its sign and -p everywhere else. So a dropped weight is exactly zero
+  after the step. A grown weight also starts from exactly zero. It is live from then on,
+  takes its first update in the next step, and is dropped again if that update moves it
+  to the side that s forbids. At the start s is the sign of each weight. Each layer
+  has exactly as many live weights as its budget at every step.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
-    update_every: steps between rewirings; 1 in the paper. In between a weight may live
-      on the wrong side.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    l1: added to the gradient of live weights, times their sign; it passes through the
-      inner optimizer, so plain SGD takes a step of its learning rate times l1.
-    noise: standard deviation of Gaussian noise on the gradient of live weights; the
-      paper's temperature T is noise^2 * learning rate / 2 under plain SGD.
+    density: fraction of weights kept, in (0, 1].
+    update_every: steps between mask updates; the paper uses 1. Between mask updates a
+      live weight may have the wrong sign.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    l1: coefficient of the L1 penalty: l1 times the sign s is added to the gradient of
+      live weights. It passes through the inner optimizer, so plain SGD moves a weight
+      by learning rate times l1 per step.
+    noise: standard deviation of the Gaussian noise added to the gradient of live
+      weights; the paper's temperature T is noise^2 * learning rate / 2 under plain SGD.
     structure: must be None.
 
   Returns:
@@ -143,7 +146,9 @@ def deep_r(
     kernels = choose(params, [m is not None for m in align(params, state.masks)])
     return DeepRState(jax.tree.map(lambda p: p >= 0, kernels), state)
 
-  # One function for all steps, as in `sparsify`.
+  # Compiled once and reused, as `update_if_due` in `sparsify`. Drops the weights that
+  # the update moves to the forbidden side of zero, grows as many at random, and draws
+  # new signs for the grown ones.
   @functools.partial(jax.jit, inline=True)
   def rewire_if_due(due, kernels, steps, live, budgets, positive, key, step):
     def rewire():
@@ -183,6 +188,8 @@ def deep_r(
       )
     chosen = [m is not None for m in align(params, before.masks)]
     key = jax.random.fold_in(jax.random.key(before.seed), before.count)
+    # Run the inner optimizer on the penalized, noisy gradients. `sparse` masks them and
+    # zeroes masked weights; its masks change only below, where u is known.
     if l1 or noise:
       noise_key = jax.random.fold_in(key, _NOISE)
       grads = _pulled(grads, state.positive, chosen, l1, noise, noise_key)
@@ -192,7 +199,7 @@ def deep_r(
     )
     due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
     kernels, step = choose(params, chosen), after.count
-    # Masks that were packed may have lost the params' boxes.
+    # Masks that were packed may have lost the containers (boxes) of the params.
     live = boxed_like(before.masks, kernels)
     if due is None:
       masks, kept, positive = live, live, state.positive
@@ -201,6 +208,7 @@ def deep_r(
       masks, kept, positive = rewire_if_due(
         due, kernels, choose(updates, chosen), live, budgets, state.positive, key, step
       )
+    # Weights that were not kept, the grown ones included, end at exactly zero.
     leaves, treedef = jax.tree.flatten(updates)
     emitted = treedef.unflatten(
       u if m is None else update_or_zero(m, u, p)
@@ -214,7 +222,10 @@ def deep_r(
 
 
 def _pulled(grads, positive, chosen, l1, noise, key):
-  """Gradients with the pull towards zero and the noise; dead ones are masked later."""
+  """Adds the L1 penalty and the noise to the gradients of all sparsified leaves.
+
+  The gradients of masked weights are zeroed later, by `sparsify`.
+  """
   leaves, treedef = jax.tree.flatten(grads)
   signs, keys = iter(jax.tree.leaves(positive)), leaf_keys(key, grads)
   out = []
@@ -229,6 +240,7 @@ def _pulled(grads, positive, chosen, l1, noise, key):
 
 
 def _coins(key, tree):
+  """Draws a tree of fair random bools, used as the signs of grown weights."""
   leaves, treedef = jax.tree.flatten(tree)
   keys = leaf_keys(key, tree)
   return treedef.unflatten(

@@ -1,4 +1,4 @@
-"""Dense training, with the state of a sparse optimizer."""
+"""Dense training with the state of a sparse optimizer."""
 
 from typing import Any
 
@@ -22,23 +22,24 @@ def dense(
   input_axes: InputAxes = None,
   seed: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-  """A no-op that carries the same state: every weight stays live.
+  """Trains a dense network with the state of a sparse optimizer.
 
   masks = 1
 
-  For comparisons: swap the name in a sparse run and nothing else changes.
+  The dense baseline: replace the method's name in a sparse run, and nothing else
+  changes. Every weight stays live, and the inner optimizer's updates are unchanged.
 
   Args:
     inner: any optax optimizer.
-    density: accepted for the common signature, without effect.
-    update_every: accepted, without effect.
-    start_step: accepted, without effect.
-    end_step: accepted, without effect.
-    distribution: accepted, without effect.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
+    density: accepted for the common signature; has no effect.
+    update_every: accepted for the common signature; has no effect.
+    start_step: accepted for the common signature; has no effect.
+    end_step: accepted for the common signature; has no effect.
+    distribution: accepted for the common signature; has no effect.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
 
   Returns:
     An optax transformation; see `sparsify`.

@@ -56,28 +56,29 @@ def dsr(
   tolerance: float = 0.1,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """DSR: one adaptive threshold for all layers; regrows where most weights survive.
+  """Drops below one adaptive threshold and regrows where most weights survive (DSR).
 
   drop(|w| < H) > redistribute(survivors) > grow(random), with H as in `drop_below`
 
-  Gradients are masked. The number of live weights never changes: all that is dropped
-  comes back, at random places, to the layers in proportion to what they kept.
+  The inner optimizer receives masked gradients. The total number of live weights never
+  changes: as many weights as were dropped are grown at random positions, divided among
+  the layers in proportion to the weights that they kept.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
+    density: fraction of weights kept, in (0, 1].
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of the live weights that the threshold aims at, a float or a
-      schedule (the paper gives their number).
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of the live weights that the threshold should drop: a float
+      or a schedule. The paper sets their number instead.
     threshold: H at the start.
-    tolerance: how far from the aim H may stay as it is, as a share of the aim.
+    tolerance: relative deviation from that target up to which H is left unchanged.
     structure: must be None.
 
   Returns:
@@ -125,7 +126,7 @@ class ThresholdState(NamedTuple):
   """The state of `drop_below`.
 
   Attributes:
-    threshold: float32, what the next mask update drops below.
+    threshold: float32 scalar, the magnitude below which the next mask update drops.
   """
 
   threshold: jax.Array
@@ -134,29 +135,29 @@ class ThresholdState(NamedTuple):
 def drop_below(
   threshold: float, fraction: Fraction, tolerance: float = 0.1
 ) -> MaskTransform:
-  """Drops all weights below one threshold, which adapts to how many that were.
+  """Drops all weights below one threshold, which then adapts to their number.
 
   live_l = max(#{i live in l : |w_i| >= H}, 1);  then, with D dropped and
   A = sum_l ceil(fraction * budget_l) as the aim,
   H <- 2 H if D < (1 - tolerance) A, H / 2 if D > (1 + tolerance) A
 
-  Budgets stay.
+  Budgets are unchanged. The new H applies from the next mask update on.
 
   Args:
     threshold: H at the start, above 0.
-    fraction: as in `drop`.
-    tolerance: at least 0.
+    fraction: fraction of the budgets that H should drop; as in `drop`.
+    tolerance: relative deviation from A up to which H is left unchanged; at least 0.
 
   Returns:
-    A mask transform with H in its state. It knows no structures.
+    A mask transform with H in its state. It supports no structures.
 
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range.
 
   References:
-    Mostafa & Wang 2019, algorithm 1. There a layer may lose all its weights, and then
-    never gets any back; here its largest stays.
+    Mostafa & Wang 2019, algorithm 1. There a layer may lose all its weights and then
+    never regrows any; here its largest weight stays live.
 
   Example:
     >>> import sparsejax as sj
@@ -170,11 +171,14 @@ def drop_below(
     return ThresholdState(jnp.asarray(threshold, jnp.float32))
 
   def update(inputs: ScoreInputs, topology: Topology, state: ThresholdState):
+    # Count the weights at or above H in each layer; at least one stays live.
     masks, budgets = topology.masks, topology.budgets
     scores, h = magnitude(inputs), state.threshold
     above = jax.tree.map(lambda s, m: m & (s.astype(jnp.float32) >= h), scores, masks)
     live = live_counts(masks, budgets)
     keep = jnp.maximum(live_counts(above, budgets), jnp.minimum(live, 1))
+    # Double or halve H for the next mask update if the number dropped misses the target
+    # by more than the tolerance. Totals over large networks need 64 bits.
     share, sound = checked_fraction(
       rule(inputs, topology), to_vector(budgets), "drop_fraction"
     )
@@ -187,6 +191,7 @@ def drop_below(
     factor = jnp.where(few, jnp.float32(2), jnp.where(many, jnp.float32(0.5), 1.0))
     range_ = jnp.finfo(jnp.float32)
     after = jnp.clip(h * factor, range_.tiny, range_.max)
+    # The k largest of a layer, with k the count above, are those at or above H.
     finite = topology.finite & sound & scores_are_finite(scores, masks)
     masks = top_k_masks(scores, from_vector(keep, budgets), masks)
     return topology._replace(masks=masks, finite=finite), ThresholdState(after)

@@ -27,27 +27,29 @@ def global_saliency(
   initial_density: float = 1.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Starts dense and prunes what matters least to the loss, of the whole network.
+  """Starts dense and prunes the network's least salient weights along a cubic schedule.
 
   masks = the best density(t) of all weights by |w dL/dw|, wherever they lie
 
-  with density(t) as in `gradual_magnitude`; for one step, use `one_shot` with
-  `distribution=None`. Gradients are masked. A layer may lose all its weights.
+  density(t) is that of `gradual_magnitude`. The saliency |w dL/dw| is the first-order
+  change of the loss when a weight is removed. All layers compete, and a layer may lose
+  all its weights. The inner optimizer receives masked gradients. To prune in a single
+  step, use `one_shot` with `distribution=None` and `score=sj.taylor`.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live at the end, in (0, 1]; or a schedule
-      `step -> density` that takes the place of the cubic.
+    density: fraction of weights kept, in (0, 1], at the end of the cubic; or a schedule
+      `step -> density` that replaces the cubic.
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: the step of the last mask update, required.
-    distribution: must be None: the whole network is one.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    initial_density: where the cubic starts, in (0, 1].
-    structure: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; required.
+    distribution: must be None: weights are selected over the whole network at once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    initial_density: density at the start of the cubic, in (0, 1].
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.

@@ -28,27 +28,28 @@ def gradual_magnitude(
   initial_density: float = 1.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Starts dense and prunes the smallest weights along a cubic.
+  """Starts dense and prunes the smallest weights along a cubic schedule.
 
   density(t) = d_f + (d_0 - d_f) (1 - (t - start) / (end - start))^3
 
-  Gradients are masked. Every mask update keeps each layer's largest magnitudes.
+  The inner optimizer receives masked gradients. Every mask update keeps the largest
+  magnitudes of each layer.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live at the end, in (0, 1]; or a schedule
-      `step -> density` that takes the place of the cubic.
+    density: fraction of weights kept, in (0, 1], at the end of the cubic; or a schedule
+      `step -> density` that replaces the cubic.
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: the step of the last mask update, required; the density is reached at
-      the last update that falls on or before it.
-    distribution: of the live weights over the layers, at every density.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    initial_density: where the cubic starts, in (0, 1].
-    structure: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; required. The final density is reached at
+      the last mask update at or before this step.
+    distribution: sets the budget of each layer, at every density.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    initial_density: density at the start of the cubic, in (0, 1].
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -95,7 +96,9 @@ def gradual_density(
   start_step: int,
   end_step: int | None,
 ):
-  """The cubic from a method's arguments; a density that is a schedule stays one.
+  """Builds the cubic density schedule from a method's arguments.
+
+  A density that is already a schedule is returned unchanged.
 
   Args:
     density: as in `gradual_magnitude`.
@@ -105,7 +108,7 @@ def gradual_density(
     end_step: as in `gradual_magnitude`.
 
   Returns:
-    A schedule `step -> density`, at its end at the last mask update.
+    A schedule `step -> density` that reaches the final density at the last mask update.
 
   Raises:
     TypeError: as in `gradual_magnitude`.
@@ -123,6 +126,7 @@ def gradual_density(
     raise ValueError(
       f"initial_density must be at least density = {density}, got {initial_density}."
     )
+  # The cubic must end at a step with a mask update, which may be before end_step.
   if update_every is None:
     raise ValueError("update_every must be an integer of at least 1, got None.")
   updates = (end_step - start_step) // update_every
@@ -135,21 +139,21 @@ def gradual_density(
 
 
 def cubic(initial: float, final: Any, start_step: int, steps: int):
-  """The Zhu-Gupta schedule of densities.
+  """Returns the cubic density schedule of Zhu & Gupta (2018).
 
   d(t) = final + (initial - final) (1 - clip((t - start) / steps, 0, 1))^3
 
   Args:
-    initial: density up to start_step.
-    final: density from start_step + steps on.
-    start_step: where the cubic begins.
-    steps: how long it takes.
+    initial: density up to start_step, in (0, 1].
+    final: density from start_step + steps on, in (0, 1].
+    start_step: step at which the cubic begins.
+    steps: length of the cubic in steps.
 
   Returns:
     A schedule `step -> float32`.
 
   Raises:
-    TypeError: a density is no number, a step no integer.
+    TypeError: a density is not a number, or a step is not an integer.
     ValueError: an argument is outside its range.
 
   Example:

@@ -43,32 +43,33 @@ def grasp(
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
-  """Keeps at initialization the weights without which the gradient would flow least.
+  """Keeps the weights at initialization that preserve the gradient flow most (GraSP).
 
   s = w (H g), g and H the mean gradient and Hessian; the best density of all layers
 
-  s is what g^T g / 2 loses, to first order, when the weight is removed; weights whose
-  removal makes the gradient larger score below zero and go first. H g is one
-  forward-over-reverse product a batch, so the loss must not hold a `jax.custom_vjp`;
-  H and g are those of the sparsified leaves.
+  s is the first-order decrease of g^T g / 2 when the weight is removed. Weights whose
+  removal increases the gradient norm have negative scores and are pruned first. H g
+  takes one forward-over-reverse product per batch, so the loss must not contain a
+  `jax.custom_vjp`. H and g are taken over the sparsified leaves only.
 
   The paper divides the logits by a temperature of 200, which makes the result depend
-  less on the weights' scale; that is the loss's matter:
+  less on the scale of the weights. Do this in the loss:
   `lambda params, batch: cross_entropy(model(params, batch) / 200, ...)`.
 
   Args:
     loss_fn: `(params, batch) -> scalar`, twice differentiable.
-    params: the weights at initialization.
-    batches: a list of batches; the paper takes ten images a class.
-    density: fraction kept, in (0, 1].
-    rounds: how many prunings; 1 is the paper's. More work as in `snip`.
+    params: the params at initialization.
+    batches: list of batches; the paper uses ten images per class.
+    density: fraction of weights kept, in (0, 1].
+    rounds: number of pruning rounds, as in `snip`; the paper uses 1.
     where: which leaves are sparsified; see `sparsify`.
-    input_axes: see `sparsify`.
-    distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
-    structure: see `masks_from_scores`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    distribution: sets the budget of each layer; None, the paper's choice, selects over
+      the whole network at once.
+    structure: which patterns of live weights are allowed; see `masks_from_scores`.
 
   Returns:
-    The masks, as `sj.masks` gives them; see `snip`.
+    A tree of masks like that of `sj.masks`; see `snip` for how to train with them.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -86,6 +87,7 @@ def grasp(
     >>> masks["kernel"].ravel()
     Array([ True, False,  True], dtype=bool)
   """
+  # Validate everything before the first gradient is computed.
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
@@ -104,6 +106,8 @@ def grasp(
   def product(weights, vector, batch):
     return hessian_vector_product(lambda w: loss(w, batch), weights, vector)
 
+  # Both g and H g are means over the batches, at the remaining weights; g must be
+  # complete before the first product with H.
   def score(masks):
     weights = apply_masks(kernels, masks)
     g = mean_over_batches(lambda batch: gradient(weights, batch), batches)

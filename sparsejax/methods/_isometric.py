@@ -1,4 +1,4 @@
-"""Dynamic sparse training of deep stacks that stay near isometry."""
+"""Dynamic sparse training of very deep networks whose layers stay near isometry."""
 
 import functools
 from typing import Any
@@ -42,7 +42,7 @@ from sparsejax.transforms import (
 
 Array = jax.Array
 PyTree = Any
-# What the first masks are drawn with, apart from all other uses of the seed.
+# Folded into the seed's key, so that the first masks are independent of other draws.
 _STREAM = 17
 
 
@@ -61,33 +61,36 @@ def isometric(
   drop_fraction: Fraction = 0.3,
   retract: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-  """RigL around an orthogonal matrix that each convolution keeps.
+  """Trains by RigL and keeps an orthogonal matrix live in each convolution.
 
   keep(drop(|w|, drop_fraction) > grow(|dL/dw|)), then W[center] on the support <- the
   nearest orthogonal matrix
 
-  For networks too deep for a mask that does not hold an isometry: there a random mask
-  of a quarter of the weights passes no signal after some dozens of layers, and no
-  gradient. The support is what the initial kernels hold, so take
-  `initializers.delta_orthogonal` or, at densities below 1 / 9, `sparse_orthogonal`; the
-  first masks are that support and random other weights. The rest moves as in RigL.
-  Gradients are masked for the inner optimizer.
+  For networks so deep that every layer must be close to an isometry: with random masks
+  at a density of 0.25, neither signals nor gradients pass more than some dozens of
+  layers. The support is the set of nonzero weights in the initial kernels. Initialize
+  with `initializers.delta_orthogonal` or, at densities below 1 / 9, with
+  `sparse_orthogonal`. The first masks are the support and random other weights. Weights
+  outside of the support are dropped and grown as in RigL. The inner optimizer receives
+  masked gradients.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
-    update_every: steps between mask updates; None fixes the first masks for good.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`; kernels of convolutions with an orthogonal center of gain 1.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of each layer dropped at a mask update, before the support is
-      put back.
-    retract: whether the supported matrix is made orthogonal again after a mask update;
-      that multiplies matrices, which move where they lie on several devices.
+    density: fraction of weights kept, in (0, 1].
+    update_every: steps between mask updates; with None the first masks never change.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`. They should be kernels of
+      convolutions whose central matrix is orthogonal with gain 1.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
+      a schedule. The support is restored afterwards.
+    retract: whether the central matrix on the support is made orthogonal again at each
+      mask update. That multiplies matrices, which for sharded kernels requires
+      communication between devices.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -125,6 +128,7 @@ def isometric(
   )
 
   def init_fn(params):
+    # Replace the random first masks of `sparsify` by masks that contain the support.
     state: Any = sparse.init(params)
     if is_placeholder(params):
       return state
@@ -138,6 +142,8 @@ def isometric(
       updates, state, params, update_masks=update_masks, **extra_args
     )
     after: Any = after
+    # Make the matrices orthogonal in exactly those steps in which `sparsify` updates
+    # the masks.
     due, step = update_masks, after.count
     if due is None and update_every is not None:
       due = (step > start_step) & ((step - start_step) % update_every == 0)
@@ -155,7 +161,7 @@ def isometric(
 
 @jax.jit
 def _first_masks(kernels, budgets, seed):
-  """The support of each kernel, and random others up to its budget."""
+  """Returns masks of the support and of random other weights, up to the budgets."""
   key = jax.random.fold_in(jax.random.key(seed), _STREAM)
   leaves, treedef = jax.tree.flatten(kernels)
   draws = [
@@ -168,7 +174,7 @@ def _first_masks(kernels, budgets, seed):
 
 
 def _check(axes):
-  """Raises ValueError for kernels whose central matrix is not where it is sought."""
+  """Raises ValueError for kernels whose axes are not in the order that is assumed."""
   check_known(axes, "isometric")
   for a in axes:
     if a.taps and a.order != tuple(range(len(a.shape))):
@@ -180,7 +186,7 @@ def _check(axes):
 
 
 def _retracted(due, updates, params, state, support, axes):
-  """Updates that end where the supported matrices are orthogonal, where due."""
+  """Returns updates after which the matrices on the support are orthogonal, if due."""
   leaves, treedef = jax.tree.flatten(updates)
   out, layers = [], iter(axes)
   for u, p, mask, held in zip(
@@ -199,7 +205,8 @@ def _retracted(due, updates, params, state, support, axes):
   return treedef.unflatten(out)
 
 
-# One function for all steps, as in `sparsify`.
+# Compiled once and reused, as `update_if_due` in `sparsify`. Returns the update that
+# takes the live weights of one kernel from p to the projection of p + u.
 @functools.partial(jax.jit, static_argnames="rows", inline=True)
 def _move_if_due(due, u, p, mask, held, rows):
   def move():
@@ -211,7 +218,16 @@ def _move_if_due(due, u, p, mask, held, rows):
 
 
 def _project(kernel: Array, support: Array, rows: int) -> Array:
-  """The kernel with the matrix on its center's support made orthogonal."""
+  """Replaces the central matrix, on the support, by the nearest orthogonal matrix.
+
+  Args:
+    kernel: (*stacked, *taps, inputs, outputs).
+    support: bool, of the kernel's shape.
+    rows: number of axes that stack layers.
+
+  Returns:
+    An array like `kernel`.
+  """
   taps = kernel.shape[rows:-2]
   at = (*(slice(None),) * rows, *((k - 1) // 2 for k in taps))
   matrix, held = kernel[at], support[at]

@@ -27,29 +27,30 @@ def movement_pruning(
   initial_density: float = 1.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Starts dense and prunes, along a cubic, the weights that move towards zero.
+  """Starts dense and prunes weights that move towards zero along a cubic schedule.
 
   S <- S - w dL/dw at every step;  masks_l = the budget_l largest S of layer l
 
-  with densities as in `gradual_magnitude`. Gradients are masked. S is one float32 a
-  weight. A dead weight is exactly zero here and its S stands still, so nothing returns;
-  in the paper masks act in the forward pass only, and weights may.
+  Densities are those of `gradual_magnitude`. The inner optimizer receives masked
+  gradients. S takes one float32 per weight. Here a masked weight is exactly zero and
+  its S no longer changes, so it never becomes live again; in the paper masks act in the
+  forward pass only, and masked weights may become live again.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live at the end, in (0, 1]; or a schedule
-      `step -> density` that takes the place of the cubic.
+    density: fraction of weights kept, in (0, 1], at the end of the cubic; or a schedule
+      `step -> density` that replaces the cubic.
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: the step of the last mask update, required.
-    distribution: of the live weights over the layers, at every density; None selects
-      over the whole network at once.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    initial_density: where the cubic starts, in (0, 1].
-    structure: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; required.
+    distribution: sets the budget of each layer, at every density; None selects over the
+      whole network at once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    initial_density: density at the start of the cubic, in (0, 1].
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.

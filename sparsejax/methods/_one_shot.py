@@ -26,27 +26,27 @@ def one_shot(
   score: Score = magnitude,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains dense, prunes once, and trains on what is left.
+  """Trains a dense network, prunes it once and trains the remaining weights.
 
   masks = the best `density` of the weights after start_step + update_every steps
 
-  Gradients are masked, so dense until then.
+  The inner optimizer receives masked gradients, which are dense until the pruning.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live at the end, in (0, 1].
-    update_every: with start_step, the step after which weights are pruned; None
-      prunes when `update_masks=True` is passed to the update.
-    start_step: see `sparsify`.
-    end_step: accepted for the common signature; not before that step.
-    distribution: of the live weights over the layers; None selects over the whole
-      network at once.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    score: what a weight is worth.
-    structure: see `sparsify`.
+    density: fraction of weights kept, in (0, 1], after pruning.
+    update_every: weights are pruned in step start_step + update_every; with None, when
+      `update_masks=True` is passed to the update.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: accepted for the common signature; must not be before the pruning step.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    score: the score of each weight; the highest are kept.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -57,7 +57,7 @@ def one_shot(
       does not fit.
 
   References:
-    Han et al. 2015, "Learning both weights and connections", with one iteration.
+    Han et al. 2015, "Learning both weights and connections", with a single iteration.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -66,6 +66,7 @@ def one_shot(
     >>> int(sj.masks(state)["kernel"].sum())
     64
   """
+  # Ending the schedule at its first mask update leaves that one alone.
   check_schedule(update_every, start_step, end_step)
   if update_every is not None:
     once = start_step + update_every

@@ -53,35 +53,37 @@ def rigl(
   grow_scale: float = 1.0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """RigL: drops the smallest weights of each layer, regrows by the gradient.
+  """Drops each layer's smallest weights and regrows by the gradient (RigL).
 
   drop(|w|, drop_fraction) > grow(|dL/dw|)
 
-  Gradients are masked for the inner optimizer; growth looks at the dense gradient of
-  the step at which the masks change. Budgets stay with their layers. The paper's
-  better variant lays them out by `distribution=sj.erk`, and stops updates at three
+  The inner optimizer receives masked gradients; growth uses the dense gradient of the
+  step at which the masks change. Each layer keeps its budget. The paper's better
+  variant sets the budgets by `distribution=sj.erk` and stops mask updates after three
   quarters of the run (`end_step`).
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
+    density: fraction of weights kept, in (0, 1].
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
+      a schedule.
       The paper decays it to zero: `optax.cosine_decay_schedule(0.3, end_step)`.
-    drop_noise: standard deviation of Gaussian noise on |w| when weights are dropped.
-    accumulate_gradients: whether growth looks at the sum of the gradients since the
-      last mask update, kept in the state, not at those of one step only.
-    grow_init: where grown weights start, "zeros", "random", "gradient", "initial" or a
-      function; see `initialize_grown`.
-    grow_scale: times what `grow_init` says.
-    structure: see `sparsify`.
+    drop_noise: standard deviation of the Gaussian noise added to |w| when weights are
+      dropped.
+    accumulate_gradients: whether growth uses the sum of the gradients since the last
+      mask update, which the state then keeps, instead of the gradient of one step.
+    grow_init: initial values of grown weights: "zeros", "random", "gradient",
+      "initial" or a function; see `initialize_grown`.
+    grow_scale: factor on the initial values of grown weights.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -101,6 +103,8 @@ def rigl(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  # The only choices are the scores: noise on |w| for dropping, and the gradient of one
+  # step or its running sum for growing.
   check_flag("accumulate_gradients", accumulate_gradients)
   check_number("drop_noise", drop_noise, "be at least 0", lambda v: 0 <= v < np.inf)
   drop_score = noisy(magnitude, drop_noise) if drop_noise else magnitude

@@ -1,4 +1,4 @@
-"""SNFS, as in RigL's paper: growth by an average of the dense gradients."""
+"""SNFS as in RigL's paper: growth by a running average of the dense gradients."""
 
 from typing import Any
 
@@ -37,30 +37,31 @@ def snfs(
   redistribute_by: Score | Rule | None = accumulated_magnitude,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """SNFS: sparse momentum with an average of its own and masked gradients.
+  """Moves budgets and regrows by its own average of dense gradients (SNFS).
 
   a <- momentum * a + g;  drop(|w|, drop_fraction) > redistribute(|a|) > grow(|a|)
 
-  Gradients are masked for the inner optimizer; the average a is of the dense ones. It
-  belongs to the method, so its coefficient does not depend on the inner optimizer's,
-  unlike in `sparse_momentum`. That costs one float32 a weight.
+  The inner optimizer receives masked gradients; the average a is of the dense
+  gradients. The method keeps this average itself, so, unlike in `sparse_momentum`, its
+  coefficient does not depend on the inner optimizer. That costs one float32 per weight.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
+    density: fraction of weights kept, in (0, 1].
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
+      a schedule.
     momentum: coefficient of the average, in (0, 1].
-    redistribute_by: see `redistribute`; None leaves budgets with their layers, as the
-      code of RigL's authors does.
-    structure: see `sparsify`.
+    redistribute_by: see `redistribute`; with None each layer keeps its budget, as in
+      the code of RigL's authors.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.

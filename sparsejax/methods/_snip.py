@@ -43,27 +43,28 @@ def snip(
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
-  """Prunes at initialization what the loss is least sensitive to.
+  """Prunes the weights at initialization to which the loss is least sensitive (SNIP).
 
   s = |w dL/dw|, the gradient a mean over the batches; the best density of all layers
 
-  With `rounds > 1` the density falls as density^(k / rounds), and the gradient is
-  taken anew at the weights left: it keeps layers alive at densities below a percent,
-  where one shot empties some.
+  With `rounds > 1` the density falls as density^(k / rounds), and each round recomputes
+  the gradient at the remaining weights (Iterative SNIP). That keeps live weights in
+  every layer at densities below one percent, where a single round empties some layers.
 
   Args:
     loss_fn: `(params, batch) -> scalar`.
-    params: the weights at initialization; variance-scaled ones, as the paper asks.
-    batches: a list of batches; the paper takes one, of about ten images a class.
-    density: fraction kept, in (0, 1].
-    rounds: how many prunings; 1 is the paper's.
+    params: the params at initialization; the paper asks for variance scaling.
+    batches: list of batches; the paper uses one, with about ten images per class.
+    density: fraction of weights kept, in (0, 1].
+    rounds: number of pruning rounds; the paper uses 1.
     where: which leaves are sparsified; see `sparsify`.
-    input_axes: see `sparsify`.
-    distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
-    structure: see `masks_from_scores`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    distribution: sets the budget of each layer; None, the paper's choice, selects over
+      the whole network at once.
+    structure: which patterns of live weights are allowed; see `masks_from_scores`.
 
   Returns:
-    The masks, as `sj.masks` gives them; train them by
+    A tree of masks like that of `sj.masks`. To train with them, start from the state
     `sj.with_masks(sj.static_sparse(inner, density).init(params), masks)`.
 
   Raises:
@@ -83,6 +84,7 @@ def snip(
     >>> masks["kernel"].ravel()
     Array([False,  True,  True], dtype=bool)
   """
+  # Validate everything before the first gradient is computed.
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_batches(batches)
@@ -92,6 +94,7 @@ def snip(
   chosen = selected(params, where)
   kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
 
+  # Differentiate with respect to the sparsified leaves only.
   @jax.jit
   def gradient(weights, batch):
     return jax.grad(lambda w: loss_fn(merge(params, w), batch))(weights)
@@ -99,7 +102,8 @@ def snip(
   def score(masks):
     weights = apply_masks(kernels, masks)
     grads = mean_over_batches(lambda batch: gradient(weights, batch), batches)
-    # Widened first: products of 16-bit numbers tie where the scores do not.
+    # Cast to float32 before multiplying: products of 16-bit floats round to equal
+    # values where the exact scores differ.
     weights, grads = comparable(weights), comparable(grads)
     return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, grads)
 

@@ -1,4 +1,4 @@
-"""STR, soft threshold weight reparametrization (Kusupati et al. 2020)."""
+"""Soft threshold weight reparametrization (STR, Kusupati et al. 2020)."""
 
 from typing import Any
 
@@ -10,20 +10,22 @@ from sparsejax.core import PyTree, Where, check_arrays, check_number, choose, se
 
 
 def soft_threshold(params: PyTree, thresholds: PyTree) -> PyTree:
-  """The weights that the forward pass sees under learned thresholds.
+  """Shrinks weights by learned thresholds for the forward pass (STR).
 
   e = sign(w) relu(|w| - sigmoid(s_l))
 
-  Call it inside the loss and differentiate with respect to both: dead weights get no
-  gradient from it, and s_l gets -sign(w) sigmoid'(s_l) of each live one. The density
-  is learned: weight decay, on the weights and on s, sets the balance.
+  Call it inside the loss and differentiate with respect to both arguments. Masked
+  weights get a zero gradient, and each live weight adds -sign(w) sigmoid'(s_l) dL/de to
+  the gradient of s_l. The density is learned: the weight decay of the weights and of s
+  determines it.
 
   Args:
     params: any pytree of arrays.
-    thresholds: what `init_thresholds` made for it, trained with it by one optimizer.
+    thresholds: the tree s from `init_thresholds`, trained by the same optimizer.
 
   Returns:
-    The same container with the same dtypes; leaves without a threshold unchanged.
+    The effective weights, a tree like `params` with the same dtypes; leaves without a
+    threshold are unchanged.
 
   Raises:
     ValueError: the structures differ.
@@ -43,7 +45,7 @@ def soft_threshold(params: PyTree, thresholds: PyTree) -> PyTree:
 
 
 def soft_threshold_masks(params: PyTree, thresholds: PyTree) -> PyTree:
-  """The masks that the thresholds stand for.
+  """Returns the masks given by learned thresholds.
 
   m = |w| > sigmoid(s_l)
 
@@ -52,9 +54,9 @@ def soft_threshold_masks(params: PyTree, thresholds: PyTree) -> PyTree:
     thresholds: as in `soft_threshold`.
 
   Returns:
-    The params' tree with bool arrays at the leaves with a threshold, None elsewhere, as
-    `sj.masks` gives them. The trained network is `sj.soft_threshold(params,
-    thresholds)`: live weights are smaller than `params` there.
+    A tree of masks like that of `sj.masks`: bool arrays at the leaves with a threshold,
+    None elsewhere. The trained network is `sj.soft_threshold(params, thresholds)`,
+    whose live weights are smaller in magnitude than those in `params`.
 
   Raises:
     ValueError: the structures differ.
@@ -71,19 +73,19 @@ def soft_threshold_masks(params: PyTree, thresholds: PyTree) -> PyTree:
 def init_thresholds(
   params: PyTree, initial: float = -5.0, where: Where = None
 ) -> PyTree:
-  """A learned threshold for every sparsified leaf.
+  """Returns an initial threshold for every sparsified leaf.
 
   s_l = initial, the threshold sigmoid(initial)
 
   Args:
     params: any pytree of arrays.
-    initial: where thresholds start; the lower, the longer training stays dense. The
-      paper's are so low (-200 and below) that weight decay alone raises them at first.
+    initial: initial s; the lower, the longer training stays dense. The paper's values
+      are so low (-200 and below) that at first only weight decay raises them.
     where: which leaves are sparsified; see `sparsify`.
 
   Returns:
-    The params' tree with a scalar of the leaf's dtype at each sparsified leaf and None
-    elsewhere.
+    A tree like `params` with a scalar of the leaf's dtype at each sparsified leaf and
+    None elsewhere.
 
   Raises:
     TypeError: `where` has the wrong type or selects a leaf that is not floating point.
@@ -100,6 +102,7 @@ def init_thresholds(
 
 
 def _map(function: Any, params: PyTree, thresholds: PyTree, dense: bool = True):
+  """Maps over the leaves with a threshold; others are kept if `dense`, else None."""
   check_arrays("params", params)
   check_arrays("thresholds", thresholds)
   leaves, treedef = jax.tree.flatten(params)

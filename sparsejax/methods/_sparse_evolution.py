@@ -26,28 +26,29 @@ def sparse_evolution(
   drop_fraction: Fraction = 0.3,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """SET: drops the smallest weights of each layer, regrows at random.
+  """Drops each layer's smallest weights and regrows at random (SET).
 
   drop(|w|, drop_fraction) > grow(random)
 
-  Gradients are masked: the inner optimizer never sees those of dead weights. SET's
-  own rule (the smallest positive and the largest negative weights) is the smallest
-  magnitudes where a layer's weights are balanced in sign. The paper's first masks are
-  Erdős–Rényi: `distribution=sj.erdos_renyi`.
+  The inner optimizer receives masked gradients: those of masked weights are zero.
+  SET's own rule drops the smallest positive and the largest negative weights; that
+  equals dropping the smallest magnitudes where a layer's weights are balanced in sign.
+  The paper's first masks are Erdős–Rényi: `distribution=sj.erdos_renyi`.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
+    density: fraction of weights kept, in (0, 1].
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of each layer dropped at a mask update: a float or a schedule.
-    structure: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
+      a schedule.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.

@@ -59,43 +59,45 @@ def sparse_momentum(
   per_neuron: bool = False,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Prunes by magnitude, moves budget by mean momentum, regrows by momentum.
+  """Drops by magnitude, moves budgets by mean momentum, regrows by momentum.
 
   drop(|w|, p) > redistribute(|m|) > grow(|m|), with p = `near_dense(drop_fraction)`
 
-  Gradients are dense: the inner optimizer sees those of dead weights too, and its
-  momentum says which of them to wake. It is never reset. Budgets are integers whose
-  sum never changes (the reference rounds up and corrects later).
+  The inner optimizer receives dense gradients, those of masked weights included, and
+  its momentum ranks the masked weights for growth. The momentum is never reset. Budgets
+  are integers whose sum never changes (the reference rounds up and corrects later).
 
-  The authors' other modes, in their words: to prune by SET is `drop_scope="sign"`, by
-  global_magnitude `drop_scope="global"`; growth random is `grow_score=sj.random`,
-  momentum_neuron `per_neuron=True`; redistribution magnitude is
-  `redistribute_by=sj.magnitude`, nonzero `redistribute_by=sj.nonzeros`, and none
-  `redistribute_by=None`, with which each layer keeps its budget.
+  The other modes of the authors' implementation: pruning "SET" is `drop_scope="sign"`,
+  "global_magnitude" is `drop_scope="global"`; growth "random" is
+  `grow_score=sj.random`, "momentum_neuron" is `per_neuron=True`; redistribution
+  "magnitude" is `redistribute_by=sj.magnitude`, "nonzero" is
+  `redistribute_by=sj.nonzeros`, and "none" is `redistribute_by=None`, with which each
+  layer keeps its budget.
 
   Args:
-    inner: any optax optimizer; under Adam and its relatives the momentum is
+    inner: any optax optimizer; under Adam and its variants the momentum is
       m / (sqrt(v) + 1e-8).
-    density: fraction of weights live, in (0, 1].
-    update_every: steps between mask updates (the paper: once an epoch).
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    drop_fraction: share of each layer dropped at a mask update: a float or a
-      schedule. The paper decays it by a cosine:
+    density: fraction of weights kept, in (0, 1].
+    update_every: steps between mask updates; the paper updates once per epoch.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
+      a schedule. The paper decays it by a cosine:
       `optax.cosine_decay_schedule(0.5, steps)`.
-    momentum_decay: of the running average kept where `inner` holds no momentum.
-    drop_score: what a live weight is worth.
+    momentum_decay: coefficient of the running average of gradients that is kept where
+      `inner` has no momentum.
+    drop_score: the score of live weights; the lowest are dropped.
     drop_scope: see `drop`.
-    redistribute_by: see `redistribute`; None leaves budgets with their layers.
-    grow_score: what a dead weight would be worth.
-    per_neuron: whether growth is shared out among a layer's neurons first; see
+    redistribute_by: see `redistribute`; with None each layer keeps its budget.
+    grow_score: the score of masked weights; the highest are grown.
+    per_neuron: whether growth is divided among a layer's neurons first; see
       `grow_per_neuron`.
-    structure: see `sparsify`.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.
@@ -139,16 +141,17 @@ def sparse_momentum(
 
 
 def near_dense(drop_fraction: Fraction):
-  """The drop fraction of sparse momentum: nearly dense layers drop less.
+  """Returns sparse momentum's rule for `drop`: nearly dense layers drop less.
 
   p_l = min(dead_l / size_l, p) if dead_l / size_l < 0.2 and share_l > 1 / layers,
   else p
 
-  A layer that is nearly full and still asked to grow would otherwise lose weights
-  that nothing can replace.
+  dead_l is the number of masked weights of layer l, and share_l its mean momentum,
+  normalized over the layers. Without this rule a nearly dense layer whose budget is
+  about to rise would drop more weights than it has masked weights to replace them.
 
   Args:
-    drop_fraction: p, a float or a schedule.
+    drop_fraction: p, a float, a schedule or a rule, as in `drop`.
 
   Returns:
     A rule `(inputs, topology) -> (layers,)` for `drop`.
@@ -169,6 +172,7 @@ def near_dense(drop_fraction: Fraction):
     masks, budgets = topology.masks, topology.budgets
     sizes = jnp.asarray(layer_sizes(masks, budgets), jnp.int32)
     dead = sizes - live_counts(masks, budgets)
+    # share_l > 1 / layers, compared in integers, without rounding errors.
     with jax.enable_x64(True):
       shares = quantize(mean_scores(momentum(inputs), inputs.masks, budgets))
       growing = shares * jnp.int64(len(sizes)) > jnp.sum(shares)
@@ -176,6 +180,7 @@ def near_dense(drop_fraction: Fraction):
     p = jnp.broadcast_to(
       jnp.asarray(rule(inputs, topology), jnp.float32), dead_share.shape
     )
+    # dead_l / size_l < 0.2, without a division.
     full = growing & (5 * dead.astype(jnp.float32) < sizes.astype(jnp.float32))
     return jnp.where(full, jnp.minimum(dead_share, p), p)
 

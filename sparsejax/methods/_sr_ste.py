@@ -28,28 +28,30 @@ def sr_ste(
   refinement: float = 2e-4,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """SR-STE: straight-through, with a decay that holds dead weights down.
+  """Trains straight-through with a weight decay on masked weights (SR-STE).
 
   e = w where |w| is among the largest, else 0;  dL/dw := dL/de + refinement (1 - m) w
 
-  The loss takes its weights from `sj.effective(params, opt_state)`. Gradients are
-  dense, and the decay goes through the inner optimizer with them: masks settle, where
-  plain straight-through training keeps swapping weights. Params stay dense; see
-  `straight_through`. The paper's masks are N:M: `structure=sj.n_m(2, 4)`.
+  m is the mask. The loss must use `sj.effective(params, opt_state)` as its weights.
+  Gradients are dense, and the decay term is added to them before the inner optimizer.
+  It makes the masks converge, where plain straight-through training keeps swapping
+  weights. Params stay dense; see `straight_through`. The paper's masks are N:M:
+  `structure=sj.n_m(2, 4)`.
 
   Args:
-    inner: any optax optimizer; the paper's is SGD with momentum.
-    density: fraction of weights live, in (0, 1], or a schedule `step -> density`.
-    update_every: steps between mask updates; 1 is the paper's.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the live weights over the layers; None compares over all layers.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    refinement: lambda, the decay of dead weights, 0 or more.
-    structure: see `sparsify`.
+    inner: any optax optimizer; the paper uses SGD with momentum.
+    density: fraction of weights kept, in (0, 1], or a schedule `step -> density`.
+    update_every: steps between mask updates; the paper uses 1.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    refinement: lambda in the paper, the decay of masked weights; at least 0.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify_forward`.
@@ -73,6 +75,7 @@ def sr_ste(
   check_number("refinement", refinement, "be at least 0", lambda v: 0 <= v < np.inf)
   density = density_of(density, structure)
 
+  # What the inner optimizer receives: the gradients, with the decay where masked.
   def refined(grads, params, state):
     def refine(g, w, mask):
       pull = (refinement * w).astype(g.dtype)

@@ -1,4 +1,4 @@
-"""A fixed random mask."""
+"""Training with a fixed random mask."""
 
 from typing import Any
 
@@ -24,24 +24,25 @@ def static_sparse(
   seed: Any = 0,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains the weights of a random mask that never changes.
+  """Trains a network whose random masks never change.
 
   masks = random at the distribution's budgets, for good
 
-  Gradients are masked. The control that every dynamic method must beat.
+  The inner optimizer receives masked gradients. This is the control that every dynamic
+  method must beat.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1].
-    update_every: accepted for the common signature; masks never change.
-    start_step: accepted, without effect.
-    end_step: accepted, without effect.
-    distribution: of the weights live at the start.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    structure: see `sparsify`.
+    density: fraction of weights kept, in (0, 1].
+    update_every: accepted for the common signature; has no effect.
+    start_step: accepted for the common signature; has no effect.
+    end_step: accepted for the common signature; has no effect.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify`.

@@ -26,29 +26,31 @@ def straight_through(
   score: Score = magnitude,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Uses the best weights in the forward pass, and trains all of them.
+  """Uses the best weights in the forward pass and trains all of them.
 
   e = w where w is among the best of its layer, else 0;  dL/dw := dL/de
 
-  The loss takes its weights from `sj.effective(params, opt_state)`. Gradients are
-  those of the effective weights, handed to all weights alike, dead ones too; a dead
-  weight that grows past a live one takes its place at the next step. Params stay
-  dense: exact zeros hold for `effective`, and for `sj.apply_masks(params, masks)`.
+  The loss must use `sj.effective(params, opt_state)` as its weights. The gradient with
+  respect to the effective weights updates all weights, masked ones included. A masked
+  weight whose score rises above that of a live weight replaces it at the next mask
+  update. Params stay dense: masked weights are exactly zero in `effective` and in
+  `sj.apply_masks(params, masks)` only.
 
   Args:
     inner: any optax optimizer.
-    density: fraction of weights live, in (0, 1], or a schedule `step -> density`.
+    density: fraction of weights kept, in (0, 1], or a schedule `step -> density`.
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of the live weights over the layers; None compares over all layers.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    score: what a weight is worth: `magnitude`; `random` draws other masks at every
-      mask update, a control.
-    structure: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    score: the score of each weight; the highest are kept. `random` draws new masks at
+      every mask update, as a control.
+    structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
     An optax transformation; see `sparsify_forward`.
@@ -77,7 +79,8 @@ def straight_through(
     update_every=update_every,
     start_step=start_step,
     end_step=end_step,
-    # Where layers compete, the masks before the first selection do not matter.
+    # With None all layers compete in `reselect`; the first masks of `sparsify` need
+    # some distribution, but `init` replaces them by the result of the selection.
     distribution=uniform if distribution is None else distribution,
     where=where,
     stacked=stacked,

@@ -1,4 +1,4 @@
-"""Masks learned by scores: edge-popup, and movement pruning's straight-through form."""
+"""Masks learned through scores: edge-popup, and straight-through movement pruning."""
 
 from typing import Any
 
@@ -36,25 +36,29 @@ def supermask(
   distribution: Distribution | None = uniform,
   absolute: bool = True,
 ) -> PyTree:
-  """The weights whose scores are among the best, straight-through to the scores.
+  """Masks weights by learned scores, with straight-through gradients (edge-popup).
 
   e = w where |s| is among the best of its layer, else 0;
   dL/ds := sign(s) w dL/de everywhere,  dL/dw = dL/de where live, else 0
 
   Edge-popup differentiates with respect to the scores only: the weights never change,
-  bit for bit, and a trained network is its seed and a packed mask. With
-  `absolute=False` (the best s, dL/ds := w dL/de), scores that start at zero, and both
-  trained, it is movement pruning: a score sums -w dL/dw over the steps.
+  bit for bit, so a trained network can be stored as its seed and a packed mask. It
+  becomes movement pruning with `absolute=False` (the largest s are kept, and
+  dL/ds := w dL/de), scores that start at zero, and both weights and scores trained: a
+  score then sums -w dL/dw over the steps.
 
   Args:
     params: any pytree of arrays.
-    scores: what `init_scores` made for it.
-    density: fraction kept, in (0, 1]; may be traced, as a schedule's value.
-    distribution: of the live weights over the layers; None compares over all layers.
-    absolute: whether scores count by magnitude.
+    scores: the tree of scores from `init_scores`.
+    density: fraction of weights kept, in (0, 1]; may be traced, such as the value of a
+      schedule.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
+    absolute: whether weights are ranked by |s|; otherwise by s.
 
   Returns:
-    The same container with the same dtypes; leaves without a score unchanged.
+    The effective weights, a tree like `params` with the same dtypes; leaves without a
+    score are unchanged.
 
   Raises:
     TypeError: density is not a number.
@@ -88,7 +92,7 @@ def supermask_masks(
   distribution: Distribution | None = uniform,
   absolute: bool = True,
 ) -> PyTree:
-  """The masks that the scores stand for.
+  """Returns the masks given by learned scores.
 
   m = |s| among the best of its layer
 
@@ -99,7 +103,7 @@ def supermask_masks(
     absolute: as in `supermask`.
 
   Returns:
-    A tree of bool arrays at the leaves with scores, as `sj.masks` gives them.
+    A tree of masks like that of `sj.masks`: bool arrays at the leaves with scores.
 
   Raises:
     TypeError: density is not a number.
@@ -128,23 +132,25 @@ def init_scores(
   stacked: Stacked = False,
   input_axes: InputAxes = None,
 ) -> PyTree:
-  """Edge-popup's first scores.
+  """Draws the initial scores of edge-popup.
 
   s ~ U[-1 / sqrt(fan_in), 1 / sqrt(fan_in))  (Kaiming uniform with a = sqrt(5))
 
   Args:
     params: any pytree of arrays.
-    key: a PRNG key; each leaf gets one of its own.
-    where: which leaves are masked; see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`; fan_in is inputs times taps.
+    key: a PRNG key; each leaf uses a separate key derived from it.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`. fan_in is inputs
+      times taps.
 
   Returns:
-    The params' tree with arrays of the kernels' shapes and dtypes, None elsewhere.
+    A tree like `params` with arrays of the shapes and dtypes of the sparsified leaves,
+    None elsewhere.
 
   Raises:
     TypeError: `where` has the wrong type or selects a leaf that is not floating point.
-    ValueError: no leaf is selected, or the inputs of one are not known.
+    ValueError: no leaf is selected, or the inputs of a leaf are not known.
 
   Example:
     >>> import jax, jax.numpy as jnp, sparsejax as sj
@@ -168,6 +174,8 @@ def init_scores(
   return treedef.unflatten(scores)
 
 
+# The derivative with respect to the score is the weight, at masked entries too: the
+# backward pass treats the mask as if it were the score.
 @jax.custom_jvp
 def _gated(weight, score, mask):
   return jnp.where(mask, weight, jnp.zeros_like(weight))

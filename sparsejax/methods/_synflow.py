@@ -43,51 +43,53 @@ def synflow(
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
-  """Prunes at initialization without data, by how much of a flow a weight carries.
+  """Prunes at initialization without data, by each weight's synaptic flow (SynFlow).
 
   s = |w dR/dw|,  R = 1^T f(x; |params|);  for k = 1 .. rounds: the best
   density^(k / rounds) of all layers, at the weights that are left
 
-  f is the network with all its params, biases too, replaced by their magnitudes, and R
-  the sum of its outputs for an input x of ones. Where R is a product of the layers (a
-  chain of products with ReLU, pooling, additions), a layer's scores sum to the same
-  total in every layer, so a small layer's weights score high, and no layer is emptied
-  before it must be. LayerNorm, softmax and differences break that: their outputs do not
-  grow with their inputs, the layers before them carry next to no flow, and whole layers
-  may go even at densities of .5. A warning then names them; `distribution=sj.erk` gives
-  every layer its weights.
+  f is the network with all params, biases included, replaced by their magnitudes. R is
+  the sum of its outputs for an input x of ones. In a chain of linear layers with ReLU,
+  pooling and additions the scores have the same sum in every layer. The weights of
+  small layers therefore score high, and no layer is emptied before it has to be.
+  LayerNorm, softmax and differences break this property: their outputs do not grow with
+  their inputs, so the layers before them get almost no flow, and whole layers may be
+  pruned even at a density of 0.5. A warning then names these layers;
+  `distribution=sj.erk` gives every layer a budget.
 
-  R grows or shrinks by a factor per layer: it passes float32's range at some 30 layers.
-  All is computed in float64, without `jax_enable_x64` being set; 200 layers of 512
-  units are in range. A model that fixes a dtype of its own, such as a recurrent one
-  with a float32 carry, is computed in float32 or else in the params' dtypes. TPUs,
-  which emulate float64 within float32's range, must leave it to the CPU
-  (`jax.default_device`).
+  R grows or shrinks by a factor per layer and leaves the range of float32 after about
+  30 layers. Everything is therefore computed in float64, without setting
+  `jax_enable_x64`; 200 layers of 512 units are in range. A model that fixes a dtype of
+  its own, such as a recurrent model with a float32 carry, is computed in float32, or
+  else in the dtypes of the params. TPUs emulate float64 within the range of float32;
+  there, run this function on the CPU (`jax.default_device`).
 
   Args:
-    apply_fn: `(params, inputs) -> outputs`, in evaluation mode: no dropout, batch
-      normalization by its running statistics.
-    params: the weights at initialization.
-    input_shape: of the inputs, the batch axis included: (1, 28, 28, 1). Of inputs that
-      are not floating point, such as tokens, an array, which is used as it is, or an
-      abstract value, `jax.ShapeDtypeStruct((1, 16), jnp.int32)`, for ones.
-    density: fraction kept, in (0, 1].
-    rounds: how many prunings; one shot (1) empties layers.
+    apply_fn: `(params, inputs) -> outputs`, in evaluation mode: no dropout, and batch
+      normalization with its running statistics.
+    params: the params at initialization.
+    input_shape: shape of the inputs with the batch axis, such as (1, 28, 28, 1). For
+      inputs that are not floating point, such as tokens: an array, which is used
+      unchanged, or `jax.ShapeDtypeStruct((1, 16), jnp.int32)` for an input of ones.
+    density: fraction of weights kept, in (0, 1].
+    rounds: number of pruning rounds; a single round empties layers.
     where: which leaves are sparsified; see `sparsify`.
-    input_axes: see `sparsify`.
-    distribution: see `masks_from_scores`; None, the paper's, compares over all layers.
-    structure: see `masks_from_scores`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    distribution: sets the budget of each layer; None, the paper's choice, selects over
+      the whole network at once.
+    structure: which patterns of live weights are allowed; see `masks_from_scores`.
 
   Returns:
-    The masks, as `sj.masks` gives them; see `snip`.
+    A tree of masks like that of `sj.masks`; see `snip` for how to train with them.
 
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range; no leaf is selected.
-    FloatingPointError: R is out of range or zero in some round (not seen under `jit`).
+    FloatingPointError: R is out of range or zero in some round (not checked under
+      `jit`).
 
   Warns:
-    UserWarning: a layer is left without live weights (not seen under `jit`).
+    UserWarning: a layer is left without live weights (not checked under `jit`).
 
   References:
     Tanaka et al. 2020, "Pruning neural networks without any data by iteratively
@@ -101,6 +103,7 @@ def synflow(
     >>> masks["a"].ravel().tolist(), masks["b"].ravel().tolist()
     ([True, False], [True, False])
   """
+  # Validate everything before the flow is computed.
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
@@ -108,6 +111,8 @@ def synflow(
   check_input_axes(input_axes)
   chosen = selected(params, where)
   axes = layer_axes(params, chosen, False, input_axes)
+  # How many weights each round keeps, as one array for the scan, and the widest dtype
+  # in which the model runs.
   with jax.enable_x64(True):
     ladder = amounts(axes, density, rounds, distribution, structure)
     ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
@@ -123,6 +128,8 @@ def synflow(
         with jax.enable_x64(dtype == jnp.float64):
           return jnp.sum(apply_fn(merge(positive, weights), inputs))
 
+      # Score the remaining weights and keep the best of them. The flag reports whether
+      # the scores were finite and not all zero.
       def one_round(masks, amount):
         weights = apply_masks(kernels, masks)
         scores = jax.tree.map(_score, weights, jax.grad(flow)(weights))
@@ -132,6 +139,7 @@ def synflow(
 
       return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)
 
+    # One compiled scan over all rounds; its flags can be read outside of a trace only.
     masks, sound = prune(params, ladder)
     if not isinstance(sound, Tracer) and not sound.all():
       held = "float64" if dtype == jnp.float64 else "float32"
@@ -144,7 +152,10 @@ def synflow(
 
 
 def _input_maker(given: Any) -> Callable[[Any], jax.Array]:
-  """`dtype -> inputs` of ones, or those given, from what `input_shape` holds."""
+  """Returns a function `dtype -> inputs` for an `input_shape` argument.
+
+  The inputs are ones, unless `input_shape` is an array whose dtype is not floating.
+  """
   if hasattr(given, "shape") and hasattr(given, "dtype"):
     if jnp.issubdtype(given.dtype, jnp.floating):
       return _input_maker(tuple(given.shape))
@@ -159,7 +170,10 @@ def _input_maker(given: Any) -> Callable[[Any], jax.Array]:
 
 
 def _widest(apply_fn, params, make_inputs) -> Any:
-  """The first of float64, float32 and None (the params' own dtypes) that f takes."""
+  """Returns the first of float64, float32 and None in which the model can be traced.
+
+  None stands for the params' own dtypes.
+  """
   for dtype in (jnp.float64, jnp.float32):
     with jax.enable_x64(dtype == jnp.float64):
       try:
@@ -177,7 +191,7 @@ def _widest(apply_fn, params, make_inputs) -> Any:
 
 
 def _magnitudes(params: PyTree, dtype: Any) -> PyTree:
-  """|params|, in a dtype if one is given; leaves that are not floats as they are."""
+  """Returns |params|, cast to a dtype if given; non-float leaves are unchanged."""
 
   def magnitude(leaf):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -188,12 +202,12 @@ def _magnitudes(params: PyTree, dtype: Any) -> PyTree:
 
 
 def _score(weight: jax.Array, gradient: jax.Array) -> jax.Array:
-  """|w dR/dw|: behind a difference or a softmax a gradient may be negative."""
+  """Returns |w dR/dw|; before a difference or a softmax dR/dw may be negative."""
   return jnp.abs(weight.astype(jnp.float64) * gradient.astype(jnp.float64))
 
 
 def _warn_of_empty(masks: PyTree) -> None:
-  """Warns of layers without live weights, by name, where that can be seen."""
+  """Warns about layers without live weights, by name; traced masks are skipped."""
   empty = [
     path_string(path)
     for path, mask in jax.tree_util.tree_leaves_with_path(masks)

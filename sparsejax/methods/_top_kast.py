@@ -38,33 +38,36 @@ def top_kast(
   backward_density: Any = None,
   exploration: float = 1e-4,
 ) -> optax.GradientTransformationExtraArgs:
-  """Top-KAST: a forward set and a larger backward set, both of the largest weights.
+  """Uses the largest weights in the forward pass and trains a larger set (Top-KAST).
 
   A = the top D, B = the top D + M of each layer by |w|;  e = w on A, else 0;
   dL/dw := dL/de + exploration (w on A, w / D on B without A), and 0 outside of B
 
-  The loss takes its weights from `sj.effective(params, opt_state)`. Only weights in B
-  get gradients and move; B holds the candidates for A, which the stronger decay makes
-  earn their place. Outside of B weights keep their values, whatever the momentum or
-  weight decay of the inner optimizer. Params stay dense; see `straight_through`.
+  A is the forward set, B the backward set. The loss must use
+  `sj.effective(params, opt_state)` as its weights. Only weights in B receive gradients
+  and updates. The weights in B but not in A are candidates for A; their decay is
+  stronger, so they enter A only if their gradients keep them large. Weights outside of
+  B keep their values, whatever the momentum or weight decay of the inner optimizer.
+  Params stay dense; see `straight_through`.
 
   Args:
-    inner: any optax optimizer, without weight decay: `exploration` is its place.
-    density: D, the fraction of weights in the forward set, in (0, 1].
-    update_every: steps between mask updates; the paper finds 100 as good as 1.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
-    distribution: of both sets over the layers.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    backward_density: D + M, from `density` to 1; None is min(2 D, 1), about the
-      paper's pairs (0.1 with 0.2, 0.05 with 0.1).
+    inner: any optax optimizer without weight decay; `exploration` replaces it.
+    density: fraction of weights kept, in (0, 1], in the forward set: D.
+    update_every: steps between mask updates; in the paper 100 works as well as 1.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer, for both sets.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    backward_density: fraction of weights in the backward set, from `density` to 1:
+      D + M. None is min(2 D, 1), close to the paper's pairs of D and D + M (0.1 and
+      0.2, 0.05 and 0.1).
     exploration: strength of the L2 regularization.
 
   Returns:
-    An optax transformation; see `sparsify_forward`. `sj.masks` are those of A.
+    An optax transformation; see `sparsify_forward`. `sj.masks` returns the masks of A.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -80,6 +83,7 @@ def top_kast(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  # Validate the two densities; traced values are not compared.
   check_density(density)
   traced = isinstance(density, jax.Array) or isinstance(backward_density, jax.Array)
   if backward_density is None:
@@ -91,6 +95,7 @@ def top_kast(
     )
   check_number("exploration", exploration, "be at least 0", lambda v: 0 <= v < np.inf)
 
+  # What the inner optimizer receives: gradients plus decay in B, zero elsewhere.
   def with_decay(grads, params, state):
     def change(g, w, forward, backward):
       outer = jnp.asarray(exploration / density, w.dtype)
@@ -118,7 +123,7 @@ def top_kast(
 
 
 def _two_sets(forward_density, backward_density, distribution) -> MaskTransform:
-  """The forward set as the topology, the backward set as the transform's state."""
+  """Returns a transform with the forward set as masks and the backward set as state."""
   forward = reselect(magnitude, forward_density, distribution)
   backward = reselect(magnitude, backward_density, distribution)
 
@@ -128,7 +133,7 @@ def _two_sets(forward_density, backward_density, distribution) -> MaskTransform:
   def update(inputs: ScoreInputs, topology: Topology, state):
     live, _ = forward.update(inputs, topology, ())
     wider, _ = backward.update(inputs, topology, ())
-    # Rounded budgets may give a layer one less in the larger set.
+    # Rounding may make a layer's backward budget one smaller than its forward budget.
     return live, jax.tree.map(jnp.logical_or, live.masks, wider.masks)
 
   return MaskTransform(init, update)

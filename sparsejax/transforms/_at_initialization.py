@@ -57,9 +57,9 @@ def masks_from_scores(
 
   Args:
     scores: tree of floats of the params' structure.
-    density: fraction kept, in (0, 1].
+    density: fraction of weights kept, in (0, 1].
     where: which leaves are sparsified; see `sparsify`.
-    input_axes: see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: how many weights each layer keeps; None compares over all layers,
       and may leave a layer empty.
     structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; it selects
@@ -108,7 +108,7 @@ def prune_by_rounds(
     density: fraction kept in the end.
     rounds: how many.
     distribution: see `masks_from_scores`.
-    structure: see `masks_from_scores`.
+    structure: which patterns of live weights are allowed; see `masks_from_scores`.
     axes: what the axes of each kernel are.
 
   Returns:

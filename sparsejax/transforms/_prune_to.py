@@ -43,10 +43,11 @@ def prune_to(
 
   Args:
     score: what a weight is worth.
-    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`, whose NaN
+    density: fraction of weights kept, in (0, 1]: a float or a schedule `step -> float`.
+      A schedule's value is clipped to at least one weight per layer and at most 1; NaN
       skips the mask update.
-    distribution: how the total is laid out over the layers; None selects over the
-      whole network at once (the scores must then share one dtype).
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once (the scores must then share one dtype).
 
   Returns:
     A mask transform.
@@ -135,7 +136,7 @@ def reselect(
 
   Args:
     score: what a weight is worth, dead ones included.
-    density: fraction kept, in (0, 1]: a float or a schedule `step -> float`.
+    density: fraction of weights kept, in (0, 1]: a float or a schedule `step -> float`.
     distribution: see `prune_to`.
 
   Returns:

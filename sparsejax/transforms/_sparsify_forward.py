@@ -107,14 +107,14 @@ def sparsify_forward(
       after this step.
     density: fraction of weights live at the start; see `sparsify`.
     update_every: steps between mask updates.
-    start_step: see `sparsify`.
-    end_step: see `sparsify`.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
     distribution: see `sparsify`.
-    where: see `sparsify`.
-    stacked: see `sparsify`.
-    input_axes: see `sparsify`.
-    seed: see `sparsify`.
-    structure: see `sparsify`.
+    where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
+    input_axes: which axes of a kernel are its inputs; see `sparsify`.
+    seed: seed of the first masks and of random scores.
+    structure: which patterns of live weights are allowed; see `sparsify`.
     gradients: `(grads, params, state) -> grads`: what the inner optimizer gets.
     movable: `state -> masks`: the weights that may move at all, for an inner optimizer
       with momentum or weight decay; None for all.
