@@ -1,4 +1,4 @@
-"""What networks cost and compute; theory made executable."""
+"""Analyses of networks: costs, compaction, isometry, tickets and their plots."""
 
 from sparsejax.analysis._isometry import Spectrum, end_to_end, single_layers
 from sparsejax.analysis._isometry_plots import COLORS as PLOT_COLORS

@@ -1,4 +1,4 @@
-"""A compact network in files: a program for any runtime of XLA, and its tensors."""
+"""Exports compact networks: as StableHLO programs and as safetensors files."""
 
 import os
 from typing import Any
@@ -16,16 +16,18 @@ _MASK = "mask:"  # in front of a mask's name, as in the files of `sj.save_masks`
 def artifact(
   small: Compact, example: Any, *, platforms: tuple[str, ...] | None = None
 ) -> export.Exported:
-  """The network as a `jax.export` artifact: StableHLO with its parameters inside.
+  """Exports a compact network with `jax.export`: StableHLO with its parameters inside.
 
   Args:
-    small: of `compact`.
-    example: inputs `(n, ...)`, or their abstract value; `n` stays the batch's size.
-    platforms: such as ("cpu",), for which `compact` was asked; None is the default.
+    small: the result of `compact`.
+    example: inputs `(n, ...)`, or their abstract value; `n` becomes the batch size.
+    platforms: such as ("cpu",), the platform that `compact` was called for; None is the
+      default.
 
   Returns:
-    A `jax.export.Exported`: its `call` runs it, its `serialize` (which needs the
-    package `flatbuffers`) gives bytes for a file, `jax.export.deserialize` reads them.
+    A `jax.export.Exported`. Its `call` runs the network; its `serialize` (which needs
+    the package `flatbuffers`) returns bytes for a file, which `jax.export.deserialize`
+    reads.
 
   Example:
     >>> from sparsejax.analysis import compact
@@ -42,13 +44,13 @@ def artifact(
 def save_safetensors(path: str | os.PathLike, small: Compact) -> None:
   """Writes parameters and masks of a compact network to a safetensors file.
 
-  Tensors have the names of `small.params`; those of kernels a second, boolean one named
-  `mask:...`, and the pixels that are read are `pixels`. Needs the package `safetensors`
-  (`pip install sparsejax[export]`).
+  Tensors are named as in `small.params`. Each kernel also has a boolean tensor named
+  `mask:...`, and `pixels` holds the indices of the pixels that are read. Needs the
+  package `safetensors` (`pip install sparsejax[export]`).
 
   Args:
-    path: of the file; it is replaced if it is there.
-    small: of `compact`.
+    path: path of the file; an existing file is replaced.
+    small: the result of `compact`.
 
   Raises:
     ImportError: safetensors is not installed.
@@ -58,19 +60,20 @@ def save_safetensors(path: str | os.PathLike, small: Compact) -> None:
     tensors[_MASK + name] = np.asarray(small.masks[name])
   if small.pixels is not None:
     tensors["pixels"] = np.asarray(small.pixels, np.int32)
-  # The format stores memory as it lies: views would be written unturned.
+  # The format stores raw memory, so a transposed view would be written untransposed.
   tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
   _safetensors().save_file(tensors, os.fspath(path))
 
 
 def load_safetensors(path: str | os.PathLike) -> tuple[Params, Params]:
-  """Reads what `save_safetensors` wrote.
+  """Reads a file written by `save_safetensors`.
 
   Args:
-    path: of the file.
+    path: path of the file.
 
   Returns:
-    The parameters, for `Compact.apply` of the same network, and the kernels' masks.
+    The parameters, for `Compact.apply` of the same network, and the masks of the
+    kernels.
 
   Raises:
     ImportError: safetensors is not installed.

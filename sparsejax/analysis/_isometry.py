@@ -1,4 +1,4 @@
-"""Singular values of Jacobians: whether a deep network is an isometry."""
+"""Singular values of Jacobians, which show whether a deep network is an isometry."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,23 +13,23 @@ Layer = Callable[[PyTree, jax.Array], jax.Array]
 
 
 class Spectrum(NamedTuple):
-  """Singular values of a Jacobian, as logarithms: products of many layers underflow.
+  """Singular values of a Jacobian as logarithms, because products of layers underflow.
 
   Attributes:
-    log10: float64 (n,), log10 of the singular values, the largest first; -inf for
-      zero. Values more than seven decades below the first are float32's noise.
+    log10: float64 (n,), log10 of the singular values, largest first; -inf for zero.
+      Values more than seven decades below the first are float32 noise.
   """
 
   log10: np.ndarray
 
   @property
   def condition_number(self) -> float:
-    """The largest over the smallest."""
+    """The ratio of the largest to the smallest singular value."""
     return float(10.0 ** min(self.log10[0] - self.log10[-1], 300.0))
 
   @property
   def log10_median(self) -> float:
-    """Of the median; finite where float64 would have underflown."""
+    """The log10 of the median; finite where the median itself underflows float64."""
     return float(np.median(self.log10))
 
   @property
@@ -39,19 +39,19 @@ class Spectrum(NamedTuple):
 
 
 def end_to_end(layer: Layer, params: PyTree, x: jax.Array) -> Spectrum:
-  """Singular values of the Jacobian of a stack of layers.
+  """Computes the singular values of the Jacobian of a stack of layers.
 
   J = D_L W_L ... D_1 W_1,  by U <- U J_l / s_l with s_l = max |U J_l|, and sum log s_l
 
-  The product is taken from the last layer to the first, rescaled at each, so it neither
-  overflows nor underflows at any depth. Time is that of n backward passes of one input
-  of n elements.
+  The product is taken from the last layer to the first and rescaled at each, so it
+  neither overflows nor underflows at any depth. It takes the time of n backward passes
+  for one input of n elements.
 
   Args:
-    layer: `(params of one layer, h) -> h`, which keeps h's shape; for a `VanillaCNN`
-      its method `layer`, and its parameters' `trunk`.
-    params: every leaf with a leading axis of layers.
-    x: the input of the first layer, of one example, as the network scales it.
+    layer: `(params of one layer, h) -> h` that keeps the shape of h. For a
+      `VanillaCNN`, its method `layer`, with the subtree `trunk` of its parameters.
+    params: pytree whose leaves have a leading axis of layers.
+    x: the first layer's input for one example, scaled as in the network.
 
   Returns:
     A `Spectrum` of x.size values.
@@ -73,16 +73,16 @@ def end_to_end(layer: Layer, params: PyTree, x: jax.Array) -> Spectrum:
 def single_layers(
   layer: Layer, params: PyTree, x: jax.Array, layers: Sequence[int]
 ) -> list[Spectrum]:
-  """Singular values of some layers' own Jacobians, where the input reaches them.
+  """Computes the singular values of single layers' Jacobians, at their inputs.
 
   Args:
     layer: as for `end_to_end`.
     params: as for `end_to_end`.
     x: as for `end_to_end`.
-    layers: which, counted from 0.
+    layers: indices of the layers, counted from 0.
 
   Returns:
-    One `Spectrum` each.
+    One `Spectrum` per layer.
 
   Raises:
     ValueError: a layer changes the shape of its input.
@@ -139,7 +139,7 @@ def _product(layer):
       pull = jax.vjp(lambda h: layer(weights, h), h)[1]
       rows = jax.vmap(lambda row: pull(row)[0])(rows)
       size = jnp.max(jnp.abs(rows))
-      # A zero product stays zero: its logarithm is taken at the end.
+      # A zero product stays zero; `_spectrum` takes its logarithm, -inf.
       safe = jnp.where(size > 0, size, jnp.ones_like(size))
       return (log_scale + jnp.log10(safe), rows / safe), None
 

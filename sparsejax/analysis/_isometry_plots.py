@@ -1,4 +1,4 @@
-"""Plots of how far signals go: spectra by depth, and the depth scale."""
+"""Plots of signal propagation: Jacobian spectra by depth, and the depth scale."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 from sparsejax.analysis._isometry import Spectrum
 
 _INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
-# Okabe and Ito's colours: told apart with any kind of sight.
+# Okabe and Ito's palette, which is distinguishable with color blindness.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def plain_figure() -> Any:
-  """A figure of one panel in the project's plain style.
+  """Creates a figure with one panel in the project's plain style.
 
   Returns:
     A matplotlib figure and its axes. Needs the `train` extra.
@@ -33,13 +33,13 @@ def plain_figure() -> Any:
 def plot_spectra(
   spectra: Mapping[str, Mapping[int, Spectrum]], floor: float = -12.0
 ) -> Any:
-  """Depth against the spectrum of the end-to-end Jacobian, a colour an initialization.
+  """Plots the spectrum of the end-to-end Jacobian against depth, one color per name.
 
-  A line is the median singular value; the band holds all of them.
+  A line shows the median singular value; the band covers all of them.
 
   Args:
-    spectra: by name, then by depth.
-    floor: log10 below which values are drawn at the lower edge.
+    spectra: spectra by name of the initialization, then by depth.
+    floor: log10 value; smaller values are drawn at the lower edge.
 
   Returns:
     A matplotlib figure. Needs the `train` extra.
@@ -57,7 +57,7 @@ def plot_spectra(
     )
   figure, axes = plain_figure()
   for i, (name, by_depth) in enumerate(spectra.items()):
-    # Every second line is dashed: one that lies on another shows both.
+    # Every second line is dashed, so that both of two coinciding lines are visible.
     color, dashes = COLORS[i], ("-", "--")[i % 2]
     depths = sorted(by_depth)
     logs = [np.nan_to_num(by_depth[d].log10, nan=floor, neginf=floor) for d in depths]
@@ -83,14 +83,15 @@ def plot_depth_scale(
   lengths: Sequence[float],
   chance: float = float(np.log(10)),
 ) -> Any:
-  """Loss after some steps over depth and sigma_w^2, and where theory puts the edge.
+  """Plots the loss after training over depth and sigma_w^2, with the theory's limit.
 
   Args:
     depths: (d,).
     weight_variances: (v,), sigma_w^2.
-    losses: (d, v), NaN where training broke.
-    lengths: (v,), the correlation length at each variance; the line is six of them.
-    chance: the loss that nothing learnt has.
+    losses: (d, v), NaN where training diverged.
+    lengths: (v,), the correlation length at each variance; six times it is drawn as a
+      line.
+    chance: the loss of a network that has learned nothing.
 
   Returns:
     A matplotlib figure. Needs the `train` extra.

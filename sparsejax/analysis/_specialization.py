@@ -1,4 +1,4 @@
-"""Whether a channel serves one class or many: class specialization."""
+"""Class specialization: whether a channel responds to one class or to many."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from scipy import stats
 
 
 class Effect(NamedTuple):
-  """One line of an analysis of variance."""
+  """One row of an analysis of variance."""
 
   sum_of_squares: float
   degrees: int  # of freedom
@@ -20,20 +20,21 @@ class Effect(NamedTuple):
 def class_contributions(
   activations: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """Sums of a layer's activations, by channel and class.
+  """Sums the absolute activations of a layer by channel and class.
 
   A[c, k] = sum over examples of class k and positions of |a_c|
 
   Args:
-    activations: float array (n, ..., channels); of several batches the results add up.
+    activations: float array (n, ..., channels). The results of several batches can be
+      added.
     labels: int array (n,), in [0, num_classes).
-    num_classes: how many.
+    num_classes: number of classes.
 
   Returns:
     float64 (channels, num_classes).
 
   Raises:
-    ValueError: there are not as many labels as examples.
+    ValueError: the numbers of labels and examples differ.
 
   Example:
     >>> class_contributions(np.array([[1.0, 2.0], [-3.0, 0.0]]), np.array([0, 1]), 2)
@@ -52,19 +53,20 @@ def class_contributions(
 def class_specialization(
   contributions: np.ndarray, ignored: float = 0.05
 ) -> np.ndarray:
-  """The largest share that a class has of a channel's activation.
+  """Computes the largest share of a channel's activation that belongs to one class.
 
   s_c = max_k A[c, k] / sum_k A[c, k]
 
-  1 / classes is a channel that serves all alike, 1 one that serves a single class.
+  The value is 1 / classes for a channel that responds to all classes alike, and 1 for a
+  channel that responds to a single class.
 
   Args:
-    contributions: (channels, classes), of `class_contributions`.
-    ignored: the channels of least activation that make up this part of the layer's
-      are left out, for their shares are noise.
+    contributions: (channels, classes), from `class_contributions`.
+    ignored: fraction of the layer's total activation. The least active channels, up to
+      this sum, are left out, because their shares are noise.
 
   Returns:
-    float64 (channels that count,), in order of channels.
+    float64 (remaining channels,), in the order of channels.
 
   Raises:
     ValueError: `ignored` is not in [0, 1).
@@ -88,21 +90,23 @@ def class_specialization(
 def specialization_anova(
   dense: Mapping[str, np.ndarray], sparse: Mapping[str, np.ndarray]
 ) -> dict[str, Effect]:
-  """Analysis of variance of specialization: layer x whether the network is sparse.
+  """Computes the analysis of variance of specialization: layer x (dense or sparse).
 
-  Sums of squares are of type II: each main effect is what it adds to the other, the
-  interaction what it adds to both, by least squares on unequal numbers of channels.
+  Sums of squares are of type II, by least squares on unequal numbers of channels: each
+  main effect is what it adds to the other main effect, and the interaction is what it
+  adds to both.
 
   Args:
     dense: `{layer: values of class_specialization}`.
     sparse: the same layers of the sparse network.
 
   Returns:
-    `{"layer": Effect, "sparse": ..., "layer:sparse": ..., "residual": ...}`; the
-    residual's f and p are not a number.
+    `{"layer": Effect, "sparse": ..., "layer:sparse": ..., "residual": ...}`; f and p of
+    the residual are NaN.
 
   Raises:
-    ValueError: the layers differ, or there are fewer than two, or no residual is left.
+    ValueError: the layers differ, or there are fewer than two, or no residual degrees
+      of freedom are left.
 
   Example:
     >>> rng = np.random.default_rng(0)
@@ -117,6 +121,8 @@ def specialization_anova(
       "dense and sparse must have the same two or more layers, got "
       f"{list(dense)} and {list(sparse)}."
     )
+  # One row per channel, with its layer and whether the network is sparse; then one-hot
+  # columns for the layers but the first, and their products with the sparse flag.
   rows = [
     (i, flag, value)
     for flag, net in enumerate((dense, sparse))
@@ -127,6 +133,7 @@ def specialization_anova(
   levels = np.eye(len(dense))[layer.astype(int)][:, 1:]
   one, which = np.ones((len(y), 1)), flag[:, None]
   both = levels * which
+  # Fit nested models: both main effects, then the interaction too.
   residual = lambda *parts: _residual(np.concatenate([one, *parts], 1), y)
   main = residual(levels, which)
   left = residual(levels, which, both)
@@ -134,6 +141,7 @@ def specialization_anova(
   if free <= 0:
     raise ValueError(f"there must be more channels than cells, got {len(y)}.")
   total = float(np.sum((y - y.mean()) ** 2))
+  # Each effect's sum of squares is the residual that it removes.
   sums = {
     "layer": (residual(which) - main, len(dense) - 1),
     "sparse": (residual(levels) - main, 1),

@@ -1,4 +1,4 @@
-"""Plots of lottery tickets, as in the papers."""
+"""Plots of lottery tickets, in the style of the papers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,18 +25,18 @@ def plot_tickets(
   dense: Sequence[float] = (),
   title: str = "",
 ) -> Any:
-  """A quantity against weights remaining: mean over seeds, and their whole range.
+  """Plots a quantity against weights remaining, as mean and range over seeds.
 
   Args:
-    curves: by the name of what was trained ("ticket", "reinit", "random", "one_shot"
-      ...), then by density in (0, 1): one value a seed.
-    ylabel: what the values are.
-    dense: the dense network's, a line across.
-    title: above the plot.
+    curves: by what was trained ("ticket", "reinit", "random", "one_shot" ...), then by
+      density in (0, 1): one value per seed.
+    ylabel: label of the values.
+    dense: values of the dense network, drawn as a horizontal line.
+    title: title of the plot.
 
   Returns:
-    A matplotlib figure; weights remaining fall from left to right. Needs the `train`
-    extra.
+    A matplotlib figure; weights remaining decrease from left to right. Needs the
+    `train` extra.
 
   Raises:
     ValueError: there is nothing to draw.
@@ -80,11 +80,11 @@ def plot_tickets(
 
 
 def plot_instability(values: Mapping[int, Sequence[float]], stable: float = 2.0) -> Any:
-  """Instability against the step from which two networks went different ways.
+  """Plots instability against the step from which two copies of a network diverge.
 
   Args:
-    values: by step: one value a seed, percent of error.
-    stable: the line below which a network counts as stable.
+    values: by step, one value per seed, in percentage points of error.
+    stable: threshold below which a network counts as stable, drawn as a line.
 
   Returns:
     A matplotlib figure. Needs the `train` extra.
@@ -122,11 +122,11 @@ def plot_instability(values: Mapping[int, Sequence[float]], stable: float = 2.0)
 
 
 def plot_connectivity(counts: np.ndarray, title: str = "") -> Any:
-  """The picture of `input_connectivity`.
+  """Plots the counts of `input_connectivity` as an image.
 
   Args:
-    counts: (height, width) or (height, width, channels), which are summed.
-    title: above the picture.
+    counts: (height, width) or (height, width, channels); channels are summed.
+    title: title of the plot.
 
   Returns:
     A matplotlib figure. Needs the `train` extra.

@@ -1,4 +1,4 @@
-"""What tickets have in common, and where their weights are."""
+"""Statistics of tickets: layer densities, overlap and input connectivity."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ PyTree = Any
 
 
 def layer_densities(masks: PyTree) -> dict[str, float]:
-  """The density of every layer.
+  """Computes the density of every layer.
 
   Args:
     masks: tree of bool arrays, None at leaves without a mask.
@@ -27,16 +27,16 @@ def layer_densities(masks: PyTree) -> dict[str, float]:
 
 
 def overlap(first: PyTree, second: PyTree) -> dict[str, tuple[float, float]]:
-  """How much two tickets share, layer by layer, beside what chance would share.
+  """Computes the overlap of two tickets per layer, and the overlap expected by chance.
 
   J = |A and B| / |A or B|;  by chance p q / (p + q - p q), for layers of densities p, q
 
   Args:
     first: tree of bool arrays, None at leaves without a mask.
-    second: a tree like it.
+    second: tree of the same structure.
 
   Returns:
-    `(J, J by chance)` by path, and over all layers together as "all"; NaN where
+    `(J, J by chance)` by path, and over the weights of all layers as "all"; NaN where
     nothing is live.
 
   Raises:
@@ -65,17 +65,17 @@ def overlap(first: PyTree, second: PyTree) -> dict[str, tuple[float, float]]:
 
 
 def input_connectivity(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-  """How many live weights each input pixel has: a picture of what a ticket looks at.
+  """Counts the live weights of each input pixel, which shows where a ticket looks.
 
   Args:
-    mask: bool (inputs, outputs), of the first dense layer.
-    image_shape: of an image, (height, width) or (height, width, channels).
+    mask: bool (inputs, outputs), the mask of the first dense layer.
+    image_shape: shape of an image, (height, width) or (height, width, channels).
 
   Returns:
     int (height, width) or (height, width, channels).
 
   Raises:
-    ValueError: the layer has not as many inputs as the image has pixels.
+    ValueError: the layer does not have one input per pixel.
 
   Example:
     >>> input_connectivity(np.array([[True, True], [False, True]]), (1, 2)).tolist()

@@ -1,4 +1,4 @@
-"""Cuts dead units out of a traced function."""
+"""Removes the dead units of a traced function."""
 
 from sparsejax.analysis.compaction._compact import Compact, compact, live_parameters
 

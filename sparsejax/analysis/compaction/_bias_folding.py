@@ -1,14 +1,14 @@
-"""What removed units contribute: constants, to be added where they were summed.
+"""Folds the constant contributions of removed units into biases, channels or maps.
 
-A removed unit is a constant, so what it adds to a sum is a constant too. Where that is
-the same at all positions it belongs into the bias. Where it differs, as behind a border
-of zeros, the cheaper of two is taken: a map over the positions, or channels of
-constants that all removed units with the same pattern share,
+A removed unit is a constant, so it adds a constant to every sum that it was part of. If
+that is the same at all positions, it is added to the bias. If it differs, as next to a
+zero border, the cheaper of two forms is used: a map over the positions, or channels of
+constants shared by all removed units with the same pattern,
 
   x[position, unit] = pattern[position] value[unit]
   sum_unit x[position, unit] w[unit] = pattern[position] sum_unit value[unit] w[unit]
 
-whose weights are one more row of the kernel for each pattern.
+whose weights are one more row of the kernel per pattern.
 """
 
 from typing import NamedTuple
@@ -25,19 +25,23 @@ from sparsejax.analysis.compaction._rules import PRODUCTS
 from sparsejax.analysis.jaxpr import _program
 from sparsejax.analysis.jaxpr._program import Operation
 
+# Positions whose values differ by less than this share of the largest differ by
+# rounding only.
 _TOLERANCE = 1e-6  # of the largest: positions that differ by rounding alone
 
 
 class Channels(NamedTuple):
-  """Channels of constants in place of removed units.
+  """Channels of constants that replace removed units.
 
   Attributes:
-    patterns: of the operand's shape, with as many channels as there are patterns; 1
-      along axes on which all are the same.
-    rows: of the kernel's shape, with as many channels; what is kept of the others.
-    axis: of the operand's channels.
-    kernel_axis: of the kernel's channels.
-    free: whether the patterns are zeros and ones, which follow from shapes alone.
+    patterns: has the operand's axes, with one channel per pattern; size 1 along axes on
+      which all are the same.
+    rows: has the kernel's axes, with one channel per pattern; of the other axes, what
+      is kept.
+    axis: the operand's axis of channels.
+    kernel_axis: the kernel's axis of channels.
+    free: whether the patterns hold only zeros and ones, which follow from shapes alone
+      and need not be stored.
   """
 
   patterns: np.ndarray
@@ -48,18 +52,18 @@ class Channels(NamedTuple):
 
   @property
   def size(self) -> int:
-    """Numbers that have to be stored."""
+    """The number of values that have to be stored."""
     return self.rows.size + (0 if self.free else self.patterns.size)
 
 
 class Removed(NamedTuple):
-  """What removed units contribute, by the value that it is added to.
+  """The contributions of removed units, by the value that they are added to.
 
   Attributes:
-    added: arrays, with an axis of rounds in front inside of a loop.
-    channels: what is summed with the kept operands instead.
-    maps: those of both that store a number for every position, with the operand whose
-      removal made them.
+    added: arrays to add, with a leading axis of iterations inside a loop.
+    channels: channels of constants that are summed with the kept operands instead.
+    maps: the entries of both that store one number per position, with the operand whose
+      removal caused them.
   """
 
   added: dict[int, np.ndarray]
@@ -68,18 +72,19 @@ class Removed(NamedTuple):
 
 
 def contributions(facts: Facts, reach: Reach, units: Units, leaves: list) -> Removed:
-  """Sums over the units that are not kept; each of them is a constant.
+  """Computes the sums over the units that are not kept, which are constants.
 
   Args:
-    facts: of the program.
-    reach: of the program.
-    units: settled.
-    leaves: of the parameters, masked.
+    facts: constants and batch axes of the program.
+    reach: reachability flags of the program.
+    units: groups, after `settle`.
+    leaves: masked leaves of the parameters.
 
   Returns:
     `Removed`.
   """
-  # Which elements of which operands are removed constants that are summed.
+  # Find the sums, and for each varying operand the elements that are removed constants.
+  # A sum of which no output is kept is skipped.
   removed: dict[int, dict[int, np.ndarray]] = {}
   for operation in _all(facts.program):
     out = operation.outputs[0]
@@ -98,7 +103,8 @@ def contributions(facts: Facts, reach: Reach, units: Units, leaves: list) -> Rem
   if not removed:
     return Removed({}, {}, {})
 
-  # Their sums, by the program itself on operands that are zero but for them.
+  # Compute those sums by evaluating the program itself, with all other elements of the
+  # operands set to zero. Of each operand, keep one example.
   def visit(operation, values):
     out = operation.outputs[0]
     if out not in removed:
@@ -121,11 +127,13 @@ def contributions(facts: Facts, reach: Reach, units: Units, leaves: list) -> Rem
     order[:] = [operation for operation, _ in seen]
     return [result for _, result in seen]
 
+  # The input is irrelevant, since removed constants do not depend on it.
   program = facts.program
   zeros = [jnp.zeros(program.shapes[i], program.dtypes[i]) for i in program.inputs]
   results = run(leaves, zeros)
 
-  # What each becomes: a part of the bias, channels of constants, or a map.
+  # Choose how to store each contribution: in the bias where it is even over positions,
+  # as channels of constants, or as a map.
   found = Removed({}, {}, {})
   for operation, (result, operand) in zip(order, results, strict=True):
     out = operation.outputs[0]
@@ -148,12 +156,13 @@ def contributions(facts: Facts, reach: Reach, units: Units, leaves: list) -> Rem
 
 
 def removed_elements(facts: Facts, reach: Reach, units: Units, value: int):
-  """Flags of the constants among the elements that are not kept, for one example."""
+  """Flags the constants among the elements that are not kept, for one example."""
   flags = _constant_elements(facts, reach, units, value)
   return np.broadcast_to(flags, facts.shapes[value]) & ~units.mask(value)
 
 
 def _constant_elements(facts, reach, units, value) -> np.ndarray:
+  """Flags nonzero constant elements that are not kept, equal along batch axes."""
   flags = ~units.mask(value) & ~reach.varies[value] & reach.nonzero[value]
   for axis, size in facts.batch[value].items():
     flags = np.any(flags, axis, keepdims=True) if size > 1 else flags
@@ -161,6 +170,7 @@ def _constant_elements(facts, reach, units, value) -> np.ndarray:
 
 
 def _all(program):
+  """Yields the operations of a program and of the bodies of its loops."""
   for operation in program.operations:
     yield operation
     if operation.name == "scan":
@@ -168,7 +178,7 @@ def _all(program):
 
 
 def _feature_axes(operation: Operation, facts: Facts) -> set[int]:
-  """Axes of a product that are the kernel's: a bias has them too."""
+  """Returns the axes of a product that come from the kernel; a bias has them too."""
   weights = [side for side, i in enumerate(operation.inputs) if facts.is_constant(i)]
   p, rank = operation.params, len(facts.shapes[operation.outputs[0]])
   if operation.name == "conv_general_dilated":
@@ -182,7 +192,11 @@ def _feature_axes(operation: Operation, facts: Facts) -> set[int]:
 
 
 def _restrict(array, out, features, facts, units) -> tuple[np.ndarray, bool]:
-  """One example's kept elements; once where they are the same at all positions."""
+  """Reduces a contribution to one example's kept elements, and to even axes of size 1.
+
+  Returns the array, and whether it is even: equal at all positions, except along axes
+  that a bias has.
+  """
   stacked, even = array.ndim - len(facts.shapes[out]), True
   roots = units.roots(out)
   tolerance = _TOLERANCE * np.abs(array).max(initial=0)
@@ -202,9 +216,10 @@ def _restrict(array, out, features, facts, units) -> tuple[np.ndarray, bool]:
 def _channels(
   operation: Operation, side: int, operand: np.ndarray, facts: Facts, units: Units
 ) -> Channels | None:
-  """Removed units as patterns times values, along the best of the contracted axes."""
+  """Factors removed units into patterns and values, along the best contracted axis."""
   value, weights = operation.inputs[side], operation.inputs[1 - side]
   p = operation.params
+  # Candidates are the contracted axes, paired with those of the kernel.
   if operation.name == "dot_general":
     axes, batch = p["dimension_numbers"]
     pairs = [] if batch[0] else zip(axes[side], axes[1 - side], strict=True)
@@ -214,6 +229,8 @@ def _channels(
     pairs = [] if grouped else [(dims.lhs_spec[1], dims.rhs_spec[1])]
   else:
     return None
+  # Inside a loop both arrays have a leading axis of iterations; outside, add one of
+  # size 1.
   rounds = operand.ndim - len(facts.shapes[value])
   if rounds != (weights in facts.stacked):
     return None
@@ -221,7 +238,8 @@ def _channels(
   if not rounds:
     operand, kernel = operand[None], kernel[None]
 
-  # Of both operands what is kept, but for the axis of channels.
+  # Cut both arrays to what is kept on all axes but the one of channels. Then multiply
+  # the values of the removed channels into the kernel: one row per pattern.
   sets = units.kept[value]
   sets = [k if len(k) else np.arange(operand.shape[a + 1]) for a, k in enumerate(sets)]
   kernel_sets = _kernel_sets(operation, side, sets, facts, units)
@@ -229,6 +247,7 @@ def _channels(
   for axis, kernel_axis in pairs:
     constants = _cut(operand, sets, axis)
     if np.count_nonzero(constants) < np.count_nonzero(operand):
+      # Some units have been removed along another axis.
       continue  # units have been removed along another axis
     factors = _factors(constants, axis + 1)
     if factors is None:
@@ -246,7 +265,7 @@ def _channels(
 
 
 def _kernel_sets(operation, side, sets, facts, units) -> dict[int, np.ndarray]:
-  """Which indices of a kernel are kept, along the axes that are cut."""
+  """Returns the kept indices of a kernel, along the axes that are cut."""
   out, dims = units.kept[operation.outputs[0]], operation.params["dimension_numbers"]
   if operation.name == "conv_general_dilated":
     return {dims.rhs_spec[0]: out[dims.out_spec[1]]}
@@ -259,31 +278,31 @@ def _kernel_sets(operation, side, sets, facts, units) -> dict[int, np.ndarray]:
 
 
 def _cut(array: np.ndarray, sets, whole: int) -> np.ndarray:
-  """Takes index sets along all axes but one; the first axis is of rounds."""
+  """Takes index sets along all axes but one; the first axis is over iterations."""
   for a, kept in sets.items() if isinstance(sets, dict) else enumerate(sets):
     array = array if a == whole else array.take(kept, a + 1)
   return array
 
 
 def _factors(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-  """Splits constants into patterns over positions and values of channels.
+  """Splits constants into patterns over positions and values per channel.
 
   Args:
-    array: (rounds, ...), with channels along an axis.
-    axis: of the channels.
+    array: (iterations, ...), with channels along one axis.
+    axis: the axis of channels.
 
   Returns:
-    Patterns (...), with g channels, and values (rounds, channels, g); None if a
-    channel's pattern is not the same in every round.
+    Patterns (...), with g channels, and values (iterations, channels, g); None if a
+    channel's pattern differs between iterations.
   """
-  # Each channel over its value at the position where that is largest.
+  # Divide each channel by its value at the position where it is largest.
   wide = np.moveaxis(array, axis, -1)
   table = wide.reshape(wide.shape[0], -1, wide.shape[-1])
   peaks = np.abs(table).argmax(1, keepdims=True)
   values = np.take_along_axis(table, peaks, 1)[:, 0]
   shares = table / np.where(values, values, 1)[:, None]
 
-  # Channels of one pattern share a channel of constants.
+  # Channels with equal patterns, up to rounding, share one channel of constants.
   numbers: dict[bytes, int] = {}
   patterns, mixing = [], np.zeros((*values.shape, values.shape[1]), values.dtype)
   for k in np.flatnonzero(values.any(0)):
@@ -298,7 +317,7 @@ def _factors(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray] | No
     mixing[:, k, number] = values[:, k]
   stacked = np.stack(patterns, -1).reshape(*wide.shape[1:-1], len(patterns))
 
-  # Stored once along the axes on which nothing changes.
+  # Store the patterns once along the axes on which they are constant.
   for a in range(stacked.ndim - 1):
     if (stacked == stacked.take([0], a)).all():
       stacked = stacked.take([0], a)

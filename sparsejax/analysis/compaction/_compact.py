@@ -1,37 +1,43 @@
 """Removes dead units: a smaller dense network that computes the same function.
 
-The design, in a compiler's words. `compact` traces the network and passes over the flat
-list of its operations a few times; each pass is a file and adds one kind of fact:
+The design follows a compiler's. `compact` traces the network into a flat list of
+operations and runs a few analysis passes over the list. Each pass is one file and adds
+one kind of fact:
 
     apply_fn, params, example
         |
-        |  trace          _program.py    calls inlined, values numbered; at batches of 2
-        |                                and 3, which tells the axes of examples
+        |  trace          jaxpr/_program.py    inlines calls and numbers the values;
+        |                                      traced at batch sizes 2 and 3, which
+        |                                      shows the batch axes
         v
     [ x -> pad -> conv -> add -> relu -> dot -> y ]
         |
-        |  constants      _facts.py      what is made of parameters alone is computed
-        |  reachability   _reach.py      forward: varies with x; backward: needed by y
-        |    by rules     _rules.py      how each primitive passes on such flags
+        |  constants      _constants.py        computes all values that depend on
+        |                                      parameters alone
+        |  reachability   _reachability.py     forward: varies with x;
+        |                                      backward: needed by y
+        |    rules        _rules.py            how each primitive propagates the flags
         v
     alive = varies and needed, for each element of each value
         |
-        |  groups         _units.py      elements that go together are joined
-        |    union-find   _union.py      (an addition joins its operands' channels);
-        |                                what is kept of a value is a box: one set of
-        |                                indices for each axis
+        |  groups         _groups.py           joins the elements that can only be
+        |                                      removed together (an addition joins the
+        |                                      channels of its operands)
+        |    union-find   _union_find.py
         v
     kept[value] = [indices of axis 0, indices of axis 1, ...]
         |
-        |  folding        _removed.py    what removed constants add to sums: into the
-        |                                bias, into a channel of constants, or a map
-        |  rewrite        _replay.py     each operation again, on what is kept
-        |                 _moves.py      slices, pads and concatenations among them
-        |                 _values.py     which parameters are stored, and where read
+        |  bias folding   _bias_folding.py     adds what the removed constants
+        |                                      contributed: to the bias, to channels of
+        |                                      constants, or as a map over positions
+        |  rewrite        _rewrite.py          emits each operation on the kept indices
+        |    moves        _rewrite_moves.py    slices, pads and concatenations
+        |    values       _values.py           which parameters are stored, and where
+        |                                      each is read
         v
     Compact(apply, params, ...)
 
-A primitive that no rule knows is an error that names it: nothing is guessed.
+A primitive without a rule raises an error that names it; nothing is guessed.
 """
 
 from collections.abc import Callable
@@ -54,18 +60,20 @@ Params = dict[str, jax.Array]
 
 
 class Compact(NamedTuple):
-  """A smaller network.
+  """A smaller network that computes the same function.
 
   Attributes:
-    apply: `(params, inputs) -> outputs`, for any size of the batch, traceable and
-      differentiable as any function of JAX.
-    params: `{name: array}`; the names are the paths of the parameters that they are
-      parts of (of the last one where several were folded into one), and `constant`
-      for what removed units contribute where there was no bias.
-    masks: `{name: bool array}`, which entries of the kernels are not zero.
-    shapes: `{name of a kernel: (its shape before, its shape now)}`.
-    pixels: int array, places in the flattened input that are read, or None for all.
-    apply_pixels: `apply` for inputs that `select` has cut already.
+    apply: `(params, inputs) -> outputs`, for any batch size; traceable and
+      differentiable like any JAX function.
+    params: `{name: array}`. A name is the path of the parameter that the array is a
+      part of (the last one where several were folded into one), or `constant` for what
+      removed units contribute where there was no bias.
+    masks: `{name: bool array}`. For kernels, which entries are not zero; all True
+      elsewhere.
+    shapes: `{name of a kernel: (shape before, shape now)}`.
+    pixels: int array, the indices of the flattened input that are read, or None for
+      all.
+    apply_pixels: `apply` for inputs that `select` has already reduced.
   """
 
   apply: Callable[[Params, jax.Array], Any]
@@ -76,7 +84,10 @@ class Compact(NamedTuple):
   apply_pixels: Callable[[Params, jax.Array], Any]
 
   def select(self, inputs: jax.Array) -> jax.Array:
-    """Cuts inputs (n, ...) to the pixels that are read, (n, pixels), if not to all."""
+    """Reduces inputs (n, ...) to the pixels that are read, (n, pixels).
+
+    Inputs of a network that reads all pixels are returned as they are.
+    """
     if self.pixels is None:
       return inputs
     return inputs.reshape(len(inputs), -1)[:, self.pixels]
@@ -96,36 +107,40 @@ def compact(
   alive = varies and needed: an element varies if the input reaches it over weights that
   are not zero, and is needed if it reaches the output so.
 
-  What does not vary is a constant: a neuron without inputs is `f(bias)`. Its
-  contribution is added to the next layer's bias. Where that differs from position to
-  position, as behind a border of zeros (SAME padding), one channel of constants carries
-  what all removed channels of the same pattern contribute. A map over the positions is
-  added instead where that has fewer parameters, and where neither does, the channel
-  stays. Both facts and what they imply are read off the jaxpr: there is nothing to
-  register. Units that an addition, a loop's layers, a group of a convolution or a
-  product of two activations (a head's queries, keys and values; a gated unit) tie
-  together go together. Parameters that are made of parameters alone (a batch norm's
-  scale over its deviation) are folded into one. A parameter that is read in several
-  places, such as an embedding that is the output's kernel too, is stored once.
+  An element that does not vary is a constant: a neuron without inputs is `f(bias)`. Its
+  contribution is added to the next layer's bias. If the contribution differs between
+  positions, as next to a zero border (SAME padding), one channel of constants carries
+  the contribution of all removed channels with the same pattern. A map over the
+  positions is added instead if it needs fewer parameters; if neither is smaller, the
+  channel stays.
 
-  The result never has more parameters than the network: where folding would make it
-  so, the network is returned as it is.
+  Both flags and their consequences are read from the jaxpr, so nothing has to be
+  registered. Units that cannot be removed alone are removed together: those joined by
+  an addition, by the layers of a loop, by a group of a convolution, or by a product of
+  two activations (a head's queries, keys and values; a gated unit). Parameters computed
+  from parameters alone (a batch norm's scale over its deviation) are folded into one. A
+  parameter that is read in several places, such as an embedding that is also the output
+  kernel, is stored once.
+
+  The result never has more parameters than the network: if folding would exceed them,
+  the network is returned unchanged.
 
   Args:
-    apply_fn: `(params, inputs) -> outputs`, for inference. Its branches of
-      `jax.lax.platform_dependent` are decided here.
+    apply_fn: `(params, inputs) -> outputs`, for inference. Branches of
+      `jax.lax.platform_dependent` are resolved at this call.
     params: pytree of arrays.
-    masks: what `sj.masks` gives for it, or None if the params are masked already.
+    masks: the masks from `sj.masks`, or None if the params are masked already.
     example: inputs `(n, ...)`, or their abstract value; only shape and dtype are used.
-    maps: whether a number for every position may be stored.
-    platform: that the result is for, such as "cpu"; None is the default backend.
+    maps: whether a contribution may be stored as one number per position.
+    platform: the platform that the result is for, such as "cpu"; None is the default
+      backend.
 
   Returns:
-    `Compact`. Its outputs differ from the original's by rounding alone.
+    `Compact`. Its outputs differ from the original's by rounding only.
 
   Raises:
-    ValueError: an operation is not understood (named in the message), examples are not
-      treated alike, or the masks do not fit.
+    ValueError: an operation has no rule (the message names it), the examples of a batch
+      are not treated alike, or the masks do not fit.
 
   Example:
     >>> mlp = lambda p, x: jnp.maximum(x @ p["a"] + p["b"][None], 0.0) @ p["c"]
@@ -146,11 +161,13 @@ def compact(
       f"{jax.tree.map(np.shape, example)}."
     )
 
-  # Trace, compute constants, and rewrite on what is kept.
+  # Trace the network, compute its constants, and build the smallest program that
+  # computes the same outputs from the kept elements.
   facts, treedef = _facts(apply_fn, params, example, leaves, paths, platform)
   replay = _smallest(facts, leaves, maps)
 
-  # Folding products of parameters can outgrow what removal saves.
+  # Folding multiplies parameters together and can add more than removal saves; the
+  # network is then returned unchanged.
   before = sum(np.size(leaf) for leaf in leaves)
   if sum(np.size(array) for array in replay.params.values()) > before:
     return _unchanged(apply_fn, params, leaves, paths)
@@ -162,7 +179,8 @@ def compact(
   def apply(params: Params, inputs: jax.Array) -> Any:
     return apply_pixels(params, select(inputs))
 
-  # What a caller sees: masks and shapes of the kernels, by name.
+  # Report masks and shapes by parameter name. Only kernels can have zeros inside; all
+  # other parameters count as live.
   flags = {
     name: array != 0 if name in replay.kernels else jnp.ones(array.shape, bool)
     for name, array in small.items()
@@ -176,18 +194,20 @@ def compact(
 
 
 def _smallest(facts: Facts, leaves: list, maps: bool) -> Replay:
-  """The smaller program; of two ways to treat maps the one with fewer parameters."""
-  # Reachability, groups, and what the removed units add to sums.
+  """Builds the smaller program, with or without maps, by its number of parameters."""
+  # Find the live elements, the groups that are kept because of them, and what the
+  # removed units contributed to sums.
   reach = Reach(facts)
   units = Units(facts, reach)
   units.settle()
   removed = _bias_folding.contributions(facts, reach, units, leaves)
 
-  # One way: contributions that differ between positions are stored as maps.
+  # First variant: contributions that differ between positions are stored as maps.
   found = [Replay(facts, units, removed)] if maps or not removed.maps else []
   if removed.maps:
-    # The other way: units whose contribution would be a map stay. Each that stays may
-    # make others stay, and their sums change, until no map is left.
+    # Second variant: the units whose contribution would be a map are kept. Keeping one
+    # can force others to be kept and changes the remaining sums, so repeat until no map
+    # is left.
     units = units.fork()
     units.settle()
     while removed.maps:
@@ -201,7 +221,7 @@ def _smallest(facts: Facts, leaves: list, maps: bool) -> Replay:
 
 
 def _unchanged(apply_fn, params, leaves, paths) -> Compact:
-  """The network as it is, where every smaller one would have more parameters."""
+  """Returns the network itself as a `Compact`, when no smaller program was found."""
   treedef, path_of = jax.tree.structure(params), list(paths)
 
   def apply(params: Params, inputs: jax.Array) -> Any:
@@ -222,16 +242,17 @@ def live_parameters(
   masks: PyTree | None,
   example: Any,
 ) -> PyTree:
-  """Which parameters matter: those of live units, biases included.
+  """Returns which parameters belong to live units, biases included.
 
-  A weight is live if its mask is, its input varies and its output is needed; a bias if
-  its unit varies and is needed. That is what NeST counts as parameters, and what
-  `sizes` takes as masks. Weights that are live and happen to be zero count.
+  A weight is live if its mask is True, its input varies and its output is needed; a
+  bias is live if its unit varies and is needed. NeST counts parameters in this way, and
+  `sizes` accepts the result as masks. A live weight whose value happens to be zero
+  counts.
 
   Args:
     apply_fn: as for `compact`.
     params: pytree of arrays.
-    masks: what `sj.masks` gives for it; None entries, or None, count as dense.
+    masks: the masks from `sj.masks`; None entries, or None, count as dense.
     example: as for `compact`.
 
   Returns:
@@ -248,6 +269,8 @@ def live_parameters(
     >>> live["b"].tolist(), live["c"].sum(1).tolist()
     ([True, True, False], [2, 2, 0])
   """
+  # Analyze the masks themselves: with every weight set to one, only a mask makes an
+  # entry zero.
   ones = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
   leaves, paths = _masked(ones, masks)
   facts, _ = _facts(apply_fn, params, example, leaves, paths, None)
@@ -259,12 +282,14 @@ def live_parameters(
 
 
 def _masked(params: PyTree, masks: PyTree | None) -> tuple[list, list[str]]:
+  """Returns the masked leaves of `params` and their paths."""
   params = params if masks is None else apply_masks(params, masks)
   flat = jax.tree_util.tree_leaves_with_path(params)
   return [leaf for _, leaf in flat], [path_string(path) for path, _ in flat]
 
 
 def _facts(apply_fn, params, example, leaves, paths, platform) -> tuple[Facts, Any]:
+  """Traces the function at batch sizes 2 and 3 and computes its constants."""
   [leaf] = jax.tree.leaves(example)
   batches = [jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype) for n in (2, 3)]
   two, treedef = _program.trace(apply_fn, params, batches[0], platform)

@@ -1,4 +1,4 @@
-"""What is known of each value of a program before it is run, element by element."""
+"""Batch axes and constants of a traced program."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,16 @@ from sparsejax.analysis.jaxpr._program import Operation, Program
 
 
 class Facts:
-  """The values of a traced program, seen for a batch of one.
+  """Constants and batch axes of a traced program, with shapes for a batch of one.
 
   Attributes:
     program: traced at a batch of two.
-    shapes: of all values, at a batch of one.
-    batch: `{value: {axis: size for a batch of one}}`, of axes that grow with the batch.
-    constants: values made of parameters and literals alone, at a batch of one.
-    stacked: those that have a leading axis of a loop's rounds.
-    made_of: paths of the parameters that a constant is made of.
+    shapes: shapes of all values, at a batch of one.
+    batch: `{value: {axis: its size at a batch of one}}`, for the axes that grow with
+      the batch.
+    constants: values that depend on parameters and literals alone, at a batch of one.
+    stacked: the constants with a leading axis over the iterations of a loop.
+    made_of: paths of the parameters that each constant is computed from.
   """
 
   def __init__(self, two: Program, three: Program, leaves: Sequence[Any], paths):
@@ -44,51 +45,53 @@ class Facts:
     del self._whole
 
   def is_constant(self, value: Any) -> bool:
-    """Whether a value is a literal or made of parameters alone."""
+    """Returns whether a value is a literal or depends on parameters alone."""
     return not isinstance(value, int) or value not in self.varying
 
   def array(self, value: Any) -> Any:
-    """A constant or a literal."""
+    """Returns the array of a constant or a literal."""
     return self.constants[value] if isinstance(value, int) else value
 
   def paths(self, value: Any) -> tuple[str, ...]:
-    """The parameters that a constant is made of; of a literal there are none."""
+    """Returns the paths of the parameters that a constant or literal depends on."""
     return self.made_of[value] if isinstance(value, int) else ()
 
   def shape(self, value: Any) -> tuple[int, ...]:
-    """Of a value or a literal, at a batch of one."""
+    """Returns the shape of a value or a literal, at a batch of one."""
     return self.shapes[value] if isinstance(value, int) else np.shape(value)
 
   def variables(self, operation: Operation) -> list[int]:
-    """The operands that depend on the input."""
+    """Returns the operands that depend on the input."""
     return [i for i in operation.inputs if not self.is_constant(i)]
 
   def nonzero(self, value: Any) -> np.ndarray:
-    """Which elements of a constant are not zero, in any round of a loop."""
+    """Returns which elements of a constant are not zero, in any iteration of a loop."""
     if not isinstance(value, int):
       return np.asarray(value) != 0
     flags = self.constants[value] != 0
     return flags.any(0) if value in self.stacked else flags
 
   def places(self, value: Any) -> tuple[int, np.ndarray] | None:
-    """Where the elements of a constant stand in the one parameter that it moves.
+    """Finds the parameter whose elements a constant rearranges.
 
     Args:
       value: a literal or the number of a constant.
 
     Returns:
-      The parameter's number, and for each element the index in its flat array; None if
-      the constant is made of several, or by arithmetic.
+      The parameter's number, and for each element of the constant its index in the flat
+      parameter; None if the constant depends on several parameters, or on arithmetic.
     """
     found = self._places(value)
     if found is None:
       return None
     leaf, array = found
+    # A constant can have the batch axis by broadcasting; keep one example of it.
     for axis, size in self.batch[value].items():
       array = array.take(np.arange(size), axis)
     return leaf, array
 
   def _places(self, value: Any) -> tuple[int, np.ndarray] | None:
+    """Traces a constant back to a parameter by moving an array of element indices."""
     if not isinstance(value, int) or value in self.stacked:
       return None
     if value in self.program.params:
@@ -108,6 +111,7 @@ class Facts:
     return found[0], moved[operation.outputs.index(value)]
 
   def _set(self, number, value, made_of, stacked=False) -> None:
+    """Stores a constant, reduced to one example; all examples must be equal."""
     self._whole[number] = value
     self.made_of[number] = made_of
     if stacked:
@@ -125,6 +129,7 @@ class Facts:
     self.constants[number] = small
 
   def _evaluate(self, program: Program) -> None:
+    """Computes the constants of a program, and those inside of its loops."""
     for number, value in program.constants.items():
       self._set(number, value, ())
     for operation in program.operations:
@@ -134,11 +139,14 @@ class Facts:
         self._enter(operation)
 
   def _fold(self, operation: Operation) -> None:
+    """Computes the outputs of an operation whose operands are all constants."""
     ids = list(_program.operands(operation))
     stacked = not self.stacked.isdisjoint(ids)
     made_of = dict.fromkeys(path for i in ids for path in self.made_of[i])
     values = [self._whole[i] if isinstance(i, int) else i for i in operation.inputs]
     shapes = [self.program.shapes[i] for i in operation.outputs]
+    # Moves are done in NumPy, which accepts any array; everything else is bound, mapped
+    # over the loop's iterations where an operand is stacked.
     if operation.name in MOVES and not stacked:
       arrays = [np.asarray(value) for value in values]
       outputs = move(operation.name, operation.params, shapes, arrays)
@@ -151,6 +159,8 @@ class Facts:
       self._producers[number] = operation
 
   def _bind(self, operation, values, stacked):
+    """Runs a primitive on constants, mapped over the first axis of stacked ones."""
+
     def bind(*values):
       if operation.name == "scan":
         program = Program((operation,), (), (), operation.outputs, {}, {}, {})
@@ -166,7 +176,7 @@ class Facts:
     return jax.vmap(bind, tuple(axes))(*values)
 
   def _enter(self, operation: Operation) -> None:
-    """Gives a loop's body its constants: those of all rounds, stacked."""
+    """Passes constants into a loop's body: scanned ones stacked over all iterations."""
     body, p = operation.params["body"], operation.params
     first = p["num_consts"] + p["num_carry"]
     for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
@@ -184,20 +194,22 @@ class Facts:
 
 
 def _all_varying(program: Program) -> set[int]:
-  """Values that depend on inputs, in the bodies of loops too."""
+  """Returns the values that depend on inputs, including those in loop bodies."""
   found = _program.varying(program)
   for operation in program.operations:
     if operation.name == "scan" and not found.isdisjoint(operation.outputs):
       p, body = operation.params, operation.params["body"]
       flags = [isinstance(i, int) and i in found for i in operation.inputs]
       carry = slice(p["num_consts"], p["num_consts"] + p["num_carry"])
-      # A carry may begin as a constant and vary later; all of them count as varying.
+      # A carry can start as a constant and vary in later iterations, so all carries
+      # count as varying.
       flags[carry] = [True] * p["num_carry"]
       found |= _nested(body, flags)
   return found
 
 
 def _nested(body: Program, flags) -> set[int]:
+  """Returns the varying values of a loop's body; loops inside it are not supported."""
   found = _program.varying(body, flags)
   if any(o.name == "scan" and not found.isdisjoint(o.outputs) for o in body.operations):
     raise ValueError("compact cannot follow a loop inside a loop ('scan').")
@@ -205,6 +217,7 @@ def _nested(body: Program, flags) -> set[int]:
 
 
 def _batch_axes(two: Program, three: Program) -> dict[int, dict[int, int]]:
+  """Finds the batch axes of every value: those whose size follows the batch size."""
   same = len(two.operations) == len(three.operations) and all(
     a.name == b.name and a.outputs == b.outputs
     for a, b in zip(two.operations, three.operations, strict=True)

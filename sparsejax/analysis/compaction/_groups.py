@@ -1,10 +1,11 @@
-"""Which elements stand or fall together: units, and which of them are kept.
+"""Groups of elements that can only be removed together, and which of them are kept.
 
-Every element has the number of a unit. Operations join units: an addition those of its
-operands, a convolution all positions of a channel. What remains apart can be removed
-one by one, and what is kept of any value is a product of sets, one for each axis.
-A product of two activations joins nothing: it asks that axes keep the same indices, as
-the heads of queries, keys, values and attention do.
+Every element of every value has a number, its unit. Operations join units: an addition
+those of its operands, a convolution all positions of a channel. Elements that stay in
+different groups can be removed independently. What is kept of a value is a box: the
+product of one set of indices per axis. A product of two activations joins no units;
+instead it requires pairs of axes to keep the same indices, as for the heads of queries,
+keys, values and attention.
 """
 
 import copy
@@ -29,14 +30,14 @@ _FIXED = 0  # the unit of everything that must stay
 
 
 class Units:
-  """Units of a program's values, and the sets of indices that are kept.
+  """Units of a program's values, and the indices of each value that are kept.
 
   Attributes:
     of: `{value: int array}`, the unit of each element at a batch of one.
-    contracts: outputs of those sums that run over units.
-    flat: values that are the input, up to reshapes and elementwise functions: any of
-      their elements can be removed, since they are made of a list of pixels.
-    boxed: those of them that something else looks at, along their axes.
+    contracts: outputs of the sums that run over units.
+    flat: values that are the input up to reshapes and elementwise functions. Any of
+      their elements can be removed, because they are computed on a flat list of pixels.
+    boxed: the values in `flat` that another operation reads along their axes.
     kept: `{value: [indices of each axis]}`, from `settle`.
   """
 
@@ -52,6 +53,8 @@ class Units:
     # (value, axis, value, axis): pairs of axes that must keep the same indices.
     self._paired: list[tuple[int, int, int, int]] = []
     self._keep = np.zeros(0, bool)
+    # Number the input's elements, walk the program to join units, and fix those of the
+    # outputs: their shape must not change.
     program = facts.program
     for i in program.inputs:
       self.of[i] = self._union.new(facts.shapes[i])
@@ -63,8 +66,8 @@ class Units:
     self._find_flat(program)
 
   def settle(self) -> None:
-    """Finds what is kept: all that is alive, and what cannot be parted from it."""
-    # At first the groups of all elements that are alive.
+    """Finds the kept indices: live elements, and all that cannot be removed alone."""
+    # Start with the groups of all live elements.
     if not len(self._keep):
       self._keep = np.zeros(len(self._union), bool)
       self._keep[_FIXED] = True
@@ -73,65 +76,66 @@ class Units:
         self._keep[self._union.find(units[alive])] = True
     roots = {i: self.roots(i) for i in self.of}
 
-    # Then what those imply, until nothing is added. Only kept units are added, so the
-    # order does not matter.
+    # Add what the kept groups imply, until nothing is added. The rules only ever add,
+    # so their order does not matter.
     while True:
       before = np.count_nonzero(self._keep)
-      # A kept copy keeps what it was copied from.
+      # A kept copy keeps the unit that it was broadcast from.
       for units, implied in self._implied:
         if self._keep[self._union.find(units)].any():
           self._keep[self._union.find(np.asarray(implied))] = True
-      # What is kept of a value is a box along its axes.
+      # The kept part of a value must be a box along its axes, except where it is read
+      # as a list of pixels.
       for i, units in roots.items():
         if i not in self.flat or i in self.boxed:
           whole = self._box(i, self._keep[units])
           self._keep[units[np.ix_(*whole)]] = True
-      # Axes that a product of two activations makes one keep the same indices.
+      # Paired axes of a product of two activations keep the same indices.
       for left, a, right, b in self._paired:
         self._pair(roots, left, a, right, b)
         self._pair(roots, right, b, left, a)
       if np.count_nonzero(self._keep) == before:
         break
 
-    # The boxes; an input of which all is kept needs no list of pixels.
+    # Read off the boxes. If all of the input is kept, no list of pixels is needed.
     for i, units in roots.items():
       self.kept[i] = self._box(i, self._keep[units])
     if all(self.mask(i).all() for i in self.facts.program.inputs):
       self.flat = set()
 
   def fork(self) -> "Units":
-    """A copy in which other units can be kept."""
+    """Returns a copy in which further units can be kept."""
     other = copy.copy(self)
     other._keep, other.kept = self._keep.copy(), {}
     other.flat, other.boxed = set(self.flat), set(self.boxed)
     return other
 
   def _pair(self, roots, source: int, a: int, target: int, b: int) -> None:
-    """Keeps the indices of one axis that are kept of another."""
+    """Keeps on one axis the indices that are kept on another."""
     units = roots[target]
     wanted = self._box(source, self._keep[roots[source]])[a]
     sets = self._box(target, self._keep[units])
     missing = np.setdiff1d(wanted, sets[b])
     if len(missing):
-      # Where nothing is kept of the target yet, the whole slice is.
+      # If nothing of the target is kept yet, keep the whole slice.
       sets = [k if len(k) else np.arange(units.shape[x]) for x, k in enumerate(sets)]
       sets[b] = missing
       self._keep[units[np.ix_(*sets)]] = True
 
   def mask(self, value: int) -> np.ndarray:
-    """Which elements of a value are kept."""
+    """Returns which elements of a value are kept."""
     return self._keep[self.roots(value)]
 
   def roots(self, value: int) -> np.ndarray:
-    """The unit of each element, the same for all that have been joined."""
+    """Returns the representative of each element's unit."""
     return self._union.find(self.of[value])
 
   def keep(self, value: int, flags: np.ndarray) -> None:
-    """Keeps the units of some elements; `settle` follows."""
+    """Marks the units of some elements as kept; call `settle` afterwards."""
     self._keep[self._union.find(self.of[value][flags])] = True
 
   def _box(self, value: int, mask: np.ndarray) -> list[np.ndarray]:
-    """The smallest product of index sets that holds a mask; whole on batch axes."""
+    """Returns the smallest box that contains a mask; batch axes are kept whole."""
     sets = []
     for axis in range(mask.ndim):
       some = mask.any(tuple(a for a in range(mask.ndim) if a != axis))
@@ -143,6 +147,7 @@ class Units:
   # What each operation joins.
 
   def _walk(self, program: Program) -> None:
+    """Assigns units to the outputs of every operation."""
     for operation in program.operations:
       if self.facts.varying.isdisjoint(operation.outputs):
         continue
@@ -157,6 +162,7 @@ class Units:
             self._union.join_along(units, (axis,))
 
   def _outputs(self, operation: Operation) -> list[np.ndarray]:
+    """Returns the units of an operation's outputs."""
     name, shapes = operation.name, [self.facts.shapes[i] for i in operation.outputs]
     if name == "broadcast_in_dim":
       return [self._broadcast(operation, shapes[0])]
@@ -181,10 +187,11 @@ class Units:
     return [np.full(shape, _FIXED) for shape in shapes]
 
   def _units(self, value, shape) -> np.ndarray:
-    """Units of an operand; elements of a constant can be removed freely."""
+    """Returns the units of an operand; a constant gets new ones, freely removable."""
     return self._union.new(shape) if self.facts.is_constant(value) else self.of[value]
 
   def _move(self, operation: Operation, shapes) -> list[np.ndarray]:
+    """Moves units as the operation moves elements; padding gets new units."""
     if operation.name == "pad":
       units = self.of[operation.inputs[0]]
       fresh = self._union.new(shapes[0])
@@ -193,10 +200,10 @@ class Units:
     return move(operation.name, operation.params, shapes, arrays)
 
   def _spread(self, units: np.ndarray, shape) -> np.ndarray:
-    """Units of a value that is repeated along some axes."""
+    """Returns the units of a value that is broadcast along some axes."""
     roots = self._union.find(units)
     if units.size < np.prod(shape) and (roots == roots.flat[0]).all():
-      # What is repeated must stay if any copy does, but copies can be removed.
+      # The source must be kept if any copy is, but single copies can be removed.
       fresh = self._union.new(shape)
       self._implied.append((fresh, int(roots.flat[0])))
       return fresh
@@ -211,6 +218,7 @@ class Units:
     return self._spread(units.reshape(wide), shape)
 
   def _elementwise(self, operation: Operation, shape) -> np.ndarray:
+    """Joins the units of all operands that vary."""
     found = None
     for i in operation.inputs:
       if self.facts.is_constant(i):
@@ -227,6 +235,7 @@ class Units:
     return found
 
   def _reduce(self, operation: Operation) -> np.ndarray:
+    """Joins units along the reduced axes, or marks the sum as one over units."""
     axes = tuple(operation.params["axes"])
     units = self.of[operation.inputs[0]]
     free = [a for a in range(units.ndim) if a not in axes]
@@ -239,6 +248,7 @@ class Units:
     return units.reshape([units.shape[a] for a in free])
 
   def _dot(self, operation: Operation, shape) -> np.ndarray:
+    """Returns new units for the kernel's output axes of a product with a constant."""
     (axes, batch) = operation.params["dimension_numbers"]
     side = int(self.facts.is_constant(operation.inputs[0]))
     value = operation.inputs[side]
@@ -248,15 +258,15 @@ class Units:
       return np.full(shape, _FIXED)
     free = [a for a in range(units.ndim) if a not in axes[side]]
     self._union.join_along(units, free)
-    # The result has the left operand's free axes, then the right's.
+    # The result has the left operand's free axes first, then the right's.
     mine = range(len(free)) if side == 0 else range(len(shape) - len(free), len(shape))
     return self._fresh(shape, [a for a in range(len(shape)) if a not in mine])
 
   def _dot_both(self, operation: Operation, shape) -> np.ndarray:
-    """A product of two activations, such as queries and keys.
+    """Pairs the axes of a product of two activations, such as queries and keys.
 
-    Axes that are one in the product keep the same indices. The result has a unit for
-    each index of the axes along which the operands have units that differ.
+    Axes that the product identifies keep the same indices. The result has a new unit
+    for each index of the axes along which an operand's units differ.
     """
     axes, batch = operation.params["dimension_numbers"]
     values, out = operation.inputs, operation.outputs[0]
@@ -275,6 +285,7 @@ class Units:
     return self._fresh(shape, apart)
 
   def _convolve(self, operation: Operation, shape) -> np.ndarray:
+    """Joins all positions of each input channel; output features get new units."""
     p = operation.params
     if self.facts.is_constant(operation.inputs[0]) or p["batch_group_count"] > 1:
       for i in self.facts.variables(operation):
@@ -287,7 +298,8 @@ class Units:
     units = self._union.join_along(units, others)
     if groups == 1:
       return self._fresh(shape, [feature])
-    # A group of channels stays or goes whole, with its features.
+    # Grouped convolution: a group's channels are kept or removed together with its
+    # features.
     by_group = units.reshape(groups, -1)
     self._union.join(by_group, by_group[:, :1])
     wide = [1] * len(shape)
@@ -296,12 +308,12 @@ class Units:
     return np.broadcast_to(each, shape)
 
   def _fresh(self, shape, axes) -> np.ndarray:
-    """A new unit for every index of some axes, the same along the others."""
+    """Returns a new unit per index of some axes, constant along the others."""
     wide = [size if a in axes else 1 for a, size in enumerate(shape)]
     return np.broadcast_to(self._union.new(wide), shape)
 
   def _walk_scan(self, operation: Operation) -> None:
-    """The layers of a loop have one set of units, for they have one shape."""
+    """Gives all iterations of a loop one set of units, because they share one shape."""
     body, p = operation.params["body"], operation.params
     consts, carries = p["num_consts"], p["num_carry"]
     first = consts + carries
@@ -323,7 +335,7 @@ class Units:
       self.of[out] = np.broadcast_to(units, shape)
 
   def _find_flat(self, program: Program) -> None:
-    """Values that are made of the input's pixels one by one."""
+    """Finds the values that are computed from the input's pixels one by one."""
     for operation in program.operations:
       varying = self.facts.variables(operation)
       simple = operation.name in ELEMENTWISE or operation.name in RESHAPES

@@ -1,8 +1,8 @@
-"""Which elements depend on the input, and which the output depends on.
+"""Forward and backward reachability of each element of each value.
 
-Forward, on flags for numbers: an element varies if something that varies reaches it
-over weights that are not zero. Backward, by the transposed rules: an element is needed
-if it reaches an output that varies with it.
+Forward: an element varies if an element that varies reaches it over weights that are
+not zero. Backward, by the transposed rules: an element is needed if it reaches an
+output element that varies with it.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ from sparsejax.analysis.jaxpr._program import Operation, Program
 
 
 class Reach:
-  """Flags of every element, at a batch of one.
+  """Reachability flags of every element, at a batch of one.
 
   Attributes:
-    facts: what the flags were worked out from.
-    varies: `{value: bool array}`, of values that depend on the input.
-    nonzero: the same, of elements that may be other than zero.
-    needed: the same, of elements (of parameters too) that matter to the output.
+    facts: the constants and batch axes that the flags are computed from.
+    varies: `{value: bool array}`, for values that depend on the input.
+    nonzero: the same keys; which elements may be other than zero.
+    needed: bool arrays of the elements (of parameters too) that the output depends on.
   """
 
   def __init__(self, facts: Facts):
@@ -29,24 +29,25 @@ class Reach:
     self.nonzero: dict[int, np.ndarray] = {}
     self.needed: dict[int, np.ndarray] = {}
     program = facts.program
-    # Forward: the whole input varies.
+    # Forward pass: all elements of the input vary.
     for i in program.inputs:
       self._see(i, np.ones(facts.shapes[i], bool), np.ones(facts.shapes[i], bool))
     self._forward(program)
-    # Backward: the whole output is needed.
+    # Backward pass: all elements of the output are needed.
     for i in program.outputs:
       if isinstance(i, int):
         self._need(i, np.ones(facts.shapes[i], bool))
     self._backward(program)
 
   def alive(self, value: int) -> np.ndarray:
-    """Elements that vary and are needed."""
+    """Returns the elements that vary and are needed."""
     return self.varies[value] & self.needed.get(value, np.zeros((), bool))
 
   # Forward.
 
+  # Forward.
   def _see(self, value, varies, nonzero) -> bool:
-    """Adds flags; says whether there was anything new."""
+    """Merges flags into a value; returns whether any element newly varies."""
     shape = self.facts.shapes[value]
     varies, nonzero = (np.broadcast_to(f, shape) for f in (varies, nonzero))
     before = self.varies.get(value)
@@ -56,16 +57,19 @@ class Reach:
     return before is None or not np.array_equal(before, varies)
 
   def _v(self, value) -> np.ndarray:
+    """Returns which elements of a value vary; none of a constant."""
     if self.facts.is_constant(value):
       return np.zeros(self.facts.shape(value), bool)
     return self.varies[value]
 
   def _nz(self, value) -> np.ndarray:
+    """Returns which elements of a value may be other than zero."""
     if self.facts.is_constant(value):
       return self.facts.nonzero(value)
     return self.nonzero[value]
 
   def _forward(self, program: Program) -> None:
+    """Applies the forward rules in the order of the program."""
     for operation in program.operations:
       if self.facts.varying.isdisjoint(operation.outputs):
         continue
@@ -81,14 +85,17 @@ class Reach:
         self._see(i, v, nz)
 
   def _forward_scan(self, operation: Operation) -> None:
+    """Applies the forward rules to a loop until the flags of its carry are stable."""
     body, p = operation.params["body"], operation.params
     consts, carries = p["num_consts"], p["num_carry"]
     first = consts + carries
+    # Flags enter the body. Of a scanned operand, an element varies if it does in any
+    # iteration.
     for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
       if inner in self.facts.varying:
         v, nz = self._v(outer), self._nz(outer)
         self._see(inner, *((v.any(0), nz.any(0)) if k >= first else (v, nz)))
-    # What a round carries may vary more in the next one, until nothing is new.
+    # The carry can vary more in the next iteration, so iterate to the fixed point.
     while True:
       self._forward(body)
       news = [
@@ -97,6 +104,8 @@ class Reach:
       ]
       if not any(news):
         break
+    # Flags leave the body. A stacked output has one more leading axis, over iterations;
+    # the final carry can also be the initial one, unchanged.
     for k, (out, inner) in enumerate(zip(operation.outputs, body.outputs, strict=True)):
       # A stacked output has one axis more, of rounds, in front.
       v, nz = self._v(inner), self._nz(inner)
@@ -107,17 +116,19 @@ class Reach:
   # Backward.
 
   def _need(self, value, flags) -> bool:
+    """Merges flags into what is needed of a value; returns whether any is new."""
     before = self.needed.get(value)
     flags = np.broadcast_to(flags, self.facts.shape(value))
     self.needed[value] = flags if before is None else before | flags
     return before is None or not np.array_equal(before, self.needed[value])
 
   def _wanted(self, value) -> np.ndarray:
-    """Where an output is needed and varies: a constant needs nothing."""
+    """Returns where an output is needed and varies; a constant output needs nothing."""
     need = self.needed.get(value, np.zeros((), bool))
     return np.broadcast_to(need & self._v(value), self.facts.shape(value))
 
   def _backward(self, program: Program) -> None:
+    """Applies the backward rules in the reverse order of the program."""
     for operation in reversed(program.operations):
       if self.facts.varying.isdisjoint(operation.outputs):
         self._backward_constant(operation)
@@ -136,7 +147,11 @@ class Reach:
           self._need(i, need)
 
   def _backward_constant(self, operation: Operation) -> None:
-    """Parameters that others are made of: needed where those are, as far as known."""
+    """Propagates need to parameters that other constants are computed from.
+
+    Moves, elementwise operations and reductions propagate it element by element; all
+    elements of other operations' operands count as needed.
+    """
     wanted = [self.needed.get(i) for i in operation.outputs]
     if all(w is None for w in wanted):
       return
@@ -157,14 +172,18 @@ class Reach:
         self._need(i, need)
 
   def _backward_scan(self, operation: Operation) -> None:
+    """Applies the backward rules to a loop until the needed carry is unchanged."""
     body, p = operation.params["body"], operation.params
     consts, carries = p["num_consts"], p["num_carry"]
     first = consts + carries
+    # Need enters the body from the loop's outputs; of a stacked output, an element is
+    # needed if it is in any iteration.
     for k, (out, inner) in enumerate(zip(operation.outputs, body.outputs, strict=True)):
       if isinstance(inner, int) and out in self.needed:
         need = self._wanted(out)
         self._need(inner, need if k < carries else need.any(0))
-    # What a round needs of the carry, the round before must give.
+    # What one iteration needs of the carry, the previous one must produce: iterate to
+    # the fixed point.
     while True:
       self._backward(body)
       news = [
@@ -174,6 +193,7 @@ class Reach:
       ]
       if not any(news):
         break
+    # Need leaves the body to the loop's operands.
     for inner, outer in zip(body.inputs, operation.inputs, strict=True):
       if isinstance(outer, int) and inner in self.needed:
         self._need(outer, self.needed[inner])

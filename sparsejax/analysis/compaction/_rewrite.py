@@ -1,4 +1,4 @@
-"""Builds the smaller program: each operation on what is kept of its operands."""
+"""Builds the smaller program: each operation on the kept elements of its operands."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from sparsejax.analysis.jaxpr._program import Operation, Program
 
 
 class Replay:
-  """The smaller program.
+  """The smaller program, as a list of steps.
 
   Attributes:
-    params: `{name: array}`, of what is kept of the parameters.
-    kernels: `{name: shape before}` of those that are multiplied.
-    pixels: places in the flattened input that are kept, or None for all.
+    params: `{name: array}`, the kept parts of the parameters.
+    kernels: `{name: shape before}`, for the parameters that are factors of a product.
+    pixels: indices of the flattened input that are kept, or None for all.
   """
 
   def __init__(self, facts: Facts, units: Units, removed: Removed):
@@ -36,6 +36,8 @@ class Replay:
     self.pixels = None
     if units.flat:
       self.pixels = np.flatnonzero(units.mask(self.input).ravel())
+    # Build the steps first: that collects the parts of parameters that they read.
+    # `share` then decides which arrays are stored, and only now do kernels have names.
     self._uses = _uses(program)
     self.steps = self._steps(program)
     self.outputs = [self.values.output(i) for i in program.outputs]
@@ -47,7 +49,7 @@ class Replay:
         self.kernels.setdefault(name, self.values.before.get(name, shape))
 
   def __call__(self, params: dict[str, jax.Array], inputs: jax.Array) -> list:
-    """Runs it on inputs, or on the pixels of them that are kept."""
+    """Runs the steps on inputs, or on the pixels of them that are kept."""
     n = inputs.shape[0]
     env = {self.input: inputs}
     fixed = {name: jnp.asarray(array) for name, array in self.values.fixed.items()}
@@ -57,6 +59,7 @@ class Replay:
     return [output(env, params, n) for output in self.outputs]
 
   def _steps(self, program: Program) -> list[Step]:
+    """Returns one step per operation that varies and of which something is kept."""
     steps: list[Step] = []
     for operation in program.operations:
       if self.facts.varying.isdisjoint(operation.outputs):
@@ -79,7 +82,7 @@ class Replay:
     return steps
 
   def _same(self, operation: Operation) -> Step:
-    """The same operation; a sum over units gets what the removed ones add."""
+    """Repeats the operation; a sum over units also gets the removed contributions."""
     if operation.outputs[0] in self.units.contracts and self.values.empty(
       operation.inputs[0]
     ):
@@ -101,7 +104,7 @@ class Replay:
     return step
 
   def _finish(self, out: int) -> Step:
-    """Adds what removed units contribute, or leaves it to the bias that follows."""
+    """Adds what removed units contributed, or defers it to the bias that follows."""
     extra = self.removed.added.get(out)
     if extra is None:
       return lambda env, params, n: None
@@ -118,6 +121,7 @@ class Replay:
     return step
 
   def _is_bias(self, operation: Operation | None, value: int) -> bool:
+    """Returns whether an operation adds a constant to a value."""
     if operation is None or operation.name not in ("add", "sub"):
       return False
     left, right = operation.inputs
@@ -126,7 +130,7 @@ class Replay:
     return positive and self.facts.is_constant(other) and isinstance(other, int)
 
   def _flat(self, operation: Operation) -> Step:
-    """On a list of pixels."""
+    """Applies an elementwise operation or a reshape to a list of pixels."""
     out = operation.outputs[0]
     if operation.name in RESHAPES:
       [source] = operation.inputs
@@ -158,6 +162,7 @@ class Replay:
     return elementwise
 
   def _elementwise(self, operation: Operation) -> Step:
+    """Applies an elementwise operation; adds deferred contributions to its bias."""
     out = operation.outputs[0]
     sets = self.units.kept[out]
     extra = None
@@ -181,6 +186,7 @@ class Replay:
     return step
 
   def _product(self, operation: Operation) -> Step:
+    """Multiplies the kept operand with the kept part of the kernel."""
     out = operation.outputs[0]
     varying = [
       k for k, i in enumerate(operation.inputs) if not self.facts.is_constant(i)
@@ -194,7 +200,7 @@ class Replay:
       return self._nothing(out)
     params_of = dict(operation.params)
 
-    # Of the kernel: the rows of kept inputs, the columns of kept outputs.
+    # Cut the kernel to the rows of kept inputs and the columns of kept outputs.
     if operation.name == "dot_general":
       sets = self._dot_sets(operation, side)
     else:
@@ -207,12 +213,12 @@ class Replay:
         places = places[0], np.take(places[1], kept, axis)
     read, bind = self.values.read(value), binder(operation, params_of)
 
-    # Behind them the row of each channel of constants.
+    # Append one row per channel of constants, and the channels to the operand.
     if channels is not None:
       array = np.concatenate([array, channels.rows], channels.kernel_axis + stacked)
       read = self._with_channels(value, channels, (out, "channels"))
 
-    # A kernel that no parameter is part of is fixed, not trained.
+    # A kernel that depends on no parameter is stored as a fixed constant, not trained.
     made_of = self.facts.paths(weights)
     key = (out, "kernel")
     path = made_of[-1] if made_of else None
@@ -228,7 +234,7 @@ class Replay:
     return step
 
   def _with_channels(self, value: int, channels: Channels, key: tuple):
-    """Reads an operand with channels of constants behind those that are kept."""
+    """Returns a reader of an operand with channels of constants after the kept ones."""
     axis = channels.axis
     path = None if channels.free else "constant"
     patterns = self.values.param(path, channels.patterns, key, False)
@@ -248,7 +254,7 @@ class Replay:
     return with_channels
 
   def _nothing(self, out: int) -> Step:
-    """A sum of which no unit is left."""
+    """Replaces a sum of which no unit is kept by its constant."""
     extra = self.removed.added.get(out)
     extra = np.zeros((1,) * len(self.units.kept[out])) if extra is None else extra
     array = extra.astype(self.facts.program.dtypes[out])
@@ -261,7 +267,7 @@ class Replay:
     return step
 
   def _dot_sets(self, operation: Operation, side: int) -> list[np.ndarray]:
-    """What is kept of a kernel along each of its axes."""
+    """Returns the kept indices of a kernel along each of its axes."""
     axes, batch = operation.params["dimension_numbers"]
     value, weights = operation.inputs[side], operation.inputs[1 - side]
     rank = np.ndim(self.facts.array(weights)) - (weights in self.facts.stacked)
@@ -278,6 +284,7 @@ class Replay:
     return [sets[a] for a in range(rank)]
 
   def _kernel_sets(self, operation: Operation, params_of: dict) -> list[np.ndarray]:
+    """Returns the kept indices of a convolution kernel; updates the group count."""
     value, weights = operation.inputs
     dims, groups = params_of["dimension_numbers"], params_of["feature_group_count"]
     sets = [np.arange(s) for s in self.facts.shapes[weights]]
@@ -291,12 +298,17 @@ class Replay:
     return sets
 
   def _scan(self, operation: Operation) -> Step:
+    """Rebuilds a loop: the body's steps on kept elements, parameters stacked."""
     p, body = operation.params, operation.params["body"]
     consts, carries = p["num_consts"], p["num_carry"]
     first, length = consts + carries, p["length"]
+    # Build the body's steps. The parameters that it stacks over iterations become
+    # scanned operands below.
     outside, self.values.stacked = self.values.stacked, []
     inner_steps = self._steps(body)
     stacked, self.values.stacked = self.values.stacked, outside
+    # Readers of the loop's operands: constants of all iterations, initial carries, and
+    # scanned operands.
     fixed, sliced, start = {}, {}, {}
     for k, (inner, outer) in enumerate(zip(body.inputs, operation.inputs, strict=True)):
       if inner not in self.facts.varying or inner not in self.units.kept:
@@ -346,7 +358,7 @@ class Replay:
 
 
 def _uses(program: Program) -> dict[int, list[Operation | None]]:
-  """The operations that read each value; None for the program's outputs."""
+  """Returns the operations that read each value; None for the program's outputs."""
   found: dict[int, list] = {}
   for operation in program.operations:
     for i in _program.operands(operation):

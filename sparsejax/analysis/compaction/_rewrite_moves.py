@@ -1,4 +1,4 @@
-"""Steps of the smaller program that move elements: what is kept goes elsewhere."""
+"""Steps of the smaller program that move elements between values."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from sparsejax.analysis.jaxpr._program import Operation
 
 
 def step_of(values: Values, operation: Operation) -> Step | None:
-  """The step of a move on what is kept; None where it is the same operation."""
+  """Returns the step of a move, or None if the operation itself can be repeated."""
   name, out = operation.name, operation.outputs[0]
   if name in ("concatenate", "stack"):
     return _concatenate(values, operation)
@@ -37,10 +37,11 @@ def step_of(values: Values, operation: Operation) -> Step | None:
 
 
 def _slice(values: Values, operation: Operation) -> Step:
-  """`slice` and `split`: of each axis the places that are kept of both."""
+  """Rebuilds `slice` and `split` on the indices kept of source and outputs."""
   [source] = operation.inputs
   p, read = operation.params, values.read(source)
   kept, cuts = values.units.kept[source], []
+  # Start and stride of each output along the axes that are cut.
   starts = {}
   if operation.name == "split":
     ends = np.cumsum(p["sizes"])
@@ -50,6 +51,7 @@ def _slice(values: Values, operation: Operation) -> Step:
     strides = p["strides"] or (1,) * len(kept)
     rows = enumerate(zip(p["start_indices"], strides, strict=True))
     starts[operation.outputs[0]] = dict(rows)
+  # Translate the kept indices of the output into indices of what is kept of the source.
   for out, begins in starts.items():
     if values.empty(out):
       continue
@@ -74,8 +76,12 @@ def _slice(values: Values, operation: Operation) -> Step:
 
 
 def _pad(values: Values, operation: Operation) -> Step:
+  """Rebuilds `pad` with the kept source elements and the kept padding."""
   source, fill = operation.inputs
   out, config, places = operation.outputs[0], [], {}
+  # Per axis: the kept source indices that remain, and how many kept indices lie in the
+  # padding below and above. Interior padding is supported only where nothing is
+  # removed.
   for axis, (low, high, interior) in enumerate(operation.params["padding_config"]):
     before, after = values.units.kept[source][axis], values.units.kept[out][axis]
     low, size = int(low), values.facts.shapes[source][axis]
@@ -96,6 +102,7 @@ def _pad(values: Values, operation: Operation) -> Step:
       config.append((int(below), int(above), 0))
   read = values.read(source)
   value = jnp.asarray(values.facts.array(fill)).reshape(())
+  # If no source element is kept, only the padding is left.
   if values.empty(source):  # the border alone is left
 
     def border(env, params, n):
@@ -113,10 +120,12 @@ def _pad(values: Values, operation: Operation) -> Step:
 
 
 def _concatenate(values: Values, operation: Operation) -> Step:
+  """Rebuilds `concatenate` and `stack` from the kept parts of the operands."""
   out, p = operation.outputs[0], operation.params
   stack = operation.name == "stack"
   axis = p["axis" if stack else "dimension"]
   kept, parts, end = values.units.kept[out], [], 0
+  # Find each operand's share of the kept indices; one without any is left out.
   for i in operation.inputs:
     shape = values.facts.shape(i)
     start, end = end, end + (1 if stack else shape[axis])

@@ -1,9 +1,9 @@
-"""How each primitive passes flags of elements on: forward, and transposed.
+"""Rules by which each primitive propagates reachability flags.
 
-Forward: `(operation, which elements of the operands vary, which may be other than zero,
-shapes of the outputs)` gives the same two of the outputs. Backward: `(operation, wanted
-elements of the outputs, the same two of the operands, their shapes)` gives the elements
-of each operand that are needed.
+A forward rule maps `(operation, which elements of the operands vary, which may be other
+than zero, shapes of the outputs)` to the same two kinds of flags of the outputs. A
+backward rule maps `(operation, wanted elements of the outputs, both kinds of flags of
+the operands, shapes of the operands)` to the needed elements of each operand.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,13 @@ REDUCTIONS = frozenset(
 )
 WINDOWS = frozenset(["reduce_window_max", "reduce_window_min", "reduce_window_sum"])
 PRODUCTS = frozenset(["conv_general_dilated", "dot_general"])
-# What these do to units is not followed: their operands and outputs stay whole.
+# No rule follows single elements through these: their operands and outputs are kept
+# whole.
 WHOLE = frozenset(["argmax", "argmin"])
 
 
 def window_axes(operation: Operation) -> tuple[int, ...]:
-  """The axes along which a window looks at more than one element."""
+  """Returns the axes along which a window spans more than one element."""
   p = operation.params
   rows = zip(
     p["window_dimensions"],
@@ -57,7 +58,7 @@ def window_axes(operation: Operation) -> tuple[int, ...]:
 
 
 def rules(operation: Operation, facts: Facts) -> tuple[Callable, Callable]:
-  """The forward and the backward rule of an operation, or a ValueError."""
+  """Returns the forward and the backward rule of an operation, or raises ValueError."""
   name = operation.name
   if name in MOVES:
     varying = [not facts.is_constant(i) for i in operation.inputs]
@@ -95,6 +96,7 @@ def _move_forward(operation, flags, live, shapes):
 
 
 def _move_backward(operation, wanted, flags, live, shapes):
+  """Finds the source of every wanted element by moving an array of element numbers."""
   del flags, live
   ends = np.cumsum([np.prod(shape, dtype=int) for shape in shapes])
   places = [
@@ -130,13 +132,14 @@ def _elementwise_backward(operation, wanted, flags, live, shapes):
 
 
 def _others(name: str, i: int, live) -> Any:
-  """Where a change of one operand can show: in a product, unless the other is zero."""
+  """Returns where operand `i` matters: in a product, where the other is not zero."""
   if name in ("mul", "and"):
     return live[1 - i]
   return live[0] if name == "div" and i == 1 else np.ones((), bool)
 
 
 def _sum_to(flags: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Reduces flags to an operand's shape, over the axes along which it was broadcast."""
   if len(shape) < flags.ndim:
     return np.broadcast_to(flags.any(), shape)
   axes = [a for a, s in enumerate(shape) if s == 1 and flags.shape[a] != 1]
@@ -160,7 +163,8 @@ def _reduce_backward(operation, wanted, flags, live, shapes):
 def _window_forward(operation, flags, live, shapes):
   axes = window_axes(operation)
   spread = lambda f: np.broadcast_to(f.any(axes, keepdims=True), shapes[0])
-  # A border is filled with what changes no maximum and no sum.
+  # The border is filled with the neutral element of the maximum or sum, so it adds no
+  # flags.
   return [spread(flags[0])], [spread(live[0])]
 
 
@@ -171,6 +175,7 @@ def _window_backward(operation, wanted, flags, live, shapes):
 
 
 def _whole_forward(operation, flags, live, shapes):
+  """Marks all output elements as varying if any operand element varies."""
   del operation, live
   ones = [np.ones(shape, bool) for shape in shapes]
   varies = [one & any(f.any() for f in flags) for one in ones]
@@ -178,6 +183,7 @@ def _whole_forward(operation, flags, live, shapes):
 
 
 def _whole_backward(operation, wanted, flags, live, shapes):
+  """Marks all operand elements as needed if any output element is wanted."""
   del operation, flags, live
   return [np.broadcast_to(any(w.any() for w in wanted), shape) for shape in shapes]
 
@@ -191,7 +197,7 @@ def _product_forward(operation, flags, live, shapes):
 
 
 def _product_backward(operation, wanted, flags, live, shapes):
-  # A weight of a constant input is part of a constant: it need not be kept.
+  # A weight on a constant input only contributes to a constant, so it need not be kept.
   others = [live[1], flags[0] if not flags[1].any() else live[0]]
   if not flags[0].any():
     others[0] = flags[1]
@@ -201,7 +207,7 @@ def _product_backward(operation, wanted, flags, live, shapes):
 
 
 def _product(operation: Operation, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-  """Where any of the products that are summed has two factors that are flagged."""
+  """Returns where at least one of the summed products has two flagged factors."""
   if operation.name == "dot_general":
     letters = _liveness.letters(
       (left.ndim, right.ndim), operation.params["dimension_numbers"]
@@ -211,7 +217,7 @@ def _product(operation: Operation, left: np.ndarray, right: np.ndarray) -> np.nd
 
 
 def _transposed(operation, side, other, wanted, shapes) -> np.ndarray:
-  """Which elements of one operand are needed, given the other's flags."""
+  """Returns which elements of one operand are needed, given the flags of the other."""
   if operation.name == "dot_general":
     letters = _liveness.letters(
       tuple(map(len, shapes)), operation.params["dimension_numbers"]
@@ -226,9 +232,11 @@ def _transposed(operation, side, other, wanted, shapes) -> np.ndarray:
 
 
 def _float(flags: np.ndarray) -> jax.Array:
+  """Converts flags to float32, so that products can count them."""
   return jnp.asarray(flags, jnp.float32)
 
 
 def _convolve(operation: Operation) -> Callable:
+  """Returns the convolution of an operation as a function of float32 operands."""
   p = {**operation.params, "preferred_element_type": jnp.dtype("float32")}
   return lambda left, right: operation.primitive.bind(left, right, **p)

@@ -1,4 +1,4 @@
-"""The values of the smaller program: their shapes, and where each is read."""
+"""Values of the smaller program: their shapes, readers and stored parameters."""
 
 import itertools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Step = Callable[[dict, dict, int], None]  # of values, parameters, size of the b
 
 
 class _Use(NamedTuple):
-  """One place where a parameter is read, after cuts."""
+  """One place where a parameter is read, after cutting it to what is kept."""
 
   key: tuple
   path: str
@@ -26,16 +26,17 @@ class _Use(NamedTuple):
 
 
 class Values:
-  """Reads what is kept of each value, and collects the parameters for that.
+  """Readers of the kept part of each value; collects the parameters that they need.
 
   Attributes:
-    facts: of the whole program.
-    units: settled.
-    params: `{name: array}`, of what is kept of the parameters.
-    fixed: `{name: array}`, of constants that are made of no parameter.
-    names: of both, by what each was made for.
-    before: `{name: shape}`, of the whole parameter where several places read one.
-    stacked: names of those with an axis of rounds, of the loop that is built just now.
+    facts: constants and batch axes of the whole program.
+    units: groups, after `settle`.
+    params: `{name: array}`, the kept parts of the parameters.
+    fixed: `{name: array}`, constants that depend on no parameter.
+    names: names in both, by the key that each array was made for.
+    before: `{name: shape}`, the shape of the whole parameter where several places read
+      it.
+    stacked: names of the arrays with an axis of iterations, for the loop being built.
   """
 
   def __init__(self, facts: Facts, units: Units):
@@ -49,31 +50,31 @@ class Values:
     self._uses: dict[tuple, list[_Use]] = {}
 
   def shape(self, value: int, n: int) -> tuple[int, ...]:
-    """What is kept of a value, for a batch of n."""
+    """Returns the shape of the kept part of a value, for a batch of n."""
     batch = self.facts.batch[value]
     sizes = [len(kept) for kept in self.units.kept[value]]
     return tuple(n * s if a in batch else s for a, s in enumerate(sizes))
 
   def empty(self, value: int) -> bool:
-    """Whether nothing is kept of a value, so that it is not computed."""
+    """Returns whether nothing of a value is kept, so that it is not computed."""
     flat = value in self.units.flat and value not in self.units.boxed
     return not flat and any(not len(kept) for kept in self.units.kept[value])
 
   def read(self, value: int) -> Callable:
-    """A value along its axes."""
+    """Returns a reader of a value along its axes: `(env, params, n) -> array`."""
     if value in self.units.flat:
       return lambda env, params, n: env[value].reshape(self.shape(value, n))
     return lambda env, params, n: env[value]
 
   def constant(self, value: Any, sets, like: int | None = None, extra=None) -> Callable:
-    """A constant, restricted to index sets where it is not repeated along the axis.
+    """Returns a reader of a constant, cut to index sets along axes longer than one.
 
     Args:
       value: a literal or the number of a constant.
       sets: indices of each axis.
-      like: the value whose axes these are; along an axis on which its units are alike
-        the constant is stored once if it does not change there.
-      extra: added to it.
+      like: the value whose axes these are. Along an axis on which all its units are the
+        same, a constant that does not change is stored once.
+      extra: array to add.
 
     Returns:
       `(env, params, n) -> array`.
@@ -81,12 +82,16 @@ class Values:
     array = self.facts.array(value)
     stacked = isinstance(value, int) and value in self.facts.stacked
     made_of = self.facts.paths(value)
+    # Cut the constant; if it only rearranges one parameter, cut its element indices in
+    # the same way, so that `share` can find equal reads.
     array = self._restrict(np.asarray(array), sets, stacked, like)
     places = None
     if extra is None and len(made_of) == 1:
       places = self.facts.places(value)
     if places is not None:
       places = places[0], self._restrict(places[1], sets, stacked, like)
+    # Add a deferred contribution. The sum is then a parameter even if the constant was
+    # not.
     if extra is not None:
       wide = array.ndim - stacked == 0
       array = (array.reshape(array.shape + (1,) * len(sets)) if wide else array) + extra
@@ -99,6 +104,7 @@ class Values:
     return self.param(path, array, key, stacked, places)
 
   def _restrict(self, array, sets, stacked, like) -> np.ndarray:
+    """Cuts an array to index sets, and to size 1 along axes on which it is constant."""
     if array.ndim - stacked == 0:
       return array
     units = None if like is None else self.units.roots(like)
@@ -122,15 +128,15 @@ class Values:
     stacked: bool,
     places: tuple[int, np.ndarray] | None = None,
   ) -> Callable:
-    """A parameter of the smaller program, made once for each key.
+    """Returns a reader of a parameter of the smaller program, created once per key.
 
     Args:
-      path: that it is named by; None for a constant that is no parameter.
+      path: the parameter that it is named after; None for a constant.
       array: its values.
-      key: what it is made for.
-      stacked: whether it has an axis of a loop's rounds.
-      places: the parameter that it is a part of and, for each element, the index in
-        its flat array; then `share` decides what is stored.
+      key: identifies the reader.
+      stacked: whether it has an axis of a loop's iterations.
+      places: the number of the parameter that it is a part of and, per element, the
+        index in the flat parameter; `share` then decides what is stored.
 
     Returns:
       `(env, params, n) -> array`.
@@ -148,6 +154,7 @@ class Values:
     return lambda env, params, n: self._reads[key](params)
 
   def _store(self, path: str | None, array: np.ndarray, key: tuple) -> str:
+    """Stores an array under a free name and makes its reader."""
     first = path or "fixed"
     name, k = first, 2
     while name in self.params or name in self.fixed:
@@ -160,26 +167,31 @@ class Values:
   def share(self) -> None:
     """Stores each parameter that is read in several places once, if that is smaller.
 
-    What the places read may be permuted and cut differently. Stored is the largest if
-    it holds all others, or the part of the parameter that holds all; or, where that
-    would be larger than they are together, one of each.
+    The reads may permute and cut the parameter differently. Stored is the largest read
+    if it contains all others, else the smallest box of the parameter that contains all;
+    or, where the box has at least as many elements as the distinct reads together, each
+    of those.
     """
     for (leaf, _), uses in self._uses.items():
       shape = self.facts.program.shapes[leaf]
-      # As the parameter has them, if any place reads it so.
+      # Prefer a read that has the parameter's own order of elements.
       uses.sort(key=lambda u: bool(np.any(np.diff(u.places.ravel()) < 0)))
+      # Compare the sizes of the distinct reads, and find a read that contains all
+      # others.
       sets = {np.sort(u.places, None).tobytes(): u for u in reversed(uses)}
       apart = sum(u.array.size for u in sets.values())
       union = np.unique(np.concatenate([u.places.ravel() for u in uses]))
       whole = [u for u in uses if u.places.size == union.size]
       stores = whole[:1]
       if not whole:
+        # There is none: consider the box around all elements that are read.
         array = np.asarray(self.facts.constants[leaf]).astype(uses[0].array.dtype)
         box = np.ix_(*map(np.unique, np.unravel_index(union, shape)))
         places = np.arange(array.size).reshape(shape)[box]
         stores = [_Use(uses[0].key, uses[0].path, array[box], places)]
         if places.size >= apart:
           stores = list(sets.values())
+      # Store the arrays and make every read a part of one of them.
       names = [self._store(u.path, u.array, u.key) for u in stores]
       for name, store in zip(names, stores, strict=True):
         if len(uses) > 1 and store.places.ndim == len(shape):
@@ -189,12 +201,13 @@ class Values:
             self.names[use.key] = name
             self._reads[use.key] = _part(name, store.places, use.places)
     self._uses.clear()
+    # Parameters are listed in the order of their first use.
     ordered = {n: self.params[n] for n in self.names.values() if n in self.params}
     self.params.clear()
     self.params.update(ordered)
 
   def output(self, value: Any) -> Callable:
-    """A result of the program, which may be a constant."""
+    """Returns a reader of a result of the program, which may be a constant."""
     if not isinstance(value, int) or self.facts.is_constant(value):
       array = self.facts.array(value)
       array = jnp.asarray(array)
@@ -209,7 +222,7 @@ class Values:
 
 
 def binder(operation: Operation, params: dict) -> Callable:
-  """A primitive with its parameters: a function of its operands, to a list."""
+  """Returns a primitive with its parameters as a function from operands to a list."""
   several = operation.primitive.multiple_results
 
   def bind(*values):
@@ -221,7 +234,7 @@ def binder(operation: Operation, params: dict) -> Callable:
 
 
 def _part(name: str, stored: np.ndarray, wanted: np.ndarray) -> Callable:
-  """Reads elements of a stored parameter: transposed if that is all, else gathered."""
+  """Returns a reader of part of a stored array, by transposition if possible."""
   if stored.size == wanted.size:
     for order in itertools.permutations(range(stored.ndim)):
       if np.array_equal(stored.transpose(order).ravel(), wanted.ravel()):
@@ -235,14 +248,14 @@ def _part(name: str, stored: np.ndarray, wanted: np.ndarray) -> Callable:
 
 
 def spread(x: Any, shape: tuple[int, ...]) -> Any:
-  """Repeats an array along its axes of size one; a scalar along all."""
+  """Broadcasts an array along its axes of size one; a scalar along all axes."""
   if np.ndim(x) == 0 or np.shape(x) == shape:
     return jnp.broadcast_to(x, shape)
   return lax.broadcast_in_dim(x, shape, tuple(range(len(shape))))
 
 
 def take(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
-  """`x[index]` along an axis, as a slice where it is one."""
+  """Returns `x[index]` along an axis, by a slice where possible."""
   size = x.shape[axis]
   if len(index) == size and np.array_equal(index, np.arange(size)):
     return x

@@ -1,4 +1,4 @@
-"""Counts what a network costs: multiply-adds and bytes."""
+"""Counts the cost of a network: multiply-adds and bytes."""
 
 from sparsejax.analysis.costs._estimates import Estimates, estimated_speedups
 from sparsejax.analysis.costs._multiply_adds import Cost, LayerCost, flops

@@ -1,4 +1,4 @@
-"""The speed-ups that the sparse momentum article estimates; nothing is timed."""
+"""Estimates the speed-ups reported by the sparse momentum paper; nothing is timed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class Estimates(NamedTuple):
-  """Times over those of the dense network, and what they are made of, by layer."""
+  """Estimated speed-ups over the dense network, and the measurements per layer."""
 
   empty_channels: float  # dense products without the channels that are empty
   optimal_sparse: float  # products of live weights and activations alone
@@ -27,21 +27,21 @@ def estimated_speedups(
   masks: PyTree | None,
   inputs: jax.Array,
 ) -> Estimates:
-  """Speed-ups as the reference computes them, with multiply-adds in place of seconds.
+  """Estimates speed-ups as the reference does, with multiply-adds instead of seconds.
 
   empty channels: sum_l C_l / sum_l C_l (1 - e_w) (1 - e_a)
   optimal sparse: sum_l C_l / sum_l C_l d_w d_a
 
-  C_l are a layer's dense multiply-adds, e_w the part of its input channels that have no
-  live weight, e_a those that are zero for all inputs, d_w and d_a the densities of its
-  weights and of its input. The article's figures are of this kind, of convolutions; the
-  measured speed of a network is that of `compact`.
+  C_l is a layer's dense multiply-adds, e_w the fraction of its input channels without a
+  live weight, e_a the fraction that is zero for all inputs, d_w and d_a the densities
+  of its weights and of its input. The paper reports these figures for convolutions. For
+  a network that really runs faster, use `compact`.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`.
     params: pytree of arrays.
-    masks: what `sj.masks` gives for it, or None if the params are masked already.
-    inputs: (n, ...), over which activations are judged.
+    masks: the masks from `sj.masks`, or None if the params are masked already.
+    inputs: (n, ...), the inputs over which activations are measured.
 
   Returns:
     `Estimates`; a layer has `multiply_adds`, `empty_weight_channels`,
@@ -58,10 +58,12 @@ def estimated_speedups(
   Reference: Dettmers and Zettlemoyer (2019), table 3; `SparseSpeedupBench`.
   """
   params = params if masks is None else apply_masks(params, masks)
-  # No platform of its own: convolutions as they are written everywhere but on CPUs.
+  # Tracing for an unknown platform selects `lax` convolutions, not the rewritten form
+  # that is used on CPUs.
   program, _ = _program.trace(apply_fn, params, inputs, platform="other")
   varies = _program.varying(program)
 
+  # Evaluate the network and measure every product of one activation with one kernel.
   def visit(operation, values):
     sides = [
       k for k, i in enumerate(operation.inputs) if isinstance(i, int) and i in varies
@@ -82,6 +84,7 @@ def estimated_speedups(
     lambda leaves, x: [r for _, r in _program.evaluate(program, leaves, [x], visit)[1]]
   )
   found = run(jax.tree.leaves(params), inputs)
+  # Inside a loop a measurement has a leading axis of iterations: one row per layer.
   rows = [np.asarray(r, np.float64).reshape(-1, 5) for r in found]
   if not rows:
     raise ValueError("apply_fn must multiply its inputs with parameters, got none.")
@@ -100,7 +103,7 @@ def estimated_speedups(
 
 
 def _channels(operation, side, x, w) -> tuple[tuple, tuple, float]:
-  """Axes of the input channels of both operands, and the multiply-adds an example."""
+  """Returns the input channel axes of both operands, and multiply-adds per example."""
   p = operation.params
   if operation.name == "dot_general":
     axes = p["dimension_numbers"][0]

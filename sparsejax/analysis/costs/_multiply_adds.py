@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds from its jaxpr, weighted by its masks."""
+"""Counts multiply-adds from the jaxpr of a network, weighted by its masks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class LayerCost(NamedTuple):
-  """What the products with one kernel cost, for one example."""
+  """Cost of the products with one kernel, for one example."""
 
   multiply_adds: float  # of live weights
   dense: int  # of all weights
@@ -24,12 +24,12 @@ class LayerCost(NamedTuple):
 
   @property
   def uses(self) -> int:
-    """How often one example uses each weight."""
+    """The number of times that one example uses each weight."""
     return self.dense // max(self.size, 1)
 
 
 class Cost(NamedTuple):
-  """Multiply-adds of one example's forward pass.
+  """Multiply-adds of the forward pass of one example.
 
   Attributes:
     layers: `{path of the kernel: LayerCost}`, in the order of computation.
@@ -39,22 +39,22 @@ class Cost(NamedTuple):
 
   @property
   def multiply_adds(self) -> float:
-    """Of live weights."""
+    """Multiply-adds of live weights."""
     return sum(layer.multiply_adds for layer in self.layers.values())
 
   @property
   def dense_multiply_adds(self) -> int:
-    """Of all weights."""
+    """Multiply-adds of all weights."""
     return sum(layer.dense for layer in self.layers.values())
 
   @property
   def flops(self) -> float:
-    """Floating-point operations of live weights, two a multiply-add."""
+    """Floating-point operations of live weights, two per multiply-add."""
     return 2 * self.multiply_adds
 
   @property
   def dense_flops(self) -> int:
-    """Floating-point operations of all weights, two a multiply-add."""
+    """Floating-point operations of all weights, two per multiply-add."""
     return 2 * self.dense_multiply_adds
 
 
@@ -66,34 +66,34 @@ def flops(
   *,
   skip_zeros: bool = False,
 ) -> Cost:
-  """Multiply-adds of every dense and convolutional product, weighted by the masks.
+  """Counts the multiply-adds of dense and convolutional products with live weights.
 
   C = sum_l uses_l live_l,  flops = 2 C
 
-  The count is of one example, and follows NeST (Dai, Yin and Jha 2019): two operations
-  a multiply-add; additions of biases, normalization, activations and pooling are free;
-  so is what only moves data: lookups, and patches that are cut by a product with zeros
-  and ones (`flax.linen.ConvLocal`, `jax.nn.one_hot`); borders count as image;
-  activations that are zero are not credited unless asked. Products of parameters alone
-  are done once, not for each example, and are free. In this count LeNet-300-100 takes
-  532,400 operations and LeNet-5 4,586,000.
+  The count is for one example and follows NeST (Dai, Yin and Jha 2019), with two
+  operations per multiply-add. Additions of biases, normalization, activations and
+  pooling are free, and so are operations that only move data: lookups, and patches
+  extracted by a product with zeros and ones (`flax.linen.ConvLocal`, `jax.nn.one_hot`).
+  Borders count as image. Activations that are zero are counted unless `skip_zeros` is
+  set. Products of parameters alone are computed once, not per example, and are free. In
+  this count LeNet-300-100 takes 532,400 operations and LeNet-5 4,586,000.
 
   Kernels are followed from the parameters to the products, through reshapes, casts,
   `w * mask` and the like, so no layer needs to be registered. Nothing is computed
   unless zeros are skipped.
 
   Args:
-    apply_fn: `(params, inputs) -> outputs`, such as
-      `lambda params, x: model.apply({"params": params}, x)`.
-    params: pytree of arrays, or of abstract values as `jax.eval_shape` gives.
-    masks: what `sj.masks` gives for it; None entries, or None, count as dense.
+    apply_fn: `(params, inputs) -> outputs`, such as `lambda params, x:
+      model.apply({"params": params}, x)`.
+    params: pytree of arrays, or of abstract values from `jax.eval_shape`.
+    masks: the masks from `sj.masks`; None entries, or None, count as dense.
     inputs: arrays (or abstract values) with a leading axis of examples, of any dtype.
-    skip_zeros: count only products of two factors that are not zero, in the mean over
-      `inputs`: what a processor would do that skips zeros in weights, activations and
-      borders. Needs values of `params` and `inputs`.
+    skip_zeros: whether to count only products of two factors that are not zero,
+      averaged over `inputs`. This is the work of a processor that skips zeros in
+      weights, activations and borders. Needs values of `params` and `inputs`.
 
   Returns:
-    A `Cost`: by layer, and the totals.
+    A `Cost`, with the cost per layer and the totals.
 
   Raises:
     ValueError: the masks do not fit, or a loop's length or a branch depends on values.
@@ -109,6 +109,7 @@ def flops(
   """
   entries = align(params, masks, strict=False) if masks is not None else None
   flat = jax.tree_util.tree_leaves_with_path(params)
+  # Trace the network for one example, and start from the masks of its parameters.
   one = jax.tree.map(
     lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), inputs
   )
@@ -121,6 +122,7 @@ def flops(
     mask = np.broadcast_to(mask.reshape(mask.shape or (1,) * leaf.ndim), leaf.shape)
     live[number], names[number] = mask, (name,)
     leaves[name] = (int(np.count_nonzero(mask)), math.prod(leaf.shape))
+  # Count every product; `found` is keyed by the product's output.
   found: dict[int, _products.Product] = {}
   _products.count(program, live, names, _program.varying(program), 1, found)
   happening = {}
@@ -142,10 +144,10 @@ def flops(
 
 
 def uses(model: Any, example: Any) -> dict[str, int]:
-  """How often one example uses each weight of a layer.
+  """Counts how often one example uses each weight of a layer.
 
   uses_l = positions of the layer's output: 1 for a dense layer on vectors, out height
-  x out width for a convolution (borders counted as if they were image).
+  x out width for a convolution (borders count as image).
 
   Args:
     model: a flax linen module.
@@ -176,16 +178,16 @@ def uses(model: Any, example: Any) -> dict[str, int]:
 
 
 def forward(uses: Mapping[str, int], live: Mapping[str, float]) -> float:
-  """Multiply-adds of one example's forward pass, from counts of live weights.
+  """Computes the multiply-adds of one example's forward pass from live weight counts.
 
   F = sum_l uses_l live_l
 
   Args:
-    uses: of `uses`.
-    live: live weights of each layer; one that is not there costs nothing.
+    uses: the result of `uses`.
+    live: live weights per layer; a missing layer costs nothing.
 
   Returns:
-    Their number; two floating-point operations each.
+    The number of multiply-adds, of two floating-point operations each.
 
   Example:
     >>> forward({"a/kernel": 1, "b/kernel": 9}, {"a/kernel": 10, "b/kernel": 5})
@@ -200,21 +202,21 @@ def training(
   sizes: Mapping[str, int],
   dense_gradients: bool,
 ) -> float:
-  """Multiply-adds of one example's training step.
+  """Computes the multiply-adds of one example's training step.
 
   2 F(live) + F(size) where every step takes dense gradients, else 3 F(live)
 
-  The forward pass, the gradients of the activations, and those of the weights, as in
-  appendix H of Evci et al. (2020). What a mask update takes is left out.
+  The sum covers the forward pass, the gradients of the activations, and those of the
+  weights, as in appendix H of Evci et al. (2020). Mask updates are not included.
 
   Args:
-    uses: of `uses`.
-    live: live weights of each layer.
-    sizes: weights of each layer.
-    dense_gradients: whether dead weights' gradients are computed too.
+    uses: the result of `uses`.
+    live: live weights per layer.
+    sizes: all weights per layer.
+    dense_gradients: whether the gradients of masked weights are computed too.
 
   Returns:
-    Their number.
+    The number of multiply-adds.
 
   Example:
     >>> training({"a/kernel": 1}, {"a/kernel": 10}, {"a/kernel": 100}, True)

@@ -14,7 +14,7 @@ _UNKNOWN = ("cond", "while")
 
 
 class Product(NamedTuple):
-  """One product's share of the count."""
+  """The cost of one product."""
 
   made_of: tuple[str, ...]  # paths of parameters, or the primitive
   multiply_adds: int
@@ -22,23 +22,26 @@ class Product(NamedTuple):
 
 
 def count(program, live, names, varies, times, found) -> None:
-  """Adds what each product costs to `found`.
+  """Adds the cost of each product to `found`.
 
   Args:
-    program: whose products are counted.
-    live: flags of the elements of values that are made of parameters alone; those that
-      are missing are live.
-    names: the parameters that such a value is made of.
+    program: the program whose products are counted.
+    live: flags of the elements of values that depend on parameters alone; missing
+      values count as live.
+    names: the parameters that such a value depends on.
     varies: the values that depend on inputs.
     times: how often the program runs.
-    found: the products by the number of their output.
+    found: the products by the number of their output; updated in place.
   """
+  # Values that depend on neither parameters nor inputs have flags of their own.
   live, names = dict(live), dict(names)
   producers = {i: o for o in program.operations for i in o.outputs}
   fixed = _fixed_values(program)
   for i, constant in program.constants.items():
     if not jnp.issubdtype(constant.dtype, jax.dtypes.extended):
       live[i] = np.asarray(constant) != 0
+  # Follow the program: propagate flags and names through values of parameters alone,
+  # enter loops, and count each product that varies.
   for operation in program.operations:
     made_of = [names.get(i, ()) for i in _program.operands(operation)]
     every = tuple(dict.fromkeys(name for part in made_of for name in part))
@@ -56,6 +59,8 @@ def count(program, live, names, varies, times, found) -> None:
     elif operation.name in _CONTRACTIONS:
       if any(_selects(operation, side, fixed, program, producers) for side in (0, 1)):
         continue  # a lookup or a cut, written as a product
+      # Of the kernel only live weights count, each once per use. Two activations have
+      # no kernel and count whole.
       weights = [i for i in _program.operands(operation) if i not in varies]
       side = operation.inputs.index(weights[0]) if weights else None
       uses, whole = _uses(operation, program.shapes, side)
@@ -74,10 +79,10 @@ def count(program, live, names, varies, times, found) -> None:
 
 
 def _selects(operation, side: int, fixed, program, producers) -> bool:
-  """Whether one operand takes elements of the other: one 1 in a row, else zeros.
+  """Returns whether one operand only selects elements of the other: one 1 per row.
 
-  Such are the kernels that cut patches (`jax.lax.conv_general_dilated_patches`, flax's
-  `ConvLocal`), and `jax.nn.one_hot`, whether of constants or of the input.
+  This holds for kernels that extract patches (`jax.lax.conv_general_dilated_patches`,
+  flax's `ConvLocal`) and for `jax.nn.one_hot`, of constants or of the input.
   """
   value, p = operation.inputs[side], operation.params
   if operation.name == "dot_general":
@@ -91,7 +96,7 @@ def _selects(operation, side: int, fixed, program, producers) -> bool:
     array = _array(value, program, producers)
     rows = array != 0
     return bool((array == rows).all() and (rows.sum(axes) <= 1).all())
-  # The input's indices, compared with different numbers along the axis.
+  # Match `one_hot` of the input: indices compared with distinct numbers along the axis.
   while value in producers and producers[value].name == "convert_element_type":
     [value] = producers[value].inputs
   source = producers.get(value)
@@ -110,7 +115,7 @@ def _selects(operation, side: int, fixed, program, producers) -> bool:
 
 
 def _repeats(value, axis: int, producers) -> bool:
-  """Whether a value is the same all along an axis, because it is broadcast there."""
+  """Returns whether a value is constant along an axis because it is broadcast there."""
   source = producers.get(value)
   if source is None or source.name != "broadcast_in_dim":
     return False
@@ -120,14 +125,14 @@ def _repeats(value, axis: int, producers) -> bool:
   shape = source.params["shape"]
   before = source.inputs[0]
   if before in producers and producers[before].name == "broadcast_in_dim":
-    # As `x[..., None]`, which adds the axis with size 1.
+    # This is `x[..., None]`, which adds the axis with size 1.
     inner = producers[before].params
     return inner["shape"][dims.index(axis)] == 1 and shape[axis] >= 1
   return False
 
 
 def _fixed_values(program) -> set[int]:
-  """The values that depend on neither parameters nor inputs."""
+  """Returns the values that depend on neither parameters nor inputs."""
   plain = lambda i: not jnp.issubdtype(program.dtypes[i], jax.dtypes.extended)
   found = {i for i in program.constants if plain(i)}
   for operation in program.operations:
@@ -152,7 +157,7 @@ def _array(value, program, producers) -> np.ndarray:
 
 
 def nonzero(apply_fn, params, inputs) -> dict[int, float]:
-  """Multiply-adds of two factors that are not zero, by the number of the product."""
+  """Counts multiply-adds of two nonzero factors, by the number of the product."""
   program, _ = _program.trace(apply_fn, params, inputs)
   products = []
 
@@ -161,7 +166,7 @@ def nonzero(apply_fn, params, inputs) -> dict[int, float]:
       return None
     flags = [(value != 0).astype(jnp.float32) for value in values]
     p = {**operation.params, "preferred_element_type": jnp.dtype("float32")}
-    # Each count is exact in float32; sums over whole arrays would not be.
+    # Each single count is exact in float32; sums over the whole array would not be.
     return operation.primitive.bind(*flags, **p).astype(jnp.int32).sum(-1)
 
   @jax.jit
@@ -177,7 +182,7 @@ def nonzero(apply_fn, params, inputs) -> dict[int, float]:
 
 
 def _count_scan(operation, live, names, varies, times, found) -> None:
-  """A loop whose kernels are stacked counts each layer with its own masks."""
+  """Counts the products of a loop; stacked kernels count with each layer's mask."""
   body, p = operation.params["body"], operation.params
   stacked = p["num_consts"] + p["num_carry"]
   inner_varies = _scan_varies(operation, varies)
@@ -197,7 +202,7 @@ def _count_scan(operation, live, names, varies, times, found) -> None:
 
 
 def _scan_varies(operation, varies) -> set[int]:
-  """Values of a loop's body that depend on inputs, in any of its rounds."""
+  """Returns the values of a loop's body that depend on inputs, in any iteration."""
   body, p = operation.params["body"], operation.params
   flags = [isinstance(i, int) and i in varies for i in operation.inputs]
   carry = slice(p["num_consts"], p["num_consts"] + p["num_carry"])
@@ -211,7 +216,7 @@ def _scan_varies(operation, varies) -> set[int]:
 
 
 def _uses(operation, shapes, side: int | None) -> tuple[int, int]:
-  """How often each element of one operand is used, and the product's multiply-adds."""
+  """Returns how often each element of one operand is used, and the multiply-adds."""
   left, right = (
     shapes[i] if isinstance(i, int) else np.shape(i) for i in operation.inputs
   )
@@ -222,7 +227,7 @@ def _uses(operation, shapes, side: int | None) -> tuple[int, int]:
     whole = out * math.prod(left[axis] for axis in contracted)
     return whole // max(math.prod((left, right)[side or 0]), 1), whole
   features = right[p["dimension_numbers"].rhs_spec[0]]
-  # Zeros put between pixels, as a transposed convolution does, are not multiplied.
+  # Zeros inserted between pixels, as in a transposed convolution, are not multiplied.
   uses = out // features // math.prod(p["lhs_dilation"])
   whole = uses * math.prod(right)
   return (uses if side else whole // max(math.prod(left), 1)), whole

@@ -1,4 +1,4 @@
-"""What a sparse network takes to store."""
+"""Counts the bytes that a sparse network takes in storage."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 from sparsejax.core import align
 
 PyTree = Any
+# Bytes of a row pointer or a column index, as in scipy.sparse.
 _INDEX_BYTES = 4  # of a row pointer or a column index, as in scipy.sparse
 
 
@@ -16,10 +17,10 @@ class Sizes(NamedTuple):
   """Parameters, and bytes in three formats.
 
   Attributes:
-    parameters: all of them.
+    parameters: number of all parameters.
     live: weights whose mask is True, and all parameters without a mask.
-    dense: bytes of all parameters as they are.
-    bitmask: bytes of a bit a weight and the live values, for leaves with a mask.
+    dense: bytes of all parameters in their dtypes.
+    bitmask: bytes of one bit per weight plus the live values, for leaves with a mask.
     csr: bytes of compressed sparse rows, for leaves with a mask.
   """
 
@@ -36,12 +37,12 @@ def sizes(params: PyTree, masks: PyTree | None) -> Sizes:
   bitmask = ceil(n / 8) + live b,  csr = live (b + 4) + 4 (rows + 1)
 
   with n weights of b bytes. The rows of a kernel are all its axes but the last. Leaves
-  without a mask, such as biases, count whole in every format: for the biases of live
-  units alone take the masks of `live_parameters`.
+  without a mask, such as biases, count in full in every format; to count only the
+  biases of live units, pass the masks of `live_parameters`.
 
   Args:
     params: pytree of arrays or abstract values.
-    masks: what `sj.masks` gives for it; None entries, or None, count as dense.
+    masks: the masks from `sj.masks`; None entries, or None, count as dense.
 
   Returns:
     `Sizes`.

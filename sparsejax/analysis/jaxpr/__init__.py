@@ -1,4 +1,4 @@
-"""Reads a function as a flat program: trace, evaluate, propagate."""
+"""Reads a function as a flat program: traces, evaluates and propagates flags."""
 
 from sparsejax.analysis.jaxpr._movement import MOVES, move
 from sparsejax.analysis.jaxpr._program import (

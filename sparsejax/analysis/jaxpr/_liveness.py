@@ -1,4 +1,4 @@
-"""Which elements of a value made of parameters may be other than zero."""
+"""Flags of the elements that may be nonzero, in values made of parameters alone."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _REDUCTIONS = ("reduce_max", "reduce_min", "reduce_or", "reduce_sum")
 
 
 def read(value, shapes, live) -> np.ndarray:
-  """Which elements of a value made of parameters may be other than zero."""
+  """Returns which elements of a value may be nonzero; all if nothing is known of it."""
   if not isinstance(value, int):
     return np.asarray(value) != 0
   found = live.get(value)
@@ -25,7 +25,7 @@ def read(value, shapes, live) -> np.ndarray:
 
 
 def propagate(operation, shapes, live) -> list[np.ndarray]:
-  """Which elements of an operation's outputs may be other than zero."""
+  """Returns which elements of an operation's outputs may be nonzero."""
   arrays = [read(i, shapes, live) for i in operation.inputs]
   wanted = [shapes[i] for i in operation.outputs]
   name, p = operation.name, operation.params
@@ -41,7 +41,7 @@ def propagate(operation, shapes, live) -> list[np.ndarray]:
 
 
 def elementwise(name: str, params: dict, arrays: list[np.ndarray]):
-  """The same for an elementwise primitive; None where nothing is known of it."""
+  """Returns the same for an elementwise primitive; None for an unknown one."""
   if name in _PRODUCTS:
     return arrays[0] & arrays[1]
   if name in _SUMS:
@@ -55,7 +55,7 @@ def elementwise(name: str, params: dict, arrays: list[np.ndarray]):
 
 
 def letters(ranks: tuple[int, ...], dimension_numbers) -> tuple[list[int], ...]:
-  """The subscripts of `dot_general` in `np.einsum`: of its operands and its result."""
+  """Returns the `np.einsum` subscripts of a `dot_general`: operands and result."""
   axes, batch = dimension_numbers
   left, right = (np.full(rank, -1) for rank in ranks)
   fresh = iter(range(52))
@@ -70,7 +70,7 @@ def letters(ranks: tuple[int, ...], dimension_numbers) -> tuple[list[int], ...]:
 
 
 def einsum(arrays, subscripts, out) -> np.ndarray:
-  """Whether any product of two flags is true."""
+  """Returns where any of the summed products has two true factors."""
   pairs = zip(arrays, subscripts, strict=True)
   rows: Any = [part for a, s in pairs for part in (np.asarray(a, np.float32), s)]
   return np.einsum(*rows, out, optimize=True) > 0

@@ -1,7 +1,7 @@
-"""Operations that only move elements about, for NumPy arrays of anything.
+"""Primitives that only move elements, for NumPy arrays of any dtype.
 
-Each is applied to values, to flags of elements, and to their numbers: where an element
-comes from is found by moving an array of numbers.
+The same move is applied to values, to flags of elements, and to element numbers: moving
+an array of numbers shows where each output element comes from.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ def _rev(p, shape, a):
   return np.flip(a, p["dimensions"])
 
 
-# One array in, one out: `(params, shape of the output, array)`. The shape says what the
-# parameters of these may not: the size of a batch.
+# Primitives of one array and one output: `(params, shape of the output, array)`. The
+# shape is passed because it depends on the batch size, which `params` does not know.
 _ONE: dict[str, Callable[..., np.ndarray]] = {
   "broadcast_in_dim": _broadcast,
   "convert_element_type": lambda p, shape, a: a,
@@ -62,15 +62,15 @@ def move(
   """Applies a primitive of `MOVES`.
 
   Args:
-    name: of the primitive.
-    params: its parameters.
-    shapes: of its outputs.
-    arrays: its operands; `pad`'s second is the fill.
-    fill: an array of `pad`'s output to take padded elements from; None takes the
-      operand.
+    name: name of the primitive.
+    params: parameters of the primitive.
+    shapes: shapes of its outputs.
+    arrays: its operands; the second operand of `pad` is the fill value.
+    fill: an array of the shape of `pad`'s output whose elements are used as padding;
+      None uses the fill value.
 
   Returns:
-    Its outputs.
+    The outputs.
   """
   if name == "concatenate":
     return [np.concatenate(arrays, params["dimension"])]

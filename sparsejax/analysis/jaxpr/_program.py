@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend import core
 
 PyTree = Any
-# Calls that compute what their body computes; each keeps it under one of two names.
+# Primitives that call a function; each stores its jaxpr under one of two names.
 _CALLS = {
   "closed_call",
   "core_call",
@@ -23,7 +23,7 @@ _CALLS = {
 
 
 class Operation(NamedTuple):
-  """One primitive; values are known by number, a literal stands for itself."""
+  """One primitive; its operands are numbers of values, or arrays for literals."""
 
   primitive: core.Primitive
   params: dict[str, Any]
@@ -32,7 +32,7 @@ class Operation(NamedTuple):
 
   @property
   def name(self) -> str:
-    """Of the primitive."""
+    """The name of the primitive."""
     return self.primitive.name
 
 
@@ -56,12 +56,12 @@ def trace(
   Args:
     apply_fn: any traceable function.
     params: pytree of arrays or of their abstract values.
-    inputs: the same.
-    platform: whose branch of `jax.lax.platform_dependent` is taken; None is the
-      default backend's.
+    inputs: pytree of arrays or of their abstract values.
+    platform: the platform whose branches of `jax.lax.platform_dependent` are taken;
+      None is the default backend.
 
   Returns:
-    The program, without operations that nothing depends on, and the outputs' treedef.
+    The program, without operations that no output depends on, and the outputs' treedef.
   """
   params, inputs = jax.tree.map(_abstract, (params, inputs))
   closed, out = jax.make_jaxpr(apply_fn, return_shape=True)(params, inputs)
@@ -73,7 +73,7 @@ def trace(
 
 
 def varying(program: Program, inputs: Sequence[bool] | None = None) -> set[int]:
-  """The numbers of all values that depend on the program's inputs."""
+  """Returns the numbers of all values that depend on the program's inputs."""
   flags = [True] * len(program.inputs) if inputs is None else inputs
   found = {i for i, flag in zip(program.inputs, flags, strict=True) if flag}
   for operation in program.operations:
@@ -83,7 +83,7 @@ def varying(program: Program, inputs: Sequence[bool] | None = None) -> set[int]:
 
 
 def operands(operation: Operation) -> Iterator[int]:
-  """The numbers of an operation's operands that are not literals."""
+  """Yields the numbers of an operation's operands that are not literals."""
   return (i for i in operation.inputs if isinstance(i, int))
 
 
@@ -93,17 +93,18 @@ def evaluate(
   inputs: Sequence[Any],
   visit: Callable[[Operation, list], Any] = lambda operation, values: None,
 ) -> tuple[list, list[tuple[Operation, Any]]]:
-  """Computes a program, and something else on the way.
+  """Evaluates a program, and a function of the operands of each operation.
 
   Args:
-    program: from `trace`.
-    params: the leaves of the parameters.
-    inputs: the leaves of the inputs.
+    program: the result of `trace`.
+    params: leaves of the parameters.
+    inputs: leaves of the inputs.
     visit: `(operation, values of its operands) -> arrays or None`.
 
   Returns:
-    The leaves of the outputs, and what `visit` gave, in order; of a loop's body with a
-    leading axis of rounds.
+    The leaves of the outputs, and the results of `visit` that are not None, in order,
+    each with its operation. Results from a loop's body have a leading axis of
+    iterations.
   """
   env: dict[int, Any] = {i: jax.numpy.asarray(c) for i, c in program.constants.items()}
   env.update(zip(program.params, params, strict=True))
@@ -152,7 +153,7 @@ def _abstract(leaf):
 
 
 class _Builder:
-  """Numbers values while it inlines."""
+  """Numbers the values of a jaxpr while inlining its calls."""
 
   def __init__(self, platform: str):
     self.platform = platform
@@ -195,7 +196,7 @@ class _Builder:
       inputs = tuple(self.read(env, var) for var in eqn.invars)
       name, params = eqn.primitive.name, eqn.params
       if name == "platform_index":
-        # Only the `cond` that follows reads it, and that is decided here.
+        # Only the `cond` that follows reads this index, and `branch` resolves it.
         env[eqn.outvars[0]] = -1
         continue
       inner = None
@@ -226,7 +227,7 @@ class _Builder:
     return [self.read(env, var) for var in jaxpr.outvars]
 
   def branch(self, params, inputs):
-    """The branch of a `cond` that will be taken, if that is known."""
+    """Returns the branch of a `cond` that will be taken, if that is known."""
     index, rest = inputs[0], inputs[1:]
     branches, platforms = params["branches"], params.get("branches_platforms")
     if platforms is not None:
@@ -238,6 +239,7 @@ class _Builder:
 
 
 def _needed(operations, outputs) -> tuple[Operation, ...]:
+  """Removes the operations that no output depends on."""
   needed = {out for out in outputs if isinstance(out, int)}
   kept = []
   for operation in reversed(operations):
