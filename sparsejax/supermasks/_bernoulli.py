@@ -1,4 +1,4 @@
-"""Supermasks drawn anew at every step, with learned probabilities."""
+"""Supermasks that are drawn at every step, with learned probabilities."""
 
 import math
 from typing import Any
@@ -33,20 +33,20 @@ def bernoulli_supermask(
   start_step: int = 0,
   end_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Learns with what probability a random weight is used; weights never change.
+  """Learns the probability with which each random weight is used; weights are fixed.
 
   m ~ Bernoulli(sigmoid(v));  e = m w;  dL/dv := sigmoid'(v) w dL/de
 
-  How many weights are live is learned too, and differs a little from draw to draw. The
-  loss takes its weights from `rescaled_effective(params, opt_state)` (dynamic
-  rescaling), or from `sj.effective(params, opt_state)`. Gradients of v are small: the
-  authors train LeNet-300-100 by SGD at a learning rate of 100.
+  The number of live weights is learned too, and varies slightly between draws. Compute
+  the loss with the weights `rescaled_effective(params, opt_state)` (dynamic rescaling)
+  or `sj.effective(params, opt_state)`. Gradients of v are small: the authors train
+  LeNet-300-100 by SGD with a learning rate of 100.
 
   Args:
-    inner: any optax optimizer, of v.
-    density: probability that a weight is live at the start, in (0, 1).
-    where: which leaves are masked; see `sparsify`.
-    seed: of the draws, an integer that may be traced.
+    inner: any optax optimizer; it updates v.
+    density: the initial probability that a weight is live, in (0, 1).
+    where: selects the leaves to mask; see `sparsify`.
+    seed: the seed of the draws, an integer that may be traced.
     update_every: steps between draws; see `sparsify`.
     start_step: see `sparsify`.
     end_step: see `sparsify`.
@@ -56,7 +56,7 @@ def bernoulli_supermask(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: density is not inside (0, 1); no leaf is selected.
+    ValueError: density is not inside (0, 1), or no leaf is selected.
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets: zeros, signs, and the supermask",
@@ -98,11 +98,11 @@ def bernoulli_masks(logits: PyTree, key: jax.Array) -> PyTree:
   m ~ Bernoulli(sigmoid(v))
 
   Args:
-    logits: tree of floats: v.
-    key: a PRNG key; each leaf gets one of its own.
+    logits: v, a tree of float arrays.
+    key: a PRNG key; each leaf gets a key derived from it.
 
   Returns:
-    A tree of bool arrays, as `sj.masks` gives them.
+    A tree of bool arrays like `logits`, True = live.
 
   Example:
     >>> import jax, jax.numpy as jnp

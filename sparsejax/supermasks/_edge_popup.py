@@ -1,4 +1,4 @@
-"""Edge-popup: which random weights to use is learned, the weights are not."""
+"""Edge-popup: training of scores that select a subnetwork of random weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,9 +35,9 @@ class SupermaskState(NamedTuple):
   """The optimizer state of a network whose masks are learned.
 
   Attributes:
-    scores: the params' tree with what the masks follow from at the masked leaves, None
-      elsewhere.
-    sparse: the state of the scores' own optimizer, and the masks.
+    scores: tree like the params, with float arrays that determine the masks at the
+      masked leaves and None elsewhere.
+    sparse: the state of the scores' optimizer, including the masks.
   """
 
   scores: PyTree
@@ -55,37 +55,37 @@ def edge_popup(
   start_step: int = 0,
   end_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Finds a network inside random weights: scores are trained, weights never.
+  """Finds a subnetwork of random weights by training scores; weights are fixed.
 
   e = w where |s| is among the best of its layer, else 0;  dL/ds := sign(s) w dL/de
 
-  `sj.supermask` as an optimizer of the weights: the scores live in its state, and the
-  loss takes its weights from `sj.effective(params, opt_state)`, as with
-  `sj.straight_through`. The updates it emits leave every parameter as it is, bit for
-  bit, biases too: a trained network is its seed and a mask (`save_supermask`). Use
-  weights of `models.signed_kaiming_constant`, no biases, and batch normalization
-  without scale and shift.
+  This is `sj.supermask` as an optimizer of the weights. The scores are part of its
+  state. Compute the loss with the weights `sj.effective(params, opt_state)`, as with
+  `sj.straight_through`. The updates leave every parameter unchanged, bit for bit,
+  including biases, so that a trained network can be stored as its seed and a mask
+  (`save_supermask`). Use weights initialized by `models.signed_kaiming_constant`, no
+  biases, and batch normalization without scale and shift.
 
-  The density matters in `init` alone: from then on the state's budgets say how many
-  weights each layer keeps, so states of other densities, of `sj.with_masks` too, are
-  trained by one compiled program.
+  The density is used in `init` only. After that, the budgets in the state determine how
+  many weights each layer keeps. States of different densities, also from
+  `sj.with_masks`, are thus trained by the same compiled program.
 
   Args:
-    inner: any optax optimizer, of the scores.
+    inner: any optax optimizer; it updates the scores.
     density: fraction of weights kept, in (0, 1).
-    distribution: of the live weights over the layers.
-    where: which leaves are masked; see `sparsify`.
-    seed: of the first scores, an integer that may be traced.
+    distribution: divides the live weights over the layers.
+    where: selects the leaves to mask; see `sparsify`.
+    seed: the seed of the initial scores, an integer that may be traced.
     update_every: steps between mask updates; see `sparsify`.
     start_step: see `sparsify`.
     end_step: see `sparsify`.
 
   Returns:
-    An optax transformation with a `SupermaskState`, in which `sj.masks` finds masks.
+    An optax transformation with a `SupermaskState`; `sj.masks` works on it.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: density is not inside (0, 1); no leaf is selected.
+    ValueError: density is not inside (0, 1), or no leaf is selected.
 
   References:
     Ramanujan et al. 2020, "What's hidden in a randomly weighted neural network?", eq. 4
@@ -125,14 +125,14 @@ def frozen(
   first_scores: Callable[[PyTree], PyTree],
   slope: Callable[[PyTree], PyTree],
 ) -> optax.GradientTransformationExtraArgs:
-  """An optimizer of scores as one of the weights, which it leaves as they are.
+  """Turns an optimizer of scores into one of weights that leaves the weights unchanged.
 
   dL/ds := slope(s) w dL/de
 
   Args:
-    optimizer: of the scores; made by `sparsify_forward`.
-    first_scores: `params -> scores`, None at leaves without.
-    slope: `scores -> dm/ds`.
+    optimizer: the optimizer of the scores, created by `sparsify_forward`.
+    first_scores: `params -> scores`, with None at leaves without scores.
+    slope: `scores -> dm/ds`, the derivative that the backward pass uses.
 
   Returns:
     An optax transformation with a `SupermaskState`.
@@ -149,6 +149,7 @@ def frozen(
         "params must be passed to update: tx.update(grads, opt_state, params); "
         "got None."
       )
+    # The gradients of the scores, at the leaves that have scores.
     chosen = [s is not None for s in align(params, state.scores)]
     grads = jax.tree.map(
       lambda s, slope_, w, g: slope_ * w.astype(s.dtype) * g.astype(s.dtype),
@@ -160,7 +161,8 @@ def frozen(
     sparse: Any = state.sparse
     steps, sparse = optimizer.update(grads, sparse, state.scores, **extra_args)
     scores = optax.apply_updates(state.scores, steps)
-    # x + -0.0 is x for every float; x + 0.0 would lose the sign of -0.0.
+    # Return updates of -0.0: x + -0.0 is x for every float, whereas x + 0.0 loses the
+    # sign of -0.0.
     still = jax.tree.map(lambda u: -jnp.zeros_like(u), updates)
     return still, SupermaskState(scores, sparse)
 
@@ -168,22 +170,23 @@ def frozen(
 
 
 def rescaled_effective(params: PyTree, opt_state: PyTree) -> PyTree:
-  """`sj.effective` with Zhou et al.'s dynamic rescaling.
+  """Computes `sj.effective` with the dynamic rescaling of Zhou et al.
 
   e_l = (size_l / live_l) m_l w_l;  de/dw = size_l / live_l everywhere
 
-  However many weights a mask keeps, the outputs of a layer stay as large on average.
+  The average magnitude of a layer's outputs then does not depend on how many weights
+  its mask keeps.
 
   Args:
     params: any pytree of arrays.
-    opt_state: as in `sj.effective`.
+    opt_state: the optimizer state, as in `sj.effective`.
 
   Returns:
-    The same container with the same dtypes; leaves without a mask unchanged, and so is
-    a layer that has no live weight.
+    A tree like `params` with the same dtypes. Leaves without a mask are unchanged, and
+    a layer without live weights stays all zero.
 
   Raises:
-    ValueError: structures or shapes differ; there is no sparsified optimizer.
+    ValueError: structures or shapes differ, or `opt_state` has no sparse optimizer.
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets: zeros, signs, and the supermask",
@@ -210,7 +213,7 @@ def rescaled_effective(params: PyTree, opt_state: PyTree) -> PyTree:
 
 
 def check_kept(density: Any) -> None:
-  """Raises unless `density` is a number inside (0, 1)."""
+  """Raises an error unless `density` is a number inside (0, 1)."""
   if isinstance(density, bool) or not isinstance(density, (int, float, np.number)):
     raise TypeError(f"density must be a number, got {density!r}.")
   if not 0 < density < 1:
@@ -232,7 +235,8 @@ def _best(inputs, topology, guess):
   return topology._replace(masks=treedef.unflatten(masks), finite=finite), guess
 
 
-# A score moves little in a step, and so does what the best begin at.
+# Scores change little per step, and so does the threshold of the best ones. Selection
+# therefore starts from the previous threshold, which is the state of the transform.
 _BEST = MaskTransform(
   lambda params: initial_warm_start(len(jax.tree.leaves(params))), _best
 )

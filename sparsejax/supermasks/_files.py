@@ -1,4 +1,4 @@
-"""A supermask in a file: the seed of its random weights, and one bit a weight."""
+"""Files of supermasks: the seed of the random weights, and one bit per weight."""
 
 import hashlib
 import os
@@ -24,13 +24,13 @@ _SEED, _HASH, _STATE = "seed", "hash", "state:"
 
 
 class Supermask(NamedTuple):
-  """What `load_supermask` reads.
+  """The result of `load_supermask`.
 
   Attributes:
-    params: the network: the seed's weights where live, 0 elsewhere.
-    masks: as `sj.masks` gives them.
-    state: what was saved beside them; None if nothing was.
-    seed: of the weights.
+    params: the network: the weights drawn from the seed, zero where masked.
+    masks: bool arrays, True = live, as returned by `sj.masks`.
+    state: the saved model state; None without `like_state`.
+    seed: the seed of the weights.
   """
 
   params: PyTree
@@ -40,9 +40,10 @@ class Supermask(NamedTuple):
 
 
 def weights_hash(params: PyTree) -> str:
-  """A hash of every bit of the weights, their paths, shapes and dtypes.
+  """Computes a hash of every bit of the weights, their paths, shapes and dtypes.
 
-  Equal before and after training a supermask: nothing but the masks was learned.
+  The hash is the same before and after a supermask is trained, which shows that only
+  the masks were learned.
 
   Args:
     params: any pytree of arrays.
@@ -71,21 +72,22 @@ def save_supermask(
   params: PyTree,
   state: PyTree = None,
 ) -> None:
-  """Writes a network of random weights as its seed and its masks, one bit a weight.
+  """Writes a network of random weights as its seed and masks, with one bit per weight.
 
-  An uncompressed .npz without pickle, about a thirty-second of float32 weights;
-  `sj.load_masks` reads its masks too. Of the weights only a hash is written.
+  The file is an uncompressed .npz without pickle, about 1/32 of the size of float32
+  weights. `sj.load_masks` can read its masks too. Instead of the weights, a hash of
+  them is written.
 
   Args:
-    path: of the file; it is replaced if it is there.
-    masks: what `sj.masks` gives.
-    seed: from which `init` in `load_supermask` draws the weights.
-    params: those weights, for the hash.
-    state: what the model keeps beside them, such as running averages; written whole.
+    path: the path of the file; an existing file is replaced.
+    masks: the masks, as returned by `sj.masks`.
+    seed: the seed from which `init` in `load_supermask` draws the weights.
+    params: the weights drawn from the seed, for the hash.
+    state: further variables of the model, such as running averages; written in full.
 
   Raises:
-    TypeError: a mask is not bool, the seed is not an integer, or path is no path.
-    OSError: the file cannot be written; what was there stays.
+    TypeError: a mask is not bool, the seed is not an integer, or path is not a path.
+    OSError: the file cannot be written; an existing file is unchanged.
 
   Example:
     >>> import jax, jax.numpy as jnp, tempfile
@@ -112,21 +114,21 @@ def load_supermask(
   init: Callable[[int], PyTree],
   like_state: PyTree = None,
 ) -> Supermask:
-  """Reads what `save_supermask` wrote, and draws the weights again.
+  """Reads a file written by `save_supermask` and draws its weights again.
 
   Args:
-    path: of the file.
-    init: `seed -> params`, as when it was written.
-    like_state: arrays, or their abstract values, whose structure the state gets; None
-      to leave it.
+    path: the path of the file.
+    init: `seed -> params`, the function that drew the saved network's weights.
+    like_state: tree of arrays, or of their abstract values, with the structure of the
+      saved state; None to ignore the saved state.
 
   Returns:
     A `Supermask`.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or holds something else, the masks or the state do
-      not fit, or `init` draws other weights than those the masks are of.
+    FileNotFoundError: the file does not exist.
+    ValueError: the file is damaged or not a supermask, the masks or the state do not
+      fit, or `init` draws weights with a different hash.
   """
   file = read_archive(path, "save_supermask")
   if not {_SEED, _HASH} <= set(file) or file[_SEED].shape or file[_HASH].shape:
@@ -137,6 +139,7 @@ def load_supermask(
     for name, value in file.items()
     if name.startswith(_STATE)
   }
+  # Draw the weights, and verify by their hash that they are those of the saved masks.
   params = init(seed)
   masks = load_masks(path, params)
   if (found := weights_hash(params)) != expected:
@@ -145,6 +148,7 @@ def load_supermask(
       f"their hash is {found[:12]}, not {expected[:12]}. The model, its initialization "
       "or the random number generator is another."
     )
+  # Restore the state by its leaves' paths, into the structure of `like_state`.
   leaves, treedef = jax.tree_util.tree_flatten_with_path(like_state)
   shapes = {path_string(key): tuple(leaf.shape) for key, leaf in leaves}
   if like_state is not None and shapes != {k: v.shape for k, v in saved.items()}:
