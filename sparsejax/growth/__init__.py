@@ -1,7 +1,7 @@
-"""Grow-and-prune synthesis (NeST): seeds, four policies, capacity, the loop.
+"""Grow-and-prune synthesis (NeST): seeds, four policies, capacity and the loop.
 
-Needs flax, for models are looked at through it; `import sparsejax` does not import this
-package.
+This package needs flax, whose modules it intercepts while they are traced.
+`import sparsejax` does not import it.
 """
 
 from sparsejax.growth._bridging import bridge

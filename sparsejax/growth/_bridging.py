@@ -1,4 +1,4 @@
-"""Bridging gradients: what a connection over one layer would be worth."""
+"""Bridging gradients: gradients of the loss for virtual connections over a layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,22 +18,23 @@ def bridge(apply: Callable[..., Any], lower: Layer, upper: Layer) -> Callable[..
 
   u_upper += B^T x_lower
 
-  At B = 0 the network is what it was, and dL/dB is the bridging gradient
+  At B = 0 the network is unchanged. For a loss that is a mean over the batch, dL/dB is
+  then the bridging gradient
 
     G[n, m] = mean_batch(x_n^(l-2) dL/du_m^l)
 
-  of a loss that is a mean over the batch: the worth of a new unit between input n of
-  layer l - 1 (`lower`) and output m of layer l (`upper`). The model is not edited: its
+  It measures how much a new unit between input n of layer l - 1 (`lower`) and output m
+  of layer l (`upper`) would reduce the loss. The model itself is not changed: its
   layers are intercepted while it is traced.
 
   Args:
     apply: runs a flax linen module, such as `model.apply`.
-    lower: a dense layer of `growth.layers`.
-    upper: the dense layer after it.
+    lower: a dense layer from `growth.layers`.
+    upper: the dense layer after `lower`.
 
   Returns:
-    `(kernel, *args, **kwargs)`, which calls `apply(*args, **kwargs)` with the bridge
-    float (lower's rows, upper's features).
+    A function `(kernel, *args, **kwargs)` that calls `apply(*args, **kwargs)` with the
+    virtual kernel B, float (lower's rows, upper's features).
 
   Raises:
     ValueError: a layer is not dense.

@@ -1,4 +1,4 @@
-"""Doubling the capacity in which a network grows."""
+"""Copying of a grown network into a wider model, which gives it room to grow."""
 
 from typing import Any
 
@@ -17,29 +17,30 @@ def carry_over(
   chain: tuple[Layer, ...],
   wider_chain: tuple[Layer, ...],
 ) -> PyTree:
-  """Puts what a network holds into the places of its units in a wider one.
+  """Copies a network's arrays into the corresponding units of a wider network.
 
   wider[..., :inputs, :features] = tree, by channels where a dense layer follows a
   convolution; what is new stays as it is in `wider`
 
-  Masks are growth's static shapes: all that grows lies inside a capacity, and a program
-  compiles once. When no dormant unit is left, make the model of twice the widths, its
-  own fresh state with all masks False, and carry everything over: the function is the
-  same, and so is the optimizer's trajectory, moments, ages and counts included.
+  A network grows by masks inside arrays of fixed shapes, its capacity, so that programs
+  compile once. When no unused unit is left, create the model with twice the widths and
+  a fresh state with all masks False, and copy everything into it. The network computes
+  the same function, and training continues as before, because moments, ages and counts
+  of the optimizer are copied too.
 
   Args:
     tree: params, masks, a model's state, an optimizer's state, or any tree of these.
-    wider: the same of the wider model. New masks must be False, and new weights 0 or
-      masked.
-    chain: of `growth.layers` of the narrower model.
-    wider_chain: of the wider model, the same layers in the same order.
+    wider: the same tree of the wider model. New masks must be False, and new weights
+      zero or masked.
+    chain: the layers of the narrower model, from `growth.layers`.
+    wider_chain: the layers of the wider model, the same layers in the same order.
 
   Returns:
-    A tree of the shapes of `wider`.
+    A tree with the shapes of `wider`.
 
   Raises:
-    ValueError: the structures differ, a layer is narrower than before, or an array of
-      another shape belongs to no layer.
+    ValueError: the structures differ, a layer of `wider_chain` is narrower, or an array
+      whose shape differs belongs to no layer.
 
   Example:
     >>> import jax.numpy as jnp
@@ -59,6 +60,7 @@ def carry_over(
       "wider must have the structure of tree; got other containers or leaves: "
       f"{wider_treedef} for {treedef}."
     )
+  # Copy leaves of equal shape whole, the others into the first units of their layer.
   carried = []
   for (path, old), new in zip(flat, targets, strict=True):
     if old.shape == new.shape:
@@ -70,6 +72,7 @@ def carry_over(
 
 def _embed(name, old, new, chain, wider_chain):
   for layer, wide in zip(chain, wider_chain, strict=True):
+    # A leaf belongs to the layer if its path ends with that of the layer or its norm.
     owners = ["/".join(layer.path)]
     owners += ["/".join(layer.norm)] if layer.norm else []
     if not any(f"/{name}".rpartition("/")[0].endswith(f"/{o}") for o in owners):

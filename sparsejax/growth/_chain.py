@@ -1,4 +1,4 @@
-"""The layers of a network that is a chain, and the units between them."""
+"""The layers of a network that is a chain, and operations on their masks and units."""
 
 import itertools
 import math
@@ -20,13 +20,15 @@ class Layer(NamedTuple):
   """One kernel of a chain.
 
   Attributes:
-    path: of the module in the params' tree, such as `("conv1",)`.
-    shape: of its kernel, the inputs on the last axis but one, the outputs on the last.
-    inputs: channels that feed it: units of the layer before. A dense layer after a
-      convolution has several rows a channel, row r belonging to channel r % inputs.
-    uses: how often one image uses each weight: the positions of the output.
-    norm: path of the normalization between this layer and the next, or None.
-    bias: whether it has one.
+    path: the path of the module in the params' tree, such as `("conv1",)`.
+    shape: the shape of its kernel, with inputs on the second-to-last axis and outputs
+      on the last.
+    inputs: the number of input channels, which are the units of the layer before. A
+      dense layer after a convolution has several rows per channel; row r belongs to
+      channel r % inputs.
+    uses: how often each weight is used per image: the number of output positions.
+    norm: the path of the normalization between this layer and the next, or None.
+    bias: whether the layer has a bias.
   """
 
   path: tuple[str, ...]
@@ -38,7 +40,7 @@ class Layer(NamedTuple):
 
   @property
   def features(self) -> int:
-    """Units of the layer's output."""
+    """The number of units of the layer's output."""
     return self.shape[-1]
 
   @property
@@ -50,23 +52,24 @@ class Layer(NamedTuple):
 def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
   """Finds the layers of a model in the order in which they are called.
 
-  The order of calls does not show what a layer is fed with. So the traced program is
-  asked: `analysis.live_parameters` must find the same weights connected as the chain
-  does, when each layer lacks a unit's inputs and another's outputs. Skips, branches,
-  gates, shared kernels and a normalization over units (LayerNorm) fail that;
-  `remove_unreachable` takes any network.
+  The order of calls does not show which layer feeds which. The traced program is
+  therefore checked: with the inputs of one unit and the outputs of another masked in
+  each layer, `analysis.live_parameters` must find the same connected weights as the
+  chain. Models with skips, branches, gates, shared kernels or a normalization over
+  units (LayerNorm) fail this check; use `remove_unreachable` for them.
 
   Args:
-    model: a flax linen module whose layers follow one another: each takes what the one
-      before gave, after activations, pooling, batch normalization or flattening.
-    image_shape: of one image, such as (28, 28, 1).
+    model: a flax linen module that is a chain of layers: the input of each layer is the
+      output of the one before, after activations, pooling, batch normalization or
+      flattening.
+    image_shape: the shape of one image, such as (28, 28, 1).
 
   Returns:
-    A `Layer` for each module that holds a `kernel`. The model is traced, not run.
+    One `Layer` per module with a `kernel`. The model is traced, not run.
 
   Raises:
-    ValueError: a layer is not fed by the units of the one before alone, as in a
-      residual network; or an operation is not understood by `analysis.compact`.
+    ValueError: a layer has inputs other than the units of the one before, as in a
+      residual network, or `analysis.compact` does not support an operation.
 
   Example:
     >>> from sparsejax import models
@@ -81,10 +84,13 @@ def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
       calls.append((context.module.path, getattr(out, "shape", ())))
     return out
 
+  # Trace the model's initialization, and record its modules in the order of calls.
   images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
   with nn.intercept_methods(record):
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
   params = variables["params"]
+  # A module with a kernel is a layer. A module with a scale of as many units as the
+  # last layer is its normalization.
   found: list[Layer] = []
   for path, out in dict(calls).items():
     if not path:
@@ -111,12 +117,12 @@ def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
 
 
 def _check_connections(apply_fn, variables, images, chain: tuple[Layer, ...]) -> None:
-  """Raises ValueError unless a program connects its layers as a chain does."""
+  """Raises ValueError unless a program connects its layers as a chain."""
   dense = jax.tree.map(lambda p: np.ones(p.shape, bool), variables)
   kernels = [np.ones(layer.shape, bool) for layer in chain]
 
   def probe(removed):
-    """Compares without the connections into some units and out of others."""
+    """Masks inputs or outputs of units; compares the program with the chain."""
     masks = [kernel.copy() for kernel in kernels]
     for i, side, unit in removed:
       if side == "into":
@@ -138,9 +144,11 @@ def _check_connections(apply_fn, variables, images, chain: tuple[Layer, ...]) ->
           "a gate, a shared kernel, or a normalization over units)."
         )
 
+  # In wide layers all probes are made at once, to trace the program only once. In
+  # narrow ones they could coincide or disconnect the network, so each is made alone.
   together = []
   for i, layer in enumerate(chain[:-1]):
-    # Other units in each layer: a skip from one to the next must not hide.
+    # Probe different units in each layer, so that a skip between layers is detected.
     into, out_of = (i, "into", 2 * i), (i, "out of", 2 * i + 1)
     if layer.features > 2 * len(chain):
       together += [into, out_of]
@@ -152,9 +160,10 @@ def _check_connections(apply_fn, variables, images, chain: tuple[Layer, ...]) ->
 
 
 def connected(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
-  """The connections that lead from the input to the output; see `remove_dead`."""
-  # Forwards, what has no inputs; then backwards, what leads nowhere: no unit loses its
-  # inputs in the second pass that still has outputs, so two passes are enough.
+  """Keeps the connections on paths from the input to the output; see `remove_dead`."""
+  # The forward pass removes outputs of units without inputs, the backward pass inputs
+  # of units without outputs. Two passes suffice: in the second, no unit that still has
+  # outputs loses its inputs.
   for lower, upper in itertools.pairwise(chain):
     masks = cut(masks, upper, source=fan_in(get(masks, lower.path)))
   for lower, upper in reversed(list(itertools.pairwise(chain))):
@@ -169,7 +178,7 @@ def cut(
   source: Array | None = None,
   target: Array | None = None,
 ) -> PyTree:
-  """The masks without a layer's connections from or to other than these units."""
+  """Removes a layer's connections except those from `source` to `target` units."""
   source = jnp.ones(layer.inputs, bool) if source is None else source
   target = jnp.ones(layer.features, bool) if target is None else target
   mask = get(masks, layer.path) & between(source, target, layer)
@@ -177,43 +186,43 @@ def cut(
 
 
 def get(tree: PyTree, path: tuple[str, ...], leaf: str = "kernel") -> Any:
-  """The leaf of a layer in a tree like the params'."""
+  """Returns the leaf of a layer in a tree like the params."""
   for part in path:
     tree = tree[part]
   return tree[leaf]
 
 
 def put(tree: PyTree, path: tuple[str, ...], value: Any, leaf: str = "kernel") -> Any:
-  """The tree with another leaf for a layer; the old one is left as it is."""
+  """Returns a copy of the tree in which the leaf of a layer is replaced."""
   if not path:
     return {**tree, leaf: value}
   return {**tree, path[0]: put(tree[path[0]], path[1:], value, leaf)}
 
 
 def by_channel(kernel: Array, inputs: int) -> Array:
-  """A kernel as (positions, inputs, features), whatever kind of layer it is of."""
+  """Reshapes the kernel of any layer to (positions, inputs, features)."""
   return kernel.reshape(-1, inputs, kernel.shape[-1])
 
 
 def fan_in(mask: Array) -> Array:
-  """Whether each unit of the output has a live connection: bool (features,)."""
+  """Returns whether each output unit has a live connection, bool (features,)."""
   return replicated(jnp.any(mask, axis=tuple(range(mask.ndim - 1))))
 
 
 def fan_out(mask: Array, inputs: int) -> Array:
-  """Whether each unit of the input has a live connection: bool (inputs,)."""
+  """Returns whether each input unit has a live connection, bool (inputs,)."""
   return replicated(jnp.any(by_channel(mask, inputs), axis=(0, 2)))
 
 
 def live_units(masks: PyTree, chain: tuple[Layer, ...]) -> list[Array]:
-  """Which units are there: those with a live input and a live output.
+  """Finds the live units: those with a live input and a live output.
 
   Args:
-    masks: tree of bool arrays at the kernels, as `sj.masks` gives it.
-    chain: of `layers`.
+    masks: tree of bool arrays at the kernels, as returned by `sj.masks`.
+    chain: the layers, from `layers`.
 
   Returns:
-    For each layer bool (features,); the last layer's units need no output.
+    One bool array (features,) per layer. Units of the last layer need no live output.
   """
   found = [fan_in(get(masks, layer.path)) for layer in chain]
   for i, layer in enumerate(chain[1:]):
@@ -222,14 +231,14 @@ def live_units(masks: PyTree, chain: tuple[Layer, ...]) -> list[Array]:
 
 
 def candidates(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
-  """Where a connection may grow: dormant, and between two units that are there.
+  """Finds the connections that may grow: masked ones between two live units.
 
   Args:
-    masks: as in `live_units`.
-    chain: of `layers`. All units of its input count as there.
+    masks: tree of bool arrays at the kernels, as in `live_units`.
+    chain: the layers, from `layers`. All units of the network's input count as live.
 
   Returns:
-    A tree like `masks`.
+    A tree like `masks`, True where a connection may grow.
   """
   units = live_units(masks, chain)
   sources = [jnp.ones(chain[0].inputs, bool), *units[:-1]]
@@ -240,12 +249,12 @@ def candidates(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
 
 
 def between(source: Array, target: Array, layer: Layer) -> Array:
-  """The connections of a layer between chosen units.
+  """Marks all connections of a layer between given units.
 
   Args:
-    source: bool (inputs,).
-    target: bool (features,).
-    layer: of `layers`.
+    source: bool (inputs,), the input units.
+    target: bool (features,), the output units.
+    layer: the layer, from `layers`.
 
   Returns:
     bool array of the kernel's shape.
@@ -256,12 +265,16 @@ def between(source: Array, target: Array, layer: Layer) -> Array:
 
 
 class Size(NamedTuple):
-  """What a masked chain holds and costs; int32 scalars, so each below 2^31.
+  """The size and cost of a masked chain.
+
+  All fields are int32 scalars, so they must be below 2^31.
 
   Attributes:
-    connections: live weights.
-    parameters: live weights and the biases of live units; norms have none here.
-    multiply_adds: of one image's forward pass; two floating-point operations each.
+    connections: the number of live weights.
+    parameters: the number of live weights and biases of live units; parameters of
+      norms are not counted.
+    multiply_adds: multiply-adds of one image's forward pass; each is two floating-point
+      operations.
   """
 
   connections: Array
@@ -270,13 +283,13 @@ class Size(NamedTuple):
 
 
 def size(masks: PyTree, chain: tuple[Layer, ...]) -> Size:
-  """Counts what is live, traceably.
+  """Counts live connections, parameters and multiply-adds; can be traced.
 
-  `analysis.flops` and `analysis.sizes` count any model, on the host.
+  `analysis.flops` and `analysis.sizes` count any model, but on the host.
 
   Args:
-    masks: as in `live_units`.
-    chain: of `layers`.
+    masks: tree of bool arrays at the kernels, as in `live_units`.
+    chain: the layers, from `layers`.
 
   Returns:
     A `Size`.

@@ -1,4 +1,4 @@
-"""Policy 1: dormant connections with the largest gradients wake up."""
+"""Policy 1: growth of the masked connections with the largest gradients."""
 
 import functools
 from typing import Any
@@ -17,26 +17,26 @@ PyTree = Any
 def grow_connections(
   masks: PyTree, gradients: PyTree, chain: tuple[Layer, ...], count: Any
 ) -> PyTree:
-  """Wakes the dormant connections along which the loss falls most steeply.
+  """Grows the masked connections with the largest gradients.
 
-  masks += the best `count` of { i dormant, between two live units } by |dL/dw_i|
+  masks += the best `count` of { i masked, between two live units } by |dL/dw_i|
 
-  A weight of zero that wakes starts from zero and takes the inner optimizer's step, so
-  the function of the network is the same before and after.
+  Grown weights start at zero, so growth does not change the network's function.
 
   Args:
     masks: tree of bool arrays at the kernels.
-    gradients: tree of the params' structure: the mean over a batch or an epoch of the
-      dense gradients. Any scores will do: random ones grow at random.
-    chain: of `growth.layers`.
-    count: how many wake in the whole network, an integer, possibly traced; or a
-      sequence of one a layer.
+    gradients: tree like the params: the dense gradients, averaged over a batch or an
+      epoch. Other scores can be used instead; random scores grow random connections.
+    chain: the layers, from `growth.layers`.
+    count: the number of connections to grow in the whole network, an integer, possibly
+      traced, or a sequence of one number per layer.
 
   Returns:
-    The masks, with exactly so many more live connections where there are candidates.
+    The masks with `count` more live connections, or fewer if there are too few
+    candidates.
 
   Raises:
-    ValueError: `count` is a sequence of another length than the chain.
+    ValueError: `count` is a sequence whose length differs from the chain's.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), algorithm 1.
@@ -54,9 +54,11 @@ def grow_connections(
     raise ValueError(
       f"count must hold one number a layer, {len(chain)}, got {len(count)}."
     )
+  # Only masked connections between two live units may grow.
   allowed = candidates(masks, chain)
   where = [get(allowed, layer.path) for layer in chain]
   scores = [jnp.abs(get(gradients, layer.path)) for layer in chain]
+  # Without counts per layer, rank the connections of all layers together.
   counts = (
     jnp.stack([jnp.asarray(n, jnp.int32) for n in count])
     if per_layer

@@ -1,4 +1,4 @@
-"""Policy 3: new feature maps, the best of random kernels."""
+"""Policy 3: growth of feature maps, by the best of several random kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,30 +23,30 @@ def grow_feature_map(
   candidates: int = 16,
   density: float = 0.3,
 ) -> tuple[PyTree, PyTree, Array]:
-  """Gives a convolution one more feature map, with the best of random kernels.
+  """Adds a feature map to a convolution, with the best of several random kernels.
 
   map = argmin_c loss(params with the kernels of draw c)
 
-  Each draw holds the map's kernels from the maps below and its weights into the layer
-  above. All are evaluated side by side, by `jax.vmap` over the two kernels alone.
+  Each draw consists of the map's kernels from the maps below and its weights into the
+  layer above. All draws are evaluated together, by `jax.vmap` over these two kernels.
 
   Args:
     loss: `(params) -> scalar` on a batch.
-    params: tree of floats, masked.
+    params: tree of float arrays, masked.
     masks: tree of bool arrays at the kernels.
-    chain: of `growth.layers`.
-    index: of the convolution in the chain; not the last layer.
+    chain: the layers, from `growth.layers`.
+    index: the index of the convolution in the chain; not that of the last layer.
     key: a PRNG key.
-    candidates: how many are drawn, at least 1.
-    density: fraction of the new weights that is live, in (0, 1]. Others may wake later
-      by `grow_connections`.
+    candidates: the number of draws, at least 1.
+    density: fraction of the new weights that is live, in (0, 1]. The others can be
+      grown later by `grow_connections`.
 
   Returns:
-    Params, masks, and float (candidates,), the loss of each. Without a dormant map the
-    first two are as they were (double the capacity then).
+    Params, masks, and float (candidates,), the loss of each draw. If the convolution
+    has no unused map, params and masks are unchanged; then double the capacity.
 
   Raises:
-    ValueError: an argument is outside its range, or the layer is no convolution.
+    ValueError: an argument is outside its range, or the layer is not a convolution.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), algorithm 3.
@@ -68,6 +68,7 @@ def grow_feature_map(
   layer, above = chain[index], chain[index + 1]
   kernel, kernel_above = get(params, layer.path), get(params, above.path)
   mask, mask_above = get(masks, layer.path), get(masks, above.path)
+  # Take the first unused map, and connect it to the live units below and above.
   units = live_units(masks, chain)
   below = units[index - 1] if index else jnp.ones(layer.inputs, bool)
   dormant = ~units[index]
@@ -86,6 +87,7 @@ def grow_feature_map(
   def evaluate(new, new_above):
     return loss(put(put(params, layer.path, new), above.path, new_above))
 
+  # Draw all candidates, evaluate them, and keep the one of lowest loss.
   drawn = jax.vmap(draw)(jax.random.split(key, candidates))
   losses = jax.vmap(evaluate)(*drawn[:2])
   best = jnp.argmin(losses)
@@ -100,12 +102,12 @@ def grow_feature_map(
 
 
 def _random(keys, kernel, mask, place, density):
-  """Random weights at some of the places, as large as the layer's live ones are."""
+  """Draws weights at random places, with the layer's root mean square."""
   live = jnp.maximum(jnp.sum(mask), 1).astype(kernel.dtype)
   spread = jnp.sqrt(jnp.sum(jnp.square(kernel) * mask.astype(kernel.dtype)) / live)
   spread = jnp.where(spread > 0, spread, jnp.ones_like(spread))
   chosen = place & (jax.random.uniform(keys[0], kernel.shape) < density)
-  # A map without a single weight would not be one.
+  # If no weight was drawn, use all places, as the map needs at least one weight.
   chosen = jnp.where(jnp.any(chosen), chosen, place)
   values = spread * jax.random.normal(keys[1], kernel.shape, kernel.dtype)
   cleared = jnp.where(place, jnp.zeros_like(kernel), kernel)

@@ -1,4 +1,4 @@
-"""Policy 2: new neurons where bridging gradients are largest."""
+"""Policy 2: growth of neurons where bridging gradients are largest."""
 
 import functools
 from typing import Any
@@ -26,31 +26,31 @@ def grow_neurons(
   beta: float = 0.1,
   alpha: float = 0.5,
 ) -> tuple[PyTree, PyTree]:
-  """Wires dormant neurons between two layers so that the loss falls.
+  """Grows neurons between two layers, connected so that the loss decreases.
 
   For each of the best beta of all pairs (n, m) by |G[n, m]|, and a random sign e:
 
     in[n]  -= e sgn(G[n, m]) sqrt(|G[n, m]|);   out[m] += e sqrt(|G[n, m]|)
 
-  so that in[n] out[m] goes against G. Each vector is then scaled to alpha times the
-  mean magnitude of its layer's live weights (its birth strength), over its entries
-  that are not zero. Mind the sign: G is dL/dB itself; papers that print +sgn mean the
-  negative gradient.
+  so that in[n] out[m] has the sign of -G. Each vector is then scaled so that the mean
+  magnitude of its nonzero entries is alpha (the birth strength) times that of its
+  layer's live weights. Note the sign: G is dL/dB itself, while papers that print +sgn
+  use the negative gradient.
 
   Args:
-    params: tree of floats.
+    params: tree of float arrays.
     masks: tree of bool arrays at the kernels.
-    lower: the dense layer whose outputs the neurons are.
-    upper: the dense layer after it.
+    lower: the dense layer whose output units are grown.
+    upper: the dense layer after `lower`.
     gradient: float (lower's rows, upper's features): dL/dB of `growth.bridge` at 0.
-    key: a PRNG key for the signs; each neuron has its own.
-    count: how many neurons grow, an integer, possibly traced; fewer where the layer has
-      fewer dormant ones (double the capacity then).
-    beta: fraction of the pairs that are wired, in (0, 1].
-    alpha: birth strength, above 0; the paper found more than 0.3 to be needed.
+    key: a PRNG key for the signs, which differ between neurons.
+    count: the number of neurons to grow, an integer, possibly traced. Fewer are grown
+      if the layer has fewer unused units; then double the capacity.
+    beta: fraction of the pairs that are connected, in (0, 1].
+    alpha: birth strength, above 0; the paper finds that it must be above 0.3.
 
   Returns:
-    Params and masks with the new neurons; their biases are zero.
+    Params and masks with the grown neurons, whose biases are zero.
 
   Raises:
     ValueError: an argument is outside its range, or shapes do not fit.
@@ -76,6 +76,7 @@ def grow_neurons(
   _check(lower, upper, gradient, beta, alpha)
   below, above = get(params, lower.path), get(params, upper.path)
   mask_below, mask_above = get(masks, lower.path), get(masks, upper.path)
+  # Select the pairs of input and output with the largest gradients.
   pairs = max(1, round(beta * gradient.size))
   size = jnp.abs(gradient)
   best = top_k_mask(size, pairs, size > 0)
@@ -87,8 +88,10 @@ def grow_neurons(
     out = jnp.sum(sign * root, axis=0)
     return into, out
 
+  # The first `count` unused units are grown. Weights are computed for every unit, in
+  # static shapes, and written to the grown ones only.
   dormant = ~(fan_in(mask_below) & fan_out(mask_above, upper.inputs))
-  rank = jnp.cumsum(dormant) - 1  # the dormant units' own numbers, 0, 1, ...
+  rank = jnp.cumsum(dormant) - 1  # 0, 1, ... over the unused units
   born = dormant & (rank < count)
   into, out = jax.vmap(wire)(jax.random.split(key, lower.features))
   into = _strength(into, below, mask_below, alpha)
@@ -113,7 +116,7 @@ def _strength(vectors: Array, kernel: Array, mask: Array, alpha: float) -> Array
   entries = jnp.maximum(jnp.sum(vectors != 0, axis=1), 1).astype(kernel.dtype)
   mean = jnp.sum(jnp.abs(vectors), axis=1) / entries
   factor = jnp.where(mean > 0, wanted / jnp.where(mean > 0, mean, 1.0), 0.0)
-  # An empty layer sets no strength: the vectors keep their own.
+  # A layer without live weights has no mean magnitude: leave the vectors unscaled.
   factor = jnp.where(jnp.any(mask), factor, jnp.ones_like(factor))
   return (vectors * factor[:, None]).astype(kernel.dtype)
 

@@ -1,4 +1,4 @@
-"""New weights take small steps first."""
+"""Warm-up of the updates of grown weights."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ class WarmUpState(NamedTuple):
   """The state of `warm_up`.
 
   Attributes:
-    ages: int32 at the sparsified leaves: steps since a weight woke, at most `steps`.
+    ages: int32 at the sparsified leaves: the steps since a weight was grown, at most
+      `steps`; 0 where masked.
     inner_state: the sparse optimizer's state.
   """
 
@@ -25,22 +26,23 @@ class WarmUpState(NamedTuple):
 def warm_up(
   tx: optax.GradientTransformation, steps: int = 10
 ) -> optax.GradientTransformationExtraArgs:
-  """Gives every weight that wakes a warm-up of its own.
+  """Ramps up the updates of each grown weight from its first step.
 
-  u_i *= min(1, age_i / steps),   age_i = steps since weight i woke, 1 in the first
+  u_i *= min(1, age_i / steps),   age_i = steps since weight i grew, 1 in the first
 
-  With moments at zero and a large step count, Adam's first step for a new weight is
-  (1 - b1) / sqrt(1 - b2) = 3.2 times the learning rate, whatever the gradient: its
-  correction for young moments knows the age of the optimizer only. Thousands of weights
-  that wake together have wrecked trained networks by that.
+  Adam corrects the bias of its moments by the optimizer's step count, not by the age of
+  a weight. With zero moments and a large count, the first step of a grown weight is
+  (1 - b1) / sqrt(1 - b2) = 3.2 times the learning rate, for any gradient. Without
+  warm-up, simultaneous growth of thousands of weights under Adam can destabilize
+  trained networks.
 
   Args:
-    tx: an optimizer made by `sparsify` or a method of this package.
-    steps: length of the ramp, at least 1, which is none. Weights live at `init` have
-      done theirs.
+    tx: an optimizer created by `sparsify` or a method of this package.
+    steps: length of the ramp, at least 1; 1 means no ramp. Weights that are live at
+      `init` have no ramp.
 
   Returns:
-    An optax transformation; its state holds that of `tx`, so `sj.masks` and
+    An optax transformation. Its state contains that of `tx`, so `sj.masks` and
     `sj.with_masks` work on it.
 
   Raises:
@@ -84,7 +86,7 @@ def warm_up(
         ramped.append(u)
         continue
       ramp = (age.astype(jnp.float32) / steps).astype(u.dtype)
-      # What takes a dropped weight to zero must do so whole.
+      # Updates of masked weights are not scaled: they set dropped weights to zero.
       ramped.append(jnp.where(mask, u * ramp, u))
     return treedef.unflatten(ramped), WarmUpState(ages, inner_state)
 

@@ -1,4 +1,4 @@
-"""Partial-area convolution: a map is added only where it matters."""
+"""Partial-area convolution: input maps contribute to parts of the output area only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,23 +21,23 @@ def partial_area_conv(
   strides: tuple[int, int] = (1, 1),
   padding: Any = "VALID",
 ) -> Array:
-  """Convolves each input map with each kernel, and adds only a part of the area.
+  """Convolves each input map with each kernel, and sums over part of the area only.
 
   F_n = sum_m (I_m * K_mn) . area_mn
 
   Args:
     x: float (n, height, width, channels).
     kernel: float (kernel height, kernel width, channels, features).
-    areas: bool (out height, out width, channels, features), True where a product is
-      computed.
-    strides: steps between windows.
-    padding: as `jax.lax.conv_general_dilated` takes it.
+    areas: bool (out height, out width, channels, features), True where an input map
+      contributes to a feature map.
+    strides: the strides of the windows.
+    padding: padding as in `jax.lax.conv_general_dilated`.
 
   Returns:
     float (n, out height, out width, features).
 
   Raises:
-    ValueError: `areas` has another shape.
+    ValueError: `areas` has a wrong shape.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), section 3.4, "partial-area convolution".
@@ -61,13 +61,15 @@ def partial_area_conv(
 def contributions(
   x: Array, kernel: Array, *, strides: tuple[int, int] = (1, 1), padding: Any = "VALID"
 ) -> Array:
-  """What each input map gives to each feature map: C_mn = I_m * K_mn.
+  """Computes the contribution of each input map to each feature map.
+
+  C_mn = I_m * K_mn
 
   Args:
-    x: as in `partial_area_conv`.
-    kernel: as in `partial_area_conv`.
-    strides: steps between windows.
-    padding: as `jax.lax.conv_general_dilated` takes it.
+    x: float (n, height, width, channels).
+    kernel: float (kernel height, kernel width, channels, features).
+    strides: the strides of the windows.
+    padding: padding as in `jax.lax.conv_general_dilated`.
 
   Returns:
     float (n, out height, out width, channels, features).
@@ -85,18 +87,18 @@ def contributions(
 
 
 def prune_areas(areas: Array, size: Array, fraction: float = 0.01) -> Array:
-  """Takes the least of its area from each pair of maps.
+  """Removes from each pair of maps the positions of smallest contribution.
 
-  area_mn -= the `fraction` of its live positions where |C_mn| is smallest
+  area_mn -= the `fraction` of the area, at live positions where |C_mn| is smallest
 
   Args:
     areas: bool (out height, out width, channels, features).
     size: float, of the same shape: the mean of |C| over a batch.
-    fraction: in [0, 1) of the whole area, about 0.01 an iteration, with retraining
-      between.
+    fraction: the fraction of the whole area to remove, in [0, 1); about 0.01 per
+      iteration, with retraining in between.
 
   Returns:
-    The areas; a pair keeps one position at least.
+    The areas; each pair keeps at least one live position.
 
   Raises:
     ValueError: an argument is outside its range, or shapes differ.
@@ -125,16 +127,17 @@ def prune_areas(areas: Array, size: Array, fraction: float = 0.01) -> Array:
 def with_areas(
   apply: Callable[..., Any], areas: Mapping[str, Array]
 ) -> Callable[..., Any]:
-  """A model whose convolutions compute a part of their areas.
+  """Makes a model's convolutions partial-area convolutions.
 
   Args:
     apply: runs a flax linen module, such as `model.apply`.
-    areas: bool arrays of `partial_area_conv`, by the slash-separated path of the
-      convolution.
+    areas: from slash-separated paths of convolutions to the bool arrays that
+      `partial_area_conv` takes.
 
   Returns:
-    `(*args, **kwargs)` like `apply`. The model is not edited: its convolutions are
-    intercepted while it is traced. They need `strides`, `padding` and a `kernel`.
+    A function `(*args, **kwargs)` like `apply`. The model itself is not changed: its
+    convolutions are intercepted while it is traced. They need `strides`, `padding` and
+    a `kernel`.
 
   Example:
     >>> model = nn.Conv(2, (3, 3), padding="VALID")
@@ -151,6 +154,7 @@ def with_areas(
       name = "/".join(context.module.path)
       if context.method_name != "__call__" or name not in areas:
         return next_function(*inner_args, **inner_kwargs)
+      # Compute the partial-area convolution with the module's own parameters.
       module = context.module
       strides = module.strides
       strides = (strides, strides) if isinstance(strides, int) else strides

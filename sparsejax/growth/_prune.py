@@ -1,4 +1,4 @@
-"""Policy 4: the smallest connections go, then what is no longer connected."""
+"""Policy 4: pruning of the smallest connections and of what becomes disconnected."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,24 +23,25 @@ def prune_connections(
   keep: Any,
   powers: float = 0.0,
 ) -> PyTree:
-  """Keeps the largest live connections, and of them those that still lead anywhere.
+  """Keeps the largest live connections, except those that become disconnected.
 
   masks = the best `keep` of the live by |w| / uses^powers, then `remove_dead`
 
   Args:
     masks: tree of bool arrays at the kernels.
-    weights: tree of the params' structure: the weights, or `effective_weights`.
-    chain: of `growth.layers`.
-    keep: how many stay in the whole network, an integer, possibly traced; or a sequence
-      of one a layer.
-    powers: how much a weight that is used at many positions has to be larger; 0 prunes
-      for parameters, 0.5 for multiply-adds (saliency w^2 a multiply-add).
+    weights: tree like the params: the weights, or `effective_weights`.
+    chain: the layers, from `growth.layers`.
+    keep: the number of connections kept in the whole network, an integer, possibly
+      traced, or a sequence of one number per layer.
+    powers: the exponent of the number of uses of a weight per image. 0 ranks weights by
+      magnitude, to save parameters; 0.5 ranks by w^2 per multiply-add, to save
+      multiply-adds.
 
   Returns:
     The masks, with at most `keep` live connections.
 
   Raises:
-    ValueError: `keep` is a sequence of another length than the chain.
+    ValueError: `keep` is a sequence whose length differs from the chain's.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), section 3.4; Han et al. 2015.
@@ -57,11 +58,13 @@ def prune_connections(
   per_layer = isinstance(keep, list | tuple)
   if per_layer and len(keep) != len(chain):
     raise ValueError(f"keep must hold one number a layer, {len(chain)}, got {keep}.")
+  # Score the live connections by magnitude, divided by their uses if asked for.
   live = [get(masks, layer.path) for layer in chain]
   scores = []
   for layer in chain:
     weight = jnp.abs(get(weights, layer.path))
     scores.append(weight * jnp.asarray(float(layer.uses) ** -powers, weight.dtype))
+  # Without counts per layer, rank the connections of all layers together.
   counts = (
     jnp.stack([jnp.asarray(n, jnp.int32) for n in keep])
     if per_layer
@@ -75,17 +78,18 @@ def prune_connections(
 
 @functools.partial(jax.jit, static_argnames="chain")
 def remove_dead(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
-  """Removes neurons and feature maps that lost all inputs or all outputs.
+  """Removes the connections of units that have lost all inputs or all outputs.
 
-  A unit without inputs gives a constant, its activated bias; it goes too, and the
-  retraining makes up for it.
+  A unit without inputs has a constant output, its activated bias. It is removed too,
+  and retraining compensates for the lost constant.
 
   Args:
     masks: tree of bool arrays at the kernels.
-    chain: of `growth.layers`.
+    chain: the layers, from `growth.layers`.
 
   Returns:
-    The masks without the connections of such units, and of those that then are such.
+    The masks without the connections of such units. Units that lose all inputs or
+    outputs by this are removed as well.
 
   Example:
     >>> chain = (Layer(("a",), (1, 2), 1, 1), Layer(("b",), (2, 1), 2, 1))
@@ -104,12 +108,12 @@ def remove_unreachable(
   params: PyTree,
   example: Any,
 ) -> PyTree:
-  """Removes the weights that no input reaches or no output needs, in any network.
+  """Removes weights that are not on any path from input to output, in any network.
 
   masks & analysis.live_parameters(apply_fn, params, masks, example)
 
-  What `remove_dead` does in a chain, read off the program: a unit of a residual
-  network that one branch no longer feeds still carries the others.
+  This is `remove_dead` for networks that are not chains. It analyzes the traced
+  program, so that a unit of a residual network is kept as long as any branch feeds it.
 
   Args:
     masks: bool arrays at the sparsified leaves of `params`, None elsewhere.
@@ -118,7 +122,8 @@ def remove_unreachable(
     example: inputs `(n, ...)`; only shape and dtype are used.
 
   Returns:
-    Masks like `masks`, subsets of them. Not traceable: masks are read on the host.
+    A tree like `masks`; each mask is a subset of the given one. The function cannot be
+    traced, because masks are read on the host.
 
   Raises:
     ValueError: as for `analysis.compact`.
@@ -143,25 +148,26 @@ def prune_units(
   chain: tuple[Layer, ...],
   keep: Sequence[Any],
 ) -> PyTree:
-  """Keeps the most important inputs, neurons and feature maps, whole.
+  """Keeps the most important inputs, neurons and feature maps, and removes the others.
 
   importance of a hidden unit = ||w_in||_2 ||w_out||_2, of an input ||w_out||_2
 
-  Unstructured pruning leaves most units a connection or two, and a network is only
-  faster without them where whole units go.
+  Unstructured pruning leaves most units with a few connections each. Removing whole
+  units is what makes a network faster.
 
   Args:
     masks: tree of bool arrays at the kernels.
-    weights: tree of the params' structure.
-    chain: of `growth.layers`.
-    keep: how many units stay, integers, possibly traced: of the input, then of each
-      hidden layer; as many as the chain has layers.
+    weights: tree like the params.
+    chain: the layers, from `growth.layers`.
+    keep: the numbers of units kept, integers, possibly traced: of the input, then of
+      each hidden layer; as many as the chain has layers.
 
   Returns:
-    The masks without the connections of the other units, and without what is dead then.
+    The masks without the connections of removed units, and without those that become
+    disconnected.
 
   Raises:
-    ValueError: `keep` has another length than the chain.
+    ValueError: the length of `keep` differs from the chain's.
 
   Example:
     >>> chain = (Layer(("a",), (1, 2), 1, 1), Layer(("b",), (2, 1), 2, 1))
@@ -188,15 +194,16 @@ def prune_units(
 def unit_importance(
   masks: PyTree, weights: PyTree, chain: tuple[Layer, ...]
 ) -> tuple[list[Array], list[Array]]:
-  """The importance of each unit as in `prune_units`, and whether it is there.
+  """Computes the importance of each unit as in `prune_units`, and whether it is live.
 
   Args:
     masks: tree of bool arrays at the kernels.
-    weights: tree of the params' structure.
-    chain: of `growth.layers`.
+    weights: tree like the params.
+    chain: the layers, from `growth.layers`.
 
   Returns:
-    Two lists, of the input and of each hidden layer: float and bool (units,).
+    Two lists of arrays (units,), one array for the input and one per hidden layer:
+    float importances, and bool, True = live.
   """
   importance = []
   for i, layer in enumerate(chain):
@@ -217,18 +224,18 @@ def unit_importance(
 def effective_weights(
   params: PyTree, batch_stats: PyTree, chain: tuple[Layer, ...], epsilon: float = 1e-5
 ) -> PyTree:
-  """The weights as batch normalization scales them.
+  """Computes the weights as scaled by the batch normalization that follows.
 
   w_eff = w gamma / sqrt(var + epsilon), by output unit, where a norm follows the layer
 
   Args:
-    params: tree of floats.
-    batch_stats: of flax's `BatchNorm`: running averages under the norms' paths.
-    chain: of `growth.layers`.
-    epsilon: the norms' own.
+    params: tree of float arrays.
+    batch_stats: running averages of flax's `BatchNorm`, under the norms' paths.
+    chain: the layers, from `growth.layers`.
+    epsilon: the epsilon of the norms.
 
   Returns:
-    A tree like `params` with other kernels; what pruning by magnitude has to look at.
+    A tree like `params` with scaled kernels, for pruning by magnitude.
 
   Example:
     >>> chain = (Layer(("a",), (1, 2), 1, 1, ("n",)),)

@@ -1,4 +1,4 @@
-"""The sparse seed from which a network grows."""
+"""Seeds: the small sparse networks from which growth starts."""
 
 import functools
 from typing import Any
@@ -23,19 +23,21 @@ def seed(
   width_l = round(width_ratio features_l) in hidden layers;
   live_l = round(density connections between those units)
 
-  Every hidden unit has an input and an output, every output an input; which other
-  connections are live is random. Weights are the model's own, see `sj.rescale` for
-  their scale; biases need no mask: units that are not there feed nothing.
+  Every hidden unit has at least one input and one output, and every output unit at
+  least one input. The other live connections are random. Weights are not drawn here;
+  see `sj.rescale` for their scale. Biases need no mask, because unused units have no
+  outputs.
 
   Args:
-    model_shape: of `growth.layers`; its widths are the capacity.
-    width_ratio: in (0, 1]: 0.4 makes LeNet-120-40 of LeNet-300-100.
-    density: in (0, 1], the fraction of the possible connections that is live.
+    model_shape: the layers, from `growth.layers`; their widths are the capacity.
+    width_ratio: fraction of the hidden units in use, in (0, 1]; 0.4 turns
+      LeNet-300-100 into LeNet-120-40.
+    density: fraction of the connections between used units that is live, in (0, 1].
     key: a PRNG key.
 
   Returns:
-    A tree that holds a bool array (True = live) at each kernel, as `sj.with_masks` and
-    `sj.apply_masks` take it.
+    A tree with a bool array (True = live) at each kernel, for `sj.with_masks` and
+    `sj.apply_masks`.
 
   Raises:
     ValueError: an argument is outside its range, or the density is too small to connect
@@ -57,7 +59,7 @@ def seed(
   source = model_shape[0].inputs
   for i, (layer, width) in enumerate(zip(model_shape, widths, strict=True)):
     positions = int(np.prod(layer.shape[:-1])) // layer.inputs
-    cover_inputs = source if i else 0  # an image may have pixels that nobody looks at
+    cover_inputs = source if i else 0  # pixels of the input need not be connected
     least = max(cover_inputs, width)
     live = round(density * positions * source * width)
     if live < least:
@@ -74,10 +76,11 @@ def seed(
 
 
 def _draw(key, layer, positions, source, width, live, cover_inputs):
-  """A mask of `live` connections that covers the first units of both sides."""
+  """Draws a mask of `live` connections that covers the first units of both sides."""
   draw, rows, columns, place = jax.random.split(key, 4)
   n = max(source, width) if cover_inputs else width
-  # Both sides in random orders, the shorter one again and again: a least cover.
+  # Pair the units of both sides in random orders, repeating those of the smaller side.
+  # These n pairs connect every unit; a score of 2 puts them before all random scores.
   row = jax.random.permutation(rows, source)[np.arange(n) % source]
   column = jax.random.permutation(columns, width)[np.arange(n) % width]
   position = jax.random.randint(place, (n,), 0, positions)

@@ -1,4 +1,4 @@
-"""The loop of a synthesis: a network grows to a target, then is pruned to the bone."""
+"""The loop of grow-and-prune synthesis: growth to a target error, then pruning."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ State = Any
 
 
 class Milestone(NamedTuple):
-  """A size on the way down, at which the network is fine-tuned and kept.
+  """A size at which the network is fine-tuned and kept while it is pruned.
 
   Attributes:
-    connections: live weights there, in the whole network or one number a layer.
-    rounds: pruning rounds from the size before, in equal ratios.
-    units: how many inputs, then units of each hidden layer, may be left there; () for
-      any: then only connections are pruned.
+    connections: the number of live weights, of the whole network or one per layer.
+    rounds: the number of pruning rounds from the previous size, in equal ratios.
+    units: the maximum numbers of inputs and of units of each hidden layer; () to prune
+      connections only.
   """
 
   connections: int | tuple[int, ...]
@@ -23,18 +23,19 @@ class Milestone(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """A synthesis in numbers.
+  """The settings of a synthesis.
 
   Attributes:
-    target_error: growth ends once the error is at most this.
-    growth_rounds: or after so many rounds; the seed's training is the first.
-    growth_epochs: training after each of them.
-    milestones: where pruning goes.
-    prune_epochs: retraining of the whole network after each pruning.
-    tolerated_error: a pruned network whose error stays above it is given up.
-    patience: how often such a network is retrained before that.
-    tune_epochs: training at a milestone, the learning rate falling to zero.
-    floor: the learning rate at the end of a round, times the one at its start.
+    target_error: growth ends when the error is at most this.
+    growth_rounds: growth also ends after this many rounds; the first is the training
+      of the seed.
+    growth_epochs: training epochs per growth round.
+    milestones: the sizes to prune to, in decreasing order.
+    prune_epochs: training epochs of the whole network after each pruning.
+    tolerated_error: pruning ends if the error of a pruned network stays above this.
+    patience: how often a network with a larger error is retrained before pruning ends.
+    tune_epochs: training epochs at a milestone, with the learning rate decayed to zero.
+    floor: the final learning rate of a round, as a fraction of its initial one.
   """
 
   target_error: float
@@ -49,16 +50,16 @@ class Plan(NamedTuple):
 
 
 class Position(NamedTuple):
-  """Where a synthesis stands: with the two states, all that it needs to go on.
+  """The progress of a synthesis; with the two states, it suffices to resume.
 
   Attributes:
     phase: "grow", "prune", "tune" or "done".
-    round: rounds done in this phase.
-    milestone: which one is next.
-    tries: retrainings of a network whose error is too large.
-    start: connections of each layer where pruning towards the milestone began.
-    start_units: units there.
-    given_up: whether accuracy could not be recovered, so that no milestone follows.
+    round: rounds completed in this phase.
+    milestone: index of the next milestone.
+    tries: how often the current network, whose error is too large, was trained.
+    start: connections per layer when pruning towards the milestone began.
+    start_units: numbers of units when pruning towards the milestone began.
+    given_up: whether the error stayed too large, so that no further milestone follows.
   """
 
   phase: str = "grow"
@@ -71,18 +72,18 @@ class Position(NamedTuple):
 
 
 class Actions(NamedTuple):
-  """What a synthesis does to a network, as functions on a state of any kind.
+  """The functions that a synthesis calls, on a state of any type.
 
   Attributes:
-    grow: `(state, round) -> state`, by the growth policies.
-    prune: `(state, connections, units) -> state`, to at most so many; connections as
-      in the milestone, of the whole network or of each layer.
-    train: `(state, epochs, first, last) -> state`; the learning rate goes along a
-      cosine from `first` to `last` times its peak.
-    error: `(state) -> float` that is compared with the plan's errors.
-    size: `(state) -> (connections, units)`, the former of each layer.
-    keep: `(state, milestone)`, told of every network that was fine-tuned.
-    save: `(state, best, position, error)`, told of every round.
+    grow: `(state, round) -> state`, applies the growth policies.
+    prune: `(state, connections, units) -> state`, prunes to at most these numbers;
+      connections are of the whole network or per layer, as in the milestone.
+    train: `(state, epochs, first, last) -> state`, trains with a learning rate that
+      follows a cosine from `first` to `last` times its peak.
+    error: `(state) -> float`, the error that is compared with the plan's.
+    size: `(state) -> (connections, units)`, the connections per layer.
+    keep: `(state, milestone)`, called with every fine-tuned network.
+    save: `(state, best, position, error)`, called after every round.
   """
 
   grow: Callable[[State, int], State]
@@ -101,30 +102,30 @@ def synthesize(
   best: State | None = None,
   position: Position | None = None,
 ) -> State:
-  """Grows a network until it is good enough, then prunes it as far as it stays so.
+  """Grows a network to a target error, then prunes it while its error is tolerated.
 
   grow:  train; while error > target: grow, train
   prune: prune, retrain the whole; while error > tolerated: retrain, at most `patience`
          times; then go back to the best state and end
   tune:  at a milestone's size, train to the end and keep
 
-  The best state is the smallest network whose error was tolerated. Files, data and
-  compiled functions are the caller's (`sparsejax.training.grow_and_prune`); this is
-  control alone, and from `(state, best, position)` it goes on where it was.
+  The best state is the smallest network whose error was tolerated. This function is the
+  control flow only; the caller provides files, data and compiled functions. A synthesis
+  can be resumed from the `(state, best, position)` that `actions.save` last received.
 
   Args:
-    plan: numbers.
-    actions: functions.
-    state: the seed, or the state that `actions.save` was told last.
-    best: the other state that it was told; None to begin.
-    position: the position that it was told; None to begin.
+    plan: the settings.
+    actions: the functions to call.
+    state: the seed, or the state to resume from.
+    best: the best state to resume from; None to start.
+    position: the position to resume from; None to start.
 
   Returns:
     The last state.
 
   Raises:
-    ValueError: a number of the plan is outside its range, or a milestone has not one
-      number a layer.
+    ValueError: a number of the plan is outside its range, or the numbers of a milestone
+      are not one per layer.
 
   References:
     Dai, Yin & Jha 2017 (arXiv 1711.02017), figure 3 and algorithm 4.
@@ -162,7 +163,7 @@ def synthesize(
 
 
 def check_plan(plan: Plan) -> None:
-  """Raises ValueError for a plan that cannot be carried out."""
+  """Raises ValueError if the numbers of a plan are outside their ranges."""
   if not plan.milestones:
     raise ValueError("milestones must hold at least one, got none.")
   last = math.inf
@@ -181,7 +182,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def ladder(start: int, end: int, rounds: int, done: int) -> int:
-  """The size after `done` of so many rounds, in equal ratios.
+  """Computes the size after `done` of `rounds` rounds of pruning in equal ratios.
 
   start (end / start)^(done / rounds), rounded; never above `start`
 
@@ -203,6 +204,7 @@ def _step(plan, actions, state, best, position):
     return _grow(plan, actions, state, position)
   if position.phase == "prune":
     return _prune(plan, actions, state, best, position)
+  # Fine-tune at the milestone, keep the network, and go on to the next milestone.
   state = actions.train(state, plan.tune_epochs, 1.0, 0.0)
   actions.keep(state, position.milestone)
   following = position.milestone + 1
@@ -212,6 +214,7 @@ def _step(plan, actions, state, best, position):
 
 
 def _grow(plan, actions, state, position):
+  # The first round trains the seed; each later round grows the network first.
   if position.round:
     state = actions.grow(state, position.round)
   state = actions.train(state, plan.growth_epochs, 1.0, plan.floor)
@@ -222,10 +225,12 @@ def _grow(plan, actions, state, position):
 
 
 def _prune(plan, actions, state, best, position):
+  # In the first round towards a milestone, record the sizes to start from.
   milestone = plan.milestones[position.milestone]
   if not position.start:
     connections, units = actions.size(state)
     position = position._replace(start=connections, start_units=units)
+  # Prune to this round's sizes, unless the last network is to be retrained.
   if not position.tries:
     done = position.round + 1
     down = lambda start, end: ladder(start, end, milestone.rounds, done)
@@ -242,6 +247,8 @@ def _prune(plan, actions, state, best, position):
     left = tuple(down(*pair) for pair in pairs)
     state = actions.prune(state, keep, left)
     position = position._replace(round=done)
+  # Retrain. If the error is tolerated, continue with this network; if not, retrain it
+  # again, at most `patience` times, and then fine-tune the best network and end.
   state = actions.train(state, plan.prune_epochs, 1.0, plan.floor)
   error = actions.error(state)
   if error <= plan.tolerated_error:
