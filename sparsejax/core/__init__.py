@@ -1,4 +1,4 @@
-"""What everything stands on: exact selection, mask trees, leaf selection, budgets."""
+"""The shared base of all packages: types, masks, exact selection and budgets."""
 
 from sparsejax.core._budgets import (
   apportion,

@@ -1,4 +1,4 @@
-"""Selection over all layers of a network at once."""
+"""Selection of the k largest scores over all layers of a network together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,24 +17,25 @@ PyTree = Any
 
 
 def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
-  """How many of the k largest scores of several tensors lie in each of them.
+  """Counts how many of the k largest scores of several tensors are in each tensor.
 
   k_l = #{i in layer l : s_i among the k largest of all layers}
 
-  Ties at the threshold go to the first layers. Only counts are compared, in 64 bits,
-  so that the tensors together may hold more than 2^31 scores.
+  Ties at the threshold go to the first layers. Counts are 64-bit integers, so the
+  tensors together may have more than 2^31 scores.
 
   Args:
     scores: float arrays of any shapes and one dtype.
-    k: how many in all, an integer, possibly traced.
-    where: bool arrays of the shapes of `scores`: the candidates.
+    k: the total number, an integer, possibly traced.
+    where: bool arrays of the shapes of `scores`, True at the candidates.
 
   Returns:
-    int32 array (layers,): the counts; they sum to k, clipped to the candidates.
+    int32 array (layers,): the counts. They sum to k, clipped to [0, candidates].
 
   Raises:
-    TypeError: the scores are no floats of one dtype, `k` no integer, `where` not bool.
-    ValueError: there are not as many candidates as scores, or shapes differ.
+    TypeError: the scores are not floats of one dtype, `k` is not an integer, or `where`
+      is not bool.
+    ValueError: `where` has another number of arrays than `scores`, or other shapes.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -54,20 +55,23 @@ def split_k(scores: Sequence[Array], k, where: Sequence[Array]) -> Array:
 
 
 def split_layers(scores: PyTree, k, where: PyTree, budgets: PyTree) -> Array:
-  """`split_k` over the layers of trees, among them the rows of stacked leaves.
+  """Counts how many of the k largest scores of a tree are in each layer.
+
+  Like `split_k`, but each row of a leaf that stacks layers is a layer of its own. Such
+  leaves are not split into rows, which may be on several devices.
 
   Args:
-    scores: tree of floating arrays of one dtype.
-    k: how many are taken in all; an integer, may be traced.
-    where: tree of bool arrays, the candidates.
-    budgets: tree of int32, whose shapes tell stacked leaves; see `core.stacked`.
+    scores: tree of floating-point arrays of one dtype.
+    k: the total number, an integer, possibly traced.
+    where: tree of bool arrays, True at the candidates.
+    budgets: tree of int32, whose shapes say which axes stack layers; see
+      `core/_stacked.py`.
 
   Returns:
-    int32 array (layers,), in the order of `to_vector`. Stacked leaves stay whole:
-    their rows may lie on several devices.
+    int32 array (layers,), in the order of `to_vector`.
 
   Raises:
-    TypeError: the scores are no floats of one dtype.
+    TypeError: the scores are not floats of one dtype.
   """
   like = jax.tree.leaves(budgets)
   rows = [len(stacked_axes(b)) for b in like]
@@ -96,9 +100,12 @@ def _split(scores, k, where, rows) -> Array:
       found = [jnp.ravel(count(m, r)) for m, r in zip(masks, rows, strict=True)]
       return jnp.concatenate(found).astype(jnp.int64)
 
+    # Keys of 0 are NaN or no candidates, which are never selected.
     candidates = jnp.sum(totals([x > 0 for x in keys]))
     k = jnp.clip(jnp.asarray(k).astype(jnp.int64), zero, candidates)
 
+    # Decides one byte of the common threshold, as `_selection.search` does per layer:
+    # the largest byte that at least `missing` of the matching keys reach.
     def decide(level, carry):
       threshold, missing = carry
       shift = ((jnp.int32(levels - 1) - level) * jnp.int32(8)).astype(word)
@@ -112,6 +119,8 @@ def _split(scores, k, where, rows) -> Array:
 
     start = (jnp.zeros((), word), k)
     threshold, missing = lax.fori_loop(jnp.int32(0), jnp.int32(levels), decide, start)
+    # Each layer gets its keys above the threshold. The `missing` keys equal to it are
+    # taken from the first layers that have such keys.
     above = totals([x > threshold for x in keys])
     equal = totals([(x == threshold) & (x > 0) for x in keys])
     before = jnp.cumsum(equal) - equal

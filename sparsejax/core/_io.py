@@ -1,4 +1,4 @@
-"""Atomic writing and pickle-free reading of .npz files, and masks in them."""
+"""Atomic writing and pickle-free reading of .npz files, and of masks in them."""
 
 import contextlib
 import os
@@ -19,16 +19,18 @@ PyTree = Any
 
 
 def write_archive(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-  """Replaces a file by arrays; a reader sees the old or the new, never a half.
+  """Writes arrays to an .npz file atomically.
+
+  A reader gets the old file or the new one, never a part of it.
 
   Args:
-    path: of the file.
-    arrays: by name; none of objects.
+    path: the file's path.
+    arrays: the arrays by name; none may have the object dtype.
 
   Raises:
-    TypeError: path is no path.
-    ValueError: an array is of objects.
-    OSError: it cannot be written; what was there stays.
+    TypeError: `path` is not a path.
+    ValueError: an array has the object dtype.
+    OSError: the file cannot be written; an existing file is unchanged.
   """
   target = _checked(path)
   folder = os.path.dirname(os.path.abspath(target))
@@ -36,7 +38,8 @@ def write_archive(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     raise IsADirectoryError(f"path must be a file, got the folder {target!r}.")
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"path must be in a folder that is there, got {target!r}.")
-  # As `np.savez` does; the oldest numpy takes its `allow_pickle` for one more array.
+  # Writes the format of `np.savez`, which in old versions of numpy has no argument
+  # `allow_pickle` and would save it as one more array.
   with replacing(target) as file, zipfile.ZipFile(file, "w") as archive:
     for name, array in arrays.items():
       with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
@@ -45,23 +48,23 @@ def write_archive(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a new file that takes a path's place whole, if nothing is raised meanwhile.
+  """Opens a temporary file that replaces `path` if the block raises nothing.
 
   Args:
-    path: of the file, in a folder that is there.
+    path: the file's path, in an existing folder.
 
   Yields:
-    The new file, to be written.
+    The temporary file, open for writing bytes.
 
   Raises:
-    OSError: it cannot be written; what was there stays.
+    OSError: the file cannot be written; an existing file is unchanged.
   """
   folder, name = os.path.split(os.path.abspath(path))
   handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
   try:
     with os.fdopen(handle, "wb") as file:
       yield file
-    # `mkstemp` makes files that only their owner reads.
+    # `mkstemp` makes files that only their owner can read.
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
   except BaseException:
@@ -70,19 +73,20 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def read_archive(path: str | os.PathLike, writer: str) -> dict[str, np.ndarray]:
-  """Reads all arrays of a file.
+  """Reads all arrays of an .npz file, without pickle.
 
   Args:
-    path: of the file.
-    writer: the function that writes such files, for messages.
+    path: the file's path.
+    writer: the name of the function that writes such files, for error messages.
 
   Returns:
     The arrays by name.
 
   Raises:
-    TypeError: path is no path.
+    TypeError: `path` is not a path.
     FileNotFoundError: there is no such file.
-    ValueError: it is no such archive, is damaged, or holds objects.
+    ValueError: the file is not such an archive, is damaged, or has an array of the
+      object dtype.
 
   Example:
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -96,7 +100,7 @@ def read_archive(path: str | os.PathLike, writer: str) -> dict[str, np.ndarray]:
       f"path must be a file of {writer}, got {source!r}: no file."
     )
   try:
-    # Opened here: `np.load` leaves a damaged file open.
+    # Opened here, because `np.load` does not close a damaged file.
     with open(source, "rb") as opened, zipfile.ZipFile(opened) as archive:
       arrays = {}
       for member in archive.namelist():
@@ -127,15 +131,15 @@ def _checked(path) -> str:
 
 
 def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
-  """Writes masks to an uncompressed .npz without pickle, one bit a weight.
+  """Writes masks to an uncompressed .npz file without pickle, one bit per weight.
 
   Args:
-    path: of the file; it is replaced whole if it is there.
-    masks: what `sj.masks` gives, or any tree of bool arrays and None.
+    path: the file's path; an existing file is replaced atomically.
+    masks: the result of `sj.masks`, or any tree of bool arrays and None.
 
   Raises:
-    TypeError: a leaf is not bool, or path no path.
-    OSError: the file cannot be written; what was there stays.
+    TypeError: a leaf is not bool, or `path` is not a path.
+    OSError: the file cannot be written; an existing file is unchanged.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj, tempfile
@@ -149,23 +153,24 @@ def save_masks(path: str | os.PathLike, masks: PyTree) -> None:
 
 
 def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
-  """Reads what `save_masks` wrote.
+  """Reads masks that `save_masks` wrote.
 
   Args:
-    path: of the file.
-    like: the params (or their abstract values) whose structure the masks get, or the
-      masks of another state of the same network.
+    path: the file's path.
+    like: the params (or their abstract values), or other masks of the same network. The
+      result has its structure.
 
   Returns:
-    The structure of `like` with the bool arrays of the file, and None where it has
-    none; for `sj.with_masks` and `sj.apply_masks`.
+    A tree like `like` with the bool arrays of the file, and None at leaves that have
+    none in it. Pass it to `sj.with_masks` or `sj.apply_masks`.
 
   Raises:
-    TypeError: path is no path.
+    TypeError: `path` is not a path.
     FileNotFoundError: there is no such file.
-    ValueError: the file is damaged or holds something else, a mask that `like` has no
-      leaf for, or one of another shape.
+    ValueError: the file is damaged or is not a file of masks; or `like` has no leaf of
+      the same path and shape for one of its masks.
   """
+  # Every mask needs its packed bits and its shape; other arrays are ignored.
   file = read_archive(path, "save_masks")
   names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
   whole = all(
@@ -177,6 +182,7 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
   )
   if not names or not whole:
     raise ValueError(f"path must be a file of save_masks, got {os.fspath(path)!r}.")
+  # Every mask needs a leaf of its path and shape in `like`.
   bits = {name: file[f"mask:{name}"] for name in names}
   shapes = {name: tuple(file[f"shape:{name}"].tolist()) for name in names}
   leaves = named_leaves(like)
@@ -195,13 +201,16 @@ def load_masks(path: str | os.PathLike, like: PyTree) -> PyTree:
 
 
 def mask_arrays(masks: PyTree) -> dict[str, Any]:
-  """What `save_masks` writes, for files that hold more than masks.
+  """Converts masks to the named arrays of a mask file.
+
+  Use it to write masks and other arrays to one file.
 
   Args:
     masks: as in `save_masks`.
 
   Returns:
-    `mask:<path>`, packed bits, and `shape:<path>` of every mask.
+    For every mask, its packed bits as `mask:<path>` (uint8) and its shape as
+    `shape:<path>` (int64).
 
   Raises:
     TypeError: a leaf is not bool.

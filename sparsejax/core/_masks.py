@@ -1,4 +1,4 @@
-"""Trees of masks: find, apply, pack to bits, count."""
+"""Functions on trees of masks: find, apply, pack to bits, count."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,10 @@ PyTree = Any
 
 
 def sparse_states(opt_state: PyTree) -> list[SparseState]:
-  """Every `SparseState` inside a nested optimizer state, outermost first."""
+  """Lists every `SparseState` inside a nested optimizer state.
+
+  A state inside another `SparseState` is not listed.
+  """
 
   def is_state(node):
     return isinstance(node, SparseState)
@@ -34,7 +37,7 @@ def sparse_states(opt_state: PyTree) -> list[SparseState]:
 
 
 def _some_states(opt_state: PyTree) -> list[SparseState]:
-  """`sparse_states`, at least one of them."""
+  """Lists the sparse states, or raises ValueError if there is none."""
   states = sparse_states(opt_state)
   if not states:
     raise ValueError(
@@ -52,11 +55,11 @@ def masks(opt_state: PyTree) -> PyTree:
       `optax.chain`, `optax.partition`, `optax.MultiSteps` and the like.
 
   Returns:
-    The params' structure with one bool array (True = live) at each sparsified leaf
-    and None elsewhere: `jax.tree.leaves(sj.masks(s))` is exactly the masks.
+    A tree like the params, with one bool array (True = live) at each sparsified leaf
+    and None elsewhere, so `jax.tree.leaves(sj.masks(s))` lists the masks.
 
   Raises:
-    ValueError: there is no sparsified optimizer in the state.
+    ValueError: `opt_state` has no state of a sparsified optimizer.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -72,14 +75,15 @@ def merged_masks(
   states: list[SparseState],
   function: Callable[[SparseState, Array], Array] = lambda state, mask: mask,
 ) -> PyTree:
-  """The masks of states that sparsify one tree, one or more of them, as bools.
+  """Merges the masks of several states of one params tree into one tree.
 
   Args:
-    states: at least one.
-    function: `(state, mask) -> array`, what stands in the place of each mask.
+    states: at least one state; each sparsifies other leaves of the tree.
+    function: `(state, mask) -> array`, called on each unpacked mask; its result takes
+      the place of the mask.
 
   Returns:
-    One tree of the params' structure, None where no state has a mask.
+    One tree like the params, None where no state has a mask.
   """
   found = [
     jax.tree.map(functools.partial(function, state), unpack_tree(state.masks))
@@ -89,14 +93,16 @@ def merged_masks(
 
 
 def _merge(nodes: list[PyTree]) -> PyTree:
-  """Joins masks of several groups of one tree (`optax.partition`).
+  """Merges masks of the groups of `optax.partition`, from the root down.
 
-  A group holds None where a leaf of its own is dense, and an empty tuple
-  (`optax.MaskedNode`) in place of every subtree that belongs to another group.
+  A group has None at its own dense leaves, and an empty tuple (`optax.MaskedNode`) in
+  place of every subtree that belongs to another group.
   """
+  # Only groups that have something here take part.
   nodes = [n for n in nodes if n is not None and not (isinstance(n, tuple) and not n)]
   if not nodes:
     return None
+  # Flattens one level of each group, and merges the children one by one.
   levels = [
     jax.tree.flatten(node, is_leaf=lambda x, node=node: x is not node) for node in nodes
   ]
@@ -110,7 +116,7 @@ def _merge(nodes: list[PyTree]) -> PyTree:
 
 
 def skipped_updates(opt_state: PyTree) -> Array:
-  """How many mask updates were skipped because a score was not finite.
+  """Counts the mask updates that were skipped because a score was not finite.
 
   Args:
     opt_state: the state of an optimizer made by this package, possibly nested.
@@ -119,7 +125,7 @@ def skipped_updates(opt_state: PyTree) -> Array:
     int32 scalar.
 
   Raises:
-    ValueError: there is no sparsified optimizer in the state.
+    ValueError: `opt_state` has no state of a sparsified optimizer.
   """
   counts = [state.skipped for state in _some_states(opt_state)]
   return jnp.sum(jnp.stack(counts), axis=0)
@@ -132,13 +138,13 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
   Args:
     params: any pytree of arrays.
-    masks: what `sj.masks` gives for it.
+    masks: the masks of these params, as `sj.masks` returns them.
 
   Returns:
-    The same container with the same dtypes; leaves without a mask unchanged.
+    The same container with the same dtypes; leaves without a mask are unchanged.
 
   Raises:
-    TypeError: a leaf is no array, or a mask not bool.
+    TypeError: a leaf is not an array, or a mask is not bool.
     ValueError: structures or shapes differ.
 
   Example:
@@ -157,39 +163,39 @@ def apply_masks(params: PyTree, masks: PyTree) -> PyTree:
 
 
 def masked_copy(params: PyTree, masks: PyTree) -> PyTree:
-  """`apply_masks`, of which no array is one of the arguments.
+  """Applies masks and copies every leaf, so that no array is shared with `params`.
 
-  For params from which a training starts: a step that donates them must not take with
-  it what the caller keeps, to rewind to for instance.
+  Use it for the initial params of a training run: a step that donates them then leaves
+  the caller's arrays intact, for example to rewind to them.
 
   Args:
     params: as in `apply_masks`.
     masks: as in `apply_masks`.
 
   Returns:
-    As of `apply_masks`; leaves without a mask are copied, unless they are traced.
+    As `apply_masks`; leaves without a mask are copied, unless they are traced.
 
   Raises:
-    TypeError: as `apply_masks`.
-    ValueError: as `apply_masks`.
+    TypeError: as in `apply_masks`.
+    ValueError: as in `apply_masks`.
   """
   return copied(apply_masks(params, masks))
 
 
 def copied(tree: PyTree) -> PyTree:
-  """The same values in arrays of their own; what is traced stays as it is."""
+  """Copies every array of a tree; traced values are returned unchanged."""
   return jax.tree.map(lambda x: x if isinstance(x, Tracer) else x.copy(), tree)
 
 
 def pack(masks: PyTree) -> PyTree:
-  """Packs masks to one bit a weight, for storage and transport.
+  """Packs masks to one bit per weight, for storage and transport.
 
   Args:
     masks: tree of bool arrays.
 
   Returns:
-    The same tree with each array's last axis packed, eight weights a uint8, the
-    first in the highest bit: shape (..., ceil(n / 8)).
+    The same tree with the last axis of each array packed: eight weights per uint8, the
+    first in the highest bit. The shape is (..., ceil(n / 8)).
 
   Raises:
     TypeError: a leaf is not bool.
@@ -208,18 +214,18 @@ def pack(masks: PyTree) -> PyTree:
 
 
 def unpack(packed: PyTree, like: PyTree) -> PyTree:
-  """The inverse of `pack`.
+  """Unpacks masks that `pack` made.
 
   Args:
-    packed: what `pack` gave.
-    like: tree of the same structure whose arrays (or abstract values) have the
-      masks' shapes, such as the params' sparsified leaves.
+    packed: the result of `pack`.
+    like: tree of the same structure whose arrays (or abstract values) have the shapes
+      of the masks, such as the sparsified leaves of the params.
 
   Returns:
-    tree of bool arrays of those shapes.
+    tree of bool arrays of these shapes.
 
   Raises:
-    TypeError: a leaf of either is no array, or a packed one not uint8.
+    TypeError: a leaf of either tree is not an array, or a packed leaf is not uint8.
     ValueError: a packed leaf does not fit its shape, or the structures differ.
 
   Example:
@@ -252,17 +258,18 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
 
 
 def summary(params: PyTree, masks: PyTree) -> str:
-  """Returns a table of what is live, and of why the other leaves are dense.
+  """Formats a table of live weights, and of the reasons why other leaves are dense.
 
   Args:
     params: any pytree of arrays.
-    masks: what `sj.masks` gives for it; None entries are counted as dense.
+    masks: the masks of these params, as `sj.masks` returns them; leaves with None count
+      as dense.
 
   Returns:
-    The table as text, one line per leaf: path, shape, size, live weights, and the
-    density or, for a leaf without a mask, why it is dense: the reason of the default
-    choice, such as "bias", or "excluded by where" for a kernel. The totals are of the
-    sparsified leaves and of all parameters.
+    The table as text, one line per leaf: path, shape, size, live weights, and density.
+    For a leaf without a mask, the last column has the reason why it is dense: that of
+    the default choice, such as "bias", or "excluded by where" for a kernel. The last
+    two lines are the totals of the sparsified leaves and of all parameters.
 
   Raises:
     ValueError: structures or shapes differ.
@@ -281,6 +288,7 @@ def summary(params: PyTree, masks: PyTree) -> str:
   """
   check_masks(masks)
   entries = align(params, masks, strict=False)
+  # One transfer from the device for all counts.
   live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])
   rows, kept, size, all_kept, all_size = [], 0, 0, 0, 0
   reasons = why_dense(params)

@@ -1,4 +1,4 @@
-"""Masks from elsewhere, put into an optimizer's state."""
+"""Replacing the masks in an optimizer's state."""
 
 from typing import Any
 
@@ -19,30 +19,30 @@ PyTree = Any
 
 
 def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
-  """Puts masks into any nested optax state; budgets become their live counts.
+  """Replaces the masks in a nested optax state; budgets become their live counts.
 
   budget_l = #{i in layer l : m_i}
 
-  The one way to start from masks that were made elsewhere: by a method that prunes at
-  initialization, in another run, in a file (`sj.load_masks`). The next update sets
-  what they mask to exactly zero. They stay as they are for good in an optimizer with
-  `update_every=None`, and for as long as `update_masks=False` is passed to its update;
-  otherwise the method goes on from them, with their budgets.
+  Use it to start from masks that were made elsewhere: by a method that prunes at
+  initialization, in another run, or in a file (`sj.load_masks`). The next update sets
+  the masked weights to exactly zero. The masks never change in an optimizer with
+  `update_every=None`, nor while `update_masks=False` is passed to its `update`.
+  Otherwise the method continues from these masks, with their budgets.
 
   Args:
     opt_state: the state of an optimizer made by this package, alone or inside
       `optax.chain`, `optax.partition`, `optax.MultiSteps` and the like.
-    masks: a bool array (True = live) for each sparsified leaf, at its place in the
-      params' tree, and None at all others, as `sj.masks` gives it. Leaves are matched
-      by their paths, so a tree that a checkpoint restored as nested dicts will do.
+    masks: a tree like the params, as `sj.masks` returns it: a bool array (True = live)
+      at each sparsified leaf and None elsewhere. Leaves are matched by their paths, so
+      nested dicts that a checkpoint restored are accepted too.
 
   Returns:
-    The state with other masks and budgets, laid out over devices as before; all else
-    in it unchanged. May be called under `jit`.
+    The state with the new masks and budgets, with the sharding that the old ones had;
+    the rest is unchanged. May be called under `jit`.
 
   Raises:
-    ValueError: there is no sparsified optimizer in the state; a mask is missing, is
-      one too many, or has another shape than its weights.
+    ValueError: `opt_state` has no state of a sparsified optimizer; a sparsified leaf
+      has no mask, another leaf has one, or a shape differs from that of its weights.
     TypeError: a mask is not bool.
 
   Example:
@@ -54,7 +54,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     >>> int(state.budgets["kernel"]), bool(state.masks["kernel"][0, 1])
     (3, False)
   """
-  find_masks(opt_state)  # raises where there is nothing to replace
+  find_masks(opt_state)  # raises if there is no sparsified optimizer
   check_arrays("masks", masks)
   given = dict(named_leaves(masks))
   used: set[str] = set()
@@ -72,15 +72,18 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
         )
       return _checked(name, given[name], old)
 
+    # Takes the new mask of each sparsified leaf by its path.
     before = unpack_tree(node.masks)
     new = jax.tree.structure(before).unflatten(
       new_mask(name, old) for name, old in named_leaves(before)
     )
+    # Budgets are stored without boxes; the new masks may have them.
     budgets = jax.tree.map(
       lambda m, b: live_in(m, b).astype(b.dtype),
       new,
       boxed_like(node.budgets, new),
     )
+    # A state with packed masks gets packed masks again.
     held = jax.tree.leaves(node.masks, is_leaf=is_packed)
     if any(is_packed(mask) for mask in held):
       new = pack_tree(new)
@@ -98,13 +101,13 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
 
 
 def densify(opt_state: PyTree) -> PyTree:
-  """Makes every weight live, on demand.
+  """Makes every weight live.
 
   masks = 1, budget_l = size_l
 
-  Woken weights start from exactly zero. A method that goes on updating keeps the new
-  budgets, so it trains dense until masks are put back with `sj.with_masks`; one that
-  prunes to a density prunes again at its next mask update.
+  Grown weights start from exactly zero. A method that continues its mask updates keeps
+  the new budgets, so it trains dense until `sj.with_masks` sets other masks. A method
+  that prunes to a density prunes again at its next mask update.
 
   Args:
     opt_state: as in `with_masks`.
@@ -113,7 +116,7 @@ def densify(opt_state: PyTree) -> PyTree:
     The state with all masks True.
 
   Raises:
-    ValueError: there is no sparsified optimizer in the state.
+    ValueError: `opt_state` has no state of a sparsified optimizer.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -126,7 +129,7 @@ def densify(opt_state: PyTree) -> PyTree:
 
 
 def _checked(name: str, mask, old: Array) -> Array:
-  """The new mask as an array that lies where the old one does."""
+  """Validates a new mask and gives a copy of it the sharding of the old one."""
   dtype, shape = mask.dtype, mask.shape
   if dtype != jnp.bool_:
     raise TypeError(f"masks must be bool, got {dtype} at {name!r}.")
@@ -135,9 +138,9 @@ def _checked(name: str, mask, old: Array) -> Array:
       f"masks must have the shapes of their weights, got {shape} for {old.shape} at "
       f"{name!r}."
     )
-  # A copy: a step that donates its state must not take the caller's masks with it.
+  # A copy, because a step that donates its state would delete the caller's masks.
   mask = jnp.array(mask)
   if isinstance(old, Tracer) or isinstance(mask, Tracer):
     return shard_like(mask, old)
-  # A weight that nobody placed must stay free, or the next step compiles again.
+  # An uncommitted array must stay uncommitted, or the next step is compiled again.
   return jax.device_put(mask, old.sharding) if old.committed else mask

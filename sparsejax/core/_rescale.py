@@ -1,4 +1,4 @@
-"""The scale of weights at the start of a sparse network."""
+"""Scaling the initial weights of a sparse network."""
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +9,25 @@ from sparsejax.core._types import PyTree
 
 
 def rescale(params: PyTree, masks: PyTree) -> PyTree:
-  """Scales each sparse layer so that its outputs vary as those of the dense one.
+  """Scales each sparse layer so that its outputs have the dense layer's variance.
 
   w_l *= sqrt(size_l / live_l)
 
-  Initializers choose the variance of a weight by its layer's fan-in; with masks only
-  a part of it is there, and at densities of a few percent what comes out of several
-  layers is too small to learn from. Once, at the start, after `apply_masks`.
+  Initializers choose the variance of a weight from its layer's fan-in. Masks remove a
+  part of the fan-in, and at densities of a few percent the outputs of several layers in
+  sequence become too small to train. Call it once at the start, after `apply_masks`.
 
   Args:
     params: the weights, masked or not.
-    masks: of `sj.masks`.
+    masks: the masks of these params, as `sj.masks` returns them.
 
   Returns:
-    The params, with the same structure and dtypes; layers without a live weight and
-    leaves without a mask are as they were.
+    The params, with the same structure and dtypes. Leaves without a mask are unchanged.
+    A layer without a live weight is scaled as if it had one.
 
   Raises:
-    ValueError: the trees do not have one structure.
+    TypeError: a mask is not bool.
+    ValueError: the trees differ in structure.
 
   References:
     Evci et al. 2022, "Gradient flow in sparse neural networks and how lottery tickets

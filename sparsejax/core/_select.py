@@ -1,4 +1,4 @@
-"""Choosing between two arrays by a mask, at the speed of memory."""
+"""A bitwise `jnp.where`, which is as fast as memory on CPU."""
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,16 @@ _WORDS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 @jax.custom_jvp
 def select(mask: Array, on: Array, off: Array) -> Array:
-  """`jnp.where(mask, on, off)`, bit for bit and derivative for derivative.
+  """Computes `jnp.where(mask, on, off)` with the same bits and derivatives.
 
   w = -int(mask);  bits(y) = (bits(on) & w) | (bits(off) & ~w)
 
-  XLA's CPU code for a select by bytes of floats costs more than the memory it moves,
-  this does not; elsewhere such a step waits for memory alone. What a masked step costs
-  is measured by `scripts/benchmarks/selection.py`.
+  XLA's CPU code for a select between floats by a byte mask takes longer than its memory
+  traffic; this does not. On other platforms both are limited by memory.
+  `scripts/benchmarks/selection.py` measures the cost of a masked step.
 
   Args:
-    mask: bools.
+    mask: bool array.
     on: floats, of the mask's shape.
     off: the same shape and dtype as `on`.
 

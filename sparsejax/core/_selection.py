@@ -1,14 +1,20 @@
-"""Exact selection of the k largest scores by counting, never by sorting.
+"""Exact selection of the k largest scores by counting, without sorting.
 
-The floats are mapped to unsigned integers of the same order. The k-th largest is
-then found byte by byte: a pass extracts the byte that is being decided into an
-array of bytes, and a bisection over its 256 values counts, eight times, how many
-elements reach a candidate. Equal scores are decided by the same search over the
-bytes of the (complemented) linear index. Only the counts are reduced over a whole
-tensor, so under sharding only counts move between devices.
+The algorithm is a radix search for the k-th largest score:
 
-One loop serves all tensors of a tree: its state is a vector with an entry a layer,
-and only the passes over the tensors are compiled a tensor.
+1. Floats are mapped to unsigned integers of the same order, the keys.
+2. The k-th largest key, the threshold, is found byte by byte from the highest byte. One
+   pass over the scores extracts the current byte of every key whose higher bytes equal
+   those of the threshold. A bisection over the 256 values of the byte, with eight
+   counts, finds the largest value that enough keys reach.
+3. If more keys equal the threshold than are needed, the same search over the bytes of
+   the complemented linear index selects those with the lowest indices.
+
+Only counts are reduced over a whole tensor, so with sharded scores only counts are
+communicated between devices.
+
+One loop serves all tensors of a tree. Its state has one entry per layer; only the
+passes over the scores are compiled once per tensor.
 """
 
 import functools
@@ -33,12 +39,12 @@ PyTree = Any
 def ordered_bits(x: Array, where: Array | None = None) -> Array:
   """Maps floats to unsigned integers of the same order.
 
-  Both zeros map to one value, subnormals keep their order (whatever the hardware
-  flushes), and NaN and positions outside `where` map to 0, below -inf.
+  Both zeros map to one value. Subnormals keep their order, even on hardware that
+  flushes them to zero. NaN and positions outside `where` map to 0, below -inf.
 
   Args:
-    x: floats of any shape; float64 under x64.
-    where: bool array of x's shape; False marks positions that do not take part.
+    x: floats of any shape; float64 needs x64 mode.
+    where: bool array of x's shape, False at positions that do not take part.
 
   Returns:
     uint32 array of x's shape (uint64 for float64).
@@ -52,50 +58,60 @@ def ordered_bits(x: Array, where: Array | None = None) -> Array:
   inf = lax.bitcast_convert_type(jnp.asarray(jnp.inf, x.dtype), raw).astype(word)
   sign = jnp.asarray(1 << (bits - 1), word)
   magnitude = b & (sign - jnp.asarray(1, word))
-  valid = magnitude <= inf
+  valid = magnitude <= inf  # False for NaN
   if where is not None:
     valid = valid & where
+  # Negative floats are ordered by falling magnitude, below the positive ones.
   image = jnp.where(b >= sign, sign - magnitude, sign | magnitude)
   return jnp.where(valid, image, jnp.zeros_like(image))
 
 
 def byte_at(word: Array, decided: Array, shift: Array) -> tuple[Array, Array]:
-  """The byte of `word` at `shift`, and whether all higher bytes equal `decided`'s."""
+  """Returns the byte of `word` at `shift`, and whether its higher bytes match.
+
+  They match where they equal those of `decided`.
+
+  Args:
+    word: unsigned integers.
+    decided: a threshold of which the bytes above `shift` are decided.
+    shift: the position of the byte, in bits.
+  """
   eight = jnp.asarray(8, word.dtype)
   same = ((word ^ decided) >> shift) >> eight == 0
   return (word >> shift) & jnp.asarray(255, word.dtype), same
 
 
 class _Search(NamedTuple):
-  """What is decided after `level` bytes, for every layer."""
+  """The state of the search for all layers, after `level` bytes."""
 
-  level: Array  # int32 (): bytes decided so far
-  key: Array  # (layers,): threshold on the ordered image of the scores
+  level: Array  # int32 (): number of bytes decided so far, of the key and the index
+  key: Array  # (layers,): threshold on the keys
   index: Array  # (layers,): threshold on the complemented linear index
-  missing: Array  # int32 (layers,): how many to take among those that still match
-  done: Array  # bool (layers,): the threshold already selects exactly k
+  missing: Array  # int32 (layers,): number to select among those that still match
+  done: Array  # bool (layers,): whether the threshold already selects exactly k
 
 
 def top_k_mask(scores: Array, k, where: Array | None = None) -> Array:
-  """Marks the k largest scores: exactly k, whatever the ties.
+  """Selects exactly the k largest scores; of equal scores those of lowest index.
 
   mask[i] = 1 iff #{j : s_j > s_i, or s_j = s_i and j < i} < k
 
-  Never sorts, flattens, reshapes or gathers; linear in the number of scores. -inf
-  ranks last and is taken only when nothing else is left; NaN is never taken. Use
+  It does not sort, flatten, reshape or gather, and takes time linear in the number of
+  scores. -inf is selected only if no other candidate is left, and NaN never. Use
   `jax.vmap` to select row by row, each row with its own k.
 
   Args:
     scores: floats of any shape, fewer than 2^31 of them.
-    k: how many to mark, an integer, possibly traced; below 0 counts as 0, and
-      above the number of candidates as all of them.
-    where: bool array of the shape of `scores`: the candidates. All, if None.
+    k: how many to select, an integer, possibly traced. Values below 0 count as 0;
+      values above the number of candidates select all of them.
+    where: bool array of the shape of `scores`, True at the candidates; None for all.
 
   Returns:
-    bool array of the shape (and sharding) of `scores`.
+    bool array with the shape and sharding of `scores`.
 
   Raises:
-    TypeError: `scores` is not floating point, `k` not an integer, `where` not bool.
+    TypeError: `scores` is not floating point, `k` is not an integer, or `where` is not
+      bool.
     ValueError: `k` is not a scalar, shapes differ, or there are 2^31 scores or more.
 
   Example:
@@ -113,21 +129,23 @@ def select(
   where: Sequence[Array | None],
   rows: Sequence[int],
 ) -> list[Array]:
-  """`top_k_mask` in every layer of several tensors at once.
+  """Selects the k largest scores in each layer of several tensors at once.
 
   Args:
     scores: floats of any shapes.
-    k: int32 (layers,), at least 0: how many to mark in each layer.
-    where: bool arrays, the candidates; None for all.
-    rows: how many leading axes of each tensor stack layers, 0 for one that is a layer.
+    k: int32 (layers,), at least 0: how many to select in each layer.
+    where: bool arrays, True at the candidates; None for all.
+    rows: for each tensor, the number of leading axes that stack layers; 0 for a tensor
+      that is one layer.
 
   Returns:
-    bool arrays of the shapes of `scores`.
+    bool arrays of the shapes of `scores`, selected as by `top_k_mask`.
   """
+  # The entries of tensor i in `k` are k[ends[i] - sizes[i] : ends[i]].
   sizes = [math.prod(x.shape[:r]) for x, r in zip(scores, rows, strict=True)]
   ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
   masks: list = [None] * len(scores)
-  # One search a float format: they differ in their number of bytes.
+  # One search per float width, because the search runs over the bytes of the keys.
   for bits in sorted({jnp.finfo(x.dtype).bits for x in scores}):
     ids = [i for i, x in enumerate(scores) if jnp.finfo(x.dtype).bits == bits]
     keys = [ordered_bits(scores[i], where[i]) for i in ids]
@@ -145,19 +163,26 @@ def search(
   key_levels: int,
   start: tuple[Array, Array] | None = None,
 ) -> tuple[list[Array], Array]:
-  """The masks of the k largest keys, byte by byte.
+  """Selects the k largest keys of each layer by a search over bytes.
+
+  The first `key_levels` steps decide the bytes of the threshold on the keys. The other
+  steps decide the bytes of the threshold on the complemented index, which selects among
+  keys equal to the threshold. A layer is done as soon as its threshold selects exactly
+  k elements; the loop ends when all layers are done or all bytes are decided.
 
   Args:
-    keys: of `ordered_bits`.
+    keys: results of `ordered_bits`, of one dtype.
     k: int32 (layers,), at least 0.
     rows: see `select`.
-    key_levels: bytes of a key.
-    start: thresholds of layers, and whether exactly k keys lie at or above them, so
-      that nothing is left to search.
+    key_levels: number of bytes per key.
+    start: optional thresholds, of shape (layers,) and the keys' dtype, and bools
+      (layers,). True says that exactly k keys are at or above the layer's threshold, so
+      that the layer needs no search.
 
   Returns:
     bool arrays of the shapes of `keys`, and the thresholds, of the keys' dtype.
   """
+  # The index of the longest layer says how many bytes may be needed to break ties.
   word = keys[0].dtype
   longest = max(math.prod(x.shape[r:]) for x, r in zip(keys, rows, strict=True))
   index_levels = -(-max(longest - 1, 1).bit_length() // 8)
@@ -167,10 +192,13 @@ def search(
     return (s.level < levels) & ~jnp.all(s.done)
 
   def decide(s: _Search):
+    # The position of the next byte, in the key or in the index.
     on_key = s.level < key_levels
     shift = jnp.where(on_key, key_levels, levels) - 1 - s.level
     shift = (shift * 8).astype(word)
     decided = jnp.where(on_key, s.key, s.index)
+    # For each tensor, extracts that byte where all higher bytes equal the threshold's.
+    # All other elements get 0, so that the counts below ignore them.
     digits = []
     for x, r, threshold, decided_, done in zip(
       keys,
@@ -182,15 +210,19 @@ def search(
     ):
 
       def extract(x=x, r=r, threshold=threshold, decided_=decided_):
-        # One pass for both phases keeps the program small.
+        # One expression for keys and indices keeps the compiled program small.
         source = jnp.where(on_key, x, _reversed_index(x, r))
         digit, same = byte_at(source, decided_, shift)
         same = same & (on_key | (x == threshold))
         return jnp.where(same, digit, jnp.zeros_like(digit)).astype(jnp.uint8)
 
-      # Ties are rare: only the tensors that have them pay for the index bytes.
+      # Skips tensors whose layers are all done. Ties are rare, so the passes over the
+      # index bytes usually run for few tensors.
       nothing = functools.partial(jnp.zeros_like, x, jnp.uint8)
       digits.append(lax.cond(done, nothing, extract))
+    # The next byte of each layer's threshold is the largest one that at least `missing`
+    # elements reach. Elements above it are selected; the search goes on among those
+    # equal to it, unless exactly as many reach it as are missing.
     d, reached, above = largest_byte(digits, s.missing, rows)
     decided = decided | (d.astype(word) << shift)
     decided = jnp.where(s.done, jnp.where(on_key, s.key, s.index), decided)
@@ -203,9 +235,9 @@ def search(
     )
 
   every = 2 ** (8 * word.itemsize) - 1
-  # The index bytes that no layer is long enough to use are all ones.
+  # The index is complemented, so the high bytes that no index uses are all ones.
   unused = every >> (8 * index_levels) << (8 * index_levels)
-  # Nothing is asked for: no element lies above the largest word.
+  # A layer with k = 0 is done: no key is above the largest word.
   key = jnp.where(k == 0, jnp.asarray(every, word), jnp.zeros((), word))
   done = k == 0
   if start is not None:
@@ -218,6 +250,8 @@ def search(
     done=done,
   )
   end = lax.while_loop(undecided, decide, first)
+  # Selects keys above the threshold, and equal keys whose complemented index reaches
+  # the index threshold. Keys of 0 are NaN or no candidates.
   masks = []
   for x, r, key, index in zip(
     keys, rows, spread(end.key, keys, rows), spread(end.index, keys, rows), strict=True
@@ -228,7 +262,11 @@ def search(
 
 
 def spread(values: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list[Array]:
-  """Cuts (layers,) into scalars and, for stacked tensors, columns (rows, 1, ...)."""
+  """Splits a per-layer vector into one array per tensor that broadcasts against it.
+
+  The parts are scalars for tensors that are one layer, and of shape (rows, 1, ...) for
+  tensors that stack layers.
+  """
   parts, start = [], 0
   for x, r in zip(tensors, rows, strict=True):
     n = math.prod(x.shape[:r])
@@ -239,36 +277,37 @@ def spread(values: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list
 
 
 def _settled(done: Array, tensors: Sequence[Array], rows: Sequence[int]) -> list[Array]:
-  """Whether all layers of each tensor are done."""
+  """Returns, for each tensor, whether all its layers are done."""
   return [jnp.all(flags) for flags in spread(done, tensors, rows)]
 
 
 def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
-  """The largest byte d with count(digits >= d) >= missing, by eight counts.
+  """Finds the largest byte d with count(digits >= d) >= missing, by eight counts.
 
   Args:
     digits: uint8 arrays; elements that take no part are 0.
     missing: integers (layers,), the counts to reach; or () for all arrays together.
-    rows: how many leading axes of each array stack layers.
+    rows: for each array, the number of leading axes that stack layers.
 
   Returns:
-    d (int32), count(digits >= d) (-1 for d = 0), count(digits > d); of missing's
-    shape.
+    d (int32), count(digits >= d) (-1 for d = 0), and count(digits > d), all of the
+    shape of `missing`.
   """
 
   def counts(candidate):
     byte = candidate.astype(jnp.uint8)
     if missing.ndim == 0:
-      # The layers of one selection are summed in the wider type.
+      # Counts of all layers are added in the type of `missing`, which may be int64.
       found = zip(digits, rows, strict=True)
       return sum(jnp.sum(count(x >= byte, r).astype(missing.dtype)) for x, r in found)
-    # Layers that are done are counted too: a branch a layer costs more than that.
+    # Counts layers that are done too, which costs less than a branch per layer.
     found = [
       count(x >= b, r).reshape(math.prod(x.shape[:r]))
       for x, b, r in zip(digits, spread(byte, digits, rows), rows, strict=True)
     ]
     return jnp.concatenate(found)
 
+  # Sets the bits of d from the highest one; a bit stays set if enough digits reach d.
   def bit(i, state):
     d, reached, above = state
     candidate = d | (jnp.int32(128) >> i)
@@ -286,7 +325,8 @@ def largest_byte(digits: list[Array], missing: Array, rows: list[int]):
 
 
 def _reversed_index(like: Array, rows: int) -> Array:
-  """The complemented row-major index of each element in its layer."""
+  """Computes the complemented row-major index of each element within its layer."""
+  # With explicit mesh axes, the iota must get the sharding of `like`.
   sharding = getattr(jax.typeof(like), "sharding", None)
   explicit = sharding is not None and any(s is not None for s in sharding.spec)
   index, stride = jnp.zeros_like(like), 1
@@ -316,7 +356,7 @@ def _check(scores, k, where):
     raise TypeError(f"k must be an integer, got {k.dtype}.")
   if k.ndim:
     raise ValueError(f"k must be a scalar, got shape {k.shape}; use jax.vmap for rows.")
-  # Clip before narrowing: a 64-bit k of 2^32 must not wrap to 0.
+  # Clips before the cast to int32, since a 64-bit k of 2^32 would wrap to 0.
   k = jnp.clip(k, 0, min(scores.size, jnp.iinfo(k.dtype).max)).astype(jnp.int32)
   if where is not None:
     where = jnp.asarray(where)
@@ -330,13 +370,14 @@ def _check(scores, k, where):
 
 
 def top_k_masks(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
-  """`top_k_mask` in every layer of a tree.
+  """Selects the k largest scores in each layer of a tree, as `top_k_mask` does.
 
   Args:
     scores: tree of floats.
     counts: tree of int32: a scalar per leaf, or one number per layer where the leaf
-      stacks layers, (rows,) along its leading axis; see `core.stacked`.
-    where: tree of bool arrays, the candidates.
+      stacks layers, such as (rows,) along its leading axis; see `core/_stacked.py`.
+      Values below 0 count as 0.
+    where: tree of bool arrays, True at the candidates.
 
   Returns:
     tree of bool arrays.
@@ -353,11 +394,11 @@ def top_k_masks(scores: PyTree, counts: PyTree, where: PyTree) -> PyTree:
 
 
 def scores_are_finite(scores: PyTree, where: PyTree) -> Array:
-  """Whether no candidate's score is NaN or +inf; -inf is a legal "never".
+  """Returns whether no candidate's score is NaN or +inf; -inf is allowed.
 
   Args:
     scores: tree of floats.
-    where: tree of bool arrays, the candidates.
+    where: tree of bool arrays, True at the candidates.
 
   Returns:
     bool scalar.
@@ -375,12 +416,12 @@ def scores_are_finite(scores: PyTree, where: PyTree) -> Array:
 
 
 def check_scores(scores: PyTree, where: PyTree, name: str = "score") -> None:
-  """Raises ValueError unless scores, which may be a user's, are a float per weight.
+  """Raises ValueError unless scores, possibly the user's, have a float per weight.
 
   Args:
-    scores: what a score gave.
+    scores: the result of a score.
     where: tree of bool arrays, one per kernel.
-    name: the argument's name.
+    name: the name of the score in the error message.
 
   Example:
     >>> check_scores({"a": jnp.ones(2)}, {"a": jnp.ones(3, bool)})

@@ -1,4 +1,4 @@
-"""The types that the four parts of a method exchange."""
+"""The types that scores, distributions, mask transforms and optimizers exchange."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ PyTree = Any
 
 
 class Moments(NamedTuple):
-  """Running averages of the gradient, as the inner optimizer keeps them.
+  """The running averages of the gradient that the inner optimizer keeps.
 
   Attributes:
-    first: the params' tree of first moments (momentum).
-    second: of second moments, where the optimizer divides by them (Adam and its
-      relatives); None elsewhere.
+    first: first moments (momentum), a tree like the params.
+    second: second moments, a tree like the params. An entry is None where the inner
+      optimizer does not divide by a second moment, as Adam and its relatives do.
   """
 
   first: PyTree
@@ -23,19 +23,19 @@ class Moments(NamedTuple):
 
 
 class ScoreInputs(NamedTuple):
-  """What a score may look at.
+  """The inputs of a score.
 
-  Every tree has the structure of the params and holds arrays at the sparsified
-  leaves and None elsewhere, so `jax.tree.map` over several of them just works.
+  Every tree has the structure of the params, with arrays at the sparsified leaves and
+  None elsewhere, so `jax.tree.map` works over several of them.
 
   Attributes:
-    params: the weights that came into the update.
-    grads: their gradients, dense unless the user masked them.
+    params: the weights before this update.
+    grads: their gradients. These are dense, unless the user masked them.
     moments: `Moments` of the inner optimizer, after this step.
     masks: the masks before the chain of mask transforms.
-    key: a PRNG key, fresh at every mask update.
+    key: a PRNG key, a new one at every mask update.
     step: int32, the number of optimizer updates so far, this one included.
-    accumulated: what `sj.accumulate` has gathered; None outside of it.
+    accumulated: the sums that `sj.accumulate` keeps; None outside of it.
   """
 
   params: PyTree
@@ -48,17 +48,18 @@ class ScoreInputs(NamedTuple):
 
 
 class Topology(NamedTuple):
-  """What a chain of mask transforms carries.
+  """The state that a chain of mask transforms passes from one to the next.
 
   Attributes:
     masks: bool arrays (True = live) at the sparsified leaves, None elsewhere.
-    budgets: int32, the number of live weights each layer should hold: a scalar per
-      leaf, (rows,) where the leading axis of the leaf stacks layers, (1, rows) where
-      the next one does; see `core.stacked`.
-    finite: bool, False once a score that was used held NaN or +inf; the mask
-      update is then skipped whole.
-    structure: which sets of weights may be live, a `Structure`; None for any.
-    axes: what the axes of each sparsified leaf are, a `LayerAxes` per leaf; None where
+    budgets: int32, the number of live weights that each layer should have. The shape is
+      () per leaf, (rows,) where the leading axis of the leaf stacks layers, (1, rows)
+      where the second axis does; see `core/_stacked.py`.
+    finite: bool, False as soon as a score that was used has NaN or +inf. The whole mask
+      update is then skipped.
+    structure: a `Structure`, which restricts the sets of weights that may be live; None
+      for no restriction.
+    axes: a `LayerAxes` per sparsified leaf, which says what each axis is; None where
       all are (stacked, taps, inputs, outputs).
   """
 
@@ -70,13 +71,15 @@ class Topology(NamedTuple):
 
 
 class DenseGradients(NamedTuple):
-  """When a method looks at the gradients of dead weights; read by `sj.mark_dead`.
+  """Flags that say when a method reads gradients of masked weights.
+
+  `sj.mark_dead` reads them.
 
   Attributes:
-    always: bool, whether it does at every update: where the inner optimizer sees dense
-      gradients, or the mask transform watches every step.
-    due: bool, whether the schedule makes the coming update a mask update, which looks
-      at them.
+    always: bool, whether every update reads them: the inner optimizer gets dense
+      gradients, or the mask transform observes every step.
+    due: bool, whether the next update is a mask update by the schedule, which reads
+      them.
   """
 
   always: Array
@@ -89,15 +92,16 @@ class SparseState(NamedTuple):
   Attributes:
     count: int32, the number of updates so far.
     seed: int32, the seed of masks and random scores.
-    masks: as in `Topology`; what `sj.masks` finds.
-    budgets: as in `Topology`, without the boxes (`nn.Partitioned`, nnx variables) in
-      which some params come: these speak of arrays of the kernel's shape.
+    masks: as in `Topology`; `sj.masks` returns them.
+    budgets: as in `Topology`, without the boxes (`nn.Partitioned`, nnx variables)
+      around some params, since the metadata of a box describes an array of the kernel's
+      shape.
     skipped: int32, mask updates skipped because a score was not finite.
-    average: running average of the gradients at the sparsified leaves, kept only
-      where a score needs momentum and the inner optimizer holds none; else None.
-    transform_state: the mask transform's own state.
-    inner_state: the inner optimizer's state.
-    dense_gradients: a `DenseGradients`, of the coming update; None, in states that were
+    average: running average of the gradients at the sparsified leaves. It is kept only
+      where a score needs momentum and the inner optimizer has none; else None.
+    transform_state: the state of the mask transform.
+    inner_state: the state of the inner optimizer.
+    dense_gradients: a `DenseGradients` for the next update. None, in states that were
       made without it, counts as always.
   """
 
@@ -113,10 +117,10 @@ class SparseState(NamedTuple):
 
 
 class ForwardState(SparseState):
-  """The state of an optimizer whose masks act in the forward pass only.
+  """The state of an optimizer whose masks are applied in the forward pass only.
 
-  A `SparseState` with the same fields. The type alone says that masked weights are not
-  promised to be zero in the params (`sj.check_sparse`).
+  It has the fields of `SparseState`. The separate type tells `sj.check_sparse` that
+  masked weights may be nonzero in the params.
   """
 
   __slots__ = ()
@@ -126,16 +130,17 @@ class MaskTransform(NamedTuple):
   """A pure function on the topology, with a state of its own.
 
   Attributes:
-    init: `(params) -> state`; params holds the sparsified leaves only.
+    init: `(params) -> state`; `params` has the sparsified leaves only.
     update: `(inputs, topology, state) -> (topology, state)`.
-    fits: `(structure, shapes) -> None`, raises ValueError for a structure that it does
-      not go together with; None for a transform that knows none, so that all are
-      refused.
-    observe: `(inputs, state) -> state`, called at every step, whether a mask update is
-      due or not, before `update`, with the inner optimizer's moments from before the
-      step; None for a transform that looks at mask updates only.
-    check: `(axes) -> None`, raises ValueError for sparsified leaves that it cannot work
-      on, given a `LayerAxes` per leaf; called in init. None for one that takes any.
+    fits: `(structure, shapes) -> None`, which raises ValueError for a structure that
+      the transform does not support. None for a transform without support for
+      structures: every structure is refused.
+    observe: `(inputs, state) -> state`, called at every step before `update`, whether a
+      mask update is due or not, with the inner optimizer's moments from before the
+      step. None for a transform that acts at mask updates only.
+    check: `(axes) -> None`, called in `init` with a `LayerAxes` per leaf, which raises
+      ValueError for sparsified leaves that the transform does not support. None for a
+      transform that supports all.
   """
 
   init: Callable[[PyTree], PyTree]
@@ -146,7 +151,7 @@ class MaskTransform(NamedTuple):
 
 
 Score = Callable[[ScoreInputs], PyTree]
-"""`(inputs) -> tree of floats`, higher = worth more; -inf is a legal "never"."""
+"""`(inputs) -> tree of floats`; higher is more important, -inf is selected last."""
 
 Distribution = Callable[[dict[str, tuple[int, ...]], Any], Array]
 """`(shapes, density) -> int32 budgets (layers,)`."""
