@@ -1,6 +1,6 @@
-"""Training on real data: configs, data sets, the loop, checkpoints, reports.
+"""Training on real data: configs, data sets, the training loop, checkpoints, reports.
 
-Needs the `train` extra. Importing `sparsejax` does not import this package.
+It requires the `train` extra. Importing `sparsejax` does not import this package.
 """
 
 from sparsejax.training._checkpoint import Checkpoints, Restored

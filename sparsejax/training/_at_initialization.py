@@ -1,4 +1,4 @@
-"""Masks that are found before the first step, by the methods that do so."""
+"""Masks found before the first step by methods that prune at initialization."""
 
 import functools
 import inspect
@@ -15,24 +15,26 @@ from sparsejax.training._methods import METHODS
 PyTree = Any
 Batches = list[tuple[jax.Array, jax.Array]]
 
-# GraSP's: the logits are divided by it (Wang et al. 2020).
+# GraSP divides the logits by this temperature (Wang et al. 2020).
 _TEMPERATURE = 200.0
 
 
 def mask_finder(
   config: Any, module: Any, image_shape: tuple[int, ...]
 ) -> Callable[[PyTree, PyTree, Batches], PyTree] | None:
-  """Returns what finds a run's masks from its initial weights, if its method does so.
+  """Returns the function that finds a run's masks from its initial weights.
 
-  The loss is the mean cross-entropy, in training mode, as in the first step.
+  The loss is the mean cross-entropy in training mode, as in the first step; GraSP
+  divides the logits by 200. SynFlow uses the model in evaluation mode, and no labels.
 
   Args:
     config: a complete config.
-    module: the flax module that is trained.
-    image_shape: of one image.
+    module: the flax module to be trained.
+    image_shape: the shape of one image; not used.
 
   Returns:
-    `(params, model_state, batches) -> masks`, or None for all other methods.
+    `(params, model_state, batches) -> masks`; None if the method does not prune at
+    initialization.
 
   Raises:
     ConfigError: if `method_kwargs` do not fit the method.
@@ -52,7 +54,7 @@ def mask_finder(
       f" ({', '.join(accepted)}); got {', '.join(unknown)}"
     )
   if hasattr(module, "lowering"):
-    # GraSP differentiates forwards, which only XLA's own convolution can.
+    # GraSP uses forward-mode differentiation; only XLA's own convolution supports it.
     module = module.clone(lowering="lax")
   model = _functions.from_flax(module)
   temperature = _TEMPERATURE if config.method == "grasp" else 1.0
@@ -60,7 +62,7 @@ def mask_finder(
   def find(params, model_state, batches):
     def loss(params, batch):
       images, labels = batch
-      # Dropout draws nothing new here: the key is a constant.
+      # The key is constant, so dropout masks the same units in every call.
       logits, _ = model.apply(params, model_state, images, jax.random.key(0))
       return _step.cross_entropy(logits / temperature, labels)[0]
 
@@ -82,16 +84,16 @@ def place_masks(
   batches: list[Batches],
   rescale: bool = False,
 ) -> _step.TrainState:
-  """Puts masks into a state that has not been trained yet.
+  """Finds masks and puts them into a state before the first step.
 
   Args:
-    find: of `mask_finder`.
-    state: of one seed, or stacked over seeds.
-    batches: what each seed sees.
+    find: the function from `mask_finder`.
+    state: the state of one seed, or of several, stacked.
+    batches: the batches of each seed.
     rescale: see `masked`.
 
   Returns:
-    The state with those masks, and params that are zero where they say so.
+    The state with those masks, its params masked.
   """
   start: Callable[..., PyTree] = functools.partial(masked, rescale=rescale)
   put = sj.with_masks
@@ -99,7 +101,8 @@ def place_masks(
     masks = find(state.params, state.model_state, batches[0])
   else:
     start, put = jax.vmap(start), jax.vmap(put)
-    # One seed after another: what finds masks may look at its numbers on the host.
+    # One seed at a time, because `find` may read its values on the host, which `vmap`
+    # does not allow.
     found = []
     for i, seen in enumerate(batches):
       params, model_state = jax.tree.map(
@@ -113,11 +116,11 @@ def place_masks(
 
 
 def masked(params: PyTree, masks: PyTree, rescale: bool) -> PyTree:
-  """Returns params that are zero where masks say so, scaled up if `rescale`."""
+  """Returns masked params, scaled up by `sj.rescale` if `rescale`."""
   params = sj.apply_masks(params, masks)
   return sj.rescale(params, masks) if rescale else params
 
 
 def distribution(name: str) -> Any:
-  """Returns a distribution by its name in a config; None for "global"."""
+  """Returns the distribution that a config names; None for "global"."""
   return None if name == "global" else getattr(sj, name)

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: exact, checked, and stamped with the run they belong to."""
+"""Orbax checkpoints with checksums and the config of the run they belong to."""
 
 import contextlib
 import hashlib
@@ -20,21 +20,21 @@ PyTree = Any
 
 _DIGESTS = "digests.json"
 
-FORMAT = 1  # raised when an older reader would misread what is written
+FORMAT = 1  # increased when older readers would misread a new checkpoint
 
 
 class _ForeignError(_errors.CheckpointError):
-  """A checkpoint of another program."""
+  """A checkpoint that another program wrote."""
 
 
 class Restored(NamedTuple):
-  """What `Checkpoints.restore` found.
+  """The result of `Checkpoints.restore`.
 
   Attributes:
-    state: a tree like the target, with the target's types and shardings; None if there
-      is only one checkpoint and its writer was killed before it was finished.
-    extra: what was saved beside it.
-    lost: one message a checkpoint that was passed over.
+    state: a tree like the target, with the target's dtypes and shardings; None if there
+      is only one checkpoint and its writer was killed before it was complete.
+    extra: the JSON values saved with the state.
+    lost: one message per newer checkpoint that was skipped.
   """
 
   state: PyTree
@@ -43,12 +43,13 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `<workdir>/checkpoints`.
+  """Saves and restores the checkpoints of one run, in `<workdir>/checkpoints`.
 
   Args:
     workdir: the run's directory.
-    stamp: the run's config as JSON; checkpoints with another one are refused.
-    keep: how many are kept: two at least, so that a damaged one loses little.
+    stamp: the run's config as JSON values. A checkpoint of another config is rejected.
+    keep: the number of newest checkpoints to keep. With at least two, a damaged one
+      costs only the steps since the one before.
   """
 
   def __init__(self, workdir: pathlib.Path, stamp: dict[str, Any], keep: int = 2):
@@ -64,23 +65,23 @@ class Checkpoints:
       self._manager = self._open()
 
   def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
-    """Writes a checkpoint; a no-op if there is one of that step.
+    """Writes a checkpoint, unless there is one of that step.
 
     Args:
       step: updates done so far.
-      state: a tree of arrays, typed PRNG keys among them.
-      extra: JSON values kept beside it.
+      state: a tree of arrays, which may include typed PRNG keys.
+      extra: JSON values to save with the state.
 
     Raises:
-      ValueError: `step` is no count, or the state is empty.
-      CheckpointError: if it cannot be written, in any process; those before it are
-        kept.
+      ValueError: if `step` is not an integer of at least 0, or the state is empty.
+      CheckpointError: if any process cannot write it; earlier checkpoints are kept.
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
       raise ValueError(f"step must be an integer of at least 0, got {step!r}.")
     if not jax.tree.leaves(state):
       raise ValueError("state must hold at least one array, got an empty tree.")
     check_arrays("state", state)
+    # The metadata lets `restore` check the run and the arrays before it reads them.
     arrays = _named_arrays.flatten(state)
     meta = {
       "format": FORMAT,
@@ -99,10 +100,11 @@ class Checkpoints:
         )
         new = folder.is_dir() and not (folder / _DIGESTS).exists()
         if jax.process_index() == 0 and new:
-          # Last: without them a checkpoint counts as not finished.
+          # The digests come last: a checkpoint without them counts as incomplete.
           text = json.dumps(_digests(folder)) + "\n"
           _workdir.write_text(folder / _DIGESTS, text)
-    except Exception as e:  # orbax and tensorstore raise all kinds
+    except Exception as e:  # orbax and tensorstore raise many types
+      # Remove what was written, and say which checkpoint a new call resumes from.
       if jax.process_index() == 0:
         for part in (folder, *self._directory.glob(f"{step}.*")):
           shutil.rmtree(part, ignore_errors=True)
@@ -115,23 +117,24 @@ class Checkpoints:
       ) from e
 
   def restore(self, target: PyTree) -> Restored | None:
-    """Reads the newest good checkpoint.
+    """Restores the newest good checkpoint.
 
-    Others that are newer are moved to `<workdir>/damaged` and named in the result:
-    damaged ones, those whose writer was killed, and another program's. All processes
-    of a run read the same one: what one of them cannot read is damaged to all.
+    Newer ones that are damaged, incomplete (their writer was killed) or of another
+    program are moved to `<workdir>/damaged` and named in the result. All processes of
+    a run restore the same checkpoint; one that any process cannot read is damaged.
 
     Args:
-      target: a state of this run, or the abstract one of `jax.eval_shape`.
+      target: a state of this run, or its abstract state from `jax.eval_shape`.
 
     Returns:
-      What was found, or None if there is no checkpoint at all.
+      A `Restored`, or None if there is no checkpoint.
 
     Raises:
-      CheckpointError: if a checkpoint is another run's, or if there are some and none
-        is good.
-      ConfigError: the processes do not see the same checkpoints.
+      CheckpointError: if a checkpoint is of another run, another format or has other
+        arrays, or if there are checkpoints but none is good.
+      ConfigError: if the processes do not see the same checkpoints.
     """
+    # Try the checkpoints from the newest to the oldest, noting why each was skipped.
     steps = sorted(self._manager.all_steps(), reverse=True)
     _distributed.check_same("the checkpoints (in a workdir that all share)", str(steps))
     lost: dict[int, str] = {}
@@ -140,7 +143,7 @@ class Checkpoints:
     for step in steps:
       what = f"the checkpoint of step {step}"
       try:
-        # Before orbax reads it: what it makes of damaged files is not always an error.
+        # Checked first, because orbax does not always raise for damaged files.
         with _distributed.sync_errors(_reason):
           finished = _check_digests(self._directory / str(step))
         finished = _distributed.all_processes(finished)
@@ -148,6 +151,7 @@ class Checkpoints:
         if not finished:
           lost[step], unfinished = f"{what} was not finished", True
           continue
+        # Compare run, format and arrays with the metadata, then read the arrays.
         self._check_belongs(step, meta, target)
         arrays = self._read_arrays(step, target, set(meta["arrays"]))
         good = Restored(_named_arrays.unflatten(target, arrays), meta["extra"], [])
@@ -157,14 +161,15 @@ class Checkpoints:
         lost[step] = f"{what} was not written by this program"
       except _errors.CheckpointError:
         raise
-      except Exception as e:  # orbax and tensorstore raise all kinds
+      except Exception as e:  # orbax and tensorstore raise many types
         lost[step] = f"{what} is damaged ({_reason(e)})"
+    # Without a good checkpoint, one of another program is an error; nothing is moved.
     if good is None and foreign is not None:
       raise foreign
     if lost:
       self._set_aside(lost)
     if good is None and unfinished and len(lost) == 1:
-      good = Restored(None, {}, [])  # the first one: nothing but its steps is lost
+      good = Restored(None, {}, [])  # the run's first one: only its steps are lost
     if good is not None:
       return good._replace(lost=list(lost.values()))
     if lost:
@@ -176,11 +181,11 @@ class Checkpoints:
     return None
 
   def steps(self) -> list[int]:
-    """Returns the steps of the checkpoints there are, in ascending order."""
+    """Returns the steps of the existing checkpoints, in ascending order."""
     return sorted(self._manager.all_steps())
 
   def close(self) -> None:
-    """Ends orbax's threads."""
+    """Stops orbax's threads."""
     self._manager.close()
 
   def _read_meta(self, step: int) -> dict[str, Any]:
@@ -200,7 +205,7 @@ class Checkpoints:
     self, step: int, target: PyTree, saved: set[str]
   ) -> dict[str, jax.Array]:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    # Tracing, which names the arrays, loses where they lie.
+    # `eval_shape`, which gives the arrays' names and shapes, drops their shardings.
     places = {
       _named_arrays.path_name(path): getattr(x, "sharding", None)
       for path, x in jax.tree_util.tree_leaves_with_path(target)
@@ -217,6 +222,7 @@ class Checkpoints:
     return restored["state"]
 
   def _check_belongs(self, step: int, meta: dict[str, Any], target: PyTree) -> None:
+    """Raises unless a checkpoint has this program's format, run and arrays."""
     where = f"the checkpoint of step {step} in {self._directory}"
     if not isinstance(meta, dict) or "format" not in meta or "config" not in meta:
       raise _ForeignError(
@@ -246,6 +252,7 @@ class Checkpoints:
       )
 
   def _set_aside(self, steps: Iterable[int]) -> None:
+    """Moves checkpoints to `<workdir>/damaged`."""
     self._manager.close()
     _distributed.wait("checkpoints are looked at")
     with _distributed.sync_errors():
@@ -259,6 +266,7 @@ class Checkpoints:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 of each file of a checkpoint, by its relative path."""
   files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _DIGESTS)
   return {
     p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -267,7 +275,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _check_digests(folder: pathlib.Path) -> bool:
-  """Raises ValueError for a damaged checkpoint; False if it was not finished."""
+  """Returns whether a checkpoint is complete; raises ValueError if it is damaged."""
   if not (folder / _DIGESTS).exists():
     return False
   expected = json.loads((folder / _DIGESTS).read_text())
@@ -278,7 +286,7 @@ def _check_digests(folder: pathlib.Path) -> bool:
 
 
 def _reason(e: Exception) -> str:
-  """The part of an error that a user can act on."""
+  """Returns the part of an error's text that a user can act on."""
   text = str(e)
   for known in ("No space left on device", "Read-only file system"):
     if known in text:
@@ -288,7 +296,7 @@ def _reason(e: Exception) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-  """Keeps orbax from logging the traceback of what is raised, and told in a line."""
+  """Stops orbax from logging the traceback of an error that is reported in one line."""
   logger = logging.getLogger("absl")
   before, logger.disabled = logger.disabled, True
   try:

@@ -1,4 +1,4 @@
-"""The fields of a training run, with their defaults and rules."""
+"""The config of a training run: its fields, their defaults and their rules."""
 
 import difflib
 import json
@@ -21,80 +21,82 @@ EXECUTIONS = ("dense", "sparse")
 
 
 def default_config() -> config_dict.ConfigDict:
-  """Returns every field of a run at its default, ready to be changed.
+  """Returns the config of a run with every field at its default.
 
   Returns:
-    A `ConfigDict`, locked: a misspelt field raises where it is set.
+    A locked `ConfigDict`: its fields can be set, and a misspelt field raises where it
+    is set.
   """
   c = config_dict.ConfigDict()
   # Data.
   c.dataset = "digits"
-  c.data_dir = ""  # a TFDS folder; empty: TFDS_DATA_DIR, then TFDS's default
-  c.validation_fraction = 0.1  # of the training images; the same ones for every seed
+  c.data_dir = ""  # a TFDS folder; if empty, TFDS_DATA_DIR, then TFDS's default
+  c.validation_fraction = 0.1  # of the training images; does not depend on the seed
   c.augmentation = "none"
-  c.centering = "channel"  # "pixel": the mean image is taken off; "none": x / 255
+  c.centering = "channel"  # "pixel": subtracts the mean image; "none": x / 255
   # Model.
-  c.model = "mlp"  # a name of sparsejax.models
+  c.model = "mlp"  # a key of sparsejax.models.MODELS
   c.model_kwargs = config_dict.ConfigDict()
   c.compute_dtype = "float32"  # of the model; parameters and moments stay float32
-  # What is sparse, and how that moves.
+  # Sparsity: the method, the budget and the schedule of mask updates.
   c.method = "sparse_momentum"
   c.method_kwargs = config_dict.ConfigDict()
   c.density = 0.1  # live weights / weights
-  c.distribution = "uniform"  # budgets of the layers at the start; or "global", for
-  # methods that compare the weights of all layers
-  c.structure = "any"  # "block": blocks of block x block are live or dead as a whole
-  c.block = 128  # inputs and outputs of a block
-  c.execution = "dense"  # "sparse": products skip dead blocks; wants structure="block"
-  c.rescale_start = False  # scale sparse layers up to the dense ones' variance
+  c.distribution = "uniform"  # the initial budget per layer; or "global", for methods
+  # that compare the weights of all layers
+  c.structure = "any"  # "block": whole blocks of block x block weights are masked
+  c.block = 128  # inputs and outputs per block
+  c.execution = "dense"  # "sparse": products skip dead blocks; needs structure="block"
+  c.rescale_start = False  # scale sparse layers up to the variance of dense ones
   c.update_every = 100  # steps from one mask update to the next
-  c.start_fraction = 0.0  # mask updates come after this part of the run ...
-  c.end_fraction = 1.0  # ... and before this part of it
-  c.drop_fraction = 0.5  # of the live weights, at the start
-  c.final_drop_fraction = 0.0  # reached by a cosine at end_fraction
-  c.pruning_batches = 1  # what a method that prunes at initialization sees
+  c.start_fraction = 0.0  # the fraction of the run after which mask updates start ...
+  c.end_fraction = 1.0  # ... and the fraction after which they end
+  c.drop_fraction = 0.5  # of the live weights, at step 0
+  c.final_drop_fraction = 0.0  # reached at end_fraction; a cosine in between
+  c.pruning_batches = 1  # batches for a method that prunes at initialization
   # Optimizer.
   c.optimizer = "sgd"  # sgd has Nesterov momentum
   c.learning_rate = 0.1
   c.lr_schedule = "step"
   c.lr_decay_every = 25_000  # steps; lr_schedule="step" only
-  c.lr_decay_epochs = ()  # epochs, in the place of lr_decay_every
+  c.lr_decay_epochs = ()  # epochs; replaces lr_decay_every unless empty
   c.lr_decay_factor = 0.1
-  c.warmup_epochs = 0.0  # the learning rate rises in a line from zero
+  c.warmup_epochs = 0.0  # the learning rate rises linearly from zero
   c.momentum = 0.9
   c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
   c.label_smoothing = 0.0
-  c.lr_scales = config_dict.ConfigDict()  # {regex of paths: factor of their rate}
+  c.lr_scales = config_dict.ConfigDict()  # {regex of paths: learning-rate factor}
   # Devices; see sparsejax.training.parallel._mesh.
   c.mesh = config_dict.ConfigDict()
-  c.mesh.data = 1  # parts that a batch is cut into; -1: all devices that `model` leaves
-  c.mesh.model = 1  # parts that each kernel is cut into
-  c.mesh.fsdp = False  # cut parameters, masks and moments over `data` too
-  c.mesh.rules = config_dict.ConfigDict()  # {regex of paths: an axis of the mesh or
-  # None for each of the parameter's}, such as {"experts": ("model", None, None)}
-  # The run.
+  c.mesh.data = 1  # shards per batch; -1: all devices that `model` leaves free
+  c.mesh.model = 1  # shards per kernel
+  c.mesh.fsdp = False  # shard parameters, masks and moments over `data` too
+  c.mesh.rules = config_dict.ConfigDict()  # {regex of paths: one mesh axis or None per
+  # axis of the parameter}, such as {"experts": ("model", None, None)}
+  # Length and seeds.
   c.batch_size = 100
   c.num_epochs = 10
   c.seed = 0
-  c.num_seeds = 1  # seeds seed, seed + 1, ... trained side by side
-  # What is written, and when.
+  c.num_seeds = 1  # trains seed, seed + 1, ... together under vmap
+  # Logging and checkpoints.
   c.log_every = 100  # steps
   c.eval_every = 1  # epochs
-  c.checkpoint_every = 10  # epochs; the end of the run is always kept
+  c.checkpoint_every = 10  # epochs; the last step is always saved
   c.tensorboard = False
-  c.track_exploration = False  # log which part of the weights was ever live
+  c.track_exploration = False  # log the fraction of weights ever live
   return c.lock()
 
 
 def use_method(config: config_dict.ConfigDict, method: str) -> None:
-  """Sets a config's method and the schedule that its paper gives it.
+  """Sets a config's method and the fields that the method's paper prescribes.
 
   Args:
-    config: of `default_config`; changed in place.
-    method: one of `METHODS`; the variant in `--config=file.py:variant`.
+    config: a config from `default_config`; changed in place.
+    method: a key of `METHODS`. On the command line it is the variant in
+      `--config=file.py:variant`.
 
   Raises:
-    ConfigError: if it is none of them.
+    ConfigError: if `config` is not a `ConfigDict`, or `method` is unknown.
   """
   if not isinstance(config, config_dict.ConfigDict):
     raise _errors.ConfigError(f"config must be a ConfigDict; got {config!r}")
@@ -122,6 +124,7 @@ def _is_regex(text: str) -> bool:
   return True
 
 
+# Per field: a predicate on its value, and the rule in words for the error message.
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "dataset": _one_of((*data.NAMES, *data.NOT_IN_MEMORY)),
@@ -176,16 +179,16 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def complete(config: Mapping[str, Any]) -> Any:
-  """Fills a config up with the defaults and checks every field.
+  """Adds the defaults to a config and validates every field.
 
   Args:
     config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
 
   Returns:
-    All fields, a `FrozenConfigDict`.
+    A `FrozenConfigDict` with all fields.
 
   Raises:
-    ConfigError: naming the field, its rule and its value.
+    ConfigError: if a field breaks its rule; names the field, the rule and the value.
 
   Example:
     >>> complete({"density": 0.2}).density
@@ -200,6 +203,7 @@ def complete(config: Mapping[str, Any]) -> Any:
   for name, (rule, text) in _RULES.items():
     if not rule(full[name]):
       raise _errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")
+  # Rules between two fields.
   for low, high in (
     ("start_fraction", "end_fraction"),
     ("final_drop_fraction", "drop_fraction"),
@@ -219,19 +223,21 @@ def complete(config: Mapping[str, Any]) -> Any:
 def filled(
   defaults: config_dict.ConfigDict, config: Mapping[str, Any], **nested: Callable
 ) -> Any:
-  """Fills a config up with defaults; fields and their types are checked.
+  """Overwrites defaults with the fields of a config, checking names and types.
 
   Args:
     defaults: every field; changed in place.
-    config: some of them, as a `ConfigDict` or a dict. A field that is a `ConfigDict`
-      by default takes any dict, a float takes an integer too.
-    **nested: for dicts with rules of their own, `(default, value) -> ConfigDict`.
+    config: some of the fields, as a `ConfigDict` or a dict. A field whose default is a
+      `ConfigDict` accepts any dict; a field whose default is a float accepts an
+      integer too.
+    **nested: for dict fields with their own rules, a function
+      `(default, value) -> ConfigDict`, by the field's name.
 
   Returns:
     `defaults`.
 
   Raises:
-    ConfigError: naming the field that is not there, or the type it must have.
+    ConfigError: if a field is unknown or of the wrong type; names both.
   """
   if not isinstance(config, Mapping | config_dict.ConfigDict):
     raise _errors.ConfigError(f"config must be a dict of fields; got {config!r}")
@@ -258,7 +264,7 @@ def filled(
 
 
 def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
-  """Fills the mesh's fields up and checks their types."""
+  """Overwrites the mesh's defaults, checking names and types."""
   for name, value in given.items():
     if name not in mesh:
       raise _errors.ConfigError(
@@ -275,6 +281,7 @@ def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
 
 
 def _rules(given: Any) -> config_dict.ConfigDict:
+  """Validates `mesh.rules` and turns each rule into a tuple."""
   axes = ("data", "model", None)
   mapping = isinstance(given, Mapping | config_dict.ConfigDict)
   for value in given.values() if mapping else (given,):
@@ -287,27 +294,27 @@ def _rules(given: Any) -> config_dict.ConfigDict:
 
 
 def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config as what `json` would read back: comparable, tuples as lists."""
+  """Returns a config as the JSON values that `json.loads` gives; tuples are lists."""
   as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyright: ignore
   return json.loads(json.dumps(as_dict))
 
 
-# Where the data lie, and over which devices the arrays, may change between two parts of
-# one run.
+# The data folder and the devices may change when a run is resumed.
 _NOT_THE_RUN = ("data_dir", "mesh")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """Returns one line a field that differs, `name: old -> new`.
+  """Returns one line, `name: old -> new`, per field that differs.
 
   Args:
-    old: of `to_json`.
-    new: of `to_json`.
+    old: a config from `to_json`.
+    new: a config from `to_json`.
 
   Returns:
-    The lines, sorted; none if the two are the same run. `data_dir` and `mesh` are not
-    compared: on another mesh a run goes on, its gradients rounded otherwise. A field
-    that came in later stands at its default in an older config.
+    The lines, sorted by field; empty if both configs describe the same run. `data_dir`
+    and `mesh` are not compared: a run may be resumed on another mesh, where its
+    gradients are rounded differently. A field missing from an older config counts as
+    its default.
   """
   defaults = to_json(default_config().to_dict())
 

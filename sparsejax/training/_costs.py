@@ -1,4 +1,4 @@
-"""What a run cost, estimated from the live weights that its records tell."""
+"""Estimates the multiply-adds of a run from the live weights in its records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ def history(records: Sequence[Any], index: int = 0) -> list[dict[str, int]]:
   """Returns the live weights of each layer at every evaluation.
 
   Args:
-    records: of `metrics.read`.
-    index: which of the run's seeds.
+    records: the records from `metrics.read`.
+    index: the index of a seed of the run.
 
   Returns:
-    One dict an evaluation, the first before the first step.
+    One dict per evaluation; the first evaluation is before the first step.
   """
   return [
     {name: int(np.atleast_1d(count)[index]) for name, count in record["live"].items()}
@@ -32,16 +32,17 @@ def estimate(
   sizes: Mapping[str, int],
   method: str,
 ) -> tuple[float, float]:
-  """Estimates the multiply-adds of a run, over those of a dense one.
+  """Estimates the multiply-adds of a run as a fraction of those of a dense run.
 
   Args:
-    history: of `history`.
-    uses: of `multiply_adds.uses`.
-    sizes: weights of each layer.
-    method: a name of `METHODS`.
+    history: the live weights from `history`.
+    uses: uses per weight and example, by layer, from `multiply_adds.uses`.
+    sizes: the number of weights per layer.
+    method: a key of `METHODS`.
 
   Returns:
-    Of the final network's forward pass, and of the whole run.
+    `(forward, training)`: the fraction for a forward pass of the final network, and
+    the fraction for the whole training.
   """
   dense = {name: sizes[name] for name in history[0]}
   gradients = METHODS[method].dense_gradients

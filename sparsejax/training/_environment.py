@@ -1,4 +1,4 @@
-"""`environment.json`: what a run was trained by, and the shape of what it saw."""
+"""Writes and reads `environment.json`: what a run was trained with, and data shapes."""
 
 import json
 import pathlib
@@ -12,20 +12,21 @@ FILE = "environment.json"
 
 
 def record(path: pathlib.Path, run: _run.Run, step: int) -> None:
-  """Notes in a run's directory by what it goes on, unless that is noted already.
+  """Records the environment in which a run is started or resumed.
 
-  The file is `{"image_shape", "num_classes", "parts"}`: one part each time a run was
-  started or goes on elsewhere, `{"step", "command", "commit", "date", "hardware",
-  "versions"}`. Other processes than the first write nothing.
+  The file is `{"image_shape", "num_classes", "parts"}`. Each part is `{"step",
+  "command", "commit", "date", "hardware", "versions"}`; one is added when the run
+  starts, and when it resumes in a different environment. Only the first process writes.
 
   Args:
     path: the run's directory.
-    run: what is trained.
+    run: the `Run` returned by `prepare`.
     step: updates done so far.
   """
   if jax.process_index() != 0:
     return
   now = _provenance.environment()
+  # Parts of later steps were lost with their checkpoint.
   parts = [part for part in read(path).get("parts", []) if part["step"] <= step]
   if parts and all(parts[-1].get(name) == value for name, value in now.items()):
     return
@@ -38,7 +39,7 @@ def record(path: pathlib.Path, run: _run.Run, step: int) -> None:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what `record` wrote; an empty dict where there is nothing to read."""
+  """Returns the contents that `record` wrote; an empty dict if it cannot be read."""
   try:
     found = json.loads((path / FILE).read_text())
   except (OSError, ValueError):

@@ -2,38 +2,38 @@
 
 
 class TrainingError(Exception):
-  """Something outside the code is wrong: a setting, a data set, a file."""
+  """The base of errors whose cause is a setting, a data set or a file."""
 
 
 class ConfigError(TrainingError, ValueError):
-  """A field of the config breaks a rule."""
+  """An invalid field of a config, or an invalid argument."""
 
 
 class DatasetNotFoundError(TrainingError, FileNotFoundError):
-  """A data set is not on this machine in a form that can be read."""
+  """A data set that is not on this machine, or not in a readable format."""
 
 
 class CheckpointError(TrainingError, RuntimeError):
-  """A checkpoint cannot be read, or is not of this run."""
+  """A checkpoint that cannot be read or written, or is of another run."""
 
 
 class WorkdirError(TrainingError, OSError):
-  """The working directory cannot be used, or belongs to another run."""
+  """A working directory that cannot be used, or belongs to another run."""
 
 
 class WorkdirInUseError(WorkdirError):
-  """Another process is training there."""
+  """A working directory in which another process is training."""
 
 
 class NonFiniteError(TrainingError, FloatingPointError):
-  """Training brought forth nothing finite for a whole epoch."""
+  """A whole epoch in which no step had a finite gradient."""
 
 
 class ReplicaError(TrainingError, RuntimeError):
-  """Devices that must hold the same masks do not."""
+  """Replicas whose masks differ although they must be equal."""
 
 
-# Tracebacks name the package that users import them from.
+# Tracebacks show the package from which users import these classes.
 for _error in (
   TrainingError,
   ConfigError,

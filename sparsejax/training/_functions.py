@@ -1,4 +1,4 @@
-"""A flax module as two pure functions, whatever variables it has."""
+"""Turns a flax module, with any variable collections, into two pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -9,21 +9,22 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-# Where a flax module sows what is added to the loss it is trained on.
+# The collection into which a flax module sows terms of its training loss.
 _LOSSES = "losses"
 
 
 class Functions(NamedTuple):
-  """What training needs of a model.
+  """The two pure functions of a model.
 
   Attributes:
-    init: `(key, images) -> (params, state)`. The state holds what a model keeps beside
-      its parameters, such as the running averages of batch normalization; `{}` if it
-      keeps nothing.
-    apply: `(params, state, images, key) -> (logits, state)`. With a key the model
-      trains: batches normalize themselves, dropout draws from the key, and the state
-      that comes back is the next one, with the losses that the model has of its own
-      (see `auxiliary_loss`). With None it is evaluated, the state unchanged.
+    init: `(key, images) -> (params, state)`. The state contains the model's variables
+      other than parameters, such as the running averages of batch normalization; `{}`
+      if there are none.
+    apply: `(params, state, images, key) -> (logits, state)`. With a key the model is in
+      training mode: batch normalization uses the batch's statistics, dropout draws from
+      the key, and the returned state is the next one, including the model's own losses
+      (see `auxiliary_loss`). With None the model is in evaluation mode, and the state
+      is returned unchanged.
   """
 
   init: Callable[[jax.Array, jax.Array], tuple[PyTree, PyTree]]
@@ -33,16 +34,18 @@ class Functions(NamedTuple):
 
 
 def from_flax(module: Any, dtype: str = "float32") -> Functions:
-  """Returns the functions of a flax module.
+  """Returns the pure functions of a flax module.
 
   Args:
-    module: `init(key, images) -> variables`, `apply(variables, images) -> logits`. One
-      that behaves otherwise while it trains takes an argument `train`. What it sows
-      into the collection "losses" is added to the loss.
-    dtype: what to compute in: parameters and images are cast to it, and logits back.
+    module: a module with `init(key, images) -> variables` and
+      `apply(variables, images) -> logits`. If it behaves differently in training, its
+      `__call__` takes an argument `train`, and what it then sows into the collection
+      "losses" is added to the training loss.
+    dtype: the dtype to compute in. Parameters and floating-point images are cast to it,
+      and logits to float32.
 
   Returns:
-    Its `Functions`.
+    `Functions`.
 
   Example:
     >>> from sparsejax import models
@@ -74,7 +77,7 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
     )
 
   def apply_cast(params, state, images, key):
-    # Batch statistics stay in float32, which strict promotion would refuse to mix.
+    # Batch statistics stay float32; strict promotion forbids mixing them with `dtype`.
     with jax.numpy_dtype_promotion("standard"):
       logits, state = apply(cast(params), state, cast(images), key)
     return logits.astype(jnp.float32), state
@@ -88,13 +91,13 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
 
 
 def auxiliary_loss(state: PyTree) -> tuple[jax.Array, PyTree]:
-  """Takes the losses that a model has of its own out of its state.
+  """Removes the model's own losses from its state and adds them up.
 
   Args:
-    state: as `Functions.apply` returned it for training.
+    state: the state returned by `Functions.apply` in training mode.
 
   Returns:
-    Their sum, float32 (), and the state without them.
+    The sum of the losses, float32 (), and the state without them.
 
   Example:
     >>> auxiliary_loss({"losses": {"gate": (jnp.float32(0.5),)}})

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that the loop grants at its next good moment."""
+"""Turns SIGTERM and SIGINT into a flag that the loop polls."""
 
 import contextlib
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Stop:
-  """Holds the signal that asked the run to stop, or None."""
+  """A flag that is true after a signal asked the run to stop."""
 
   def __init__(self):
     self.signal: signal.Signals | None = None
@@ -18,12 +18,13 @@ class Stop:
 
 @contextlib.contextmanager
 def listen() -> Iterator[Stop]:
-  """Catches the first SIGTERM or SIGINT; a second one acts as it did before.
+  """Catches the first SIGTERM or SIGINT; a second one has its previous effect.
 
-  Signals reach the main thread only, so elsewhere this does nothing.
+  Python delivers signals to the main thread only, so in other threads this does
+  nothing.
 
   Yields:
-    A `Stop` that turns true when a signal came.
+    A `Stop` that becomes true when a signal arrives.
 
   Example:
     >>> import os, signal
@@ -41,7 +42,8 @@ def listen() -> Iterator[Stop]:
 
   def restore():
     for number, handler in before.items():
-      # A handler that was not installed from Python reads as None and stays.
+      # A handler that was not installed from Python reads as None; the system's default
+      # replaces it.
       signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
   def handle(number, frame):

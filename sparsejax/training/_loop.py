@@ -1,4 +1,4 @@
-"""Training from a config to a result: `train_and_evaluate`."""
+"""The training loop, from a config to a result: `train_and_evaluate`."""
 
 import json
 import os
@@ -37,15 +37,16 @@ def train_and_evaluate(
   verbose: bool = True,
   summarize: bool = True,
 ) -> _result.Result:
-  """Trains a network sparse from the first step to the last, or goes on doing so.
+  """Trains and evaluates the network of a config, or resumes an interrupted run.
 
-  The workdir then holds `config.json`, `environment.json`, `metrics.jsonl` and
-  `checkpoints/`, and at the end `summary.json` and `report.png`. Called again with the
-  same config it goes on where it was stopped, bit for bit; a finished run is only shown
-  again. SIGTERM and SIGINT make it write a checkpoint and return.
+  It writes `config.json`, `environment.json`, `metrics.jsonl` and `checkpoints/` into
+  the workdir, and at the end `summary.json` and `report.png`. Called again with the
+  same config, it resumes from the last checkpoint, bit for bit; a finished run is not
+  trained further, only its result is shown again. On SIGTERM or SIGINT it writes a
+  checkpoint and returns.
 
   Args:
-    config: some or all fields of `default_config`; the rest is at its default.
+    config: some or all fields of `default_config`; the others have their defaults.
     workdir: a directory for this run alone.
     verbose: whether to show progress and print the summary.
     summarize: whether to print the summary if verbose.
@@ -55,9 +56,11 @@ def train_and_evaluate(
 
   Raises:
     TrainingError: before any work is done, if the config, the data set, the workdir or
-      its checkpoints cannot be used; or later a `NonFiniteError`, if a whole epoch gave
-      no finite gradient.
+      its checkpoints cannot be used. During training, `NonFiniteError` if no step of
+      an epoch had a finite gradient, `ReplicaError` if the masks of replicas differ,
+      and `CheckpointError` or `WorkdirError` if a file cannot be written.
   """
+  # All processes must have the same config; only the first writes files.
   complete = _config.complete(config)
   stamp = _config.to_json(complete)
   _distributed.check_same("config", json.dumps(stamp, sort_keys=True))
@@ -66,7 +69,7 @@ def train_and_evaluate(
     with _distributed.sync_errors():
       _workdir.check(path, stamp)
       run = _run.prepare(complete)
-      # Before anything else is there: a run killed now must be known for what it is.
+      # First of all files, so that a run killed from now on can be identified.
       if first:
         _workdir.claim(path, stamp)
     checkpoints = _checkpoint.Checkpoints(path, stamp)
@@ -84,15 +87,15 @@ def train_and_evaluate(
 
 
 def next_stop(count: int, steps_per_epoch: int, log_every: int) -> int:
-  """Returns the step at which the part of the run that begins at `count` ends.
+  """Returns the next step after `count` at which the loop logs.
 
-  It follows from the step alone, so that a run that was stopped logs the same numbers
-  as one that was not.
+  The loop logs every `log_every` steps of an epoch and at its end. The step depends on
+  `count` alone, so a resumed run logs the same numbers as an uninterrupted one.
 
   Args:
     count: updates done so far.
-    steps_per_epoch: parts end with their epoch.
-    log_every: and every so many steps of it.
+    steps_per_epoch: steps per epoch.
+    log_every: steps between two records, counted from the start of the epoch.
 
   Returns:
     A step above `count`.
@@ -113,8 +116,10 @@ def _train(
   stop: _interrupt.Stop,
   verbose: bool,
 ) -> _result.Result:
+  """Trains from the last checkpoint, or from the first step, to the end or a signal."""
   config, program, total = run.config, run.program, run.total_steps
   started = time.monotonic()
+  # Put the data on the devices, then restore the newest good checkpoint, if any.
   train, validation, test = _placed(run)
   restored = checkpoints.restore(_run.target(run))
   state = None if restored is None else restored.state
@@ -126,21 +131,23 @@ def _train(
   if count < total:
     with _distributed.sync_errors():
       _environment.record(path, run, count)
+  # Baselines for the first record: live weights, and a copy of the masks that counts
+  # of dropped and grown weights refer to.
   rate = _optimizers.learning_rate(config, total)
   seen = jax.device_get(_run.observe(state))
   moved = _run.turnover(state)
-  # Mask updates that were due while none changed a mask, per seed; a resumed run may
-  # have settled, and is not counted.
+  # `unmoved` counts mask updates that were due, `ever_moved` says per seed whether one
+  # changed a mask. A resumed run may have converged, so it is taken to have moved.
   unmoved, ever_moved = 0, found
   order = None
   with (
-    # What a run wrote whose first checkpoint never came is written again, all of it.
+    # -1 removes all records: without a checkpoint the run starts from its first step.
     _metrics.Writer(path, count if found else -1, config.tensorboard) as writer,
     _progress.Progress(total, count, verbose) as progress,
   ):
 
     def evaluate() -> None:
-      """Logs the layers' live weights, and the accuracy on what was held out."""
+      """Logs the live weights per layer and the validation loss and accuracy."""
       values = {"epoch": count / run.steps_per_epoch}
       if len(run.dataset.validation.labels):
         loss, accuracy = program.evaluate(state, validation).means()
@@ -159,17 +166,22 @@ def _train(
       progress.note(message)
     if count == 0:
       evaluate()
+    # Each pass trains up to the next step to log at, which is in the same epoch.
     while count < total and not _distributed.any_process(stop):
+      # The order of the examples; a resumed run may be in the middle of its epoch.
       if order is None or count % run.steps_per_epoch == 0:
         order = program.order(state)
       begin, count = count, next_stop(count, run.steps_per_epoch, config.log_every)
       state, totals = _replicas.advance(run, state, train, order, begin, count)
+      # Count live, dropped and grown weights; check budgets and that masked weights
+      # are zero.
       loss, accuracy = totals.means()
       seen = jax.device_get(_run.observe(state))
       moved = _run.turnover(state, moved.masks)
       sj.check_sparse(state.params, state.opt_state)
       unmoved += _optimizers.due_updates(config, total, begin, count)
       ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
+      # Show the numbers and write them to `metrics.jsonl`.
       speed = progress.update(
         count,
         loss=f"{np.mean(loss):.4f}",
@@ -195,6 +207,7 @@ def _train(
           "steps_per_second": speed,
         },
       )
+      # At the end of an epoch: evaluate, stop if nothing is learnt, save.
       epoch, position = divmod(count, run.steps_per_epoch)
       if position:
         continue
@@ -207,10 +220,12 @@ def _train(
         )
       if epoch % config.checkpoint_every == 0 and count < total:
         save()
+    # Save the last step, whether the run is finished or was stopped by a signal.
     new = count > first or not found
     if new:
       save()
-    spent = seconds() if new else before  # a finished run is only shown again
+    # The time of a finished run that is only shown again does not count.
+    spent = seconds() if new else before
     accuracy = loss = np.full(config.num_seeds, np.nan)
     if count == total:
       loss, accuracy = program.evaluate(state, test).means()
@@ -230,7 +245,7 @@ def _train(
 
 
 def _placed(run: _run.Run) -> tuple[Any, Any, Any]:
-  """The splits on the devices, padded for evaluation; a stream stays what it is."""
+  """Puts the splits on the devices, padded for evaluation; returns streams as is."""
   splits = run.dataset[:3]
   if isinstance(run.dataset.train, _stream.Stream):
     return splits
@@ -245,6 +260,7 @@ def _placed(run: _run.Run) -> tuple[Any, Any, Any]:
 def _messages(
   run: _run.Run, restored: _checkpoint.Restored | None, count: int
 ) -> list[str]:
+  """Returns the notes and warnings to show before the first step."""
   c, total, messages = run.config, run.total_steps, []
   if not _optimizers.updates_masks(c, total):
     messages.append(

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, and to TensorBoard if asked."""
+"""Writes and reads the metrics of a run: JSON lines, and TensorBoard on request."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ FILE = "metrics.jsonl"
 def read(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
   """Returns the records of a run in the order in which they were written.
 
-  A line that was cut off by a crash is left out.
+  A line that a crash left incomplete is skipped.
 
   Args:
     workdir: the run's directory.
 
   Returns:
-    One dict a line; none if the file is not there.
+    One dict per line; an empty list if the file does not exist.
   """
   file = pathlib.Path(workdir) / FILE
   if not file.exists():
@@ -42,12 +42,12 @@ def read(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
 class Writer:
   """Appends records to `<workdir>/metrics.jsonl`.
 
-  Other processes than the first write nothing. Opened on a run that goes on at `step`,
-  it first takes out what was written after that step: those steps are done again.
+  Only the first process writes. When a run resumes at `step`, records of later steps
+  are removed first, because those steps are repeated.
 
   Args:
     workdir: the run's directory.
-    step: where the run goes on; -1 if it begins.
+    step: the step at which the run resumes; -1 for a new run.
     tensorboard: whether to write event files to `<workdir>/tensorboard` too.
   """
 
@@ -76,11 +76,11 @@ class Writer:
 
     Args:
       step: updates done so far.
-      values: numbers, arrays of one number a seed, or dicts of these. What is not
-        finite becomes null, for JSON knows no NaN.
+      values: numbers, arrays with one number per seed, or dicts of these. A number
+        that is not finite becomes null, because JSON has no NaN.
 
     Raises:
-      WorkdirError: if it cannot be written.
+      WorkdirError: if the file cannot be written.
     """
     with _distributed.sync_errors():
       if self._file is not None:
@@ -92,7 +92,7 @@ class Writer:
       file.write(json.dumps(record) + "\n")
       file.flush()
     except OSError as e:
-      with contextlib.suppress(OSError):  # what is left in its buffer fails again
+      with contextlib.suppress(OSError):  # flushing its buffer fails again
         file.close()
       raise _errors.WorkdirError(
         f"{file.name} cannot be written: {e.strerror or e}"
@@ -113,10 +113,11 @@ class Writer:
 
 
 def _plain(value: Any) -> Any:
+  """Converts arrays and dicts of arrays to JSON values."""
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   if isinstance(value, float):
-    # Seven digits hold a float32; more would only be noise in the file.
+    # A float32 has about seven significant digits.
     return float(f"{value:.7g}") if math.isfinite(value) else None
   if isinstance(value, list | tuple):
     return [_plain(v) for v in value]
@@ -126,6 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = ""):
+  """Yields `(slash-separated name, value)` for each value of nested dicts."""
   for name, value in values.items():
     if isinstance(value, Mapping):
       yield from _flatten(value, f"{prefix}{name}/")

@@ -1,4 +1,4 @@
-"""A training state as arrays by name, as checkpoints hold it."""
+"""Converts a training state to and from a dict of named arrays, for checkpoints."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ PyTree = Any
 
 
 def path_name(path: Any) -> str:
-  """A leaf's path with slashes between its parts."""
+  """Returns a leaf's path with slashes between its parts."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def flatten(state: PyTree) -> dict[str, jax.Array]:
-  """Names each array by its path; keys become their data, which all can read.
+  """Converts a state to a dict from path to array; PRNG keys become their raw data.
 
   Args:
-    state: a tree of arrays, typed PRNG keys among them.
+    state: a tree of arrays, which may include typed PRNG keys.
 
   Returns:
-    The arrays by name.
+    The arrays by slash-separated path.
 
   Raises:
-    ValueError: two have the same path.
+    ValueError: if two arrays have the same path.
 
   Example:
     >>> flatten({"a": {"b": jnp.ones(1)}})
@@ -39,11 +39,11 @@ def flatten(state: PyTree) -> dict[str, jax.Array]:
 
 
 def unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
-  """Undoes `flatten`.
+  """Inverts `flatten`.
 
   Args:
     target: a tree like the state, abstract or not.
-    arrays: by name, one for each leaf of the target but those that are `optional`.
+    arrays: the arrays by path; those that are `optional` may be missing.
 
   Returns:
     A tree like the target.
@@ -61,16 +61,16 @@ def unflatten(target: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
 
 
 def optional(name: str) -> bool:
-  """Whether a state may lack an array, which is then all True.
+  """Returns whether an array may be missing; `unflatten` then fills it with True.
 
-  Checkpoints from before `sj.mark_dead` do not say when dense gradients are needed; the
-  first step after them takes them to be, and says it anew.
+  Checkpoints older than `sj.mark_dead` do not record whether the next step needs dense
+  gradients. The first step after such a checkpoint computes them, and sets the value.
   """
   return "dense_gradients" in name.split("/")
 
 
 def describe(arrays: dict[str, jax.Array]) -> dict[str, str]:
-  """The dtype and shape of each array, such as `"float32[2, 3]"`."""
+  """Returns the dtype and shape of each array, such as `"float32[2, 3]"`."""
   return {name: f"{x.dtype}{list(x.shape)}" for name, x in arrays.items()}
 
 

@@ -1,4 +1,4 @@
-"""The sparse optimizer that a config describes."""
+"""Builds the schedules and the sparse optimizer of a config."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,15 +15,16 @@ from sparsejax.core import is_kernel
 from sparsejax.training import _at_initialization, _errors, _methods
 from sparsejax.training._methods import METHODS
 
-Config = Any  # a frozen config of `config.complete`
+Config = Any  # a complete, frozen config from `config.complete`
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
-  """Returns `step -> learning rate`.
+  """Returns the learning-rate schedule, `step -> learning rate`.
 
-  `constant`; `step`: times `lr_decay_factor` after every `lr_decay_every` steps, or at
-  each of `lr_decay_epochs`; `cosine`: to zero at the end of the run. During
-  `warmup_epochs` it rises in a line from zero instead; the cosine begins after them.
+  `constant`: the learning rate. `step`: multiplied by `lr_decay_factor` after every
+  `lr_decay_every` steps, or at each of `lr_decay_epochs`. `cosine`: decays to zero at
+  the end of the run. During `warmup_epochs` the rate rises linearly from zero instead;
+  the cosine begins after the warm-up.
 
   Args:
     config: a complete config.
@@ -46,6 +47,7 @@ def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
 
 
 def _after_warmup(config: Config, total_steps: int, warmup: int) -> optax.Schedule:
+  """Returns the schedule for the steps after the warm-up, in steps of the run."""
   peak, factor = config.learning_rate, config.lr_decay_factor
   if config.lr_schedule == "constant":
     return optax.constant_schedule(peak)
@@ -62,10 +64,10 @@ def _after_warmup(config: Config, total_steps: int, warmup: int) -> optax.Schedu
 def window(config: Config, total_steps: int) -> tuple[int, int]:
   """Returns the steps `(start, end)` between which masks may be updated.
 
-  The start is one step late: then a mask update that falls on the end of an epoch is
-  done in the next one's first step, and the epoch is evaluated before it, as in the
-  papers' programs. A mask update after the last step would leave weights that were
-  never trained, so the end lies before it.
+  The start is one step later than the config says: a mask update that falls on the end
+  of an epoch is done in the first step of the next, so that the epoch is evaluated
+  before it, as in the papers' code. The end is before the last step, because a mask
+  update in the last step would leave grown weights that were never trained.
 
   Args:
     config: a complete config.
@@ -79,7 +81,7 @@ def window(config: Config, total_steps: int) -> tuple[int, int]:
 
 
 def drop_fraction(config: Config, total_steps: int) -> optax.Schedule:
-  """Returns `step -> drop fraction`, a cosine that stays at its final value.
+  """Returns the drop-fraction schedule: a cosine, then constant at its final value.
 
   `final + (first - final) (1 + cos(pi min(step, end) / end)) / 2`.
 
@@ -95,7 +97,8 @@ def drop_fraction(config: Config, total_steps: int) -> optax.Schedule:
 
 
 def _cosine(first: float, final: float, steps: int) -> optax.Schedule:
-  # optax's own mixes integer steps with floats, which strict promotion refuses.
+  # optax's cosine schedule mixes integer steps and floats, which strict promotion
+  # forbids.
   def schedule(step):
     t = jnp.clip(jnp.asarray(step, jnp.float32), 0, steps) / steps
     return final + (first - final) * (1 + jnp.cos(jnp.pi * t)) / 2
@@ -104,28 +107,28 @@ def _cosine(first: float, final: float, steps: int) -> optax.Schedule:
 
 
 def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
-  """Returns the dense optimizer; a step with a non-finite gradient changes nothing.
+  """Returns the dense optimizer, which skips steps with a non-finite gradient.
 
   Args:
     config: a complete config.
     total_steps: steps of the whole run.
 
   Returns:
-    An optax optimizer whose state counts the steps it passed over.
+    An optax optimizer whose state counts the skipped steps.
   """
   rate = learning_rate(config, total_steps)
-  # optax gives in after so many errors in a row; the loop ends the run long before.
+  # After so many errors in a row optax applies them; the loop raises long before.
   return optax.apply_if_finite(
     unguarded(config, rate), max_consecutive_errors=2**31 - 1
   )
 
 
 def unguarded(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
-  """Returns the dense optimizer alone.
+  """Returns the dense optimizer without the check for non-finite gradients.
 
   Args:
     config: a complete config.
-    rate: its learning rate, `step -> float`.
+    rate: the learning-rate schedule, `step -> float`.
 
   Returns:
     An optax optimizer.
@@ -153,17 +156,18 @@ def make_tx(
   Args:
     config: a complete config.
     total_steps: steps of the whole run.
-    seed: of the masks, an integer that may be traced.
+    seed: the seed of the masks, an integer that may be traced.
 
   Returns:
     `<method>(inner, density, ...)`; `sj.static_sparse` for a method that prunes at
     initialization.
 
   Raises:
-    ConfigError: if `method_kwargs` do not fit the method.
+    ConfigError: if `method_kwargs` or `structure` do not fit the method.
   """
   if METHODS[config.method].prunes_at_init:
-    # The masks are put in place before the first step; until then any will do.
+    # The method's masks replace the random ones of `static_sparse` before the first
+    # step.
     names = ("where", "stacked", "input_axes")
     chosen = {k: v for k, v in config.method_kwargs.items() if k in names}
     if config.structure == "block":
@@ -173,6 +177,7 @@ def make_tx(
       )
     dense = inner(config, total_steps)
     return sj.static_sparse(dense, config.density, seed=seed, **chosen)
+  # Pass the method those fields of the config that it has an argument for.
   method = _methods.function(config.method)
   start, end = window(config, total_steps)
   fields: dict[str, Any] = {
@@ -193,6 +198,7 @@ def make_tx(
       "structure": sj.block((config.block, config.block)),
       "where": _cut_evenly(config.block),
     }
+  # `method_kwargs` take precedence over the fields.
   kwargs = {name: value for name, value in fields.items() if name in accepted}
   extra: Mapping[str, Any] = config.method_kwargs.to_dict()
   unknown = sorted(set(extra) - set(accepted))
@@ -207,7 +213,7 @@ def make_tx(
 
 
 def _cut_evenly(block: int) -> Callable[[str, Any], bool]:
-  """Selects the kernels whose inputs and outputs are whole blocks."""
+  """Returns a `where` that selects kernels whose last two axes divide into blocks."""
 
   def where(path, leaf):
     return is_kernel(path, leaf) and not any(n % block for n in leaf.shape[-2:])
@@ -216,23 +222,23 @@ def _cut_evenly(block: int) -> Callable[[str, Any], bool]:
 
 
 def updates_masks(config: Config, total_steps: int) -> bool:
-  """Returns whether a mask update comes during the run, or none is wanted."""
+  """Returns whether masks are updated during the run, or the method never does so."""
   start, end = window(config, total_steps)
   return not METHODS[config.method].moves or start + config.update_every <= end
 
 
 def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
-  """Returns `(count of updates so far) -> bool`: whether this update changes masks.
+  """Returns `(updates done so far) -> bool`: whether the next update changes masks.
 
-  The rule of `sj.sparsify`, for a counter that seeds trained side by side share: under
-  `vmap` each seed's own counter would turn the branch into a select.
+  The rule is that of `sj.sparsify`, here for a counter that all seeds share: under
+  `vmap`, a counter per seed would turn the branch into a select.
 
   Args:
     config: a complete config.
     total_steps: steps of the whole run.
 
   Returns:
-    A function on int32 scalars, traced or not.
+    A function of int32 scalars, traced or not.
   """
   start, end = window(config, total_steps)
 
@@ -246,16 +252,16 @@ def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
 
 
 def due_updates(config: Config, total_steps: int, begin: int, end: int) -> int:
-  """Returns how many mask updates are due in the steps from `begin` to `end`.
+  """Returns the number of mask updates due from step `begin` to step `end`.
 
   Args:
     config: a complete config.
     total_steps: steps of the whole run.
-    begin: updates done before.
-    end: updates done after.
+    begin: updates done before the first of these steps.
+    end: updates done after the last of them.
 
   Returns:
-    A count; 0 for methods whose masks do not move.
+    The number; 0 for methods whose masks do not change.
   """
   rule: Callable[[Any], Any] = due(config, total_steps)
   return int(np.sum(np.asarray(rule(np.arange(begin, end)))))

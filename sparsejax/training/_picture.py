@@ -1,4 +1,4 @@
-"""`report.png`: how the accuracy grew, and how the budget moved between layers."""
+"""Draws `report.png`: accuracy and live weights per layer over the epochs."""
 
 import pathlib
 from typing import Any
@@ -18,8 +18,8 @@ def write(path: pathlib.Path, run: _run.Run, result: _result.Result) -> None:
 
   Args:
     path: the run's directory.
-    run: what was trained.
-    result: what it came to.
+    run: the `Run` returned by `prepare`.
+    result: the run's result.
   """
   masks = _run.named(_result.first_seed(result)[1])
   c = run.config
@@ -46,14 +46,14 @@ def draw(
   """Draws the records of `metrics.jsonl`.
 
   Args:
-    records: of `metrics.read`.
-    sizes: weights of each sparsified layer, by its path.
-    title: first line.
-    subtitle: second line.
-    score: the test accuracy, ready to be shown.
+    records: the records from `metrics.read`.
+    sizes: the number of weights of each sparsified layer, by its path.
+    title: the first line.
+    subtitle: the second line.
+    score: the test accuracy, formatted.
 
   Returns:
-    A figure of two panels: accuracy over epochs, and each layer's live weights.
+    A figure with two panels: the accuracy and each layer's live weights, over epochs.
   """
   fig = figure.Figure(figsize=(11, 4.8), facecolor="white")
   left, right = fig.subplots(1, 2, width_ratios=(1, 1.15))
@@ -90,8 +90,8 @@ def _accuracy(axes, records: list[dict[str, Any]]) -> None:
       _line(axes, epochs, values, color, label)
       lowest.append(np.quantile(values.mean(axis=1), 0.1))
   if lowest:
-    # Most of a run is spent near the top, where the first leap from chance would
-    # press it against the edge: the axis begins at the lowest tenth of the points.
+    # Most points are near the final accuracy. Leaving out the lowest tenth, the rise
+    # from chance at the start, keeps the differences between them visible.
     low = min(lowest)
     axes.set_ylim(max(0, low - 0.25 * (1 - low)), 1 + 0.01 * (1 - low))
     axes.legend(loc="lower right", frameon=False, fontsize=9.5, labelcolor=INK)
@@ -105,7 +105,7 @@ def _live(axes, records: list[dict[str, Any]], sizes: dict[str, int]) -> None:
     return
   epochs = np.array([r["epoch"] for r in with_live])
   colors = COLORS
-  if len(sizes) > len(colors):  # then by depth, dark to light
+  if len(sizes) > len(colors):  # too many for distinct colors: by depth, dark to light
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
   ends = {}
   for name, color in zip(sizes, colors, strict=False):
@@ -122,7 +122,7 @@ def _live(axes, records: list[dict[str, Any]], sizes: dict[str, int]) -> None:
 
 
 def _label(axes, ends: dict[str, tuple[float, Any]], sizes: dict[str, int]) -> None:
-  """Writes at each line's end what it is, moved apart where two would overlap."""
+  """Labels each line at its right end, moving labels apart where they overlap."""
   if len(ends) > 24:
     note = f"{len(ends)} layers,\nfirst (dark)\nto last (light)"
     axes.text(1.02, 0.5, note, transform=axes.transAxes, color=FAINT, size=8.5)
@@ -150,7 +150,7 @@ def _label(axes, ends: dict[str, tuple[float, Any]], sizes: dict[str, int]) -> N
 
 
 def _line(axes, x: np.ndarray, values: np.ndarray, color: Any, label: str) -> None:
-  """Draws the mean over seeds, and their range."""
+  """Draws the mean over seeds as a line, and their range as a band."""
   axes.plot(x, values.mean(axis=1), color=color, linewidth=2, label=label)
   if values.shape[1] > 1:
     low, high = values.min(axis=1), values.max(axis=1)
@@ -158,7 +158,7 @@ def _line(axes, x: np.ndarray, values: np.ndarray, color: Any, label: str) -> No
 
 
 def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns epochs (n,) and values (n, seeds), averaged over each whole epoch."""
+  """Returns epochs (n,) and values (n, seeds), averaged within each epoch."""
   by_epoch: dict[float, list[np.ndarray]] = {}
   for r in records:
     values = np.atleast_1d(np.array(r.get(name), float))  # null reads as NaN
@@ -170,7 +170,7 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
 
 
 def _spread(wanted: dict[str, float], gap: float) -> dict[str, float]:
-  """Moves places on a line apart until neighbours are `gap` from each other."""
+  """Moves positions on a line apart until neighbours are at least `gap` apart."""
   order = sorted(wanted, key=lambda name: wanted[name])
   places = np.array([wanted[name] for name in order])
   for _ in range(500):

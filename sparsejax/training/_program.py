@@ -1,9 +1,9 @@
-"""The compiled parts of training: init, a run of steps, evaluation.
+"""The compiled functions of training: initialization, training steps, evaluation.
 
-A training run is a pure function of its seed and the step count: the order of an epoch,
-the augmentation and the masks all follow from them. So a checkpoint of `TrainState` is
-the whole position, the data's included, and a run that was stopped ends bit for bit
-like one that was not.
+A training run is a pure function of its seed and the step count: they determine the
+order of each epoch, the augmentation and the masks. A checkpoint of `TrainState`
+therefore contains the position in the data too, and a resumed run ends bit for bit
+like an uninterrupted one.
 """
 
 import functools
@@ -23,17 +23,19 @@ PyTree = Any
 
 
 class Program(NamedTuple):
-  """Compiled functions over one model and one optimizer.
+  """The compiled functions for one model and one optimizer.
 
   Attributes:
     init: `(seeds int32 (num_seeds,)) -> TrainState`.
-    order: `(state) -> int32 (n,) or (num_seeds, n)`, the order of the state's epoch.
-    batches: `(state, train, n) -> ` for each seed its first n batches,
-      `(images float32, labels)`, normalized.
-    run: `(state, train, order, stop) -> (state, Totals)`: steps from `state.step` up to
-      `stop`, which must be in the same epoch. `state` is donated. `stop` is traced:
-      runs of all lengths share one compilation.
-    evaluate: `(state, split) -> Totals`, over a split padded to the batch size.
+    order: `(state) -> int32 (n,) or (num_seeds, n)`, the order of the examples in the
+      current epoch; None for a stream.
+    batches: `(state, train, n) -> list per seed` of its first n batches, each
+      `(images float32, normalized, labels)`.
+    run: `(state, train, order, stop) -> (state, Totals)`, trains from `state.step` up
+      to `stop`, which must be in the same epoch. `state` is donated. `stop` is traced,
+      so calls of all lengths share one compilation.
+    evaluate: `(state, split) -> Totals`, over a split whose length is a multiple of
+      `evaluation_batch`, or over a stream.
   """
 
   init: Callable[..., _step.TrainState]
@@ -59,27 +61,34 @@ def make_program(
   compute_dtype: str = "float32",
   layout: _mesh.Layout | None = None,
 ) -> Program:
-  """Compiles training of `model` by `make_tx(seed)` on data of `dataset`'s shape.
+  """Builds the compiled functions that train `model` with `make_tx(seed)`.
 
   Args:
     model: a flax module; see `functions.from_flax`.
-    make_tx: `(seed) -> optimizer`; the seed may be traced, and only `init` may depend
-      on it.
-    dataset: gives shapes and channel statistics; the images themselves are arguments.
-    batch_size: examples a step; what is left of an epoch is dropped.
-    due: `(count of updates so far) -> bool`, whether this update changes masks.
-    augment: `(key, images uint8) -> images`.
-    num_seeds: None for one run; else every array but `step` has a leading axis of it.
-    label_smoothing: of the loss that is trained on; see `cross_entropy`.
-    sparsify_params: `(params, opt_state) -> params`, applied to what `init` drew.
-    effective: `(params, opt_state) -> params` that the model sees.
+    make_tx: `(seed) -> optimizer`. The seed may be traced; only the optimizer's `init`
+      may depend on it.
+    dataset: gives the shapes and the channel statistics; the images themselves are
+      arguments of the compiled functions.
+    batch_size: examples per step. The examples of an epoch that do not fill a batch are
+      dropped.
+    due: `(updates done so far) -> bool`, whether the next update changes masks.
+    augment: `(key, images uint8) -> images`, or None.
+    num_seeds: None for one seed; else every array of the state but `step` has a leading
+      axis of this size.
+    label_smoothing: of the training loss; see `cross_entropy`.
+    sparsify_params: `(params, opt_state) -> params`, applied to the initial parameters;
+      None leaves them dense.
+    effective: `(params, opt_state) -> params` of the forward pass.
     mark: see `step.train_step`.
     compute_dtype: see `functions.from_flax`.
-    layout: the mesh that the state and each batch are cut over; None for one device.
+    layout: the mesh over which the state and each batch are sharded; None for one
+      device.
 
   Returns:
     A `Program`.
   """
+  # Only `init` uses an optimizer built with the run's seed; `update` is the same for
+  # all seeds.
   tx, model = make_tx(0), _functions.from_flax(model, compute_dtype)
   examples = len(dataset.train.labels)
   steps_per_epoch = examples // batch_size
@@ -91,11 +100,12 @@ def make_program(
     return (images.astype(jnp.float32) - dataset.mean) * (1 / dataset.std)
 
   def cut(batch):
-    """Each device takes the rows that it computes, from data that all devices hold."""
+    """Shards a batch over the mesh; the data set is replicated on all devices."""
     if layout is None:
       return batch
     return jax.lax.with_sharding_constraint(batch, layout.batch)
 
+  # Functions of one seed. With several seeds they are vmapped below.
   def init_one(seed):
     key = jax.random.key(seed)
     dtype = jnp.int32 if tokens else jnp.float32
@@ -158,6 +168,8 @@ def make_program(
     logits, _ = model.apply(params, state.model_state, normalize(images), None)
     return _step.cross_entropy(logits, labels)[1]
 
+  # Vectorize over the seeds. `step` has no seed axis, so that `due(step)` stays a
+  # branch under `vmap`; all seeds share the data.
   if num_seeds is None:
     shape = ()
     step, evaluate, order = step_one, evaluate_one, order_one
@@ -178,20 +190,23 @@ def make_program(
       state, new = constrained(step(state, train, indices, due(count)))
       return state, jax.tree.map(jnp.add, totals, new)
 
-    # A loop over a traced number of steps: as fast as `scan`, much faster on CPU than
-    # a jitted step called from Python, and compiled once for every length.
+    # A loop over a traced number of steps is as fast as `scan`, much faster on CPU than
+    # calling a jitted step from Python, and is compiled once for all lengths.
     return jax.lax.fori_loop(state.step, stop, body, (state, _zeros(shape)))
 
   def start(seeds):
     return _step.TrainState(jnp.zeros((), jnp.int32), *init(seeds))
 
-  places = whole = None  # as the compiler likes it: all on one device
+  # Shardings of the results. None leaves them to the compiler, on one device.
+  places = whole = None
   constrained = lambda x: x
   if layout is not None:
     abstract = jax.eval_shape(start, jax.ShapeDtypeStruct((1,), jnp.int32))
     places, whole = _mesh.of_state(layout, abstract), layout.replicated
-    # Else the loop might carry the state in another layout, and gather it at its end.
+    # Without this constraint the compiler may choose another sharding for the loop's
+    # carry and reshard the state after the loop.
     constrained = lambda x: jax.lax.with_sharding_constraint(x, (places, whole))
+  # A stream's batches come from the host one by one, so its loop runs in Python.
   if isinstance(dataset.train, _stream.Stream):
     parts = _streamed.functions(
       lambda *batch: constrained(step_batch(*batch)),
@@ -219,14 +234,14 @@ def make_program(
 
 
 def evaluation_batch(examples: int, shards: int = 1) -> int:
-  """Returns the batch size evaluation uses for a split of that many examples.
+  """Returns the batch size for evaluating a split: at most 500, rounded up to shards.
 
   Args:
-    examples: of the split.
-    shards: into how many parts a batch is cut.
+    examples: the number of examples in the split.
+    shards: the number of shards per batch.
 
   Returns:
-    At least 1, a multiple of `shards`.
+    The least multiple of `shards` that is at least `max(1, min(examples, 500))`.
   """
   size = max(1, min(examples, 500))
   return -(-size // shards) * shards

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar in a terminal, lines elsewhere."""
+"""Shows the progress of a run: a bar in a terminal, lines elsewhere."""
 
 import time
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import rich.console
 import rich.progress
 
-# Elsewhere than in a terminal a line comes at most this often, in seconds.
+# Outside a terminal, the least time between two lines, in seconds.
 _PAUSE = 2.0
-# After so many mask updates that changed nothing, it is said.
+# The number of mask updates without any change after which to warn.
 _DUE = 10
 
 
@@ -17,10 +17,10 @@ class Progress:
 
   Args:
     total: steps of the whole run.
-    done: steps done before.
+    done: steps done before this call.
     verbose: whether to show anything.
-    console: where to; standard error by default, which leaves standard output to the
-      result.
+    console: the console to print to; by default standard error, so that standard output
+      contains the result only.
   """
 
   def __init__(
@@ -68,22 +68,22 @@ class Progress:
       self._line()
 
   def update(self, step: int, **fields: str) -> float:
-    """Shows where the run is.
+    """Shows the current step and its numbers.
 
     Args:
       step: updates done so far.
-      **fields: `loss`, `accuracy` (on held-out images; without it `train_accuracy`)
-        and `density`, ready to be shown; one that is not given stays.
+      **fields: `loss`, `accuracy` (on validation images; without it, `train_accuracy`
+        is shown) and `density`, formatted. A field that is not given keeps its value.
 
     Returns:
-      Steps a second since the last call that moved on.
+      Steps per second, between the last two calls with an increased step.
     """
     now = time.monotonic()
     if step > self._last_step:
       self._speed = (step - self._last_step) / max(now - self._last_time, 1e-9)
       self._last_step, self._last_time = step, now
       if self._since is None:
-        # The first part is spent on compilation and says nothing of the others.
+        # The time left is estimated from here: the steps before include compilation.
         self._since = step, now
     self._step = step
     self._fields.update(fields)
@@ -94,11 +94,11 @@ class Progress:
     return self._speed
 
   def skipped(self, steps: int, mask_updates: int) -> None:
-    """Says it when something was not finite for the first time.
+    """Warns once per kind if steps or mask updates were skipped.
 
     Args:
-      steps: skipped so far, because their gradient was not finite.
-      mask_updates: skipped so far, because a score was not.
+      steps: steps skipped so far because the gradient was not finite.
+      mask_updates: mask updates skipped so far because a score was not finite.
     """
     for count, what in (
       (steps, "A step was skipped: its gradient was not finite."),
@@ -112,7 +112,7 @@ class Progress:
     """Warns once if no mask has changed though many mask updates were due.
 
     Args:
-      due: mask updates that were due in this run, none of which changed a mask.
+      due: the number of mask updates that were due, none of which changed a mask.
     """
     what = "never moved"
     if due >= _DUE and what not in self._said:
@@ -124,7 +124,7 @@ class Progress:
       )
 
   def note(self, message: str) -> None:
-    """Shows a message that stays."""
+    """Prints a message above the bar."""
     self._console.print(message, highlight=False, markup=False, soft_wrap=True)
 
   def _line(self) -> None:
@@ -138,9 +138,10 @@ class Progress:
     self._console.print(line, highlight=False, soft_wrap=True)
 
   def _shown(self, step: int) -> dict[str, Any]:
+    """Returns the texts of the bar's and the line's columns."""
     left = None
     if self._since is not None and step > self._since[0]:
-      # Over the whole run, not the last steps, so that the number is calm.
+      # The mean speed since compilation, which fluctuates less than the current one.
       speed = (step - self._since[0]) / (time.monotonic() - self._since[1])
       left = (self._total - step) / speed
     return {
@@ -150,7 +151,7 @@ class Progress:
       **self._fields,
       "speed": f"{self._speed:,.0f}" if self._speed else "-",
       "left": "-" if left is None else duration(left),
-      # All of it has to stand in a terminal of 80 columns.
+      # The bar must fit into a terminal of 80 columns.
       "short": "-"
       if left is None
       else duration(left).replace(" ", "").replace("in", ""),
@@ -158,13 +159,13 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-  """Writes a time span for people.
+  """Formats a time span.
 
   Args:
-    seconds: at least 0.
+    seconds: the time span, at least 0.
 
   Returns:
-    Such as `12 s`, `3 min 05 s` or `2 h 07 min`.
+    A text such as `12 s`, `3 min 05 s` or `2 h 07 min`.
 
   Example:
     >>> duration(12.3), duration(185), duration(7620)

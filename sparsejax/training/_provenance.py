@@ -1,4 +1,4 @@
-"""Provenance: which command, commit, machine and versions made a figure."""
+"""Describes the command, commit, hardware and versions that produced a result."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# What no run reads: changes there leave the commit's mark alone.
+# Files that no run reads: changes to them do not mark the commit with `+`.
 _NOT_EXECUTED = ("results", "docs", "*.md")
 
 
@@ -22,8 +22,8 @@ def environment() -> dict[str, Any]:
   """Describes this process: command, commit, date, hardware and versions.
 
   Returns:
-    JSON values; the commit is None outside of a checkout, and ends in `+` where the
-    working tree differs from it (see `commit`).
+    JSON values; the commit is None outside a checkout, and ends in `+` if the working
+    tree differs from it (see `commit`).
 
   Example:
     >>> list(environment())
@@ -39,6 +39,7 @@ def environment() -> dict[str, Any]:
 
 
 def _command():
+  """Returns the command line without the folders of absolute paths."""
   script = pathlib.Path(sys.argv[0])
   words = [
     "python",
@@ -49,18 +50,17 @@ def _command():
 
 
 def commit(digits: int = 40) -> str | None:
-  """Returns the commit of the checkout that this package was imported from.
+  """Returns the commit of the checkout from which this package was imported.
 
-  The whole working tree counts: the library, configs, scripts, tests and whatever else
-  a run may read, new files that git does not ignore included. Only what a run writes
-  or nobody executes is left out: `results/`, `docs/` and Markdown files.
+  The commit is marked with `+` if any file of the working tree differs from it, or is
+  new and not ignored by git. Files that a run writes or nobody executes do not count:
+  `results/`, `docs/` and Markdown files.
 
   Args:
-    digits: how many of its hash are wanted; git takes more where they are ambiguous.
+    digits: the number of digits of the hash; git returns more if these are ambiguous.
 
   Returns:
-    Its hash, followed by `+` if the working tree differs from it; None outside of a
-    checkout.
+    The hash, followed by `+` if the working tree differs; None outside a checkout.
 
   Example:
     >>> found = commit(12)
@@ -75,9 +75,10 @@ def commit(digits: int = 40) -> str | None:
     ).stdout.strip()
 
   try:
-    # Installed into an environment inside another project's checkout, it is not ours.
+    # Raises if git does not track this file, as when the package is installed inside
+    # another project's checkout.
     git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
-    # Paths with `top` are those of the whole tree, whatever the folder of this file.
+    # `top` makes paths relative to the root of the checkout.
     tree = [":(top)", *(f":(top,exclude){path}" for path in _NOT_EXECUTED)]
     changed = git("status", "--porcelain", "--", *tree)
     return git("rev-parse", f"--short={digits}", "HEAD") + ("+" if changed else "")
@@ -86,7 +87,7 @@ def commit(digits: int = 40) -> str | None:
 
 
 def _hardware():
-  """Cores and kind of the processor, and accelerators if there are any."""
+  """Returns the processor's cores and model, and the accelerators if there are any."""
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
   kind = platform.processor() or platform.machine()
   info = pathlib.Path("/proc/cpuinfo")
@@ -100,6 +101,7 @@ def _hardware():
 
 
 def _versions():
+  """Returns the versions of Python and of the installed packages."""
   versions = {"python": platform.python_version()}
   for package in (*_PACKAGES, "sparsejax"):
     try:

@@ -1,4 +1,4 @@
-"""What a run came to, for programs and for people."""
+"""Formats and stores the result of a run."""
 
 import json
 import pathlib
@@ -16,19 +16,20 @@ FILE = "summary.json"
 
 
 class Result(NamedTuple):
-  """What a run came to; arrays have one entry a seed.
+  """The result of a run; arrays have one entry per seed.
 
   Attributes:
-    finished: False if a signal stopped the run; the same call goes on with it.
+    finished: False if a signal stopped the run; calling again with the same arguments
+      resumes it.
     stopped_by: the signal, or None.
     step: updates done.
     total_steps: updates of the whole run.
     test_accuracy: float64 (num_seeds,), fractions; NaN if not finished.
     test_loss: float64 (num_seeds,), mean cross-entropy in nats; NaN if not finished.
-    density: live weights / weights of the sparsified layers.
+    density: live weights / weights of the sparsified layers, the mean over seeds.
     skipped_steps: int (num_seeds,), steps whose gradient was not finite.
     skipped_mask_updates: int (num_seeds,), mask updates whose scores were not finite.
-    seconds: time spent on the run, compilation included, over all its parts.
+    seconds: the time spent on the run, compilation and interrupted calls included.
     state: the last `step.TrainState`, stacked over seeds if there are several.
   """
 
@@ -46,10 +47,10 @@ class Result(NamedTuple):
 
 
 def first_seed(result: Result) -> tuple[Any, Any]:
-  """Returns params and masks of the first seed.
+  """Returns the params and masks of the first seed.
 
   Args:
-    result: of a run.
+    result: the result of a run.
 
   Returns:
     `(params, masks)`, not stacked.
@@ -64,10 +65,10 @@ def to_json(result: Result) -> dict[str, Any]:
   """Returns the numbers of a result as JSON values.
 
   Args:
-    result: of a finished run.
+    result: the result of a finished run.
 
   Returns:
-    A dict; errors in percent, one a seed.
+    A dict; errors are in percent, one per seed.
   """
   return {
     "step": result.step,
@@ -86,13 +87,13 @@ def write(path: pathlib.Path, result: Result) -> None:
 
 
 def percent(values: np.ndarray) -> str:
-  """Writes fractions as a percentage, with the standard error of several.
+  """Formats the mean of fractions as a percentage, with its standard error.
 
   Args:
-    values: float (num_seeds,).
+    values: fractions, float (num_seeds,).
 
   Returns:
-    Such as `97.22 %`, or `97.22 ± 0.10 % (3 seeds)`.
+    A text such as `97.22 %`, or `97.22 ± 0.10 % (3 seeds)`.
 
   Example:
     >>> percent(np.array([0.97])), percent(np.array([0.97, 0.98]))
@@ -106,11 +107,11 @@ def percent(values: np.ndarray) -> str:
 
 
 def show(result: Result, path: pathlib.Path) -> None:
-  """Prints the table of layers and what the run came to.
+  """Prints the table of layers and the summary of a result.
 
   Args:
-    result: of a run.
-    path: its directory.
+    result: the result of a run.
+    path: the run's directory.
   """
   console = rich.console.Console(highlight=False, quiet=jax.process_index() > 0)
   if not result.finished:
@@ -122,7 +123,7 @@ def show(result: Result, path: pathlib.Path) -> None:
     )
     return
   params, masks = first_seed(result)
-  # Tables are for reading across: the console must not fold their lines.
+  # The console must not wrap the lines of a table.
   console.print(sj.summary(params, masks), markup=False, soft_wrap=True)
   rows = [
     ("test accuracy", f"[bold green]{percent(result.test_accuracy)}[/]"),

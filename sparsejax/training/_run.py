@@ -1,4 +1,4 @@
-"""What follows from a config before the first step."""
+"""Builds the model, data, optimizer and compiled functions of a config."""
 
 import functools
 import inspect
@@ -28,17 +28,17 @@ from sparsejax.training.parallel import _mesh
 
 
 class Run(NamedTuple):
-  """A complete config and what it means.
+  """A complete config and the objects built from it.
 
   Attributes:
-    config: all fields, frozen and checked.
-    dataset: on the host.
-    program: compiled on first use.
-    find_masks: of `at_initialization.mask_finder`.
+    config: all fields, frozen and validated.
+    dataset: the splits, in host memory or as streams.
+    program: the jitted functions; each is compiled at its first call.
+    find_masks: the mask finder from `at_initialization.mask_finder`, or None.
     seeds: int32 (num_seeds,).
-    steps_per_epoch: full batches of an epoch.
-    total_steps: of the whole run.
-    layout: the mesh of devices; None for one device.
+    steps_per_epoch: full batches per epoch.
+    total_steps: steps of the whole run.
+    layout: the device mesh and its sharding rules; None for one device.
   """
 
   config: Any
@@ -52,15 +52,15 @@ class Run(NamedTuple):
 
 
 class Observation(NamedTuple):
-  """Counts from an optimizer state, each () or (num_seeds,).
+  """Counts read from an optimizer state, each () or (num_seeds,).
 
   Attributes:
-    live: live weights of each sparsified layer, by its path.
-    density: live weights / weights of all of them.
-    skipped_steps: steps whose gradient was not finite.
-    stuck_steps: how many of them the last steps were, in a row.
-    skipped_mask_updates: mask updates whose scores were not finite.
-    explored: weights that were ever live / weights; None where nothing tracks it.
+    live: live weights per sparsified layer, by the layer's path.
+    density: live weights / weights, over all sparsified layers.
+    skipped_steps: steps skipped because the gradient was not finite.
+    stuck_steps: skipped steps in a row, up to and including the last step.
+    skipped_mask_updates: mask updates skipped because the scores were not finite.
+    explored: weights that were ever live / weights; None if it is not tracked.
   """
 
   live: dict[str, Any]
@@ -72,12 +72,12 @@ class Observation(NamedTuple):
 
 
 class Turnover(NamedTuple):
-  """What two masks of a run differ by; counts int32, () or (num_seeds,).
+  """The difference between the masks of two steps; int32, () or (num_seeds,).
 
   Attributes:
-    dropped: weights that were live and are not.
-    grown: weights that were dead and live now.
-    masks: the later ones, in buffers of their own: a step donates its state.
+    dropped: the number of weights that were live and are now masked.
+    grown: the number of weights that were masked and are now live.
+    masks: the later masks, copied, because the next step donates its state.
   """
 
   dropped: Any
@@ -86,20 +86,25 @@ class Turnover(NamedTuple):
 
 
 def prepare(config: Mapping[str, Any]) -> Run:
-  """Loads the data and builds the program; checks all that can be checked.
+  """Validates a config, loads its data and builds its program.
+
+  The model and the optimizer are traced, so that most faults of a config are found
+  here. Nothing is trained or written.
 
   Args:
     config: some or all fields of `default_config`.
 
   Returns:
-    A `Run`; nothing is trained or written.
+    A `Run`.
 
   Raises:
-    ConfigError: naming the field, its rule and its value.
+    ConfigError: if a field breaks a rule, or the fields do not fit together.
     DatasetNotFoundError: if the data set is not on this machine.
   """
+  # The config and the devices.
   c = _config.complete(config)
   layout = _mesh.from_config(c)
+  # The data; `centering` sets the mean and std that normalize the images.
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
   if dataset.mean is None:
     _check_text(c)
@@ -117,6 +122,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       f"batch_size must be at most the {examples} training images of {c.dataset};"
       f" got {c.batch_size}"
     )
+  # An epoch drops the examples that do not fill a batch.
   steps_per_epoch = examples // c.batch_size
   total_steps = steps_per_epoch * c.num_epochs
   try:
@@ -129,6 +135,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
   except (TypeError, ValueError, KeyError) as e:
     raise _errors.ConfigError(f"model {c.model!r}: {e}") from e
   seeds = np.arange(c.num_seeds, dtype=np.int32) + np.int32(c.seed)
+  # Masks found before the first step (SNIP, GraSP, SynFlow); None for other methods.
   if METHODS[c.method].prunes_at_init and c.pruning_batches > steps_per_epoch:
     raise _errors.ConfigError(
       f"pruning_batches must be at most the {steps_per_epoch} of an epoch;"
@@ -137,6 +144,8 @@ def prepare(config: Mapping[str, Any]) -> Run:
   find_masks = _at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
   method = METHODS[c.method]
 
+  # The initial parameters are masked by `init`, except where the masks are found later
+  # or the method keeps its parameters dense and masks them in the forward pass only.
   def mask(params, state):
     return _at_initialization.masked(params, sj.masks(state), c.rescale_start)
 
@@ -156,7 +165,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       effective=_methods.forward_params_fn(c.method),
       mark=sj.mark_dead if c.execution == "sparse" else None,
     )
-    # Traces the model and the optimizer: what does not fit shows here, in a moment.
+    # Tracing takes a moment and reveals shapes or arguments that do not fit together.
     jax.eval_shape(program.init, seeds)
   except (TypeError, ValueError, ArithmeticError) as e:
     raise _errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
@@ -166,7 +175,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
 
 
 def _products(config: Any) -> dict[str, Any]:
-  """The model's attributes by which its products skip dead blocks."""
+  """Returns the model attributes that make its products skip dead blocks."""
   if config.execution != "sparse":
     return {}
   attributes = inspect.signature(models.MODELS[config.model]).parameters
@@ -177,14 +186,14 @@ def _products(config: Any) -> dict[str, Any]:
   }
   found = {name: value for name, value in found.items() if name in attributes}
   if config.model == "vanilla_cnn":
-    found = {}  # its convolutions are one stack, with lowerings of their own
+    found = {}  # its stack of convolutions has its own lowerings
   if not found:
     raise ValueError("execution must be dense for it: its products are its own")
   return found
 
 
 def _check_text(config: Any) -> None:
-  """Refuses what only images can be given to."""
+  """Raises if a field of the config applies to images only."""
   for name, only in (("centering", "channel"), ("augmentation", "none")):
     if config[name] != only:
       raise _errors.ConfigError(
@@ -197,20 +206,22 @@ def _check_text(config: Any) -> None:
 
 
 def target(run: Run) -> _step.TrainState:
-  """Returns a state of the run without its values, to restore one from a checkpoint."""
+  """Returns the run's abstract state, with shardings, for restoring a checkpoint."""
   state = jax.eval_shape(run.program.init, run.seeds)
   return _mesh.with_shardings(run.layout, state)
 
 
 def start(run: Run, train: data.Split) -> _step.TrainState:
-  """Returns the state before the first step, masks found where the method finds them.
+  """Returns the state before the first step.
+
+  For a method that prunes at initialization, this finds the masks and applies them.
 
   Args:
-    run: of `prepare`.
-    train: the training images, placed.
+    run: the `Run` returned by `prepare`.
+    train: the training split, on the devices; or a stream.
 
   Returns:
-    A state, placed.
+    The state, on the devices.
   """
   state = run.program.init(run.seeds)
   state = place(state) if run.layout is None else state
@@ -229,17 +240,17 @@ place = _mesh.place
 
 
 def named(tree: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by their slash-separated paths."""
+  """Returns a dict from slash-separated path to leaf."""
   name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
   return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 @jax.jit
 def observe(state: _step.TrainState) -> Observation:
-  """Counts what is live and what was skipped.
+  """Counts live weights, skipped steps and skipped mask updates.
 
   Args:
-    state: of one seed, or stacked over seeds.
+    state: the state of one seed, or of several, stacked.
 
   Returns:
     The counts, as arrays.
@@ -252,7 +263,7 @@ def _observe(opt_state: Any, stacked: int) -> Observation:
     return jax.vmap(lambda s: _observe(s, 0))(opt_state)
   masks = named(sj.masks(opt_state))
   live = {path: jnp.sum(mask, dtype=jnp.int32) for path, mask in masks.items()}
-  # In float: a sum over many large layers would overflow 32 bits.
+  # In float32: an int32 sum over many large layers would overflow.
   total = sum(n.astype(jnp.float32) for n in live.values())
   return Observation(
     live=live,
@@ -267,22 +278,24 @@ def _observe(opt_state: Any, stacked: int) -> Observation:
 def _explored(opt_state: Any) -> Any:
   try:
     return sj.exploration_rate(opt_state)
-  except ValueError:  # nothing tracks it
+  except ValueError:  # it is not tracked
     return None
 
 
 @jax.jit
 def turnover(state: _step.TrainState, before: Any = None) -> Turnover:
-  """Counts the weights that were dropped and grown since masks were last looked at.
+  """Counts the weights dropped and grown since an earlier step.
 
   dropped = #{i : before_i and not m_i}, grown = #{i : m_i and not before_i}
 
   Args:
-    state: of one seed, or stacked over seeds.
-    before: `masks` of an earlier turnover; None at the start of a run.
+    state: the state of one seed, or of several, stacked.
+    before: `masks` of an earlier `Turnover`; None at the start of a run, which gives
+      counts of 0.
 
   Returns:
-    The counts. A weight that was dropped and grown again in between is in neither.
+    The counts and the current masks. A weight that was dropped and grown again in
+    between is in neither count.
   """
   masks = jax.tree.map(jnp.copy, sj.masks(state.opt_state))
   seeds = state.key.ndim

@@ -1,4 +1,4 @@
-"""One step of training: its state, its loss, its update."""
+"""The training step: its state, its loss and its update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from sparsejax.training import _functions
 
 PyTree = Any
 
-# What a run's key is folded with: one stream for each use.
+# The run's key is folded with one of these per use, for independent random streams.
 INIT, ORDER, AUGMENT, DROPOUT = range(4)
 
 
 class TrainState(NamedTuple):
-  """All that changes while training; with several seeds all but `step` is stacked.
+  """The state of training; with several seeds, all but `step` is stacked.
 
   Attributes:
-    step: updates done so far, int32 (). Seeds that run side by side share it, so that
-      "is a mask update due" stays a branch under `vmap`.
-    key: typed PRNG key, () or (seeds,); never changes.
+    step: updates done so far, int32 (). All seeds share it, so that the condition "is a
+      mask update due" stays a branch under `vmap`.
+    key: typed PRNG key, () or (seeds,); it never changes.
     params: the model's parameters.
-    model_state: what the model keeps beside them, such as running averages.
-    opt_state: the state of the optimizer, masks included.
+    model_state: the model's other variables, such as running averages.
+    opt_state: the optimizer's state, which includes the masks.
   """
 
   step: jax.Array
@@ -36,14 +36,14 @@ class TrainState(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Sums over examples; loss float32, the others int32, each () or (seeds,)."""
+  """Sums over examples: loss float32, correct and examples int32; () or (seeds,)."""
 
   loss: jax.Array
   correct: jax.Array
   examples: jax.Array
 
   def means(self) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean loss and accuracy on the host; NaN where there were no examples."""
+    """Returns the mean loss and the accuracy as NumPy arrays; NaN without examples."""
     examples = np.asarray(self.examples, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
       return np.asarray(self.loss) / examples, np.asarray(self.correct) / examples
@@ -52,17 +52,18 @@ class Totals(NamedTuple):
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 ) -> tuple[jax.Array, Totals]:
-  """Mean cross-entropy over a batch, and its totals; labels of -1 are passed over.
+  """Computes the mean cross-entropy of a batch and its totals, ignoring labels of -1.
 
   loss = -(1 - s) log p_label - s mean_c log p_c
 
   Args:
     logits: float (n, ..., classes).
-    labels: int32 (n, ...), -1 where there is no example.
-    smoothing: s, in [0, 1); the target spreads so much over all classes.
+    labels: int32 (n, ...); -1 marks padding.
+    smoothing: s, in [0, 1), the share of the target that is spread evenly over all
+      classes.
 
   Returns:
-    The mean float32 (), and `Totals` of ().
+    The mean loss, float32 (), and `Totals` of shape ().
   """
   counted = labels >= 0
   losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -90,23 +91,24 @@ def train_step(
   mark: Callable[[PyTree, PyTree, jax.Array], PyTree] | None = None,
   label_smoothing: float = 0.0,
 ) -> tuple[TrainState, Totals]:
-  """One update on one batch.
+  """Performs one update on one batch.
 
   Args:
-    state: of one seed.
+    state: the state of one seed.
     images: float32 (n, height, width, channels), normalized; or tokens, int32
       (n, length).
     labels: int32 (n,), or (n, length).
     update_masks: bool (); whether a mask update is due.
-    apply: as of `functions.Functions`.
+    apply: the `apply` of `functions.Functions`.
     tx: the sparse optimizer.
-    effective: `(params, opt_state) -> params` that the model sees.
-    mark: `sj.mark_dead`, for a model whose products skip dead weights; None for others.
+    effective: `(params, opt_state) -> params` of the forward pass.
+    mark: `sj.mark_dead` for a model whose products skip dead weights; None for others.
     label_smoothing: see `cross_entropy`.
 
   Returns:
-    The next state, and the totals of the batch before the update.
+    The next state, and the batch's totals, computed before the update.
   """
+  # Dropout draws anew at each step.
   key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
 
   def loss(params):
@@ -125,7 +127,8 @@ def train_step(
     grads, state.opt_state, state.params, update_masks=update_masks
   )
   params = optax.apply_updates(state.params, updates)
-  # A step that was not finite changes nothing, and a running average would not forget.
+  # The optimizer skips steps with a non-finite gradient. Running averages are kept too,
+  # because a NaN in one would stay.
   model_state = jax.tree.map(
     lambda new, old: jnp.where(jnp.all(jnp.isfinite(new)), new, old),
     model_state,

@@ -1,4 +1,4 @@
-"""The program of a run whose batches are read as they are needed."""
+"""The functions of a `Program` for data sets that are read batch by batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,25 +21,27 @@ def functions(
   layout: _mesh.Layout | None,
   places: Any,
 ) -> dict[str, Callable[..., Any]]:
-  """Builds the parts of a `program.Program` that see examples.
+  """Builds the functions of a `program.Program` that read examples.
 
   Args:
-    step: `(state, images, labels, update_masks) -> (state, Totals)`, to be compiled.
-    evaluate: `(state, images, labels) -> Totals`, to be compiled.
-    normalize: of a batch of images.
-    batch_size: examples a step, and of an evaluation's batch.
+    step: `(state, images, labels, update_masks) -> (state, Totals)`; jitted here.
+    evaluate: `(state, images, labels) -> Totals`; jitted here.
+    normalize: normalizes a batch of images.
+    batch_size: examples per training step and per evaluation batch.
     due: see `program.make_program`.
-    order_stream: what the run's key is folded with for the order of the examples.
+    order_stream: the number folded into the run's key for the order of the examples.
     layout: the mesh; None for one device.
-    places: where the state lies; None on one device.
+    places: the shardings of the state; None on one device.
 
   Returns:
-    `order`, `batches`, `run` and `evaluate`, as `program.Program` has them.
+    A dict with `order`, `batches`, `run` and `evaluate`; see `program.Program`.
   """
   whole = None if layout is None else layout.replicated
   step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
   evaluate = jax.jit(evaluate, out_shardings=whole)
-  open_at: dict[int, Any] = {}  # the reader that stands before a batch
+  # The open reader by the number of its next batch, so that `run` does not start a new
+  # one at each call.
+  open_at: dict[int, Any] = {}
 
   def reader(state, train: _stream.Stream, count: int):
     if count in open_at:
@@ -50,7 +52,7 @@ def functions(
     return train.batches(count, batch_size, seed, layout)
 
   def run(state, train, order, stop):
-    del order  # the reader knows it
+    del order  # the reader shuffles
     count = int(state.step)
     batches, totals = reader(state, train, count), []
     while count < stop:
@@ -82,5 +84,6 @@ def functions(
 
 
 def _sum(totals: list[Any]) -> Any:
+  """Adds up totals on the host."""
   totals = jax.device_get(totals)
   return jax.tree.map(lambda *x: np.sum(np.stack(x), 0, dtype=x[0].dtype), *totals)

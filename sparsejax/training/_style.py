@@ -1,9 +1,9 @@
-"""Colours and names that reports and comparisons share."""
+"""The colors and display names that reports and comparisons share."""
 
 from typing import Any
 
 INK, FAINT, GRID = "#1f2430", "#7a8191", "#e6e8ee"
-# Okabe and Ito's colours: told apart with any kind of sight.
+# Based on Okabe and Ito's palette, which is safe for color-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
 NAMES = {
   "ac_dc": "AC/DC",
@@ -32,24 +32,24 @@ def method_name(method: str) -> str:
 
 
 def title(config: Any) -> str:
-  """Returns what is trained on what.
+  """Returns a run's title, the model and the data set.
 
   Args:
-    config: with `model` and `dataset`.
+    config: a config or dict with `model` and `dataset`.
 
   Returns:
-    Such as `LeNet-5 on MNIST`.
+    A text such as `LeNet-5 on MNIST`.
   """
   model, dataset = config["model"], config["dataset"]
   return f"{NAMES.get(model, model)} on {NAMES.get(dataset, dataset)}"
 
 
 def remove_spines(axes: Any, labelsize: float) -> None:
-  """Leaves of a plot's frame its foot, and lines across.
+  """Removes all spines but the bottom one, and draws horizontal grid lines.
 
   Args:
-    axes: of matplotlib.
-    labelsize: of the numbers, in points.
+    axes: matplotlib axes.
+    labelsize: the size of the tick labels, in points.
   """
   axes.grid(axis="y", color=GRID, linewidth=0.8)
   axes.set_axisbelow(True)

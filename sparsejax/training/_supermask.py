@@ -1,4 +1,4 @@
-"""What the configs of supermasks share."""
+"""Sets the config fields that all supermask configs share."""
 
 from ml_collections import config_dict
 
@@ -12,16 +12,19 @@ METHODS = {"edge_popup": "edge_popup", "bernoulli": "bernoulli_supermask"}
 
 
 def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
-  """Sets method, density and the model's random weights; call it last.
+  """Sets the method, the density and the model's random weights from a variant.
+
+  Call it after all other fields are set, because it overwrites `model_kwargs`, the
+  fields of the method and, for `bernoulli`, the learning rate.
 
   Args:
-    config: of `default_config`, its model set; changed in place.
-    variant: words between commas: one of `INITIALIZATIONS`, "scaled", one of
-      `METHODS`, the fraction kept; by default signed_constant, unscaled, edge_popup,
-      0.5.
+    config: a config from `default_config` with its model set; changed in place.
+    variant: words separated by commas: a key of `INITIALIZATIONS`, "scaled", a key of
+      `METHODS`, the fraction kept. The defaults are signed_constant, unscaled,
+      edge_popup and 0.5.
 
   Raises:
-    ConfigError: a word is none of these, or the fraction kept is not inside (0, 1).
+    ConfigError: if a word is none of these, or the fraction kept is not inside (0, 1).
 
   Example:
     >>> config = _config.default_config()
@@ -42,7 +45,7 @@ def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
   _config.use_method(config, METHODS[method])
   config.density = kept
   if method == "bernoulli":
-    # Zhou et al.'s for fully connected networks: gradients of v are that small.
+    # Zhou et al.'s rate for fully connected networks; the scores' gradients are small.
     config.learning_rate = 100.0
   config.model_kwargs = {
     "initialization": INITIALIZATIONS[initialization],

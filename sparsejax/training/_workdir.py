@@ -1,4 +1,4 @@
-"""One directory, one run: who may write there."""
+"""Reserves a working directory for one run."""
 
 import contextlib
 import json
@@ -19,16 +19,17 @@ _TRACES = ("metrics.jsonl", "checkpoints")
 
 @contextlib.contextmanager
 def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
-  """Creates the directory and keeps other processes out of it.
+  """Creates the directory and locks it against other runs.
 
   Args:
     workdir: the run's directory; `~` is expanded.
 
   Yields:
-    Its absolute path.
+    The directory's absolute path.
 
   Raises:
-    WorkdirError: if it cannot be written, or another process is training there.
+    WorkdirError: if it cannot be written; `WorkdirInUseError` if another process is
+      training there.
   """
   with contextlib.ExitStack() as open_files:
     with _distributed.sync_errors():
@@ -43,12 +44,13 @@ def exclusive(workdir: os.PathLike | str) -> Iterator[pathlib.Path]:
           "workdir must be a directory that can be written; got"
           f" {path}: {e.strerror or e}"
         ) from e
-      if jax.process_index() == 0:  # the first process keeps others out for all
+      if jax.process_index() == 0:  # its lock serves all processes of the run
         _lock(lock, path)
     yield path
 
 
 def _lock(file: IO[str], path: pathlib.Path) -> None:
+  """Locks a file until it is closed; raises if another process has locked it."""
   try:
     import fcntl
   except ImportError:  # Windows: no lock, everything else works
@@ -62,14 +64,15 @@ def _lock(file: IO[str], path: pathlib.Path) -> None:
 
 
 def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
-  """Refuses a directory that belongs to another run.
+  """Raises if a directory belongs to another run.
 
   Args:
     workdir: an existing directory.
-    config: of `config.to_json`.
+    config: the run's config from `config.to_json`.
 
   Raises:
-    WorkdirError: naming each field that differs.
+    WorkdirError: if the directory contains another config, one that cannot be read, or
+      files of a run without a config. Names each field that differs.
   """
   file = workdir / _CONFIG
   if not file.exists():
@@ -99,20 +102,20 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
-  """Writes the config, unless it is there."""
+  """Writes the config into the directory, unless it has one."""
   if not (workdir / _CONFIG).exists():
     write_text(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file's text; a reader sees the old or the new, never a half.
+  """Replaces a file's text atomically: a reader sees the old text or the new one.
 
   Args:
-    path: of the file, in a directory that is there.
-    text: all of it.
+    path: the file, in an existing directory.
+    text: the whole new text.
 
   Raises:
-    WorkdirError: if it cannot be written.
+    WorkdirError: if the file cannot be written.
   """
   try:
     with replacing(path) as file:

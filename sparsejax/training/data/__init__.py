@@ -1,4 +1,4 @@
-"""Data sets: in memory, from TFDS files, streamed, and augmented."""
+"""Data sets, in memory or streamed, and augmentations."""
 
 from sparsejax.training.data._augment import get as get_augmentation
 from sparsejax.training.data._load import (

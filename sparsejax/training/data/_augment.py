@@ -1,4 +1,4 @@
-"""Random changes to a batch of images, drawn from a key inside the compiled step."""
+"""Random augmentations of a batch of images, computed inside the compiled step."""
 
 import functools
 from collections.abc import Callable
@@ -12,15 +12,16 @@ Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-  """Pads each image by reflection and cuts a window of the old size at random.
+  """Pads each image by reflection and crops a random window of the original size.
 
   Args:
     key: a PRNG key.
     images: (n, height, width, channels) of any dtype.
-    padding: pixels added on each side; a window starts at 0 to 2 padding.
+    padding: pixels added on each side; a window's offset on each axis is uniform in
+      0, ..., 2 padding.
 
   Returns:
-    (n, height, width, channels), each image shifted by its own offset.
+    (n, height, width, channels), each image shifted by its own offset; the same dtype.
   """
   n, height, width, channels = images.shape
   sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -56,23 +57,25 @@ def affine(
   shear: float = 0.075,
   shift: float = 1.0,
 ) -> jax.Array:
-  """Turns, stretches, shears and shifts each image at random, about its center.
+  """Rotates, scales, shears and shifts each image about its center at random.
 
   x' = R(t) [[1, h], [0, 1]] diag(s1, s2) x + d, by bilinear interpolation
 
-  What is beyond the border is black. Each of the six numbers is uniform.
+  The output at x = (column, row) is the input at x', both relative to the center.
+  Pixels outside the input are black. Each of t, h, s1, s2, d1 and d2 is uniform.
 
   Args:
     key: a PRNG key.
     images: (n, height, width, channels) of any dtype.
-    degrees: t is at most so much, either way.
+    degrees: t is in -degrees to degrees.
     scale: s1 and s2 are in 1 - scale to 1 + scale.
-    shear: h is at most so much, either way.
-    shift: d is at most so many pixels on each axis, either way.
+    shear: h is in -shear to shear.
+    shift: d1 and d2 are in -shift to shift, in pixels.
 
   Returns:
     float32 (n, height, width, channels).
   """
+  # The matrix [[a, b], [c, d]] and the shift of each image.
   n, height, width, channels = images.shape
   most = jnp.array([jnp.pi * degrees / 180, scale, scale, shear, shift, shift])
   drawn = jax.random.uniform(key, (n, 6), jnp.float32, -1.0, 1.0) * most[None]
@@ -80,6 +83,7 @@ def affine(
   cos, sin = jnp.cos(t), jnp.sin(t)
   a, b = cos * (1 + s1), (cos * h - sin) * (1 + s2)
   c, d = sin * (1 + s1), (sin * h + cos) * (1 + s2)
+  # Where in the input each output pixel is sampled: (x, y), in input pixels.
   rows, columns = jnp.meshgrid(
     jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2,
     jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2,
@@ -88,10 +92,12 @@ def affine(
   rows, columns = rows[None], columns[None]
   x = a * columns + b * rows + d1 + (width - 1) / 2
   y = c * columns + d * rows + d2 + (height - 1) / 2
-  # A black border of one pixel stands for all that lies outside.
+  # Coordinates outside are clipped to a black border of one pixel.
   sides = ((0, 0), (1, 1), (1, 1), (0, 0))
   padded = jnp.pad(images.astype(jnp.float32), sides).reshape(n, -1, channels)
   x, y = jnp.clip(x + 1, 0, width + 1), jnp.clip(y + 1, 0, height + 1)
+  # The four neighbours of each coordinate, gathered from the flattened image, are mixed
+  # with the coordinate's fractional parts.
   x0 = jnp.clip(jnp.floor(x), 0, width)
   y0 = jnp.clip(jnp.floor(y), 0, height)
   x, y = (x - x0).reshape(n, -1, 1), (y - y0).reshape(n, -1, 1)
@@ -123,12 +129,12 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def get(name: str) -> Augmentation:
-  """Returns the augmentation of that name.
+  """Returns an augmentation by its name.
 
   Args:
-    name: `"none"`, `"shift"` (by up to two pixels), `"affine"` and `"affine_strong"`
-      (distortion, for digits) or `"crop_flip"` (the usual one for
-      CIFAR: pad by four, crop, mirror).
+    name: `"none"`, `"shift"` (by up to two pixels), `"affine"` or `"affine_strong"`
+      (distortions for digits), or `"crop_flip"` (the usual one for CIFAR: pad by four,
+      crop, mirror).
 
   Returns:
     A function `(key, images) -> images`.

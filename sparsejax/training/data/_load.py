@@ -1,4 +1,4 @@
-"""Data sets as arrays: the embedded digits, and what TFDS prepared."""
+"""Loads data sets: scikit-learn's digits, Python's help text, and those of TFDS."""
 
 import importlib.util
 import pathlib
@@ -10,17 +10,17 @@ from sparsejax.training import _errors
 from sparsejax.training.data import _stream, _text, _tfds_source
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
-# Read as they are needed; see `stream`.
+# These are read batch by batch; see `stream`.
 NOT_IN_MEMORY = ("imagenet2012",)
 
-# The split must not depend on a run's seed: seeds trained side by side share the data.
+# The split does not depend on a run's seed, because seeds trained together share data.
 _SPLIT_SEED = 0
 
 
 class Split(NamedTuple):
   """Images uint8 (n, height, width, channels) and labels int32 (n,).
 
-  Of text: tokens uint8 (n, length) and labels int32 (n, length), what comes next.
+  For text: tokens uint8 (n, length) and labels int32 (n, length), the next tokens.
   """
 
   images: np.ndarray
@@ -28,15 +28,17 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """Three splits, and the channel statistics of the training images.
+  """Three splits and the statistics of the training images.
+
+  Each split is a `Split`, or a `stream.Stream`.
 
   Attributes:
-    train: what gradients are taken on; each is a `Split`, or a `stream.Stream`.
-    validation: held out of the training images; may hold none.
-    test: looked at once, at the end.
-    num_classes: labels are below it.
-    mean: float32 (1, 1, 1, channels); None for text.
-    std: float32 (1, 1, 1, channels); None for text.
+    train: the training examples.
+    validation: examples held out of the training images; may be empty.
+    test: the test examples, evaluated once, at the end.
+    num_classes: the number of classes; labels are below it.
+    mean: float32 (1, 1, 1, channels), or per pixel after `centered`; None for text.
+    std: float32 (1, 1, 1, channels), or one number after `centered`; None for text.
   """
 
   train: Any
@@ -48,18 +50,19 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dataset:
-  """Loads a data set into host memory, or opens a large one; never uses the network.
+  """Loads a data set into host memory, or opens a large one as streams.
 
-  The validation images are the same `round(validation_fraction * n)` whatever the seed
-  of a run.
+  It never uses the network. The `round(validation_fraction * n)` validation images do
+  not depend on the seed of a run.
 
   Args:
     name: one of `NAMES`, or of `NOT_IN_MEMORY`, whose splits are `stream.Stream`.
-    data_dir: see `tfds_source.read`; not used by `digits`, which is embedded.
-    validation_fraction: the part of the training images held out, in [0, 1).
+    data_dir: see `tfds_source.read`; not used by `digits` and `text`, which need no
+      files of TFDS.
+    validation_fraction: the fraction of the training images to hold out, in [0, 1).
 
   Returns:
-    The data set, images in uint8.
+    The data set, with uint8 images.
 
   Raises:
     ConfigError: if an argument breaks its rule.
@@ -83,6 +86,7 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
     train, validation, test = _stream.load(name, data_dir, validation_fraction)
     labels, mean, std = _stream.CLASSES, _stream.MEAN, _stream.STD
     return Dataset(train, validation, test, labels, mean, std)
+  # Training examples before the validation split, and test examples.
   if name == "text":
     first, last = _text.read()
     whole, test = Split(*_text.windows(first)), Split(*_text.windows(last))
@@ -91,6 +95,7 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
   else:
     whole = Split(*_tfds_source.read(name, "train", data_dir))
     test = Split(*_tfds_source.read(name, "test", data_dir))
+  # Hold out a random part of the training examples.
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(whole.labels))
   held_out = round(validation_fraction * len(order))
   if held_out == len(order):
@@ -110,14 +115,14 @@ def take(split: Split, indices: np.ndarray) -> Split:
 
 
 def pad(split: Split, multiple: int) -> Split:
-  """Fills a split up to a multiple of `multiple` with black images of label -1.
+  """Pads a split with black images of label -1 to a multiple of a batch size.
 
   Args:
     split: n examples.
-    multiple: a batch size, at least 1.
+    multiple: the batch size, at least 1.
 
   Returns:
-    A split whose length is the next multiple; evaluation passes over labels of -1.
+    A split whose length is the next multiple; evaluation ignores labels of -1.
   """
   missing = -len(split.labels) % multiple
 
@@ -129,10 +134,10 @@ def pad(split: Split, multiple: int) -> Split:
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns mean and standard deviation of each channel, float32 (1, 1, 1, channels).
+  """Returns the mean and standard deviation per channel, float32 (1, 1, 1, channels).
 
-  Exact: both come from the histogram of the 256 levels, so neither depends on an order
-  of summation.
+  Both are computed from exact counts of the 256 levels, so they do not depend on the
+  order of the images.
   """
   levels = np.arange(256, dtype=np.float64)
   channels = np.moveaxis(images, -1, 0)
@@ -145,17 +150,18 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centered(dataset: Dataset) -> Dataset:
-  """The data set with each pixel's mean and one standard deviation around them.
+  """Returns a data set with the mean per pixel and one standard deviation around it.
 
   Args:
-    dataset: whose `mean` and `std` are each channel's.
+    dataset: a data set with `mean` and `std` per channel, in memory.
 
   Returns:
-    The same with `mean` float32 (1, height, width, channels) and `std` (1, 1, 1, 1).
+    The same data set with `mean` float32 (1, height, width, channels) and `std`
+    float32 (1, 1, 1, 1).
   """
   images = dataset.train.images
   mean = images.mean(0, dtype=np.float64, keepdims=True)
-  # E x^2 from the channels' statistics: the images are not copied to floats.
+  # E x^2 from the statistics per channel, which saves a copy of the images as floats.
   squares = float(np.mean(dataset.std.astype(np.float64) ** 2 + dataset.mean**2))
   std = np.sqrt(max(squares - float((mean**2).mean()), 1e-12))
   return dataset._replace(
@@ -164,17 +170,17 @@ def centered(dataset: Dataset) -> Dataset:
 
 
 def unit(dataset: Dataset) -> Dataset:
-  """The data set with statistics that leave pixels in [0, 1]: mean 0 and std 255."""
+  """Returns a data set with mean 0 and std 255, which scales pixels to [0, 1]."""
   zeros = np.zeros((1, 1, 1, 1), np.float32)
   return dataset._replace(mean=zeros, std=zeros + 255)
 
 
 def _digits() -> tuple[Split, Split]:
-  """Scikit-learn's 1,797 digits of 8x8 pixels in 17 levels; a fifth is for testing."""
+  """Returns scikit-learn's 1,797 digits, 8x8 pixels of 17 levels; a fifth is test."""
   table = _digits_table()
   images = table[:, :-1].astype(np.uint8).reshape(-1, 8, 8, 1)
   labels = table[:, -1].astype(np.int32)
-  # The file is ordered by writer: a tail would hold other hands than the head.
+  # The file is ordered by writer, so the split must be random.
   order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
   num_test = round(0.2 * len(labels))
   whole = Split(images, labels)
@@ -182,8 +188,9 @@ def _digits() -> tuple[Split, Split]:
 
 
 def _digits_table() -> np.ndarray:
-  """A row a digit: 64 pixels and the label."""
-  # Importing scikit-learn takes a tenth of a run on its digits, so its file is read.
+  """Returns one row per digit: 64 pixels and the label."""
+  # Reads scikit-learn's file, because importing scikit-learn takes a tenth of the time
+  # of a run on its digits.
   found = importlib.util.find_spec("sklearn")
   if found is not None and found.origin:
     file = pathlib.Path(found.origin).parent / "datasets/data/digits.csv.gz"

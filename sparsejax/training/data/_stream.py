@@ -1,9 +1,9 @@
-"""Data sets that do not fit into memory, read by grain as they are needed.
+"""Data sets that do not fit into memory, read batch by batch with grain.
 
-Each process reads its own rows of a batch. Which examples batch number i holds, and how
-they are cropped, follows from the seed and i alone: a run that was stopped goes on with
-the batch that comes next, and runs on any number of processes see the same batches, the
-examples of each in another order.
+Each process reads its own rows of a batch. The seed and i determine the examples of
+batch number i and their crops. A resumed run therefore continues with the next batch,
+and runs on any number of processes train on the same batches, with the examples within
+a batch in another order.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from sparsejax.training import _errors
 from sparsejax.training.data import _tfds_source
 from sparsejax.training.parallel import _mesh
 
-# ImageNet's channels, on the scale of a byte.
+# The mean and standard deviation of ImageNet's channels, for pixels in [0, 255].
 MEAN = np.array([123.675, 116.28, 103.53], np.float32).reshape(1, 1, 1, 3)
 STD = np.array([58.395, 57.12, 57.375], np.float32).reshape(1, 1, 1, 3)
 CLASSES = 1000
@@ -28,12 +28,12 @@ _THREADS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """One split; stands where `data.Split` does, its images not in memory.
+  """One split whose images are not in memory; used in place of `data.Split`.
 
   Attributes:
-    source: records `{"image", "label"}` by their number.
-    decode: `(record, generator or None) -> image` uint8 (size, size, 3): at random with
-      a generator, else the middle.
+    source: a random-access source of records `{"image", "label"}`.
+    decode: `(record, generator or None) -> image` uint8 (size, size, 3): a random crop
+      with a generator, else the center crop.
     size: height and width of the images.
   """
 
@@ -48,19 +48,19 @@ class Stream:
 
   @property
   def labels(self) -> range:
-    """As many as there are examples; not their labels."""
+    """A range as long as the number of examples; it does not contain the labels."""
     return range(len(self.source))
 
   def batches(
     self, start: int, batch_size: int, seed: int, layout: _mesh.Layout | None
   ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields batches without end, from number `start` on.
+    """Yields an endless sequence of shuffled batches, starting with number `start`.
 
     Args:
-      start: batches to pass over, unread.
-      batch_size: of all processes together.
-      seed: of order and crops.
-      layout: how a batch lies; None for one device.
+      start: the number of batches to skip without reading them.
+      batch_size: the number of examples per batch, over all processes.
+      seed: the seed of the order and the crops.
+      layout: the mesh over which a batch is sharded; None for one device.
 
     Yields:
       images uint8 (batch_size, size, size, 3) and labels int32 (batch_size,).
@@ -71,6 +71,7 @@ class Stream:
     first, last = (0, batch_size)
     if layout is not None:
       first, last = _mesh.local_rows(layout, batch_size)
+    # This process reads the examples start * batch_size + first // rows + k parts.
     rows = last - first
     parts = batch_size // rows
 
@@ -78,7 +79,8 @@ class Stream:
       return {"image": self.decode(record, rng), "label": np.int32(record["label"])}
 
     examples: Any = grain.MapDataset.source(self.source).seed(seed).shuffle()
-    # Crops before the cut: an example's follow from its place in the whole order.
+    # The crop is drawn before the slice, so that it depends on an example's position in
+    # the whole order and not on the number of processes.
     examples = examples.repeat(None).random_map(load)
     cut = slice(start * batch_size + first // rows, None, parts)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * rows)
@@ -88,11 +90,11 @@ class Stream:
   def in_order(
     self, batch_size: int, layout: _mesh.Layout | None
   ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields every example once, the last batch filled up by labels of -1.
+    """Yields every example once, in order; the last batch is padded with labels of -1.
 
     Args:
-      batch_size: of all processes together.
-      layout: how a batch lies; None for one device.
+      batch_size: the number of examples per batch, over all processes.
+      layout: the mesh over which a batch is sharded; None for one device.
 
     Yields:
       images uint8 (batch_size, size, size, 3) and labels int32 (batch_size,).
@@ -114,20 +116,21 @@ class Stream:
 def load(
   name: str, data_dir: str = "", validation_fraction: float = 0.1, size: int = SIZE
 ) -> tuple[Stream, Stream, Stream]:
-  """Opens a data set that TFDS prepared, without reading its examples.
+  """Opens a data set prepared by TFDS without reading its examples.
 
   Args:
-    name: such as `"imagenet2012"`: with splits `train` and `validation`, the latter
-      being what is tested on.
+    name: a data set with the splits `train` and `validation`, such as
+      `"imagenet2012"`; its `validation` is the test split here.
     data_dir: see `tfds_source.read`.
-    validation_fraction: the part of the training examples held out, the last ones.
-    size: of the images.
+    validation_fraction: the fraction of the training examples to hold out; these are
+      the last ones.
+    size: height and width of the images.
 
   Returns:
-    Training, validation and test split.
+    The training, validation and test splits.
 
   Raises:
-    DatasetNotFoundError: if the data set is not on this machine.
+    DatasetNotFoundError: if the data set is not on this machine, or cannot be opened.
   """
   directory = _tfds_source.find(name, data_dir)
   # Slow to import.
@@ -151,13 +154,14 @@ def load(
 
 
 def decoder(size: int) -> Callable[[Any, np.random.Generator | None], np.ndarray]:
-  """Returns what turns a record's JPEG into an image.
+  """Returns a function that decodes a record's JPEG, crops and resizes it.
 
-  With a generator: a window of 8 to 100 % of the area with sides of 3:4 to 4:3, at
-  random, mirrored half of the time; without, the middle of 7/8 of the shorter side.
+  With a generator, it crops a random window of 8 to 100 % of the area with an aspect
+  ratio of 3:4 to 4:3, and mirrors it with probability one half. Without, it crops the
+  central square whose side is 7/8 of the shorter side.
 
   Args:
-    size: height and width of what comes out.
+    size: height and width of the decoded image.
 
   Returns:
     `(record, generator or None) -> uint8 (size, size, 3)`.
@@ -194,6 +198,7 @@ def decoder(size: int) -> Callable[[Any, np.random.Generator | None], np.ndarray
 
 
 def _place(images, labels, batch_size: int, layout: _mesh.Layout | None):
+  """Makes device arrays of a batch from the rows of this process."""
   if layout is None:
     return _mesh.place((images, labels))
   return tuple(

@@ -1,21 +1,22 @@
-"""Text that every Python has: the reference behind `help()`, as windows of bytes."""
+"""The text behind Python's `help()`, as windows of bytes; needs no download."""
 
 import numpy as np
 
-LENGTH = 64  # bytes of a window
+LENGTH = 64  # bytes per window
 CLASSES = 256
 
 
 def read() -> tuple[np.ndarray, np.ndarray]:
-  """Returns Python's own language reference, by topics, as bytes.
+  """Returns the topics of Python's language reference as bytes.
 
-  It ships with Python (module `pydoc_data.topics`, 0.7 MB of English and code) and
-  differs a little from one version to the next, so figures on it name the version.
+  They are part of Python (module `pydoc_data.topics`, 0.7 MB of English and code) and
+  differ slightly between versions, so results must name the version.
 
   Returns:
-    Two uint8 arrays: the first nine tenths, and the last tenth, to test on.
+    Two uint8 arrays: the first nine tenths for training, and the last tenth for
+    testing.
   """
-  # Large, and only this data set needs it.
+  # Imported here, because it is large and only this data set needs it.
   from pydoc_data import topics
 
   text = "\n".join(topics.topics[name] for name in sorted(topics.topics))
@@ -25,14 +26,14 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def windows(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Cuts a text into windows, each with the bytes that follow its own.
+  """Splits a text into consecutive windows, with the next byte as each byte's label.
 
   Args:
     text: uint8 (bytes,).
 
   Returns:
-    tokens uint8 (n, LENGTH) and labels int32 (n, LENGTH), the byte after each; the
-    windows lie end to end, and what is left over is dropped.
+    tokens uint8 (n, LENGTH) and labels int32 (n, LENGTH), n = (bytes - 1) // LENGTH.
+    The remaining bytes are dropped.
 
   Example:
     >>> tokens, labels = windows(np.arange(129, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Image data sets that TFDS prepared, read in bulk without TensorFlow and cached."""
+"""Reads image data sets prepared by TFDS, without TensorFlow, and caches them."""
 
 import hashlib
 import io
@@ -18,21 +18,21 @@ _BATCH = 1000  # records read at once
 
 
 def read(name: str, split: str, data_dir: str = "") -> tuple[np.ndarray, np.ndarray]:
-  """Reads all images and labels of one split, from the cache if it holds them.
+  """Reads all images and labels of one split, from the cache if they are in it.
 
   Args:
     name: a data set of TFDS with an `image` and a `label`, such as `"mnist"`.
     split: `"train"` or `"test"`.
-    data_dir: where TFDS keeps its data sets; if empty the environment variable
-      `TFDS_DATA_DIR` says, and without it TFDS's default, `~/tensorflow_datasets`.
+    data_dir: TFDS's folder of data sets. If empty, the environment variable
+      `TFDS_DATA_DIR`, and without it TFDS's default, `~/tensorflow_datasets`.
 
   Returns:
     images uint8 (n, height, width, channels) and labels int32 (n,), in the order in
     which TFDS stored them.
 
   Raises:
-    DatasetNotFoundError: if the data set is not there, or is in another file format
-      than array_record. The network is never used.
+    DatasetNotFoundError: if the data set does not exist, cannot be read, or is in
+      another file format than array_record. It is never downloaded.
   """
   directory = find(name, data_dir)
   cached = cache_dir() / f"{name}-{split}-{_fingerprint(directory)}.npz"
@@ -51,10 +51,11 @@ def find(name: str, data_dir: str = "") -> pathlib.Path:
     data_dir: as in `read`.
 
   Returns:
-    An existing folder that holds a data set in the array_record format.
+    An existing folder with a data set in the array_record format.
 
   Raises:
-    DatasetNotFoundError: with what was looked for, where, and how to get it.
+    DatasetNotFoundError: if there is none; says where it was searched and how to
+      prepare it.
   """
   root_, source = root(data_dir)
   help_ = (
@@ -81,13 +82,13 @@ def find(name: str, data_dir: str = "") -> pathlib.Path:
 
 
 def root(data_dir: str = "") -> tuple[pathlib.Path, str]:
-  """Returns TFDS's folder of data sets, and what says that it is this one.
+  """Returns TFDS's folder of data sets, and the setting that determines it.
 
   Args:
     data_dir: as in `read`.
 
   Returns:
-    `(path, source)`; the path need not exist.
+    `(path, source)`; the path need not exist. The source is a text for messages.
   """
   if data_dir:
     return pathlib.Path(data_dir).expanduser(), "data_dir"
@@ -98,9 +99,9 @@ def root(data_dir: str = "") -> tuple[pathlib.Path, str]:
 
 
 def cache_dir() -> pathlib.Path:
-  """Returns where decoded data sets are kept.
+  """Returns the folder in which decoded data sets are cached.
 
-  `SPARSEJAX_CACHE_DIR` if it is set, else `sparsejax` in `XDG_CACHE_HOME` or
+  It is `SPARSEJAX_CACHE_DIR` if that is set, else `sparsejax` in `XDG_CACHE_HOME` or
   `~/.cache`.
   """
   if os.environ.get("SPARSEJAX_CACHE_DIR"):
@@ -114,7 +115,7 @@ def _version(directory: pathlib.Path) -> tuple[int, ...]:
 
 
 def _fingerprint(directory: pathlib.Path) -> str:
-  """A name for these very files, so that a changed data set is decoded anew."""
+  """Returns a hash of the files' names, sizes and times, new if the data changes."""
   stats = sorted(
     (p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in directory.iterdir()
   )
@@ -129,15 +130,15 @@ def _decode(directory: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray
 
   try:
     builder = tfds.builder_from_directory(directory)
-    # Decoding is ours, by Pillow: TFDS takes OpenCV where that is installed, and the
-    # two differ by some levels on JPEG.
+    # Images are decoded here with Pillow. TFDS would use OpenCV if it is installed, and
+    # the two differ by a few levels on JPEG.
     source: Any = builder.as_data_source(
       split=split,  # pyright: ignore[reportCallIssue]
       decoders={"image": tfds.decode.SkipDecoding()},
     )
     starts = range(0, len(source), _BATCH)
     ranges = [range(s, min(s + _BATCH, len(source))) for s in starts]
-    # One after another: for images this small threads only wait for each other.
+    # Without threads, which bring no speed-up for images this small.
     parts = [_decode_records(source.__getitems__(r)) for r in ranges]
   except Exception as e:
     raise _errors.DatasetNotFoundError(
@@ -154,25 +155,25 @@ def _decode_records(records) -> tuple[np.ndarray, np.ndarray]:
 
   images = [np.asarray(Image.open(io.BytesIO(r["image"]))) for r in records]
   stacked = np.stack(images)
-  if stacked.ndim == 3:  # gray images come without a channel axis
+  if stacked.ndim == 3:  # gray images have no channel axis
     stacked = stacked[..., None]
   return stacked, np.array([r["label"] for r in records], np.int32)
 
 
 def _read_cache(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
   try:
-    # Opened here: `np.load` leaves a damaged file open.
+    # Opened here, because `np.load` does not close a damaged file.
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
       images, labels = file["images"], file["labels"]
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    return None  # absent or damaged: it is only a cache
+    return None  # absent or damaged; the data are decoded again
   if images.dtype != np.uint8 or labels.dtype != np.int32:
     return None
   return images, labels
 
 
 def _write_cache(path: pathlib.Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-  """Writes beside the target and renames, so that no reader sees half a file."""
+  """Writes a temporary file and renames it, so that readers see complete files only."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

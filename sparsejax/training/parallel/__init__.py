@@ -1,4 +1,4 @@
-"""Several devices and processes as one run."""
+"""Training on several devices and processes."""
 
 from sparsejax.training.parallel._distributed import initialize as initialize_processes
 

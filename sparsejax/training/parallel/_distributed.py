@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and agree."""
+"""Joins the processes of a run, and lets them synchronize flags and errors."""
 
 import contextlib
 import hashlib
@@ -25,24 +25,26 @@ def initialize(
   process_id: int | None = None,
   environment: Mapping[str, str] | None = None,
 ) -> bool:
-  """Joins the other processes of the run, if there are any; before JAX is used.
+  """Joins the other processes of the run, if there are any.
 
-  What says so, the first that does: the arguments; the environment variables
-  SPARSEJAX_COORDINATOR, SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID; SLURM, Open
-  MPI or a TPU pod, by the variables that they set, which JAX reads itself.
+  Call it before JAX is used. The processes are determined by the first of these that is
+  given: the arguments; the environment variables SPARSEJAX_COORDINATOR,
+  SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID; the variables that SLURM, Open MPI
+  or a TPU pod set, which JAX reads itself.
 
   Args:
-    coordinator: `host:port` of process 0; free there, and reached by all.
-    num_processes: of the run.
-    process_id: of this one, from 0.
-    environment: in the place of `os.environ`.
+    coordinator: `host:port` of process 0. The port must be free there, and reachable
+      from all processes.
+    num_processes: the number of processes in the run.
+    process_id: the number of this process, counted from 0.
+    environment: replaces `os.environ`.
 
   Returns:
-    Whether there are other processes.
+    Whether `jax.distributed` was initialized.
 
   Raises:
-    ConfigError: only some of the three are given, or they are no processes' numbers;
-      the processes do not find each other.
+    ConfigError: if only some of the three are given, if they are not valid, or if the
+      processes do not find each other.
 
   Example:
     >>> initialize(environment={})
@@ -51,6 +53,7 @@ def initialize(
   env = os.environ if environment is None else environment
   given: tuple[Any, ...] = coordinator or None, num_processes, process_id
   names = ("coordinator", "num_processes", "process_id")
+  # The arguments, else the variables of this project; all three or none.
   if given == (None,) * 3:
     names = _ENVIRONMENT
     given = tuple(env.get(name) for name in names)
@@ -69,6 +72,7 @@ def initialize(
     if ":" not in address:
       raise _errors.ConfigError(f"{names[0]} must be host:port; got {address!r}")
     return _join(coordinator_address=address, num_processes=number, process_id=this)
+  # A cluster with more than one process, which JAX detects by itself.
   several = (
     int(env.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in env else "1") > 1
     or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
@@ -96,11 +100,11 @@ def check_same(name: str, text: str) -> None:
   """Raises unless all processes have the same text.
 
   Args:
-    name: what it is.
-    text: of this process.
+    name: the text's name in the error message.
+    text: this process's text.
 
   Raises:
-    ConfigError: with the hashes of two processes that differ.
+    ConfigError: if a process has another text than process 0; names both hashes.
   """
   if jax.process_count() == 1:
     return
@@ -119,10 +123,10 @@ def check_same(name: str, text: str) -> None:
 
 
 def wait(what: str) -> None:
-  """Waits until all processes are here.
+  """Waits until all processes have called this function.
 
   Args:
-    what: has been done then, in words that are the same in all processes.
+    what: the name of the barrier, the same in all processes.
   """
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -132,20 +136,21 @@ def wait(what: str) -> None:
 
 @contextlib.contextmanager
 def sync_errors(describe: Callable[[Exception], str] = str) -> Iterator[None]:
-  """Makes an error that one process has inside of it an error of all.
+  """Raises in all processes if the block raises in one of them.
 
-  All processes leave it together, or raise. A process with an error goes to a barrier
-  of another name than that at which the others wait, inside or at the end; which JAX
-  tells them all. Whatever else moves between processes must stay outside of it.
+  The processes either all leave the block, or all raise. A process with an error enters
+  a barrier of another name than the one at which the others wait, inside the block or
+  at its end, and JAX reports the mismatch to all. The block must therefore contain no
+  other communication between processes than barriers.
 
   Args:
-    describe: an error in the words that the other processes raise it in.
+    describe: returns the text of an error that the other processes raise.
 
   Yields:
     Nothing.
 
   Raises:
-    TrainingError: another process had an error: its number, and its words.
+    TrainingError: if another process had an error; gives its number and its text.
 
   Example:
     >>> with sync_errors():
@@ -159,6 +164,7 @@ def sync_errors(describe: Callable[[Exception], str] = str) -> Iterator[None]:
     yield
     wait("all is well")
   except Exception as e:
+    # A mismatch of barriers means that the error is another process's.
     own = _MISMATCH not in str(e)
     if own:
       with contextlib.suppress(AssertionError):
@@ -169,12 +175,12 @@ def sync_errors(describe: Callable[[Exception], str] = str) -> Iterator[None]:
     raise _errors.TrainingError(f"process {process}: {words}") from None
 
 
-_MISMATCH = "sync_global_devices name mismatch"  # how JAX tells of two barriers
-_LONGEST = 1_000
+_MISMATCH = "sync_global_devices name mismatch"  # JAX's message
+_LONGEST = 1_000  # bytes of an error's text that are sent to the other processes
 
 
 def _first_error(words: str) -> tuple[int, str]:
-  """The first process with an error, and its words; each gives its own, or none."""
+  """Exchanges error texts, empty without an error; returns the first, with process."""
   from jax.experimental import multihost_utils
 
   text = words.encode()[:_LONGEST]
@@ -186,13 +192,13 @@ def _first_error(words: str) -> tuple[int, str]:
 
 
 def all_processes(flag: bool) -> bool:
-  """Whether something is so in every process.
+  """Returns whether a flag is true in every process.
 
   Args:
-    flag: whether it is in this one.
+    flag: this process's flag.
 
   Returns:
-    The same in all of them.
+    The conjunction of the flags, in all processes.
 
   Example:
     >>> all_processes(True)
@@ -206,10 +212,10 @@ def all_processes(flag: bool) -> bool:
 
 
 def any_process(stop: _interrupt.Stop) -> bool:
-  """Whether any process was asked to stop; all learn it in the same step.
+  """Returns whether any process was asked to stop, in all processes at the same step.
 
   Args:
-    stop: of this process; takes on the signal that another one got.
+    stop: this process's flag; it is set to the signal that another process received.
 
   Returns:
     Whether to stop.

@@ -1,4 +1,4 @@
-"""Where the arrays of a run lie: a mesh of devices, and rules of how to cut arrays."""
+"""The device mesh of a run, and the rules by which its arrays are sharded."""
 
 import re
 from typing import Any, NamedTuple
@@ -17,13 +17,14 @@ AXES = ("data", "model")
 
 
 class Layout(NamedTuple):
-  """A mesh, and how parameters are cut over it.
+  """A device mesh, and how parameters are sharded over it.
 
   Attributes:
-    mesh: of the axes `data` and `model`, which the compiler lays arrays over by itself.
-    fsdp: whether parameters are cut over `data` too.
-    rules: pairs of a regular expression searched for in a parameter's path, and the
-      mesh axis (or None) of each of its axes; the first that is found counts.
+    mesh: a mesh with the axes `data` and `model`, of type Auto: the compiler propagates
+      shardings.
+    fsdp: whether parameters are sharded over `data` too.
+    rules: pairs of a regular expression, searched for in a parameter's path, and one
+      mesh axis (or None) per axis of the parameter. The first match applies.
   """
 
   mesh: Mesh
@@ -32,17 +33,17 @@ class Layout(NamedTuple):
 
   @property
   def batch(self) -> NamedSharding:
-    """Cuts the first axis over `data`."""
+    """The sharding of a batch: the first axis over `data`."""
     return NamedSharding(self.mesh, P("data"))
 
   @property
   def replicated(self) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding that puts a whole copy on every device."""
     return NamedSharding(self.mesh, P())
 
   @property
   def shards(self) -> int:
-    """Into how many parts a batch is cut."""
+    """The number of shards per batch."""
     return self.mesh.shape["data"]
 
 
@@ -57,8 +58,9 @@ def from_config(config: Any) -> Layout | None:
     A `Layout`, or None for one device.
 
   Raises:
-    ConfigError: the devices do not suffice, or some of several processes' would be
-      idle; the batch cannot be cut evenly; several seeds are to share a mesh.
+    ConfigError: if there are too few devices, if there are several processes and a
+      device would be idle, if `batch_size` is not a multiple of `data`, or if there are
+      several seeds.
   """
   there, processes = jax.device_count(), jax.process_count()
   data, model = config.mesh.data, config.mesh.model
@@ -90,34 +92,37 @@ def from_config(config: Any) -> Layout | None:
 
 
 def of_state(layout: Layout, state: PyTree) -> PyTree:
-  """Returns where each array of a training state lies.
+  """Returns the sharding of each array of a training state.
 
-  What belongs to a parameter (its path ends with the parameter's, and the shapes are
-  equal: masks, moments, averages) lies where the parameter lies; so do bits of masks,
-  whose last axis is shorter, where it still divides. The rest is replicated.
+  An array that belongs to a parameter (its path ends with the parameter's path, and its
+  shape is the same: masks, moments, averages) has the parameter's sharding. So have
+  packed masks, except that their shorter last axis is replicated where it does not
+  divide into whole bytes per shard. All other arrays are replicated.
 
   Args:
-    layout: of `from_config`.
+    layout: the `Layout` returned by `from_config`.
     state: a `step.TrainState`, abstract or not.
 
   Returns:
     A tree of `NamedSharding`.
 
   Raises:
-    ConfigError: a rule does not fit a parameter.
+    ConfigError: if a rule does not fit a parameter.
   """
   params = jax.tree_util.tree_leaves_with_path(state.params)
   places = {path: (leaf.shape, _spec(layout, path, leaf)) for path, leaf in params}
 
+  # Compare each ending of the leaf's path with the paths of the parameters.
   def place(path, leaf):
     for i in range(len(path)):
       shape, spec = places.get(path[i:], (None, None))
       if spec is not None and shape == leaf.shape:
         return NamedSharding(layout.mesh, spec)
+      # A `PackedMask` is a node below the parameter's path; its bits are uint8.
       shape, spec = places.get(path[i:-1], (None, None))
       if not shape or spec is None or leaf.dtype != np.uint8:
         continue
-      if leaf.shape == (*shape[:-1], -(-shape[-1] // 8)):  # a `PackedMask`'s bits
+      if leaf.shape == (*shape[:-1], -(-shape[-1] // 8)):  # eight mask values per byte
         whole = shape[-1] % (8 * _parts(layout, spec[-1])) == 0
         return NamedSharding(layout.mesh, spec if whole else P(*spec[:-1], None))
     return layout.replicated
@@ -126,15 +131,17 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
 
 
 def _parts(layout: Layout, axis: str | None) -> int:
+  """Returns the number of shards along a mesh axis."""
   return 1 if axis is None else layout.mesh.shape[axis]
 
 
 def _spec(layout: Layout, path: Any, leaf: Any) -> P:
-  """How one parameter is cut.
+  """Returns the partition spec of one parameter.
 
-  By the first rule that fits, else: a kernel's outputs over `model` (its inputs where
-  those do not divide), then, with `fsdp`, the longest axis that is left and divides
-  over `data`. Vectors are replicated.
+  The first matching rule applies. Without one, a kernel's output axis is sharded over
+  `model`, or its input axis if the outputs do not divide. With `fsdp`, the longest
+  remaining axis that divides is sharded over `data`, unless the rule uses `data`.
+  Vectors are replicated unless a rule matches.
   """
   name, sizes = path_string(path), layout.mesh.shape
   axes: list[str | None] = [None] * leaf.ndim
@@ -165,14 +172,14 @@ def _spec(layout: Layout, path: Any, leaf: Any) -> P:
 
 
 def place(tree: PyTree, layout: Layout | None = None) -> PyTree:
-  """Puts arrays on the devices that train, as restored checkpoints are.
+  """Puts arrays on the devices of the run, with the sharding of restored checkpoints.
 
-  All that goes into the compiled functions goes through here: arrays that are placed
-  and arrays that are not would each cost a compilation.
+  Use it for all arguments of the compiled functions: committed and uncommitted arrays
+  would each cause a compilation.
 
   Args:
-    tree: arrays of numpy or jax.
-    layout: of `from_config`; None for one device.
+    tree: arrays of NumPy or JAX.
+    layout: the `Layout` returned by `from_config`; None for one device.
 
   Returns:
     The tree, on one device or replicated over the mesh.
@@ -184,14 +191,14 @@ def place(tree: PyTree, layout: Layout | None = None) -> PyTree:
 
 
 def with_shardings(layout: Layout | None, state: PyTree) -> PyTree:
-  """Says in an abstract state where its arrays are to lie.
+  """Adds shardings to an abstract state.
 
   Args:
-    layout: of `from_config`.
-    state: of `jax.eval_shape`.
+    layout: the `Layout` returned by `from_config`; None for one device.
+    state: an abstract state from `jax.eval_shape`.
 
   Returns:
-    The abstract state, with shardings; unchanged on one device.
+    The abstract state with shardings; unchanged on one device.
   """
   if layout is None:
     return state
@@ -203,11 +210,11 @@ def with_shardings(layout: Layout | None, state: PyTree) -> PyTree:
 
 
 def local_rows(layout: Layout, rows: int) -> tuple[int, int]:
-  """Which rows of a batch the devices of this process hold.
+  """Returns the range of a batch's rows that is on the devices of this process.
 
   Args:
-    layout: of `from_config`.
-    rows: of the whole batch, a multiple of `layout.shards`.
+    layout: the `Layout` returned by `from_config`.
+    rows: the number of rows of the whole batch, a multiple of `layout.shards`.
 
   Returns:
     `(start, stop)`.

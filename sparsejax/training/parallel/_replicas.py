@@ -1,4 +1,4 @@
-"""Steps on a mesh, with the masks of all replicas compared after each mask update."""
+"""Training steps on a mesh that compare the replicas' masks after each mask update."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from sparsejax.training._methods import METHODS
 
 
 def next_update(config: Any, total_steps: int, count: int) -> int | None:
-  """Returns the number of updates done after the next mask update.
+  """Returns the number of updates done right after the next mask update.
 
   Args:
     config: a complete config.
@@ -20,8 +20,8 @@ def next_update(config: Any, total_steps: int, count: int) -> int | None:
     count: updates done so far.
 
   Returns:
-    The least number above `count` whose last update changes masks; None if there is
-    none.
+    The least number above `count` such that the last of so many updates changes masks;
+    None if there is none.
   """
   start, end = _optimizers.window(config, total_steps)
   every = config.update_every
@@ -32,24 +32,25 @@ def next_update(config: Any, total_steps: int, count: int) -> int | None:
 def advance(
   run: Any, state: _step.TrainState, train: Any, order: Any, count: int, stop: int
 ) -> tuple[_step.TrainState, _step.Totals]:
-  """`run.program.run`, which on a mesh pauses after each mask update to compare.
+  """Trains up to step `stop`; on a mesh, compares the masks after each mask update.
 
   Args:
-    run: of `run.prepare`.
-    state: of `count` updates; donated.
-    train: as of `program.Program.run`.
-    order: as of `program.Program.run`.
+    run: the `Run` returned by `run.prepare`.
+    state: the state after `count` updates; donated.
+    train: as in `program.Program.run`.
+    order: as in `program.Program.run`.
     count: updates done so far.
-    stop: updates to be done, in the same epoch.
+    stop: the number of updates to reach, in the same epoch.
 
   Returns:
-    The state, and the totals of its steps.
+    The state, and the totals of these steps.
 
   Raises:
-    ReplicaError: with the step and two checksums, if replicas have other masks.
+    ReplicaError: if masks differ between replicas; names the step and two checksums.
   """
   if run.layout is None:
     return run.program.run(state, train, order, np.int32(stop))
+  # Run up to the next mask update or `stop`, and add up the totals on the host.
   parts = []
   while count < stop:
     update = next_update(run.config, run.total_steps, count)
@@ -62,17 +63,17 @@ def advance(
 
 
 def compare(state: _step.TrainState, count: int) -> int:
-  """Returns the checksum of the masks that all replicas have.
+  """Checks that all replicas have the same masks, and returns their checksum.
 
   Args:
-    state: of a run on a mesh.
+    state: the state of a run on a mesh.
     count: updates done so far.
 
   Returns:
     The checksum.
 
   Raises:
-    ReplicaError: with the step and two checksums, if replicas have other masks.
+    ReplicaError: if masks differ between replicas; names the step and two checksums.
   """
   try:
     return check_replicas(sj.masks(state.opt_state))
