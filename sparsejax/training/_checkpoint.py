@@ -189,6 +189,7 @@ class Checkpoints:
     self._manager.close()
 
   def _read_meta(self, step: int) -> dict[str, Any]:
+    """Reads a checkpoint's metadata."""
     item = self._directory / str(step) / "meta"
     if not _distributed.all_processes(item.exists()):
       raise _ForeignError(
@@ -204,6 +205,7 @@ class Checkpoints:
   def _read_arrays(
     self, step: int, target: PyTree, saved: set[str]
   ) -> dict[str, jax.Array]:
+    """Reads a checkpoint's arrays, with the target's shapes, dtypes and shardings."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     # `eval_shape`, which gives the arrays' names and shapes, drops their shardings.
     places = {
@@ -237,6 +239,7 @@ class Checkpoints:
       raise _errors.CheckpointError(
         f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
       )
+    # Compare names, dtypes and shapes of the arrays.
     wanted = {
       name: kind
       for name, kind in _named_arrays.describe(

@@ -13,7 +13,7 @@ def history(records: Sequence[Any], index: int = 0) -> list[dict[str, int]]:
   """Returns the live weights of each layer at every evaluation.
 
   Args:
-    records: the records from `metrics.read`.
+    records: the records from `read_metrics`.
     index: the index of a seed of the run.
 
   Returns:
@@ -36,7 +36,7 @@ def estimate(
 
   Args:
     history: the live weights from `history`.
-    uses: uses per weight and example, by layer, from `multiply_adds.uses`.
+    uses: uses per weight and example, by layer, from `kernel_uses`.
     sizes: the number of weights per layer.
     method: a key of `METHODS`.
 

@@ -62,6 +62,8 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
     variables.pop(_LOSSES, None)
     return variables.pop("params"), variables
 
+  # A module without a `train` argument is applied in the same way in training: without
+  # random keys, and its state does not change.
   def apply(params, state, images, key):
     variables = {"params": params, **state}
     if "train" not in parameters:

@@ -128,6 +128,7 @@ def _train(
   if state is None:
     state = _run.start(run, train)
   count = first = int(state.step)
+  # Record what trains the run from here on, unless it is finished.
   if count < total:
     with _distributed.sync_errors():
       _environment.record(path, run, count)
@@ -162,6 +163,7 @@ def _train(
     def save() -> None:
       checkpoints.save(count, state, {"seconds": seconds()})
 
+    # A new run evaluates its initial network, so that records begin at step 0.
     for message in _messages(run, restored, count):
       progress.note(message)
     if count == 0:
@@ -226,6 +228,7 @@ def _train(
       save()
     # The time of a finished run that is only shown again does not count.
     spent = seconds() if new else before
+    # The test set is evaluated once, after the last step.
     accuracy = loss = np.full(config.num_seeds, np.nan)
     if count == total:
       loss, accuracy = program.evaluate(state, test).means()

@@ -15,7 +15,7 @@ from sparsejax.core import is_kernel
 from sparsejax.training import _at_initialization, _errors, _methods
 from sparsejax.training._methods import METHODS
 
-Config = Any  # a complete, frozen config from `config.complete`
+Config = Any  # a complete, frozen config from `complete_config`
 
 
 def learning_rate(config: Config, total_steps: int) -> optax.Schedule:

@@ -46,7 +46,7 @@ def draw(
   """Draws the records of `metrics.jsonl`.
 
   Args:
-    records: the records from `metrics.read`.
+    records: the records from `read_metrics`.
     sizes: the number of weights of each sparsified layer, by its path.
     title: the first line.
     subtitle: the second line.
@@ -79,6 +79,7 @@ def draw(
 
 
 def _accuracy(axes, records: list[dict[str, Any]]) -> None:
+  """Draws training and validation accuracy over epochs."""
   axes.set_title("Accuracy", loc="left", size=11, color=INK, pad=10)
   lowest = []
   for label, name, color in (
@@ -99,6 +100,7 @@ def _accuracy(axes, records: list[dict[str, Any]]) -> None:
 
 
 def _live(axes, records: list[dict[str, Any]], sizes: dict[str, int]) -> None:
+  """Draws the live weights of each layer over epochs, on a logarithmic axis."""
   axes.set_title("Live weights by layer", loc="left", size=11, color=INK, pad=10)
   with_live = [r for r in records if "live" in r]
   if not with_live:

@@ -64,7 +64,7 @@ def make_program(
   """Builds the compiled functions that train `model` with `make_tx(seed)`.
 
   Args:
-    model: a flax module; see `functions.from_flax`.
+    model: a flax module; see `from_flax`.
     make_tx: `(seed) -> optimizer`. The seed may be traced; only the optimizer's `init`
       may depend on it.
     dataset: gives the shapes and the channel statistics; the images themselves are
@@ -79,8 +79,8 @@ def make_program(
     sparsify_params: `(params, opt_state) -> params`, applied to the initial parameters;
       None leaves them dense.
     effective: `(params, opt_state) -> params` of the forward pass.
-    mark: see `step.train_step`.
-    compute_dtype: see `functions.from_flax`.
+    mark: see `train_step`.
+    compute_dtype: see `from_flax`.
     layout: the mesh over which the state and each batch are sharded; None for one
       device.
 
@@ -117,10 +117,12 @@ def make_program(
     return key, params, model_state, opt_state
 
   def order_one(key, epoch):
+    """Returns the order of the examples in an epoch."""
     key = jax.random.fold_in(jax.random.fold_in(key, _step.ORDER), epoch)
     return jax.random.permutation(key, examples)
 
   def batches(state, train, n):
+    """Returns each seed's first batches, for methods that prune at initialization."""
     orders = order(state.key, 0).reshape(-1, examples)
     return [
       [
@@ -135,6 +137,7 @@ def make_program(
     return step_batch(state, images, labels, update_masks)
 
   def step_batch(state, images, labels, update_masks):
+    """Augments and normalizes a batch, and performs one update on it."""
     if augment is not None:
       key = jax.random.fold_in(state.key, _step.AUGMENT)
       images = augment(jax.random.fold_in(key, state.step), images)
@@ -151,6 +154,7 @@ def make_program(
     )
 
   def evaluate_one(state, split):
+    """Adds up the totals of a padded split, batch by batch."""
     params = effective(state.params, state.opt_state)
 
     def body(i, totals):
@@ -183,6 +187,8 @@ def make_program(
     init = jax.vmap(init_one)
 
   def run(state, train, order, stop):
+    """Trains from `state.step` to `stop` on consecutive slices of the order."""
+
     def body(count, carry):
       state, totals = carry
       start = count % steps_per_epoch * batch_size

@@ -30,7 +30,7 @@ class Result(NamedTuple):
     skipped_steps: int (num_seeds,), steps whose gradient was not finite.
     skipped_mask_updates: int (num_seeds,), mask updates whose scores were not finite.
     seconds: the time spent on the run, compilation and interrupted calls included.
-    state: the last `step.TrainState`, stacked over seeds if there are several.
+    state: the last `TrainState`, stacked over seeds if there are several.
   """
 
   finished: bool

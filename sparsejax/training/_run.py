@@ -34,7 +34,7 @@ class Run(NamedTuple):
     config: all fields, frozen and validated.
     dataset: the splits, in host memory or as streams.
     program: the jitted functions; each is compiled at its first call.
-    find_masks: the mask finder from `at_initialization.mask_finder`, or None.
+    find_masks: the mask finder from `mask_finder`, or None.
     seeds: int32 (num_seeds,).
     steps_per_epoch: full batches per epoch.
     total_steps: steps of the whole run.
@@ -259,6 +259,7 @@ def observe(state: _step.TrainState) -> Observation:
 
 
 def _observe(opt_state: Any, stacked: int) -> Observation:
+  """Counts for an optimizer state; with `stacked`, under `vmap` over the seeds."""
   if stacked:
     return jax.vmap(lambda s: _observe(s, 0))(opt_state)
   masks = named(sj.masks(opt_state))
@@ -300,6 +301,7 @@ def turnover(state: _step.TrainState, before: Any = None) -> Turnover:
   masks = jax.tree.map(jnp.copy, sj.masks(state.opt_state))
   seeds = state.key.ndim
 
+  # The number of weights per seed that are live in `old` and masked in `new`.
   def count(old: Any, new: Any) -> Any:
     went = jax.tree.map(lambda o, n: jnp.logical_and(o, ~n), old, new)
     axes = lambda x: tuple(range(seeds, x.ndim))

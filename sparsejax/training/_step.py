@@ -99,7 +99,7 @@ def train_step(
       (n, length).
     labels: int32 (n,), or (n, length).
     update_masks: bool (); whether a mask update is due.
-    apply: the `apply` of `functions.Functions`.
+    apply: the `apply` of `Functions`.
     tx: the sparse optimizer.
     effective: `(params, opt_state) -> params` of the forward pass.
     mark: `sj.mark_dead` for a model whose products skip dead weights; None for others.

@@ -21,20 +21,20 @@ def functions(
   layout: _mesh.Layout | None,
   places: Any,
 ) -> dict[str, Callable[..., Any]]:
-  """Builds the functions of a `program.Program` that read examples.
+  """Builds the functions of a `Program` that read examples.
 
   Args:
     step: `(state, images, labels, update_masks) -> (state, Totals)`; jitted here.
     evaluate: `(state, images, labels) -> Totals`; jitted here.
     normalize: normalizes a batch of images.
     batch_size: examples per training step and per evaluation batch.
-    due: see `program.make_program`.
+    due: see `make_program`.
     order_stream: the number folded into the run's key for the order of the examples.
     layout: the mesh; None for one device.
     places: the shardings of the state; None on one device.
 
   Returns:
-    A dict with `order`, `batches`, `run` and `evaluate`; see `program.Program`.
+    A dict with `order`, `batches`, `run` and `evaluate`; see `Program`.
   """
   whole = None if layout is None else layout.replicated
   step = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
@@ -44,6 +44,7 @@ def functions(
   open_at: dict[int, Any] = {}
 
   def reader(state, train: _stream.Stream, count: int):
+    """Returns an iterator whose next batch is number `count`."""
     if count in open_at:
       return open_at.pop(count)
     key = jax.random.fold_in(state.key, order_stream)
@@ -52,6 +53,7 @@ def functions(
     return train.batches(count, batch_size, seed, layout)
 
   def run(state, train, order, stop):
+    """Trains from `state.step` to `stop` with one call of the jitted step per batch."""
     del order  # the reader shuffles
     count = int(state.step)
     batches, totals = reader(state, train, count), []

@@ -56,6 +56,7 @@ def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
 
 
 def _kept(word: str) -> float:
+  """Parses the fraction of weights kept."""
   try:
     kept = float(word)
   except ValueError:

@@ -68,7 +68,7 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
 
   Args:
     workdir: an existing directory.
-    config: the run's config from `config.to_json`.
+    config: the run's config as JSON values, from `config_to_json`.
 
   Raises:
     WorkdirError: if the directory contains another config, one that cannot be read, or

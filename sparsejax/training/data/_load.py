@@ -10,7 +10,7 @@ from sparsejax.training import _errors
 from sparsejax.training.data import _stream, _text, _tfds_source
 
 NAMES = ("digits", "mnist", "fashion_mnist", "cifar10", "text")
-# These are read batch by batch; see `stream`.
+# These are read batch by batch; see `_stream`.
 NOT_IN_MEMORY = ("imagenet2012",)
 
 # The split does not depend on a run's seed, because seeds trained together share data.
@@ -30,7 +30,7 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
   """Three splits and the statistics of the training images.
 
-  Each split is a `Split`, or a `stream.Stream`.
+  Each split is a `Split`, or a `Stream`.
 
   Attributes:
     train: the training examples.
@@ -56,8 +56,8 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
   not depend on the seed of a run.
 
   Args:
-    name: one of `NAMES`, or of `NOT_IN_MEMORY`, whose splits are `stream.Stream`.
-    data_dir: see `tfds_source.read`; not used by `digits` and `text`, which need no
+    name: one of `NAMES`, or of `NOT_IN_MEMORY`, whose splits are `Stream`.
+    data_dir: see `_tfds_source.read`; not used by `digits` and `text`, which need no
       files of TFDS.
     validation_fraction: the fraction of the training images to hold out, in [0, 1).
 

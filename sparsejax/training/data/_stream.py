@@ -121,7 +121,7 @@ def load(
   Args:
     name: a data set with the splits `train` and `validation`, such as
       `"imagenet2012"`; its `validation` is the test split here.
-    data_dir: see `tfds_source.read`.
+    data_dir: see `_tfds_source.read`.
     validation_fraction: the fraction of the training examples to hold out; these are
       the last ones.
     size: height and width of the images.
@@ -171,6 +171,8 @@ def decoder(size: int) -> Callable[[Any, np.random.Generator | None], np.ndarray
   """
   from PIL import Image
 
+  # A random window is drawn up to ten times until it fits into the image; else the
+  # largest central square is taken.
   def window(width, height, rng):
     for _ in range(10):
       area = width * height * rng.uniform(0.08, 1.0)

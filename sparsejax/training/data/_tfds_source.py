@@ -125,6 +125,7 @@ def _fingerprint(directory: pathlib.Path) -> str:
 
 
 def _decode(directory: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes all images and labels of a split."""
   # TFDS is slow to import and not needed when the cache has the data.
   import tensorflow_datasets as tfds
 
@@ -161,6 +162,7 @@ def _decode_records(records) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_cache(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns cached images and labels; None if the file is absent or damaged."""
   try:
     # Opened here, because `np.load` does not close a damaged file.
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:

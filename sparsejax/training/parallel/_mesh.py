@@ -62,6 +62,7 @@ def from_config(config: Any) -> Layout | None:
       device would be idle, if `batch_size` is not a multiple of `data`, or if there are
       several seeds.
   """
+  # The number of devices along each axis; -1 means all that `model` leaves free.
   there, processes = jax.device_count(), jax.process_count()
   data, model = config.mesh.data, config.mesh.model
   if data == -1:
@@ -84,6 +85,7 @@ def from_config(config: Any) -> Layout | None:
     raise _errors.ConfigError(
       f"num_seeds must be 1 on a mesh of {wanted} devices; got {config.num_seeds}"
     )
+  # With Auto axes the compiler propagates shardings; the code only constrains some.
   mesh = jax.make_mesh(
     (data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:wanted]
   )
@@ -101,7 +103,7 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
 
   Args:
     layout: the `Layout` returned by `from_config`.
-    state: a `step.TrainState`, abstract or not.
+    state: a `TrainState`, abstract or not.
 
   Returns:
     A tree of `NamedSharding`.
@@ -143,6 +145,7 @@ def _spec(layout: Layout, path: Any, leaf: Any) -> P:
   remaining axis that divides is sharded over `data`, unless the rule uses `data`.
   Vectors are replicated unless a rule matches.
   """
+  # One mesh axis or None per axis of the parameter.
   name, sizes = path_string(path), layout.mesh.shape
   axes: list[str | None] = [None] * leaf.ndim
   for pattern, given in layout.rules:

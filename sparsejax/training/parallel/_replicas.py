@@ -35,10 +35,10 @@ def advance(
   """Trains up to step `stop`; on a mesh, compares the masks after each mask update.
 
   Args:
-    run: the `Run` returned by `run.prepare`.
+    run: the `Run` returned by `prepare`.
     state: the state after `count` updates; donated.
-    train: as in `program.Program.run`.
-    order: as in `program.Program.run`.
+    train: as in `Program.run`.
+    order: as in `Program.run`.
     count: updates done so far.
     stop: the number of updates to reach, in the same epoch.
 
