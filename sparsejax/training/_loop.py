@@ -60,7 +60,7 @@ def train_and_evaluate(
       an epoch had a finite gradient, `ReplicaError` if the masks of replicas differ,
       and `CheckpointError` or `WorkdirError` if a file cannot be written.
   """
-  # All processes must have the same config; only the first writes files.
+  # All processes must have the same config.
   complete = _config.complete(config)
   stamp = _config.to_json(complete)
   _distributed.check_same("config", json.dumps(stamp, sort_keys=True))
@@ -228,7 +228,7 @@ def _train(
       save()
     # The time of a finished run that is only shown again does not count.
     spent = seconds() if new else before
-    # The test set is evaluated once, after the last step.
+    # The test set is evaluated after the last step only.
     accuracy = loss = np.full(config.num_seeds, np.nan)
     if count == total:
       loss, accuracy = program.evaluate(state, test).means()
