@@ -1,4 +1,4 @@
-"""Mask transforms, `sparsify`, and the methods: one-line choices of the four parts."""
+"""Mask transforms, and `sparsify`, which runs them with any optax optimizer."""
 
 from sparsejax.transforms._accumulate import accumulate
 from sparsejax.transforms._at_initialization import (

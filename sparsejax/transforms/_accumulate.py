@@ -1,4 +1,4 @@
-"""Accumulate: scores that look at all steps, not only at that of the mask update."""
+"""Accumulate: scores that use all steps, not only the step of the mask update."""
 
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ class AccumulateState(NamedTuple):
   """The state of `accumulate`.
 
   Attributes:
-    total: tree of floats, of the weights' shapes; float32 at least.
-    transform_state: the state of the transform inside.
+    total: tree of floats with the shapes of the weights, float32 or wider.
+    transform_state: the state of the inner mask transform.
   """
 
   total: PyTree
@@ -37,18 +37,19 @@ def accumulate(
   decay: float = 1.0,
   reset: bool = False,
 ) -> MaskTransform:
-  """Sums a quantity over the steps for the scores of another mask transform.
+  """Sums a quantity over all steps for the scores of another mask transform.
 
   total <- decay * total + quantity, at every step; inputs.accumulated = total
 
-  Values that are not finite are left out of the sum, so that one bad step does not
-  spoil it for good.
+  Values that are not finite are left out of the sum; otherwise one such value would
+  make it NaN or infinite for all later steps.
 
   Args:
-    quantity: what is summed, `(inputs) -> tree`, such as `sj.movement`.
-    transform: whose scores read the sum: `sj.accumulated`, `sj.accumulated_magnitude`.
-    decay: what is kept of the sum from step to step, in (0, 1].
-    reset: whether the sum starts from zero again after each mask update.
+    quantity: the quantity to sum, `(inputs) -> tree`, such as `sj.movement`.
+    transform: the mask transform whose scores use the sum, such as `sj.accumulated` and
+      `sj.accumulated_magnitude`.
+    decay: factor on the sum at every step, in (0, 1].
+    reset: whether each mask update sets the sum to zero.
 
   Returns:
     A mask transform that keeps the sum in its state.

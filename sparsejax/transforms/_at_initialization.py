@@ -1,4 +1,4 @@
-"""Masks from scores, in one shot or by rounds, before training begins."""
+"""Masks from scores before training, in one or several rounds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,26 +48,27 @@ def masks_from_scores(
   distribution: Distribution | None = None,
   structure: Structure | None = None,
 ) -> PyTree:
-  """The weights with the largest scores, of the whole network or of each layer.
+  """Returns masks of the largest scores, of the whole network or of each layer.
 
   masks = the round(density * total size) largest scores
 
   Magnitude pruning at initialization is `masks_from_scores(jax.tree.map(jnp.abs,
-  params), density)`. Ties go to the first layer, and in a layer to the first weight.
+  params), density)`. Among equal scores the first layer, and in a layer the first
+  weight, is kept.
 
   Args:
-    scores: tree of floats of the params' structure.
+    scores: tree of floats with the structure of the params.
     density: fraction of weights kept, in (0, 1].
     where: which leaves are sparsified; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
-    distribution: how many weights each layer keeps; None compares over all layers,
-      and may leave a layer empty.
-    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; it selects
-      layer by layer, so `distribution` must be given with it.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once and may leave a layer empty.
+    structure: which patterns of live weights are allowed, such as `sj.n_m(2, 4)`. It
+      selects layer by layer, so it requires a `distribution`.
 
   Returns:
-    A tree of bool arrays (True = live) at the sparsified leaves, None elsewhere: what
-    `sj.with_masks` puts into an optimizer's state.
+    A tree of bool arrays (True = live) at the sparsified leaves, None elsewhere;
+    `sj.with_masks` puts it into an optimizer's state.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -98,32 +99,34 @@ def prune_by_rounds(
   structure: Structure | None,
   axes: Sequence[LayerAxes],
 ) -> PyTree:
-  """Prunes round by round, what is dead staying dead.
+  """Prunes in rounds; a weight that is masked in one round stays masked.
 
   masks_k = the best density^(k / rounds) by score(masks_{k-1}) among masks_{k-1}
 
   Args:
     score: `masks -> scores`, trees like `kernels`.
     kernels: tree of the sparsified leaves.
-    density: fraction kept in the end.
-    rounds: how many.
-    distribution: see `masks_from_scores`.
+    density: fraction of weights kept, in (0, 1], after the last round.
+    rounds: number of pruning rounds.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once.
     structure: which patterns of live weights are allowed; see `masks_from_scores`.
-    axes: what the axes of each kernel are.
+    axes: a `LayerAxes` per kernel.
 
   Returns:
-    tree of bool arrays.
+    A tree of bool arrays.
 
   Raises:
-    ValueError: a score is NaN or +inf, and this is not traced.
+    ValueError: a score is NaN or +inf (not checked under a trace).
   """
   axes = tuple(axes)
   ladder = amounts(axes, density, rounds, distribution, structure)
   masks = jax.tree.map(true_like, kernels)
   for step, amount in enumerate(ladder):
+    # Score the remaining weights and keep the best of them.
     scores = comparable(score(masks))
     check_usable(scores_are_finite(scores, masks), step + 1)
-    # The total of a large network needs 64 bits.
+    # The number of weights of a large network needs 64 bits.
     with jax.enable_x64(True):
       masks = _keep_best(scores, jnp.asarray(amount), masks, structure, axes)
   return masks
@@ -136,7 +139,7 @@ def amounts(
   distribution: Distribution | None,
   structure: Structure | None,
 ) -> list:
-  """How many weights each round keeps: a total, or a vector (layers,) of budgets."""
+  """Returns the number of weights each round keeps, as totals or budgets (layers,)."""
   shapes = layer_shapes(axes)
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
@@ -155,7 +158,18 @@ def keep_best(
   structure: Structure | None = None,
   axes: tuple[LayerAxes, ...] | None = None,
 ) -> PyTree:
-  """The best live weights: `amount` in all if a scalar, else in each layer."""
+  """Returns masks of the best live weights: `amount` in total, or per layer.
+
+  Args:
+    scores: tree of floats.
+    amount: a scalar, the number of weights of the whole network; or budgets (layers,).
+    live: tree of bool, the weights to choose from.
+    structure: which patterns of live weights are allowed, or None.
+    axes: a `LayerAxes` per leaf.
+
+  Returns:
+    A tree of bool arrays.
+  """
   like = _one_layer_each(scores)
   if amount.ndim == 0:
     amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
@@ -169,7 +183,7 @@ _keep_best = jax.jit(keep_best, static_argnames="axes")
 
 
 def comparable(scores: PyTree) -> PyTree:
-  """Scores in one dtype, float32 or wider, so that layers can be compared."""
+  """Casts scores to one dtype, float32 or wider, so that layers can be compared."""
   wide = any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(scores))
   dtype = jnp.float64 if wide else jnp.float32
   return jax.tree.map(lambda s: s.astype(dtype), scores)
@@ -178,7 +192,7 @@ def comparable(scores: PyTree) -> PyTree:
 def check_selection(
   density: Any, distribution: Distribution | None, structure: Structure | None
 ) -> Any:
-  """Checks what says how many weights are kept, and gives the density."""
+  """Validates the arguments that set the budgets, and returns the density."""
   check_distribution(distribution, none=True)
   check_structure(structure, density, distribution or uniform)
   if structure is not None and distribution is None:
@@ -192,7 +206,7 @@ def check_selection(
 
 
 def check_usable(flag: Array, round_: int) -> None:
-  """Raises if a round's scores were NaN or infinite; traced flags pass."""
+  """Raises if the scores of a round were NaN or +inf; traced flags pass."""
   if not isinstance(flag, Tracer) and not flag:
     raise ValueError(
       f"scores must be finite, got NaN or +inf in round {round_}: look at the params, "
@@ -206,8 +220,8 @@ def check_rounds(rounds: int) -> None:
 
 
 def check_batches(batches: Any) -> None:
-  """Raises unless `batches` is a list that holds a batch."""
-  # A tuple or an array may be one batch, which would be taken apart.
+  """Raises unless `batches` is a list of at least one batch."""
+  # A tuple or an array may be a single batch, whose parts would be taken for batches.
   if not isinstance(batches, list):
     raise TypeError(
       "batches must be a list of batches ([batch] for one), got "
@@ -218,7 +232,7 @@ def check_batches(batches: Any) -> None:
 
 
 def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
-  """Raises unless a loss takes params and a batch to one float; computes nothing."""
+  """Raises unless a loss maps params and a batch to one float; only traces it."""
   check_callable("loss_fn", loss_fn, "a function of (params, batch)", 2)
   loss = jax.eval_shape(loss_fn, params, batch)
   if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
@@ -226,7 +240,7 @@ def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
 
 
 def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:
-  """The mean of a tree over batches."""
+  """Returns the mean of a function's trees over the batches."""
   total = function(batches[0])
   for batch in batches[1:]:
     total = jax.tree.map(jnp.add, total, function(batch))
@@ -234,4 +248,5 @@ def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTre
 
 
 def _one_layer_each(tree: PyTree) -> PyTree:
+  """Returns scalar budget shapes, one layer per leaf."""
   return jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.int32), tree)

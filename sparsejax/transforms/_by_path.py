@@ -1,4 +1,4 @@
-"""Different methods for different layers, in one optimizer."""
+"""One optimizer with different methods for different layers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,29 +23,29 @@ def by_path(
   inner: optax.GradientTransformation,
   methods: Mapping[str, Method | optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-  """One optimizer in which groups of leaves have their own methods and densities.
+  """Trains groups of leaves, selected by path, by methods and densities of their own.
 
   leaf -> methods[pattern](inner) for the one pattern found in its path, else inner
 
-  Each group is `optax.partition`ed off: its budgets are its own, and so is its copy of
-  the inner optimizer. What must see all gradients at once, such as
-  `optax.clip_by_global_norm`, belongs outside: `optax.chain(clip, sj.by_path(...))`.
-  Leaves in no group stay dense, as do biases in a group (by the method's `where`).
+  The groups are separated by `optax.partition`: each has its own budgets and its own
+  copy of the inner optimizer. A transformation that needs all gradients at once, such
+  as `optax.clip_by_global_norm`, belongs outside: `optax.chain(clip, sj.by_path(...))`.
+  Leaves in no group stay dense, and so do biases in a group (by the method's `where`).
 
   Args:
-    inner: any optax optimizer, of all leaves.
-    methods: from a regular expression, searched for in each slash-separated path, to a
-      function from `inner` to a sparse optimizer, such as
-      `functools.partial(sj.rigl, density=0.1)`; or to an optimizer of its own.
+    inner: any optax optimizer, used for all leaves.
+    methods: a mapping from a regular expression, searched for in each slash-separated
+      path, to a function from `inner` to a sparse optimizer, such as
+      `functools.partial(sj.rigl, density=0.1)`; or to an optimizer, used as it is.
 
   Returns:
-    An optax transformation; `sj.masks` of its state has the params' whole tree.
+    An optax transformation; `sj.masks` of its state has the whole tree of the params.
 
   Raises:
-    TypeError: inner is not an optimizer, methods not a mapping from regexes, or a
-      method neither a function nor an optimizer.
-    ValueError: methods is empty or a pattern no regular expression; in `init`, two
-      patterns match one leaf, or a pattern matches none.
+    TypeError: inner is not an optimizer, methods is not a mapping from regexes, or a
+      method is neither a function nor an optimizer.
+    ValueError: methods is empty or a pattern is not a regular expression; in `init`,
+      two patterns match one leaf, or a pattern matches no leaf.
 
   Example:
     >>> import functools, jax.numpy as jnp, optax, sparsejax as sj
@@ -65,6 +65,7 @@ def by_path(
   check_mapping("methods", methods, "from a regex to a method")
   if not methods:
     raise ValueError("methods must name at least one group, got an empty mapping.")
+  # Build the optimizer of each group.
   transforms: dict[str, Any] = {}
   for pattern, method in methods.items():
     check_regex("methods", pattern, "have valid regexes as keys")
@@ -78,6 +79,7 @@ def by_path(
       )
     transforms[pattern] = made
 
+  # Labels each leaf for `optax.partition`, by the one pattern that matches its path.
   def label(params):
     if is_placeholder(params):
       return params

@@ -1,4 +1,4 @@
-"""Chains of mask transforms."""
+"""A chain of mask transforms."""
 
 from sparsejax.core import MaskTransform, PyTree, ScoreInputs, Topology
 from sparsejax.core.structures import check_fits
@@ -8,11 +8,11 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
   """Applies mask transforms one after another to the same topology.
 
   Args:
-    *transforms: mask transforms; scores of all of them see the inputs from before
+    *transforms: mask transforms; the scores of all of them get the inputs from before
       the chain.
 
   Returns:
-    A mask transform whose state is the tuple of theirs.
+    A mask transform whose state is the tuple of their states.
 
   Raises:
     TypeError: an argument is not a mask transform.

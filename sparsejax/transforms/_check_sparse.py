@@ -1,4 +1,4 @@
-"""A check that training keeps what a sparse optimizer promises."""
+"""A check that params and masks satisfy what a sparse optimizer promises."""
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +27,28 @@ _ADVICE = (
 
 
 def check_sparse(params: PyTree, opt_state: PyTree) -> None:
-  """Raises unless params and masks keep what the sparse optimizer promises.
+  """Raises unless masked weights are zero and live weights match the budgets.
 
   #{i : not m_i and w_i != 0} = 0  and  #{i in layer l : m_i} = budget_l
 
-  `optax.scale`, a schedule, weight decay or an average after the sparse optimizer, or
-  the sparse optimizer inside `optax.lookahead` or `optax.contrib.schedule_free`, leave
-  masked weights that are not zero, in silence. This finds it; call it wherever the loop
-  logs. It costs one pass over weights and masks.
+  Some programs leave masked weights nonzero without any error: `optax.scale`, a
+  schedule, weight decay or an average after the sparse optimizer, or the sparse
+  optimizer inside `optax.lookahead` or `optax.contrib.schedule_free`. This function
+  detects that; call it wherever the loop logs. It costs one pass over weights and
+  masks.
 
-  What is promised, and checked:
+  What is checked depends on the method:
 
-  - Methods that mask weights: both, from the first update on. Before it params may be
-    dense, and after `sj.with_masks` until the next update.
+  - Methods that mask weights: both conditions, from the first update on. Before the
+    first update, and between `sj.with_masks` and the next update, params may be dense.
   - Methods that mask in the forward pass (`sj.straight_through`, `sj.sr_ste`,
-    `sj.top_kast`, `supermasks.edge_popup`): budgets. Their params stay dense;
+    `sj.top_kast`, `supermasks.edge_popup`): the budgets. Their params stay dense, and
     `sj.effective` is zero where masked by construction.
-  - `sj.soft_threshold` and `sj.supermask` keep no masks in a state: nothing to check.
-  - `lottery.freeze_masked` holds masked weights where they are, on purpose: not for it.
+  - `sj.soft_threshold` and `sj.supermask` keep no masks in a state: nothing is checked.
+  - `lottery.freeze_masked` keeps the values of masked weights on purpose; do not use
+    this function with it.
 
-  Outside `jit` it raises at once. Under `jit`, `vmap` or `scan` it is a
+  Outside of `jit` it raises immediately. Under `jit`, `vmap` or `scan` it is a
   `checkify.check`, so the step must be transformed by `jax.experimental.checkify`:
 
       step = jax.jit(checkify.checkify(step))
@@ -54,16 +56,17 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
       error.throw()
 
   Args:
-    params: the params that the optimizer trains, or others that should be as sparse,
-      such as their running average; in the container of `init`, under nnx in any. Both
-      parts of `optax.LookaheadParams` are checked.
-    opt_state: the state of an optimizer made by this package, possibly nested, of the
-      same step as the params. May be packed, or stacked over seeds with the params.
+    params: the params that the optimizer trains, or others that should be equally
+      sparse, such as their running average; in the container given to `init` (under
+      nnx, in any container). Both parts of `optax.LookaheadParams` are checked.
+    opt_state: the state of an optimizer made by this package, possibly nested, from the
+      same step as the params. Masks may be packed; states and params may be stacked
+      over seeds.
 
   Raises:
-    ValueError: a promise is broken; there is no sparsified optimizer in the state;
+    ValueError: a condition is violated; there is no sparse optimizer in the state;
       structures or shapes differ.
-    checkify.JaxRuntimeError: a promise is broken, where `error.throw()` is called.
+    checkify.JaxRuntimeError: a condition is violated, where `error.throw()` is called.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -79,12 +82,14 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
 are not: what comes after a sparse optimizer must leave its updates as they are, and \
 weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
   """
-  find_masks(opt_state)  # raises where there is nothing to check
+  find_masks(opt_state)  # raises if there are no masks to check
   check_arrays("params", params)
   trees = {"params": params}
   if isinstance(params, optax.LookaheadParams):
     trees = {"params.fast": params.fast, "params.slow": params.slow}
   states = sparse_states(opt_state)
+  # In a trace, add one `checkify.check` per leaf; otherwise compute all numbers in one
+  # program and raise for the first that is not zero.
   if any(isinstance(x, Tracer) for x in jax.tree.leaves((trees, states))):
     for number, message in _faults(trees, states):
       checkify.check(number == 0, message, number=number)
@@ -98,14 +103,14 @@ weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
 
 @jax.jit
 def _numbers(trees, states):
-  # One program, however many leaves.
+  # One compiled program for all leaves.
   return [number for number, _ in _faults(trees, states)]
 
 
 def _faults(
   trees: dict[str, PyTree], states: list[SparseState]
 ) -> list[tuple[jax.Array, str]]:
-  """Numbers that must be zero, each with what to say, for `str.format`, if not."""
+  """Returns numbers that must be zero, each with a format string for its error."""
   faults = []
   for state in states:
     masks = unpack_tree(state.masks)
@@ -119,7 +124,8 @@ def _faults(
       faults.append((jnp.sum(difference, dtype=jnp.int32), message))
     if isinstance(state, ForwardState):
       continue
-    # Under nnx the counter stands in a variable; stacked states have several.
+    # Before the first update params may be dense. Under nnx the counter is inside a
+    # variable; stacked states have several counters.
     started = jnp.any(jnp.stack(jax.tree.leaves(state.count)) > 0)
     for name, tree in trees.items():
       leaves = jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""Sanity controls: does it matter which weights a mask keeps, and their values?"""
+"""Sanity controls for masks: shuffled masks and reinitialized weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,23 +27,23 @@ from sparsejax.core import (
 
 
 def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) -> PyTree:
-  """Other masks at random, with as many live weights in every layer.
+  """Draws random masks with the same number of live weights in every layer.
 
   masks'_l = a uniform draw among the masks with live_l weights
 
-  A method whose masks do no better than their shuffles has found the layers'
-  densities and nothing else.
+  A method whose masks are no better than shuffled ones has found only the densities of
+  the layers.
 
   Args:
-    masks: what `sj.masks` gives.
+    masks: a tree of masks like that of `sj.masks`.
     key: a PRNG key.
-    stacked: which leaves stack layers; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
 
   Returns:
     A tree like `masks`.
 
   Raises:
-    TypeError: a leaf is not bool, or `key` no key.
+    TypeError: a leaf is not bool, or `key` is not a key.
     ValueError: there is no mask.
 
   References:
@@ -63,6 +63,7 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) ->
     raise ValueError("masks must hold at least one array, got an empty tree.")
   check_key("key", key)
   check_stacked(stacked)
+  # Count the live weights of each layer, then keep as many of uniform random draws.
   axes = layer_axes(masks, [True] * len(leaves), stacked)
   live = [
     live_in(leaf, jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32))
@@ -82,19 +83,21 @@ def reinitialize(
   where: Where = None,
   keep_signs: bool = False,
 ) -> PyTree:
-  """Draws the kernels anew; the masks and all other params stay.
+  """Draws new values for the kernels; all other params are unchanged.
 
   w' = init(key_l, shape, dtype), or sign(w) |init(key_l, shape, dtype)|
 
-  A method whose masks do as well on other weights has found a topology; one whose
-  masks do worse has found weights.
+  Train the new weights with the old masks. If the result is as good as with the old
+  weights, the method has found a topology; if it is worse, the values of the weights
+  matter too.
 
   Args:
     params: any pytree of arrays.
-    init: an initializer of `jax.nn.initializers`: `(key, shape, dtype) -> array`.
-    key: a PRNG key; each leaf gets one of its own.
-    where: which leaves are drawn anew; see `sparsify`.
-    keep_signs: whether the new weights take the old ones' signs (zero if zero).
+    init: an initializer such as those of `jax.nn.initializers`:
+      `(key, shape, dtype) -> array`.
+    key: a PRNG key; each leaf uses a separate key derived from it.
+    where: which leaves are reinitialized; given as in `sparsify`.
+    keep_signs: whether the new weights take the signs of the old ones (zero if zero).
 
   Returns:
     A tree like `params`.

@@ -1,4 +1,4 @@
-"""Drop: each layer loses the worst of its live weights."""
+"""Drop: masks the live weights with the lowest scores."""
 
 import inspect
 from collections.abc import Callable
@@ -28,36 +28,37 @@ Array = jax.Array
 Fraction = (
   float | Array | Callable[[Array], Array] | Callable[[ScoreInputs, Topology], Array]
 )
-# Fractions are resolved to a millionth, so that 0.3 of 10 weights are 3, not 4.
+# Fractions are rounded to a millionth, so that ceil(0.3 * 10) is 3, not 4.
 _RESOLUTION = 1_000_000
 _SCOPES = ("layer", "global", "sign")
 
 
 def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransform:
-  """Keeps each layer's best live weights; budgets stay.
+  """Drops each layer's worst live weights; budgets are unchanged.
 
   live_l = max(budget_l - ceil(fraction * budget_l), 1)
 
-  `scope="global"` drops as many from the worst of the whole network, but never a
-  layer's last weight. `scope="sign"` drops as many a layer, from its positive and its
-  negative weights apart, in proportion to their numbers: SET's own rule.
+  `scope="global"` drops the same total number from the worst weights of the whole
+  network, but never a layer's last weight. `scope="sign"` drops the same number per
+  layer, divided between its positive and its negative weights in proportion to their
+  numbers: SET's own rule.
 
   Args:
-    score: what a weight is worth.
-    fraction: the share of the budget to drop, in [0, 1), to a millionth: a float, a
-      schedule `step -> float`, or a rule `(inputs, topology) -> (layers,)`. What a
-      schedule or rule gives is clipped to [0, 1]; NaN skips the mask update, and the
-      state counts it.
-    scope: among which weights the worst are sought: "layer", "global" (the scores
-      must then share one dtype) or "sign". Structures go with "layer" only.
+    score: the score of each weight; the lowest are dropped.
+    fraction: fraction of the budget to drop, in [0, 1), rounded to a millionth: a
+      float, a schedule `step -> float`, or a rule `(inputs, topology) -> (layers,)`.
+      Values of a schedule or rule are clipped to [0, 1]; NaN skips the mask update,
+      and the state counts the skip.
+    scope: the weights that are compared: "layer", "global" (the scores must then share
+      one dtype) or "sign". Structures support "layer" only.
 
   Returns:
-    A mask transform. At least one weight stays in a layer that has one.
+    A mask transform. A layer with live weights keeps at least one.
 
   Raises:
     ValueError: a static fraction is outside [0, 1); scope is none of the three; at a
       mask update: fraction gives neither one number nor one per layer.
-    TypeError: fraction is none of these.
+    TypeError: fraction is neither a float, a schedule nor a rule.
 
   Example:
     >>> import sparsejax as sj
@@ -70,6 +71,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
+    # How many weights each layer drops, as a vector over the layers.
     scores = score(inputs)
     budget = to_vector(budgets)
     share, sound = checked_fraction(rule(inputs, topology), budget)
@@ -78,6 +80,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
     if scope == "sign":
       masks = _keep_by_sign(scores, dropped, budgets, masks, inputs.params)
       return topology._replace(masks=masks, finite=finite), state
+    # How many each layer keeps; with "global", the best of the whole network decide.
     keep = budget - dropped
     if scope == "global":
       with jax.enable_x64(True):
@@ -101,11 +104,13 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
 
 
 def _keep_by_sign(scores, dropped: Array, budgets: PyTree, masks: PyTree, params):
-  """Drops from the positive and the negative weights of a layer in proportion."""
+  """Drops a layer's worst positive and worst negative weights in proportion."""
   positive = jax.tree.map(lambda m, p: m & (p >= 0), masks, params)
   negative = jax.tree.map(lambda m, p: m & (p < 0), masks, params)
   plus, minus = live_counts(positive, budgets), live_counts(negative, budgets)
   live = plus + minus
+  # round(dropped * plus / live) of the positive weights, in integers; the rest of
+  # `dropped` are negative weights.
   dropped = jnp.minimum(dropped, jnp.maximum(live - 1, 0))
   with jax.enable_x64(True):
     wide, n = jnp.int64(2) * dropped.astype(jnp.int64), live.astype(jnp.int64)
@@ -124,17 +129,17 @@ def fraction_rule(
 
   Args:
     fraction: as in `drop`.
-    name: the argument's name in messages.
+    name: the argument's name in error messages.
 
   Returns:
-    A function giving a scalar or (layers,).
+    A rule that returns a scalar or an array (layers,).
 
   Raises:
     ValueError: a static fraction is outside [0, 1).
-    TypeError: fraction is none of these.
+    TypeError: fraction is neither a float, a schedule nor a rule.
   """
   if callable(fraction):
-    rule: Any = fraction  # which of the two it is, only its signature tells
+    rule: Any = fraction  # a schedule or a rule, by its number of arguments
     if required_arguments(rule) >= 2:
       return rule
     return lambda inputs, topology: rule(inputs.step)
@@ -155,18 +160,18 @@ def fraction_rule(
 def checked_fraction(
   fraction: Any, budget: Array, name: str = "fraction"
 ) -> tuple[Array, Array]:
-  """Validates what a user's schedule or rule gave.
+  """Validates the value of a user's schedule or rule.
 
   Args:
-    fraction: of `fraction_rule`'s rule.
+    fraction: the value returned by a rule of `fraction_rule`.
     budget: int32 (layers,).
-    name: the argument's name in messages.
+    name: the argument's name in error messages.
 
   Returns:
-    The fraction, 0 where it is NaN, and whether it is nowhere NaN.
+    The fraction with 0 in place of NaN, and a bool that is False if there was a NaN.
 
   Raises:
-    ValueError: it is neither one number nor one per layer.
+    ValueError: the value is neither one number nor one per layer.
   """
   fraction = jnp.asarray(fraction)
   number = jnp.issubdtype(fraction.dtype, jnp.number)
@@ -180,7 +185,7 @@ def checked_fraction(
 
 
 def required_arguments(f: Callable) -> int:
-  """How many positional arguments a function must be given; 1 if it does not tell."""
+  """Returns how many positional arguments a function requires; 1 if it is unknown."""
   try:
     parameters = inspect.signature(f).parameters.values()
   except (TypeError, ValueError):  # a builtin or a compiled function
@@ -193,7 +198,7 @@ def required_arguments(f: Callable) -> int:
 
 
 def ceil_fraction(fraction, budget: Array) -> Array:
-  """ceil(fraction * budget) in integers, for budgets of any size."""
+  """Computes ceil(fraction * budget) in integers, for budgets of any size."""
   with jax.enable_x64(True):
     share = jnp.clip(jnp.asarray(fraction).astype(jnp.float64), 0.0, 1.0)
     share = jnp.round(share * jnp.float64(_RESOLUTION)).astype(jnp.int64)

@@ -1,4 +1,4 @@
-"""In-time over-parametrization: how many weights were ever live."""
+"""In-time over-parametrization: the fraction of weights that were ever live."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class ExplorationState(NamedTuple):
   """The state of `track_exploration`.
 
   Attributes:
-    explored: as `sj.masks` gives it: True where a weight is or was live.
+    explored: a tree like that of `sj.masks`, True where a weight is or was live.
     inner_state: the optimizer's state.
   """
 
@@ -27,19 +27,19 @@ class ExplorationState(NamedTuple):
 def track_exploration(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Remembers which weights were ever live; updates are those of `tx`.
+  """Records which weights were ever live; updates are those of `tx`.
 
   explored <- explored | masks
 
   Args:
-    tx: any optimizer with a sparse one of this package in it.
+    tx: any optimizer that contains a sparse one of this package.
 
   Returns:
-    An optax transformation whose state holds that of `tx` and one bool a weight.
+    An optax transformation whose state contains that of `tx` and one bool per weight.
 
   Raises:
-    TypeError: `tx` is no optimizer.
-    ValueError: in `init`, there is no sparsified optimizer in the state.
+    TypeError: `tx` is not an optimizer.
+    ValueError: in `init`, there is no sparse optimizer in the state.
 
   References:
     Liu et al. 2021, "Do we actually need dense over-parameterization? In-time
@@ -57,7 +57,7 @@ def track_exploration(
 
   def init_fn(params):
     state = tx.init(params)
-    # Copies: a step that donates its state must not be given one buffer twice.
+    # Copies, because a step that donates its state must not get one buffer twice.
     return ExplorationState(jax.tree.map(jnp.copy, find_masks(state)), state)
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -69,12 +69,12 @@ def track_exploration(
 
 
 def exploration_rate(opt_state: PyTree) -> Array:
-  """The in-time over-parametrization rate: the fraction of weights that were ever live.
+  """Returns the in-time over-parametrization rate: the fraction of weights ever live.
 
   R_s = #{i : m_i was True at some step} / #{i}
 
   Args:
-    opt_state: the state of an optimizer with `track_exploration` in it, possibly
+    opt_state: the state of an optimizer that contains `track_exploration`, possibly
       nested.
 
   Returns:

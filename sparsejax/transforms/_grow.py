@@ -1,4 +1,4 @@
-"""Grow: each layer wakes the best of its dead weights until its budget is full."""
+"""Grow: makes each layer's best masked weights live, up to its budget."""
 
 from typing import Any
 
@@ -32,21 +32,23 @@ Array = jax.Array
 
 
 def grow(score: Score) -> MaskTransform:
-  """Wakes each layer's best dead weights until it holds its budget.
+  """Grows the masked weights with the highest scores, up to each layer's budget.
 
   masks_l |= the (budget_l - live_l) dead weights with the largest scores
 
-  Weights dropped earlier in the same chain are candidates too, and keep their value
-  if they come back; all others start from exactly zero and take this step's update.
+  Weights that were dropped earlier in the same chain are candidates too; if they are
+  grown again, they keep their value. All other grown weights start from exactly zero
+  and take this step's update.
 
   Args:
-    score: what a dead weight would be worth.
+    score: the score of masked weights; the highest are grown.
 
   Returns:
-    A mask transform; after it every layer holds exactly its budget.
+    A mask transform; after it every layer has exactly as many live weights as its
+    budget. A structure may change the budgets.
 
   Raises:
-    TypeError: score is no function.
+    TypeError: score is not a function.
 
   Example:
     >>> import sparsejax as sj
@@ -71,28 +73,29 @@ def grow(score: Score) -> MaskTransform:
 
 
 def grow_per_neuron(score: Score) -> MaskTransform:
-  """Wakes each neuron's best dead weights; neurons share in proportion to their mean.
+  """Grows each neuron's best masked weights, in proportion to the neuron's mean score.
 
   grown_j ~ mean_i s_ij, summing to budget_l - live_l
 
-  with j over the output axes of a kernel and i over all others, dead and live; layers
-  that are stacked share nothing. Integers by largest remainder; what a full neuron
-  cannot take moves on to the others, in proportion.
+  j is a neuron: an index over the output axes of a kernel. i is an index over all other
+  axes and covers masked and live weights. Each of several stacked layers is treated
+  separately. Numbers are rounded to integers by largest remainder; what a full neuron
+  cannot take is divided among the others in proportion.
 
   Args:
-    score: what a weight is worth; negative values count as zero in the means.
+    score: the score of each weight; negative values count as zero in the means.
 
   Returns:
-    A mask transform; after it every layer holds exactly its budget. It knows no
-    structures.
+    A mask transform; after it every layer has exactly as many live weights as its
+    budget. It supports no structures.
 
   Raises:
-    TypeError: score is no function.
+    TypeError: score is not a function.
     ValueError: in init, the inputs and outputs of a kernel are not known.
 
   References:
-    Dettmers & Zettlemoyer 2019 (`momentum_neuron` in the authors' implementation,
-    which rounds down and leaves out neurons that would get fewer than ten).
+    Dettmers & Zettlemoyer 2019: `momentum_neuron` in the authors' implementation,
+    which rounds down and skips neurons that would get fewer than ten weights.
 
   Example:
     >>> import sparsejax as sj
@@ -125,7 +128,17 @@ def grow_per_neuron(score: Score) -> MaskTransform:
 
 @in_matrix_order
 def grown(scores: PyTree, budgets: PyTree, masks: PyTree, axes: Any) -> PyTree:
-  """The masks with the best dead weights of each neuron, up to the budgets."""
+  """Adds the best masked weights of each neuron to the masks, up to the budgets.
+
+  Args:
+    scores: tree of floats.
+    budgets: tree of int32, as in `Topology`.
+    masks: tree of bool.
+    axes: a `LayerAxes` per leaf.
+
+  Returns:
+    A tree like `masks`.
+  """
 
   def fill(score, budget, mask, layer):
     return mask | _woken(score, mask, budget - live_in(mask, budget), layer)
@@ -134,8 +147,9 @@ def grown(scores: PyTree, budgets: PyTree, masks: PyTree, axes: Any) -> PyTree:
 
 
 def _woken(score: Array, mask: Array, missing: Array, layer: LayerAxes) -> Array:
-  """The dead weights to wake, as many per layer as are missing."""
-  # Outputs lead in what is summed up: a transpose stays on its device.
+  """Returns a mask of the weights to grow, `missing` of them per layer."""
+  # Mean score of each neuron, with the output axes moved to the front: a transpose
+  # needs no communication between devices.
   rows = missing.ndim
   front = range(rows, rows + len(layer.outputs))
   dead = ~jnp.moveaxis(mask, layer.outputs, front)
@@ -143,13 +157,15 @@ def _woken(score: Array, mask: Array, missing: Array, layer: LayerAxes) -> Array
   every, ones = jnp.moveaxis(score, layer.outputs, front), jnp.ones_like(dead)
   with jax.enable_x64(True):
     means = mean_scores([every], [ones], [jnp.zeros(neurons, jnp.int32)])
-  # One apportionment per layer, over all its neurons.
+  # Divide each layer's missing weights among its neurons, by the means and by how many
+  # masked weights each neuron has.
   layers, width = missing.size, layer.length(layer.outputs)
   given = jax.vmap(apportion)(
     means.reshape(layers, width),
     missing.reshape(layers),
     count(dead, front.stop).reshape(layers, width),
   )
+  # Of each neuron's masked weights take the given number with the highest scores.
   shape = [1 if i in layer.inputs + layer.taps else n for i, n in enumerate(mask.shape)]
   inputs = (*layer.taps, *layer.inputs)
   return top_k_along(ordered_bits(score, ~mask), given.reshape(shape), inputs)

@@ -1,4 +1,4 @@
-"""Starts a training: the optimizer's state, and params that are sparse already."""
+"""The start of training: the optimizer's state, and params that are already masked."""
 
 from typing import Any
 
@@ -20,16 +20,18 @@ def init(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, Any]
 
   state = tx.init(params);  params = apply_masks(params, masks(state))
 
-  `tx.init` cannot change the params, and the first update, which sets masked weights to
-  zero, takes its gradient before: without this function the first step of a loop is
-  that of the dense network, and under `optax.MultiSteps(tx, k)` the first k are.
+  `tx.init` cannot change the params. The first update sets masked weights to zero, but
+  its gradient is taken before. So without this function the first gradient of a
+  training loop is that of the dense network; under `optax.MultiSteps(tx, k)` the first
+  k are.
 
-  A method whose masks act in the forward pass only (`straight_through`, `sr_ste`,
-  `top_kast`, `sparsify_forward`, `supermasks.edge_popup`) keeps all weights: there
-  `sj.effective` masks them in the loss, and a dead weight may return with its value. Of
-  such leaves, and of all that are not sparsified, the params stay as they are.
+  Methods whose masks act in the forward pass only (`straight_through`, `sr_ste`,
+  `top_kast`, `sparsify_forward`, `supermasks.edge_popup`) keep all weights:
+  `sj.effective` masks them in the loss, and a masked weight may become live again with
+  its value. The params of these methods, and all leaves that are not sparsified, are
+  unchanged.
 
-  With `nnx.Optimizer` or `TrainState.create`, which call `tx.init` themselves, apply
+  `nnx.Optimizer` and `TrainState.create` call `tx.init` themselves; with them, apply
   the masks of their state: `sj.apply_masks(params, sj.masks(opt_state))`.
 
   Args:
@@ -38,13 +40,13 @@ def init(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, Any]
     params: any pytree of arrays.
 
   Returns:
-    `(params, state)`: the same container and dtypes, in arrays of their own, so that a
-    step may donate them while the caller keeps `params`; and what `tx.init` gives. May
-    be called under `jit`.
+    `(params, state)`: the masked params in the same container and dtypes, copied, so
+    that a step may donate them while the caller keeps the originals; and the state
+    returned by `tx.init`. May be called under `jit`.
 
   Raises:
-    TypeError: tx is no optimizer.
-    ValueError: tx is not a sparse one; what `tx.init` raises.
+    TypeError: tx is not an optimizer.
+    ValueError: tx is not a sparse optimizer; also all errors of `tx.init`.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -64,14 +66,14 @@ def init(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, Any]
 
 
 def masked_start(params: PyTree, opt_state: Any) -> PyTree:
-  """The params from which `init` starts.
+  """Copies the params and zeroes their masked weights.
 
   Args:
     params: any pytree of arrays.
-    opt_state: what `tx.init` gave for them, of any optimizer.
+    opt_state: the state returned by `tx.init(params)`, of any optimizer.
 
   Returns:
-    A copy, zero where masks say so that do not act in the forward pass only.
+    A copy of the params. Masks that act in the forward pass only are not applied.
   """
   acting = [s for s in sparse_states(opt_state) if not isinstance(s, ForwardState)]
   return masked_copy(params, merged_masks(acting)) if acting else copied(params)

@@ -1,4 +1,4 @@
-"""Where grown weights start."""
+"""Initial values of grown weights."""
 
 import functools
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class GrownState(NamedTuple):
   """The state of `initialize_grown`.
 
   Attributes:
-    initial: the weights at `init`, where grown weights start from them; else None.
+    initial: the weights at `init`, if grown weights start from them; else None.
     sparse_state: the sparse optimizer's state.
   """
 
@@ -56,28 +56,29 @@ def initialize_grown(
   *,
   input_axes: InputAxes = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Gives grown weights a value of their own in the step that wakes them.
+  """Sets the values of grown weights in the step in which they are grown.
 
   w = scale * v where the mask turned on, in place of the inner optimizer's step from 0
 
-  with v = 0 ("zeros": `tx` as it is, whose grown weights take the same step's update),
-  N(0, 1 / n_in) ("random", n_in = inputs times taps), -dL/dw ("gradient", a step
-  down the loss), or the value at `init` ("initial"). A weight that is dropped and comes
-  back in the same mask update is not grown: it keeps its value.
+  v is one of: 0 ("zeros"; this returns `tx` unchanged, whose grown weights take the
+  update of the same step), N(0, 1 / n_in) ("random"; n_in = inputs times taps), -dL/dw
+  ("gradient", a step that reduces the loss), or the value at `init` ("initial"). A
+  weight that is dropped and grown again in the same mask update does not count as
+  grown: it keeps its value.
 
   Args:
     tx: an optimizer made by `sparsify` or a method of this package.
-    init: one of these four, or a function `(inputs) -> tree of values`; its
-      `inputs.masks` are those before the update, and it gets no moments.
-    scale: times the value.
-    input_axes: for "random"; see `sparsify`.
+    init: one of the four names, or a function `(inputs) -> tree of values`; its
+      `inputs.masks` are those before the update, and `inputs.moments` are None.
+    scale: factor on the value.
+    input_axes: which axes of a kernel are its inputs, for "random"; see `sparsify`.
 
   Returns:
-    An optax transformation; its state holds that of `tx`.
+    An optax transformation; its state contains that of `tx`.
 
   Raises:
-    TypeError: init is neither a name nor a function; scale is no number; `tx` is no
-      sparse optimizer.
+    TypeError: init is neither a name nor a function; scale is not a number; `tx` is not
+      a sparse optimizer.
     ValueError: init is an unknown name; scale is not finite; in `init`, n_in is not
       known, see `sparsify`.
 
@@ -106,7 +107,7 @@ def initialize_grown(
   values: Any = {"gradient": _downhill}.get(str(init), init)
 
   def fan_ins(params, state):
-    """The inputs of a neuron of each sparsified leaf."""
+    """Returns the number of inputs of a neuron, for each sparsified leaf."""
     chosen = [m is not None for m in align(params, state.masks)]
     axes = layer_axes(params, chosen, _stacked(params, chosen, state), input_axes)
     check_known(axes, "initialize_grown")
@@ -124,10 +125,11 @@ def initialize_grown(
     if init != "initial":
       return GrownState(None, state)
     chosen = [m is not None for m in align(params, state.masks)]
-    # A copy: a step that donates its params must not take the state with it.
+    # A copy, so that a step that donates its params does not delete the state's arrays.
     return GrownState(jax.tree.map(jnp.copy, choose(params, chosen)), state)
 
-  # One function for all steps, as in `sparsify`; only one that wakes weights pays.
+  # Compiled once and reused, as `update_if_due` in `sparsify`. Values are computed only
+  # in steps in which weights are grown.
   @functools.partial(jax.jit, static_argnames="fan_ins", inline=True)
   def values_if_grown(grown, inputs, fan_ins):
     def new():
@@ -140,11 +142,13 @@ def initialize_grown(
     )
 
   def update_fn(updates, state, params=None, **extra_args):
+    # Run the sparse optimizer, then compare its masks before and after the step.
     grads, before = updates, state.sparse_state
     after: Any  # a SparseState, which the type of an optax state cannot say
     updates, after = tx.update(grads, before, params, **extra_args)
     old, new = align(params, before.masks), align(params, after.masks)
     chosen = [m is not None for m in new]
+    # The values v of all weights, of which only those of grown weights are used.
     inputs = ScoreInputs(
       params=choose(params, chosen),
       grads=choose(grads, chosen),
@@ -159,6 +163,7 @@ def initialize_grown(
       moved = [jnp.any(a & ~b) for a, b in zip(new, old, strict=True) if a is not None]
       n = fan_ins(params, before) if init == "random" else None
       wanted = values_if_grown(jnp.any(jnp.stack(moved)), inputs, n)
+    # Where a mask turned on, replace the update by the one that ends at scale * v.
     leaves, treedef = jax.tree.flatten(updates)
     wanted = iter(jax.tree.leaves(wanted))
     out = []
@@ -179,7 +184,7 @@ def _like(values: PyTree, params: PyTree) -> PyTree:
 
 
 def _stacked(params: PyTree, chosen: list[bool], state: SparseState):
-  """The axes that stack layers, as the budgets' shapes say."""
+  """Derives the `stacked` argument from the shapes of the budgets."""
   named = zip(named_leaves(params), chosen, strict=True)
   paths = [path for (path, _), is_chosen in named if is_chosen]
   axes = [stacked_axes(budget) for budget in jax.tree.leaves(state.budgets)]
@@ -188,6 +193,7 @@ def _stacked(params: PyTree, chosen: list[bool], state: SparseState):
 
 
 def _random(inputs: ScoreInputs, fan_ins: tuple[int, ...]) -> PyTree:
+  """Draws values from N(0, 1 / n_in) for every sparsified weight."""
   leaves, treedef = jax.tree.flatten(inputs.params)
   keys = leaf_keys(jax.random.fold_in(inputs.key, _SALT), leaves)
   return treedef.unflatten(
@@ -197,4 +203,5 @@ def _random(inputs: ScoreInputs, fan_ins: tuple[int, ...]) -> PyTree:
 
 
 def _downhill(inputs: ScoreInputs) -> PyTree:
+  """Returns the negative gradients."""
   return jax.tree.map(jnp.negative, inputs.grads)

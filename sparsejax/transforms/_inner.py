@@ -1,4 +1,4 @@
-"""Refuses inner optimizers under which masks would not do what they say."""
+"""Validation of the params and the inner optimizer of `sparsify`."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from sparsejax.core import PyTree, path_string, sparse_states
 
 
 def check_params(params: PyTree) -> None:
-  """Raises for params that hold weights twice.
+  """Raises ValueError for params that contain their weights twice.
 
   Args:
-    params: what `init` was given.
+    params: the argument of `init`.
 
   Raises:
-    ValueError: they are `optax.LookaheadParams`, whose fast and slow weights would get
-      masks of their own.
+    ValueError: they are, or contain, `optax.LookaheadParams`, whose fast and slow
+      weights would get different masks.
   """
   if _lookahead(params) or any(
     map(_lookahead, jax.tree.leaves(params, is_leaf=_lookahead))
@@ -39,17 +39,18 @@ def check_inner(
   chosen: list[bool],
   factories: frozenset[str],
 ) -> None:
-  """Raises for an inner optimizer that is sparse, or never moves a sparsified leaf.
+  """Raises if the inner optimizer is sparse or never updates a sparsified leaf.
 
   Args:
     inner: the inner optimizer.
     inner_state: its state.
-    params: the params it was made for.
-    chosen: one bool per leaf of `params`: which are sparsified.
-    factories: of `moments.factories_of`.
+    params: the params with which the state was initialized.
+    chosen: one bool per leaf of `params`: whether it is sparsified.
+    factories: the result of `factories_of(inner)`.
 
   Raises:
-    ValueError: the rule, and the leaves.
+    ValueError: the inner optimizer is sparse, or `optax.set_to_zero` is applied to a
+      sparsified leaf.
   """
   if sparse_states(inner_state):
     raise ValueError(
@@ -58,7 +59,8 @@ def check_inner(
       "give groups of leaves their own methods with sj.by_path."
     )
   if "set_to_zero" not in factories:
-    return  # nothing is frozen, and tracing the optimizer takes time
+    return  # no leaf is frozen; skip tracing the optimizer, which takes time
+  # A sparsified leaf is frozen if its update is constant in the traced program.
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   constant = _constant_updates(inner, inner_state, params)
   frozen = [
@@ -74,11 +76,13 @@ def check_inner(
 
 
 def _constant_updates(inner, inner_state, params) -> list[bool]:
-  """Whether each leaf's update depends neither on gradients nor state nor params."""
+  """Returns, per leaf, whether its update is independent of all inputs."""
   try:
     jaxpr = jax.make_jaxpr(inner.update)(params, inner_state, params).jaxpr
-  except TypeError:  # it needs extra arguments, which only update is given
+  except TypeError:  # it requires extra arguments, which are known in `update` only
     return [False] * len(jax.tree.leaves(params))
+  # Follow the inputs through the program: an output that none of them reaches is
+  # constant.
   moving = set(jaxpr.invars)
   for equation in jaxpr.eqns:
     if any(not hasattr(v, "val") and v in moving for v in equation.invars):

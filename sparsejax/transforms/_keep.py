@@ -1,4 +1,4 @@
-"""Keeps a support live, whatever other mask transforms did."""
+"""A mask transform that keeps a fixed support live."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,21 @@ from sparsejax.core import MaskTransform, PyTree, ScoreInputs, Topology, top_k_m
 
 
 def keep(transform: MaskTransform) -> MaskTransform:
-  """Repairs the masks of another transform so that they hold a fixed support.
+  """Changes the masks of another transform so that a fixed support stays live.
 
   masks_l = support_l, and of the other weights that the transform left live as many of
   the largest as budget_l still allows;  support = (w != 0) at init
 
-  Kernels of `initializers.delta_orthogonal` and `sparse_orthogonal` are zero but for an
-  orthogonal matrix at the center: with it live, each layer can stay an isometry.
+  Kernels from `initializers.delta_orthogonal` and `sparse_orthogonal` are zero except
+  for an orthogonal matrix at the center. While this matrix is live, each layer can stay
+  an isometry.
 
   Args:
     transform: any mask transform, or a chain.
 
   Returns:
-    A mask transform whose state holds the support, one byte a weight. Where a support
-    is larger than a layer's budget, its largest weights are kept.
+    A mask transform whose state contains the support, one byte per weight. Where a
+    support is larger than a layer's budget, its largest weights are kept.
 
   Raises:
     TypeError: `transform` is not a mask transform.
@@ -48,19 +49,21 @@ def keep(transform: MaskTransform) -> MaskTransform:
 def masks_containing_support(
   support: PyTree, scores: PyTree, topology: Topology
 ) -> PyTree:
-  """The masks that hold a support first, then the best of what is live.
+  """Returns masks of a support first, then of the best other live weights.
 
   Args:
     support: tree of bool arrays.
     scores: tree of floats, ranked by magnitude within and outside of the support.
-    topology: masks to be repaired, and their budgets.
+    topology: the masks to change, and their budgets.
 
   Returns:
-    tree of bool arrays with as many live as the budgets say.
+    A tree of bool arrays with as many live weights as the budgets. There are fewer only
+    where support and masks together have fewer.
   """
 
   def rank(s, m):
-    # Squeezed into [0, 1], and the support lifted above all others.
+    # Map magnitudes to [0, 1] in order, and add 1 on the support, so that the support
+    # ranks above all other weights.
     size = jnp.abs(s.astype(jnp.float32))
     size = size / (1 + size)
     return jnp.where(m, size + 1, size)

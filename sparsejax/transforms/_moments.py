@@ -1,7 +1,7 @@
-"""The moments of any optax optimizer: which fields hold them, and what they are.
+"""First and second moments in the states of optax optimizers.
 
-A running average is known by its field's name in the optimizer's state. Names alone
-mislead, so what is known of optax's optimizers stands in a table:
+A running average is found by the name of its field in the optimizer's state. Names
+alone can mislead; this table lists how the states of optax's optimizers are read:
 
 | optimizer | state | first | second |
 |---|---|---|---|
@@ -15,13 +15,14 @@ mislead, so what is known of optax's optimizers stands in a table:
 | ademamix; simplified_ademamix | their own | `m1`; `m` | `nu`; `n` |
 | sophia | its own | `mu` | -, for `nu` estimates a Hessian, of either sign |
 | sm3 | its own | `nu`, divided already | - |
-| galore | its own | -, for its base optimizer sees projected gradients | - |
-| mechanize | its own | -, for its `m` and `v` are learning rates' | - |
+| galore | its own | -, for its base optimizer gets projected gradients | - |
+| mechanize | its own | -, for its `m` and `v` belong to learning rates | - |
 | all others | | - | - |
 
-Where there is no first moment, `sparsify` keeps an average of its own. States of other
-authors are read by the names in the first three rows; scores check by value that a
-second moment is never negative (`scores.momentum`).
+"Divided already" means that the optimizer divides by the second moment before it
+averages. Where there is no first moment, `sparsify` can keep an average of its own
+(`momentum_decay`). Optimizers from elsewhere are read by the names in the first three
+rows; scores check by value that a second moment is not negative (`scores.momentum`).
 """
 
 import functools
@@ -35,11 +36,11 @@ import optax
 
 from sparsejax.core import Moments, PyTree, align, choose
 
-# The fields under which optimizers keep a running average of the gradient. `nu` and
-# `acc_grads` have the params' shapes too, and are not one.
+# The names of fields that contain a running average of the gradient. `nu` and
+# `acc_grads` have the params' shapes too, but are no such average.
 _FIRST = ("trace", "mu", "momentum", "m", "ema")
 _SECOND = ("nu", "v")
-# Where names mislead: the fields of the first and the second moment, by the state.
+# States whose field names mislead, with the fields of their first and second moment.
 _FIELDS: dict[str, tuple[str | None, str | None]] = {
   "ScaleByAdanState": ("m", "n"),
   "ScaleByAdemamixState": ("m1", "nu"),
@@ -49,7 +50,7 @@ _FIELDS: dict[str, tuple[str | None, str | None]] = {
   "ScaleBySM3State": ("nu", None),
   "MechanicState": (None, None),
 }
-# States whose optimizer inside sees other gradients than the params'.
+# States whose inner optimizer gets other gradients than those of the params.
 _OPAQUE = ("GaLoreState",)
 
 
@@ -61,20 +62,22 @@ def find_moments(
 ) -> Moments:
   """Finds the inner optimizer's moments of the chosen leaves.
 
-  A moment stands in a field of the state that holds moments, at the parameter's path,
-  and has the parameter's shape. The second moment must stand beside the first, in the
-  same state: RMSProp with momentum divides before it averages, so its `nu` is none.
+  A moment is an array in one of the fields above, at the parameter's path and of the
+  parameter's shape. The second moment must be in the same state as the first: RMSProp
+  with momentum divides before it averages, so its `nu`, which is in another state, is
+  not used.
 
   Args:
     inner_state: the state of any optax optimizer.
-    params: the params it was made for.
+    params: the params with which the state was initialized.
     chosen: one bool per leaf of `params`.
-    factories: what `factories_of` gives for the optimizer, which tells apart those that
-      share a type of state. Where one is built of both (`optax.partition` of adam and
-      adopt), adopt's reading, which divides by nothing, is that of all leaves.
+    factories: the result of `factories_of` for the optimizer; it tells apart optimizers
+      that share a type of state. If an optimizer contains two of these, such as
+      `optax.partition` of adam and adopt, all leaves are read as adopt's: without a
+      second moment.
 
   Returns:
-    `Moments` with None at leaves that are not chosen, and where there is none.
+    `Moments` with None at leaves that are not chosen or have no moment.
   """
   divided = not factories.isdisjoint(("scale_by_adopt", "adopt"))
   maximum = not factories.isdisjoint(("scale_by_adamax", "adamax", "adamaxw"))
@@ -94,18 +97,20 @@ def find_moments(
 
 
 def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
-  """First and second moments by path, of every state inside a state."""
+  """Yields first and second moments by path, for every state inside a state."""
   name = type(node).__name__
   if name in _OPAQUE:
     return
   children = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+  # The fields of this node by name; leaves and nodes without fields end the recursion.
   fields: dict[Any, PyTree] = {}
   for path, child in children:
     if not path:  # a leaf
       return
     fields[getattr(path[0], "name", None)] = child
-    if len(path) > 1:  # several levels at once: no container of its own
+    if len(path) > 1:  # several levels at once: not a container
       return
+  # The names of its moments: from the table where the usual names mislead.
   if name in _FIELDS:
     first, second = _FIELDS[name]
     firsts = (first,) if first else ()
@@ -122,6 +127,7 @@ def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
 
 
 def _moments_of(pairs, path, param):
+  """Returns a param's first and second moment: the first pair that has its shape."""
   for firsts, seconds in pairs:
     first = firsts.get(path)
     if first is None or getattr(first, "shape", None) != param.shape:
@@ -134,18 +140,19 @@ def _moments_of(pairs, path, param):
 
 
 def factories_of(optimizer: Any) -> frozenset[str]:
-  """Returns the names of the functions that an optimizer is made by.
+  """Returns the names of the functions that built an optimizer.
 
-  Several optimizers share a type of state, `optax.contrib.adopt` that of Adam and
-  `optax.contrib.acprop` that of AdaBelief. What tells them apart is the function that
-  made their `update`, found in the closures of `optax.chain` and its kin, or the
-  function that will, named in what `optax.inject_hyperparams` was given.
+  Several optimizers share a type of state: `optax.contrib.adopt` has that of Adam, and
+  `optax.contrib.acprop` that of AdaBelief. They are told apart by the function that
+  made their `update`. It is found in the closures of `optax.chain` and similar
+  functions, or among the names used by the function that `optax.inject_hyperparams`
+  was given.
 
   Args:
     optimizer: any optax transformation.
 
   Returns:
-    Names such as "scale_by_adam", among others.
+    A set of names that contains "scale_by_adam" and the like, among other names.
 
   Example:
     >>> import optax
@@ -154,6 +161,8 @@ def factories_of(optimizer: Any) -> frozenset[str]:
     >>> "adopt" in factories_of(optax.inject_hyperparams(optax.contrib.adopt)(0.1))
     True
   """
+  # Visit everything that can be reached from the optimizer and collect the names of
+  # the functions, and the names that these use.
   names, seen = set(), set()
   stack = [optimizer]
   while stack:
@@ -177,7 +186,7 @@ def factories_of(optimizer: Any) -> frozenset[str]:
 
 
 def _reached_from(function: Any) -> list:
-  """What a function holds: its closure, the method's object, what it wraps."""
+  """Returns what a function refers to: its closure, bound object, wrapped function."""
   held = []
   for cell in getattr(function, "__closure__", None) or ():
     try:
@@ -189,29 +198,29 @@ def _reached_from(function: Any) -> list:
 
 
 def wide_zeros(weights: jax.Array) -> jax.Array:
-  """Returns zeros for a running sum: of the weights' shape, float32 at least.
+  """Returns zeros for a running sum: of the weights' shape, in float32 or wider.
 
-  In bfloat16 a decay of 0.999 is 1, and in float16 a sum of gradients overflows.
+  In bfloat16 a decay of 0.999 rounds to 1; in float16 a sum of gradients overflows.
   """
   wide = jnp.finfo(weights.dtype).bits > 32
   return jnp.zeros_like(weights, dtype=weights.dtype if wide else jnp.float32)
 
 
 def complete(moments: Moments, params: PyTree, chosen: list[bool]) -> bool:
-  """Whether every chosen leaf has a first moment."""
+  """Returns whether every chosen leaf has a first moment."""
   wanted = jax.tree.leaves(choose(params, chosen))
   return len(jax.tree.leaves(moments.first)) == len(wanted)
 
 
 def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
-  """`complete`, of a state that was made for optax's placeholder.
+  """Returns whether a state initialized with optax's placeholder has first moments.
 
   Args:
-    inner_state: what an optimizer's `init` gave for the placeholder.
+    inner_state: the state that an optimizer's `init` returned for the placeholder.
     placeholder: see `is_placeholder`.
 
   Returns:
-    Whether the placeholder stands in a field with a first moment's name.
+    Whether the placeholder is in a field with the name of a first moment.
   """
   kind, array = type(placeholder), jax.ShapeDtypeStruct((1,), "float32")
   state = jax.tree.map(
@@ -222,28 +231,29 @@ def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
   return complete(find_moments(state, array, [True]), array, [True])
 
 
-# What `eps_root` = 1e-16 leaves of the second moment where gradients were always zero
-# is at most 1e-16 / (1 - b2).
+# A second moment below this counts as zero: with `eps_root` = 1e-16 it is at most
+# 1e-16 / (1 - b2) where all gradients were zero.
 _EMPTY = 1e-12
-# How much more the first gradient must bring than stood there.
+# The factor by which the first gradient must raise the second moment.
 _GROWTH = 1000.0
 
 
 def bounded_first_steps(
   updates: PyTree, before: Moments, after: Moments, first: jax.Array
 ) -> PyTree:
-  """Divides by the second moment after the step where the one before it held nothing.
+  """Bounds ACProp's first step of grown weights by using the new second moment.
 
   u' = u sqrt(v_before / v_after) where v_before < 1e-12 and v_after > 1000 v_before,
   else u
 
   `optax.contrib.acprop` divides by the previous second moment. Under methods that mask
-  gradients that of a grown weight is about 1e-16, and the weight would step by some
-  thousands of times the learning rate. Divided by the one after the step it takes the
-  step that AdaBelief takes: (1 - b1) / sqrt(1 - b2) = 3.2 times the learning rate.
+  gradients, that of a newly grown weight is about 1e-16, and its first step would be
+  some thousands of times the learning rate. Divided by the second moment after the
+  step, it is the step of AdaBelief: (1 - b1) / sqrt(1 - b2) = 3.2 times the learning
+  rate.
 
   Args:
-    updates: the inner optimizer's.
+    updates: the updates of the inner optimizer.
     before: its moments before the step.
     after: its moments after the step.
     first: bool scalar, whether this is the first step, in which ACProp divides by 1.

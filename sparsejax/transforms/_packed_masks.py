@@ -1,4 +1,4 @@
-"""Masks of one bit a weight in the optimizer's state."""
+"""Masks of one bit per weight in the optimizer's state."""
 
 from collections.abc import Callable
 
@@ -20,28 +20,31 @@ from sparsejax.core import masks as find_masks
 def packed_masks(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-  """Holds the masks in bits between steps; updates are those of `tx`, bit for bit.
+  """Stores the masks as bits between steps; updates are those of `tx`, bit for bit.
 
   state.masks: (..., n) bool -> (..., ceil(n / 8)) uint8, the last axis eight to a byte
 
-  A bool takes a byte: of the 17 that a weight takes under Adam (weight, gradient and
-  two moments in float32, mask) one is the mask's, and seven eighths of it are saved.
-  It costs each step what unpacking costs. All functions that take a state take this
-  one: `sj.masks` gives bools. A last axis that is cut over devices must hold a
-  multiple of eight weights on each, or the bits lie whole on all of them; they stand
-  without the boxes of `nn.with_partitioning`, which would cut bytes as weights.
+  A bool takes one byte. Under Adam a weight takes 17 bytes (weight, gradient and two
+  moments in float32, and the mask), of which packing saves 7/8 of one byte. Every step
+  pays for unpacking and packing. All functions that take an optimizer state accept the
+  packed state: `sj.masks` returns bools.
+
+  If the last axis is sharded, each device must have a multiple of eight weights along
+  it; otherwise the bits are replicated on all devices. The bits are stored without the
+  boxes of `nn.with_partitioning`, which would shard bytes as if they were weights.
 
   Args:
-    tx: any optimizer with a sparse one of this package in it; the last wrapper goes
-      outside: `sj.packed_masks(sj.initialize_grown(sj.rigl(...)))`.
+    tx: any optimizer that contains a sparse one of this package. Apply this wrapper
+      last, outside of all others:
+      `sj.packed_masks(sj.initialize_grown(sj.rigl(...)))`.
 
   Returns:
-    An optax transformation with the state of `tx`, its masks packed.
+    An optax transformation with the state of `tx` and its masks packed.
 
   Raises:
-    TypeError: `tx` is no optimizer.
-    ValueError: in `init`, there is no sparsified optimizer in the state, or explicit
-      axes of a mesh cut a last axis otherwise than in whole bytes.
+    TypeError: `tx` is not an optimizer.
+    ValueError: in `init`, there is no sparse optimizer in the state, or explicit mesh
+      axes shard a last axis other than in whole bytes.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -55,9 +58,9 @@ def packed_masks(
 
   def init_fn(params):
     state = tx.init(params)
-    find_masks(state)  # raises where there is nothing to pack
+    find_masks(state)  # raises if there are no masks to pack
     if is_placeholder(params):
-      # Bits are not shaped like the params.
+      # The packed bits do not have the shapes of the params.
       return _map_masks(lambda _: jnp.zeros((), jnp.uint8), state)
     return _map_masks(pack_tree, state)
 
@@ -70,6 +73,8 @@ def packed_masks(
 
 
 def _map_masks(f: Callable[[PyTree], PyTree], opt_state: PyTree) -> PyTree:
+  """Applies a function to the masks of every sparse state inside a state."""
+
   def is_sparse(node):
     return isinstance(node, SparseState)
 

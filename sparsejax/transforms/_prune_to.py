@@ -1,4 +1,4 @@
-"""Prune to a density that a schedule gives."""
+"""Pruning to a density given by a schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,15 @@ from sparsejax.distributions import (
 def prune_to(
   score: Score, density, distribution: Distribution | None = None
 ) -> MaskTransform:
-  """Keeps the best weights at the density of the moment.
+  """Keeps the best weights at the current density of a schedule.
 
   masks_l = the budget_l best of layer l, budget = distribution(shapes, density(step))
 
-  Live weights come before dead ones, so nothing returns while the density falls.
+  All live weights rank above all masked ones, so no masked weight becomes live while
+  the density falls.
 
   Args:
-    score: what a weight is worth.
+    score: the score of each weight; the highest are kept.
     density: fraction of weights kept, in (0, 1]: a float or a schedule `step -> float`.
       A schedule's value is clipped to at least one weight per layer and at most 1; NaN
       skips the mask update.
@@ -70,11 +71,13 @@ def prune_to(
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
     axes = plain_axes(masks, budgets) if axes is None else axes
+    # Score the live weights; masked ones get -inf and rank last.
     finite = finite & scores_are_finite(scores := score(inputs), masks)
     scores = jax.tree.map(
       lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
     )
     everything = jax.tree.map(jnp.ones_like, masks)
+    # The density of this step; that of a user's schedule is validated and clipped.
     target = density(inputs.step) if callable(density) else density
     if callable(density):
       target = jnp.asarray(target)
@@ -83,11 +86,12 @@ def prune_to(
           f"density must give a single number, got {target.dtype}{list(target.shape)}."
         )
       target = target.astype(jnp.float32)
-      # Of NaN no budgets can be made: the mask update is skipped.
+      # NaN gives no budgets: mark the mask update as one to skip, go on with 1.
       finite = finite & ~jnp.isnan(target)
       target = jnp.where(jnp.isnan(target), jnp.float32(1), target)
       smallest = len(layer_sizes(masks, budgets)) / sum(layer_sizes(masks, budgets))
       target = jnp.clip(target, np.float32(smallest), 1.0)
+    # Budgets at this density: by the distribution, or by comparing all layers.
     shapes = layer_shapes(axes)
     if distribution is None:
       total = total_budget(shapes, target)
@@ -95,6 +99,7 @@ def prune_to(
     else:
       budget = layer_budgets(distribution, shapes, target)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
+    # Select the best weights of each layer.
     if structure is None:
       budgets = from_vector(budget, budgets)
       masks = top_k_masks(scores, budgets, everything)
@@ -127,17 +132,18 @@ def prune_to(
 def reselect(
   score: Score, density, distribution: Distribution | None = uniform
 ) -> MaskTransform:
-  """Makes every weight live and prunes to a density: dead weights may come back.
+  """Recomputes the masks as the best of all weights, masked ones included.
 
   masks_l = the budget_l best of layer l, budget = distribution(shapes, density(step))
 
-  For methods whose dead weights keep their values, such as `straight_through`; where
-  they are zero, `prune_to` does the same.
+  For methods whose masked weights keep their values, such as `straight_through`. Where
+  masked weights are zero and scores are magnitudes, `prune_to` gives the same masks.
 
   Args:
-    score: what a weight is worth, dead ones included.
+    score: the score of each weight, masked ones included; the highest are kept.
     density: fraction of weights kept, in (0, 1]: a float or a schedule `step -> float`.
-    distribution: see `prune_to`.
+    distribution: sets the budget of each layer; None selects over the whole network at
+      once; see `prune_to`.
 
   Returns:
     A mask transform.

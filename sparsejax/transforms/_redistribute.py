@@ -1,4 +1,4 @@
-"""Redistribute: the free budget moves to the layers that score highest."""
+"""Redistribute: moves the free budget to the layers with the highest scores."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,27 +30,28 @@ Rule = Callable[[ScoreInputs, Topology], jax.Array]
 
 
 def redistribute(score: Score | Rule) -> MaskTransform:
-  """Hands what all layers lack to the layers with the highest mean score.
+  """Moves the free budget of all layers to those with the highest mean score.
 
   budget_l = live_l + share_l * sum_k (budget_k - live_k),
   share_l = mean of the score over the weights live before the chain, normalized
 
-  Shares are means, so they do not depend on a layer's size. Integers by largest
-  remainder; what a full layer cannot take is spread equally over those with room;
-  where all shares are zero each layer gets back what it lacks. The sum of the budgets
+  The free budget of a layer is its budget minus its live weights. Shares are means, so
+  they do not depend on the size of a layer. Numbers are rounded to integers by largest
+  remainder. What a full layer cannot take is divided equally among the layers with
+  room. If all shares are zero, each layer keeps its budget. The sum of the budgets
   never changes.
 
   Args:
-    score: what live weights are worth; negative values count as zero. Or a rule
-      `(inputs, topology) -> (layers,)` that gives the shares themselves: `sj.nonzeros`,
-      `sj.survivors`. NaN or infinity there skips the mask update.
+    score: the score of live weights; negative values count as zero. Or a rule
+      `(inputs, topology) -> (layers,)` that returns the shares: `sj.nonzeros`,
+      `sj.survivors`. Shares that are NaN or infinite skip the mask update.
 
   Returns:
     A mask transform that changes budgets only.
 
   Raises:
-    TypeError: score is no function.
-    ValueError: at a mask update: a rule does not give a number per layer.
+    TypeError: score is not a function.
+    ValueError: at a mask update: a rule does not return one number per layer.
 
   References:
     Dettmers & Zettlemoyer 2019, "Sparse networks from scratch", algorithm 1. The
@@ -62,13 +63,15 @@ def redistribute(score: Score | Rule) -> MaskTransform:
   """
   if not callable(score) or required_arguments(score) < 2:
     check_score("score", score)
-  by_score: Any = score  # which of the two it is, only its signature tells
+  by_score: Any = score  # a score or a rule, by its number of arguments
   rule: Any = score if required_arguments(score) >= 2 else None
 
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
     axes = plain_axes(masks, budgets) if axes is None else axes
+    # Under a structure budgets move in multiples of this number of weights.
     unit = common_unit(structure, layer_shapes(axes))
+    # The share of each layer, from the score's means or from the rule.
     if rule is None:
       scores = by_score(inputs)
       finite = finite & scores_are_finite(scores, inputs.masks)
@@ -85,6 +88,8 @@ def redistribute(score: Score | Rule) -> MaskTransform:
       sound = jnp.isfinite(share)
       finite = finite & jnp.all(sound)
       share = jnp.where(sound, share, jnp.zeros_like(share))
+    # Divide the sum of the free budgets by the shares; no layer gets more than its
+    # masked weights. Totals over large networks need 64 bits.
     live, budget = live_counts(masks, budgets), to_vector(budgets)
     sizes = layer_sizes(masks, budgets)
     with jax.enable_x64(True):
@@ -103,7 +108,7 @@ def redistribute(score: Score | Rule) -> MaskTransform:
 
 
 def nonzeros(inputs: ScoreInputs, topology: Topology) -> jax.Array:
-  """In proportion to the weights live before the chain.
+  """Returns shares in proportion to the weights live before the chain.
 
   share_l ~ live_l before any was dropped
 
@@ -125,7 +130,7 @@ def nonzeros(inputs: ScoreInputs, topology: Topology) -> jax.Array:
 
 
 def survivors(inputs: ScoreInputs, topology: Topology) -> jax.Array:
-  """In proportion to the weights live at this place of the chain.
+  """Returns shares in proportion to the weights live at this point of the chain.
 
   share_l ~ live_l after others were dropped
 

@@ -1,4 +1,4 @@
-"""Turns a mask transform and any optax optimizer into a sparse optimizer."""
+"""The sparse optimizer: a mask transform around any optax optimizer."""
 
 import functools
 from typing import Any
@@ -81,69 +81,72 @@ def sparsify(
   momentum_decay: float | None = None,
   structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Makes any optimizer train a sparse network.
+  """Turns any optax optimizer into one that trains a sparse network.
 
   u = inner(g);  if due: masks = mask_transform(...);  update = u where live, else -p
 
-  so that `optax.apply_updates` leaves masked weights at exactly zero, whatever the
-  inner optimizer does. The update of a sparsified leaf has the dtype of p + u, for in a
-  narrower one -p would be rounded. With c updates done before this one, a mask update
-  is due if c + 1 > start_step, (c + 1 - start_step) % update_every == 0 and
-  c < end_step.
+  u is the inner optimizer's update and p a param: `optax.apply_updates` leaves masked
+  weights at exactly zero, whatever the inner optimizer does. The update of a sparsified
+  leaf has the dtype of p + u, because -p would be rounded in a narrower dtype. In step
+  c + 1, after c updates, a mask update is due if c + 1 > start_step,
+  (c + 1 - start_step) % update_every == 0 and c + 1 <= end_step.
 
   Args:
     inner: any optax optimizer. Its update is computed at every step.
-    mask_transform: what happens to the masks when an update is due.
-    density: fraction of weights live at the start, in (0, 1], or None to start with
-      all of them. A float or a traced scalar.
-    update_every: steps between mask updates; None never updates by itself.
-    start_step: updates done before mask updates begin.
-    end_step: no mask update after that many steps; None for no end.
-    distribution: how the weights live at the start are laid out over the layers.
-    where: which leaves are sparsified: a tree of bools, a regular expression
-      searched for in slash-separated paths, or `(path, leaf) -> bool`; None takes
-      kernels (rank 2 or more; no bias, normalization or embedding). Decided in
-      `init` and kept in the state.
-    stacked: which of them stack layers, each with a budget of its own: along their
-      first axis (as `jax.lax.scan` wants) as `where`; along others as a dict from a
-      regular expression to the axis or axes, such as `{"layers/": 1}`, or
+    mask_transform: changes the masks and budgets when a mask update is due.
+    density: fraction of weights kept, in (0, 1], at the start, a float or a traced
+      scalar; None starts with all weights live.
+    update_every: steps between mask updates; None for no schedule: masks then change
+      only when `update_masks=True` is passed to the update.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
+    distribution: sets the budget of each layer at the start.
+    where: which leaves are sparsified: a tree of bools, a regular expression searched
+      for in slash-separated paths, or `(path, leaf) -> bool`; None selects kernels
+      (rank 2 or more; no bias, normalization or embedding). Evaluated in `init` and
+      kept in the state.
+    stacked: which leaves stack several layers, each with its own budget: for layers
+      along the first axis (as in `jax.lax.scan`) given as `where` is; for other axes a
+      dict from a regular expression to the axis or axes, such as `{"layers/": 1}`, or
       `(path, leaf) -> bool, axis or axes`. False for none.
-    input_axes: which axes of a kernel its products sum over, where `core.kernel_axes`
-      does not know: a dict from a regular expression to the axis or axes, such as
-      `{"proj/kernel": (0, 1)}`, or `(path, leaf) -> axes or None`. All others are
-      outputs, unless `sj.KernelAxes(inputs, outputs)` leaves some as taps. Axes count
-      from the leaf's first, stacked ones too.
-    seed: of the masks at the start and of random scores; an integer, may be traced.
-    mask_gradients: whether dead weights' gradients are zeroed before the inner
-      optimizer sees them. Scores see dense gradients either way. The masks are then
-      updated before the inner optimizer's step, with its moments from before it;
-      otherwise after it, with its moments from after it. A grown weight starts with
-      the moments of a weight without gradients; `optax.contrib.acprop`, which divides
-      by the previous second moment, is kept from the steps of thousands of learning
-      rates that would follow (`acprop.bounded_first_steps`).
-    momentum_decay: where the inner optimizer holds no momentum, keep a running
-      average m = decay m + g of the gradients as `inputs.moments`, float32 at least;
-      None keeps none.
-      What is not finite in a gradient adds nothing to it.
-    structure: which sets of weights may be live, such as `sj.n_m(2, 4)`; None for
-      any. Budgets are rounded to what it can hold.
+    input_axes: which axes of a kernel are its inputs, over which its products sum, for
+      kernels that `core.kernel_axes` does not know: a dict from a regular expression to
+      the axis or axes, such as `{"proj/kernel": (0, 1)}`, or
+      `(path, leaf) -> axes or None`. All other axes are outputs, unless
+      `sj.KernelAxes(inputs, outputs)` leaves some as taps. Axes are those of the whole
+      leaf, stacked axes included.
+    seed: seed of the first masks and of random scores; an integer, may be traced.
+    mask_gradients: whether the gradients of masked weights are zeroed before the inner
+      optimizer receives them; scores get dense gradients either way. If True, masks
+      are updated before the inner optimizer's step, with its moments from before that
+      step; if False after it, with its moments from after it. If True, a grown weight
+      starts with the moments of a weight whose gradients were zero. Under
+      `optax.contrib.acprop`, which divides by the previous second moment, its first
+      step would be thousands of learning rates long; `bounded_first_steps` limits it.
+    momentum_decay: where the inner optimizer has no momentum, keep a running average
+      m = decay m + g of the gradients, in float32 or wider, and pass it to scores as
+      `inputs.moments`; None keeps none. Gradient entries that are not finite are left
+      out of it.
+    structure: which patterns of live weights are allowed, such as `sj.n_m(2, 4)`; None
+      for any. Budgets are rounded to numbers that the structure allows.
 
   Returns:
-    An optax transformation with a `SparseState`. Its update needs `params`, and
+    An optax transformation with a `SparseState`. Its update requires `params` and
     takes an optional `update_masks=flag` that overrides the schedule.
 
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range; no leaf is selected; the structure
-      does not go together with the transform, the density or a leaf; in `init`, the
-      inner optimizer is sparse itself or never moves a selected leaf
-      (`optax.set_to_zero`), or params are `optax.LookaheadParams`.
+      does not fit the transform, the density or a leaf; in `init`, the inner optimizer
+      is already sparse or never updates a selected leaf (`optax.set_to_zero`), or
+      params are `optax.LookaheadParams`.
 
   Example:
     >>> import optax, sparsejax as sj
     >>> transform = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
     >>> tx = sj.sparsify(optax.sgd(0.1), transform, density=0.1)
   """
+  # Validate every argument that can be checked without params.
   check_optimizer("inner", inner)
   if not isinstance(mask_transform, MaskTransform):
     raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
@@ -160,12 +163,14 @@ def sparsify(
     rule = "lie in [0, 1]"
     check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
   check_structure(structure, density, distribution)
+  # The names of the functions that built `inner` tell apart optimizers whose states
+  # have the same type; see `find_moments`.
   factories = factories_of(inner)
   divides_by_previous = not factories.isdisjoint(("scale_by_acprop", "acprop"))
   inner = optax.with_extra_args_support(inner)
 
   def dense_gradients(count):
-    """What the update after `count` others looks at, for `mark_dead`."""
+    """Tells `sj.mark_dead` which gradients the update after `count` others uses."""
     step = jnp.asarray(optax.safe_increment(count))
     due = mask_update_due(step, None, update_every, start_step, end_step)
     always = not mask_gradients or mask_transform.observe is not None
@@ -174,13 +179,17 @@ def sparsify(
     )
 
   def init_fn(params):
+    # `optax.tree.map_params` calls init with a placeholder to find the params' places.
     if is_placeholder(params):
       return _map_of_state(params)
+    # Find the leaves to sparsify and the roles of their axes, and validate both.
     check_params(params)
     chosen = selected(params, where)
     kernels = choose(params, chosen)
     axes = layer_axes(params, chosen, stacked, input_axes)
     check_layers(structure, mask_transform, axes)
+    # Draw the first masks. A Python density is a static argument of the compiled
+    # function, a traced one an operand.
     traced = density if isinstance(density, jax.Array) else None
     masks, budgets, seed_ = start(
       kernels,
@@ -191,8 +200,10 @@ def sparsify(
       axes=axes,
       structure=structure,
     )
+    # Initialize the inner optimizer on all params, dense ones included.
     inner_state = shard_state_like_params(inner.init(params), params)
     check_inner(inner, inner_state, params, chosen, factories)
+    # Keep a running average of the gradients only if `inner` keeps no momentum.
     average = None
     if momentum_decay is not None:
       moments = find_moments(inner_state, params, chosen, factories)
@@ -212,7 +223,7 @@ def sparsify(
     )
 
   def _map_of_state(placeholder):
-    """Where the state has trees like the params; see `is_placeholder`."""
+    """Returns a state with the placeholder at every tree that is like the params."""
     inner_state = inner.init(placeholder)
     averages = momentum_decay is not None and not holds_momentum(
       inner_state, placeholder
@@ -230,10 +241,12 @@ def sparsify(
       dense_gradients=dense_gradients(count),
     )
 
-  # One function for all steps: in a loop without `jit` a `cond` on new closures would
-  # compile at each of them. Inlined, it leaves no trace in a larger program.
+  # Compiled once per optimizer: in a loop without `jit`, a `cond` on closures that are
+  # new at every step would be compiled at every step. Under an outer `jit` it is
+  # inlined.
   @functools.partial(jax.jit, static_argnames="axes", inline=True)
   def update_if_due(due, inputs, budgets, skipped, before, axes):
+    """Runs the mask transform if due; keeps the old masks if scores are not finite."""
     old = (inputs.masks, budgets, skipped, before)
 
     def transform():
@@ -248,15 +261,19 @@ def sparsify(
     return lax.cond(due, transform, lambda: old)
 
   def update_fn(updates, state, params=None, *, update_masks=None, **extra_args):
+    # Validate the arguments. The leaves with a mask are those selected in `init`.
     params = without_statics(params, updates)
     grads = updates
     check_update(grads, state, params, update_masks)
     chosen = [m is not None for m in align(params, state.masks)]
-    # Masks that were packed, or come from elsewhere, may have lost the params' boxes.
+    # Masks that were packed, or set by the user, may have lost the containers (boxes)
+    # of the params.
     old_masks = boxed_like(state.masks, choose(params, chosen))
+    # `due` is None where the masks cannot change, otherwise a bool, possibly traced.
     step = jnp.asarray(optax.safe_increment(state.count))
     due = mask_update_due(step, update_masks, update_every, start_step, end_step)
 
+    # What scores may use; moments from the given inner state or the running average.
     def score_inputs(inner_state, average):
       if average is None:
         moments = find_moments(inner_state, params, chosen, factories)
@@ -271,26 +288,31 @@ def sparsify(
         step=step,
       )
 
+    # A transform that follows every step (`accumulate`) reads this step's gradients
+    # now, whether or not a mask update is due.
     before = state.transform_state
     if mask_transform.observe is not None:
       inputs = score_inputs(state.inner_state, state.average)
       before = mask_transform.observe(inputs, before)
 
     def update_topology(inner_state, average):
-      # Stacked layers may lie on several devices; all know all the numbers.
+      # Stacked layers may be sharded over devices; every device gets all budgets.
       budgets = jax.tree.map(replicated, boxed_like(state.budgets, old_masks))
       if due is None:
         return old_masks, budgets, state.skipped, before
-      # The inner update stays outside: as an operand it would be written out at
-      # every step, due or not.
+      # The inner optimizer's update stays outside of the conditional: as its operand,
+      # the update would be written to memory at every step, due or not.
       inputs = score_inputs(inner_state, average)
       axes = layer_axes(params, chosen, stacked, input_axes)
       return update_if_due(due, inputs, budgets, state.skipped, before, axes)
 
-    # Only one generation of masks is read in either order: with two, each would be
-    # copied at every step.
+    # Update the masks and run the inner optimizer, in one of two orders. Both apply
+    # only the new masks: if the old ones were applied too, both would be copied at
+    # every step.
     average = state.average
     if mask_gradients:
+      # Masks first, with the moments from before this step; then the inner optimizer,
+      # on gradients that are zero where the new masks are False.
       masks, budgets, skipped, after = update_topology(state.inner_state, average)
       live = align(params, masks)
       updates, inner_state = inner.update(
@@ -304,12 +326,15 @@ def sparsify(
         updates = bounded_first_steps(updates, old, new, step == 1)
       average = _accumulate(average, grads, chosen)
     else:
+      # The inner optimizer first, on dense gradients; then the masks, with the moments
+      # from after this step.
       updates, inner_state = inner.update(
         grads, state.inner_state, params, **extra_args
       )
       average = _accumulate(average, grads, chosen)
       masks, budgets, skipped, after = update_topology(inner_state, average)
       live = align(params, masks)
+    # Emit the update that takes masked weights to exactly zero.
     return _where_live(live, updates, params), SparseState(
       count=step,
       seed=state.seed,
@@ -327,7 +352,7 @@ def sparsify(
       return None
 
     def add(m, g):
-      # One gradient that is not finite would spoil the average for good.
+      # A gradient that is not finite would make the average NaN or infinite for good.
       g = jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)).astype(m.dtype)
       return jnp.asarray(momentum_decay, m.dtype) * m + g
 
@@ -337,7 +362,7 @@ def sparsify(
 
 
 def _where_live(entries, updates, params=None, zeros=False):
-  """The updates where live; elsewhere zero, or the step that takes p to zero."""
+  """Returns the updates where live; elsewhere zero (if `zeros`) or -p."""
   leaves, treedef = jax.tree.flatten(updates)
   if len(leaves) != len(entries):
     raise ValueError(
@@ -357,22 +382,22 @@ def _where_live(entries, updates, params=None, zeros=False):
 
 
 def _none_like(tree):
-  """The same containers, boxes included, with None in place of every array."""
+  """Returns the same containers, boxes included, with None in place of every array."""
   return jax.tree.structure(tree).unflatten([None] * len(jax.tree.leaves(tree)))
 
 
 def without_statics(params, updates):
-  """Puts None where the updates have None and the params no array.
+  """Replaces non-array leaves of the params by None where the updates are None.
 
-  Programs of equinox pass their whole model, whose gradients are None at fields that
-  hold integers and functions.
+  Programs that use equinox pass their whole model. Its gradients are None at fields
+  that contain integers or functions.
 
   Args:
     params: the params.
     updates: the gradients.
 
   Returns:
-    The params, whose arrays stay as they are.
+    The params; arrays are unchanged.
   """
   leaves, treedef = jax.tree.flatten(params)
   if all(map(_is_array, leaves)):
@@ -380,7 +405,7 @@ def without_statics(params, updates):
   try:
     entries = treedef.flatten_up_to(updates)
   except ValueError:
-    return params  # which `check_update` refuses
+    return params  # `check_update` raises for these
   return treedef.unflatten(
     None if update is None and not _is_array(leaf) else leaf
     for leaf, update in zip(leaves, entries, strict=True)
@@ -392,17 +417,17 @@ def _is_array(leaf) -> bool:
 
 
 def check_update(updates, state, params, update_masks) -> None:
-  """Raises for arguments of an update that do not fit its state.
+  """Validates the arguments of an update against the state.
 
   Args:
     updates: the gradients.
     state: a `SparseState`.
     params: the params.
-    update_masks: see `sparsify`.
+    update_masks: the flag that overrides the schedule; see `sparsify`.
 
   Raises:
-    TypeError: state is another optimizer's, or update_masks no bool.
-    ValueError: params are not given, or updates have another structure or other shapes.
+    TypeError: state is not a `SparseState`, or update_masks is not a bool.
+    ValueError: params are missing, or updates have another structure or other shapes.
   """
   if not isinstance(state, SparseState):
     raise TypeError(
@@ -413,7 +438,7 @@ def check_update(updates, state, params, update_masks) -> None:
       "params must be passed to update: tx.update(grads, opt_state, params); got None."
     )
   check_update_masks(update_masks)
-  align(params, state.masks)  # refuses params of another structure than init's
+  align(params, state.masks)  # raises for params of another structure than init's
   got, wanted = _shapes(updates), _shapes(params)
   if got != wanted:
     raise ValueError(f"updates must have the params' shapes {wanted}, got {got}.")

@@ -1,4 +1,4 @@
-"""Masks that act in the forward pass only, over weights that stay dense."""
+"""Sparse optimizers whose masks act in the forward pass only; params stay dense."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,14 +28,15 @@ from sparsejax.transforms._sparsify import check_update, sparsify, without_stati
 
 
 def effective(params: PyTree, opt_state: PyTree) -> PyTree:
-  """The weights that the forward pass sees, straight-through in the backward pass.
+  """Masks the weights for the forward pass, with straight-through gradients.
 
   e = w where live, else 0;  de/dw = 1 everywhere
 
-  Call it inside the loss: `loss(sj.effective(params, opt_state), batch)`. Exact zeros
-  and exact counts hold for what it returns, while `params` stay dense; what goes into
-  a checkpoint to be served is `sj.apply_masks(params, sj.masks(opt_state))`. With
-  an optimizer of `sparsify` it returns `params`, with gradients for dead weights too.
+  Call it inside the loss: `loss(sj.effective(params, opt_state), batch)`. Its result
+  has exact zeros and exact counts, while `params` stay dense. For a checkpoint to be
+  served, store `sj.apply_masks(params, sj.masks(opt_state))`. With an optimizer made by
+  `sparsify`, whose masked weights are already zero, it returns the values of `params`,
+  and masked weights get gradients too.
 
   Args:
     params: any pytree of arrays.
@@ -43,10 +44,11 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
       same step as the params.
 
   Returns:
-    The same container with the same dtypes; leaves without a mask unchanged.
+    The effective weights, a tree like `params` with the same dtypes; leaves without a
+    mask are unchanged.
 
   Raises:
-    ValueError: structures or shapes differ; there is no sparsified optimizer.
+    ValueError: structures or shapes differ; there is no sparse optimizer in the state.
 
   References:
     Bengio, Léonard & Courville 2013, "Estimating or propagating gradients through
@@ -66,6 +68,7 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
   return treedef.unflatten(p if m is None else _through(p, m) for p, m in both)
 
 
+# The tangent of the weight passes through unchanged, at masked entries too.
 @jax.custom_jvp
 def _through(weight, mask):
   return jnp.where(mask, weight, jnp.zeros_like(weight))
@@ -93,35 +96,36 @@ def sparsify_forward(
   gradients: Callable[[PyTree, PyTree, SparseState], PyTree] | None = None,
   movable: Callable[[SparseState], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains dense weights whose forward pass is sparse: `sparsify` for `effective`.
+  """Trains dense weights with masks that act in the forward pass only.
 
   u = inner(g);  p' = p + u;  if due: masks = mask_transform(p', g, ...)
 
-  The loss takes its weights from `sj.effective(params, opt_state)`. The masks in the
-  state are those of the params in the next forward pass, the first ones included: init
-  runs the mask transform on the weights it is given.
+  The loss must use `sj.effective(params, opt_state)` as its weights. The masks in the
+  state are those for the next forward pass. That includes the first ones: `init` runs
+  the mask transform on the initial weights.
 
   Args:
-    inner: any optax optimizer; all weights are its own, and stay dense.
-    mask_transform: what happens to the masks when an update is due; it sees the params
-      after this step.
-    density: fraction of weights live at the start; see `sparsify`.
+    inner: any optax optimizer; it updates all weights, which stay dense.
+    mask_transform: changes the masks and budgets when a mask update is due; it gets the
+      params after this step.
+    density: fraction of weights kept, in (0, 1], at the start; see `sparsify`.
     update_every: steps between mask updates.
     start_step: steps before the schedule of mask updates begins.
     end_step: no mask update after this step; None for no limit.
-    distribution: see `sparsify`.
+    distribution: sets the budget of each layer at the start.
     where: which leaves are sparsified; see `sparsify`.
     stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     seed: seed of the first masks and of random scores.
     structure: which patterns of live weights are allowed; see `sparsify`.
-    gradients: `(grads, params, state) -> grads`: what the inner optimizer gets.
-    movable: `state -> masks`: the weights that may move at all, for an inner optimizer
-      with momentum or weight decay; None for all.
+    gradients: `(grads, params, state) -> grads`, changes the gradients before the inner
+      optimizer receives them; None leaves them unchanged.
+    movable: `state -> masks`, the weights that may change; the updates of all others
+      are zeroed, whatever momentum or weight decay adds. None for all.
 
   Returns:
-    An optax transformation with a `ForwardState`; see `sparsify`. What comes after it
-    in a chain must leave its updates as they are, or the masks lag behind the params.
+    An optax transformation with a `ForwardState`; see `sparsify`. Transformations after
+    it in a chain must not change its updates, or the masks will not match the params.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -150,7 +154,8 @@ def sparsify_forward(
       structure=structure,
     )
 
-  masked_by(inner)  # complains of bad arguments, the optimizer's too
+  # Validate all arguments, those of `sparsify` included.
+  masked_by(inner)
   for name, value, what, arguments in (
     ("gradients", gradients, "a function of (gradients, params, state)", 3),
     ("movable", movable, "a function of the state", 1),
@@ -162,14 +167,16 @@ def sparsify_forward(
   def untouched(updates, state, params=None):
     return updates, state
 
-  # The masks alone: its state holds the inner optimizer's, and hands it on.
+  # Updates the masks only: this `sparsify` runs no optimizer, but its state contains
+  # the inner optimizer's state, for `update_fn` below.
   masking = masked_by(optax.GradientTransformation(inner.init, untouched))
 
-  # Run eagerly, every loop in it would compile by itself.
+  # Runs the mask transform on the initial weights. Compiled as one program: run
+  # eagerly, every loop inside would be compiled separately.
   @jax.jit
   def first_masks(params, state: Any):
     grads = jax.tree.map(jnp.zeros_like, params)
-    # Update number zero, so that the first step draws other random numbers.
+    # Counted as update number zero, so that the first step draws other random numbers.
     state = state._replace(count=jnp.full_like(state.count, -1))
     _, state = masking.update(grads, state, params, update_masks=jnp.asarray(True))
     return state.masks, state.budgets, state.skipped, state.transform_state
@@ -188,8 +195,10 @@ def sparsify_forward(
     params = without_statics(params, updates)
     grads = updates
     check_update(grads, state, params, update_masks)
+    # Run the inner optimizer on all weights, with the method's changed gradients.
     seen = grads if gradients is None else gradients(grads, params, state)
     updates, inner_state = inner.update(seen, state.inner_state, params, **extra_args)
+    # Zero the updates of weights that must not change.
     if movable is not None:
       leaves, treedef = jax.tree.flatten(updates)
       free = align(params, movable(state))
@@ -197,6 +206,7 @@ def sparsify_forward(
         u if m is None else jnp.where(m, u, jnp.zeros_like(u))
         for u, m in zip(leaves, free, strict=True)
       )
+    # Update the masks for the params as they will be after `optax.apply_updates`.
     after = jax.tree.map(updated, params, updates)
     state = state._replace(inner_state=inner_state)
     masked: Any
@@ -209,7 +219,17 @@ def sparsify_forward(
 def map_masked(
   function: Callable[..., jax.Array], grads: PyTree, params: PyTree, *masks: PyTree
 ) -> PyTree:
-  """Gradients changed at the sparsified leaves: `function(grad, param, *masks)`."""
+  """Changes gradients at the sparsified leaves by `function(grad, param, *masks)`.
+
+  Args:
+    function: takes arrays of one leaf and returns its new gradient.
+    grads: the gradients.
+    params: the params.
+    *masks: trees with None at the leaves that are not sparsified.
+
+  Returns:
+    The gradients; leaves without a mask are unchanged.
+  """
   leaves, treedef = jax.tree.flatten(grads)
   columns = [align(params, tree) for tree in masks]
   rows = zip(leaves, jax.tree.leaves(params), *columns, strict=True)

@@ -1,4 +1,4 @@
-"""The state at the start, and the checks that a structure fits."""
+"""First masks and budgets, sharding of states, and validation of structures."""
 
 import functools
 from collections.abc import Sequence
@@ -28,14 +28,28 @@ from sparsejax.core.structures import Structure, check_fits, check_fixed, check_
 from sparsejax.distributions import layer_budgets, uniform
 
 
-# One compiled program, for all optimizers of the same tree: run eagerly, every loop in
-# it would compile by itself.
+# One compiled program, shared by all optimizers with the same tree of kernels: run
+# eagerly, every loop inside would be compiled separately.
 @functools.partial(
   jax.jit,
   static_argnames=("density", "distribution", "axes", "structure"),
 )
 def start(kernels, seed, traced, *, density, distribution, axes, structure=None):
-  """The first masks and budgets, random at the distribution's budgets or all live."""
+  """Draws the first masks and budgets: random at a density, or all live.
+
+  Args:
+    kernels: tree of the sparsified leaves.
+    seed: int32 scalar.
+    traced: the density, if it is a traced array; else None.
+    density: the density, if it is static; None with `traced` None for all live.
+    distribution: sets the budget of each layer.
+    axes: a `LayerAxes` per leaf.
+    structure: a structure, or None.
+
+  Returns:
+    The masks, the budgets and the seed.
+  """
+  # The shapes of the layers, and of the budgets in the tree of kernels.
   treedef = jax.tree.structure(kernels)
   like = treedef.unflatten(
     jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32) for a in axes
@@ -46,10 +60,12 @@ def start(kernels, seed, traced, *, density, distribution, axes, structure=None)
   if density is None:
     budgets = jnp.asarray([int(np.prod(s)) for s in shapes.values()], jnp.int32)
     return live, from_vector(budgets, like), seed
+  # One budget per layer, rounded to what the structure allows.
   budgets = layer_budgets(distribution, shapes, density)
   if structure is not None:
     budgets = structure.fit(shapes, budgets)
   budgets = from_vector(budgets, like)
+  # The largest of uniform draws are a uniform choice of weights.
   keys = leaf_keys(jax.random.key(seed), kernels)
   leaves = jax.tree.leaves(kernels)
   draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
@@ -60,18 +76,18 @@ def start(kernels, seed, traced, *, density, distribution, axes, structure=None)
 
 
 def shard_state_like_params(state: PyTree, params: PyTree) -> PyTree:
-  """Lays moments out like their parameters.
+  """Gives moments the sharding of their parameters.
 
-  Under `jit` an optimizer's zeros depend on no data, and the compiler would put the
-  moments of a sharded parameter whole on every device.
+  Under `jit` an optimizer's zeros depend on no data, and the compiler would replicate
+  the moments of a sharded parameter on every device.
 
   Args:
     state: any tree; a leaf belongs to a parameter if its path ends with the
-      parameter's and the shapes are equal.
-    params: the params it was made for.
+      parameter's path and the shapes are equal.
+    params: the params with which the state was initialized.
 
   Returns:
-    The same state; outside of `jit` untouched.
+    The same state; outside of `jit` it is returned unchanged.
   """
   places = dict(jax.tree_util.tree_leaves_with_path(params))
 
@@ -90,16 +106,17 @@ def shard_state_like_params(state: PyTree, params: PyTree) -> PyTree:
 def check_structure(
   structure: Structure | None, density: Any, distribution: Distribution
 ) -> None:
-  """What can be said of a structure before any layer is known.
+  """Validates a structure against a density and a distribution.
 
   Args:
     structure: a structure, or None.
-    density: as in `sparsify`; None starts with everything live.
+    density: as in `sparsify`; None starts with all weights live.
     distribution: as in `sparsify`.
 
   Raises:
-    TypeError: structure is not one.
-    ValueError: it fixes the density, and density or distribution says otherwise.
+    TypeError: structure is not a `Structure`.
+    ValueError: the structure fixes the density, and density or distribution contradicts
+      it.
   """
   if structure is None:
     return
@@ -117,16 +134,16 @@ def check_structure(
 def check_layers(
   structure: Structure | None, transform: MaskTransform, axes: Sequence[LayerAxes]
 ) -> None:
-  """What can be said of a structure once the layers are known.
+  """Validates a structure and a mask transform against the layers.
 
   Args:
     structure: a structure, or None.
-    transform: the mask transform that will work under it.
-    axes: what the axes of each sparsified leaf are.
+    transform: the mask transform that will run with it.
+    axes: a `LayerAxes` per sparsified leaf.
 
   Raises:
-    ValueError: a layer does not fit, or the transform does not; the structure must know
-      a kernel's inputs, and nobody declared them.
+    ValueError: a layer or the transform does not fit; or the structure needs the input
+      axes of a kernel, which are not known.
   """
   if transform.check is not None:
     transform.check(axes)
@@ -141,12 +158,12 @@ def check_axes(structure: Structure, axes: Sequence[LayerAxes]) -> None:
 
   Args:
     structure: a structure.
-    axes: what the axes of each sparsified leaf are.
+    axes: a `LayerAxes` per sparsified leaf.
 
   Raises:
     ValueError: a layer does not fit, or its inputs are not known.
   """
-  # Of a vector the structure's own message says more.
+  # Vectors are left to `structure.check`, whose message is more specific.
   check_known([a for a in axes if len(a.layer) > 1], f"the structure {structure.name}")
   for a in axes:
     structure.check(a.path, a)

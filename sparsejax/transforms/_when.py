@@ -1,4 +1,4 @@
-"""When a mask update is due."""
+"""The schedule of mask updates."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ def mask_update_due(
   start_step: int,
   end_step: int | None,
 ) -> Any:
-  """Whether a mask update is due in this step.
+  """Returns whether a mask update is due in this step.
 
   step > start_step and (step - start_step) % update_every == 0 and step <= end_step
 
   Args:
     step: int32, the number of updates, this one included.
-    update_masks: overrides the schedule where it is not None.
-    update_every: steps between mask updates; None never updates by itself.
-    start_step: updates done before mask updates begin.
-    end_step: no mask update after that many steps; None for no end.
+    update_masks: bool that overrides the schedule; None to follow it.
+    update_every: steps between mask updates; None for no schedule.
+    start_step: steps before the schedule of mask updates begins.
+    end_step: no mask update after this step; None for no limit.
 
   Returns:
-    A bool, possibly traced; None where there is never any.
+    A bool, possibly traced; None if there is neither a schedule nor an override.
   """
   if update_masks is not None or update_every is None:
     return update_masks
@@ -38,7 +38,7 @@ def mask_update_due(
 
 
 def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> None:
-  """Raises unless the arguments say when mask updates are due; traced ones pass.
+  """Validates the schedule of mask updates; traced arguments pass.
 
   Args:
     update_every: see `mask_update_due`.
@@ -47,7 +47,7 @@ def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> None:
 
   Raises:
     TypeError: one is not an integer.
-    ValueError: one is below its least value.
+    ValueError: one is below its minimum.
   """
   for name, value, least in (
     ("update_every", update_every, 1),
@@ -62,7 +62,7 @@ def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> None:
 
 
 def check_update_masks(update_masks: Any) -> None:
-  """Raises TypeError unless a value is None or one bool, traced or not."""
+  """Raises TypeError unless the value is None or one bool, which may be traced."""
   if update_masks is None or isinstance(update_masks, (bool, np.bool_)):
     return
   got = repr(update_masks)
