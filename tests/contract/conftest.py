@@ -338,6 +338,11 @@ def is_kernel(leaf) -> bool:
   return leaf.shape in (*KERNELS, *ATTENTION, (10, 5))
 
 
+def dtypes(row):
+  """The dtypes of a row's params and gradients."""
+  return tuple(map(jnp.dtype, (row.dtype.split("/") * 2)[:2]))
+
+
 def train(row: Row) -> Run:
   """Runs a row once, in one compiled step, for all facts that are checked on it."""
   wrap = OPTIMIZERS[row.optimizer]
@@ -355,7 +360,7 @@ def train(row: Row) -> Run:
     after = _loose(optax.apply_updates)(params, updates)
     return after, state, bare, updates, expected
 
-  dtype, grad_dtype = map(jnp.dtype, (row.dtype.split("/") * 2)[:2])
+  dtype, grad_dtype = dtypes(row)
   params = jax.tree.map(lambda p: p.astype(dtype), CONTAINERS[row.container]())
   state, bare = tx.init(params), alone.init(params)
   start, steps = (params, state), []
