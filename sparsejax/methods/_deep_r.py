@@ -152,11 +152,14 @@ def deep_r(
   @functools.partial(jax.jit, inline=True)
   def rewire_if_due(due, kernels, steps, live, budgets, positive, key, step):
     def rewire():
+      # Keep the live weights that have the sign s, or are zero, after the update.
       def stays(mask, sign, p, u):
         new = updated(p, u)
         return mask & ~jnp.where(sign, new < 0, new > 0)
 
       kept = jax.tree.map(stays, live, positive, kernels, steps)
+      # Fill the budgets at random. A random score reads only the key and the shapes, so
+      # the kernels can stand in for the gradients.
       inputs = ScoreInputs(
         params=kernels,
         grads=kernels,
@@ -167,6 +170,7 @@ def deep_r(
       )
       topology = Topology(kept, budgets, jnp.asarray(True))
       masks = wake.update(inputs, topology, ())[0].masks
+      # Draw the signs of the grown weights; all others keep theirs.
       coins = _coins(jax.random.fold_in(key, _SIGNS), kernels)
       signs = jax.tree.map(
         lambda new, old, coin, sign: jnp.where(new & ~old, coin, sign),
@@ -193,7 +197,7 @@ def deep_r(
     if l1 or noise:
       noise_key = jax.random.fold_in(key, _NOISE)
       grads = _pulled(grads, state.positive, chosen, l1, noise, noise_key)
-    after: Any  # a SparseState, which the type of an optax state cannot say
+    after: Any  # a SparseState; optax's types do not express that
     updates, after = sparse.update(
       grads, before, params, update_masks=False, **extra_args
     )
@@ -201,6 +205,7 @@ def deep_r(
     kernels, step = choose(params, chosen), after.count
     # Masks that were packed may have lost the containers (boxes) of the params.
     live = boxed_like(before.masks, kernels)
+    # Drop and grow if due.
     if due is None:
       masks, kept, positive = live, live, state.positive
     else:

@@ -209,6 +209,8 @@ def _retracted(due, updates, params, state, support, axes):
 # takes the live weights of one kernel from p to the projection of p + u.
 @functools.partial(jax.jit, static_argnames="rows", inline=True)
 def _move_if_due(due, u, p, mask, held, rows):
+  """Changes one kernel's update so that its central matrix ends orthogonal, if due."""
+
   def move():
     end = _project(updated(p, u), held, rows)
     # `u` has the dtype of the sum, as `sparsify` emits it.

@@ -23,7 +23,7 @@ def by_path(
   inner: optax.GradientTransformation,
   methods: Mapping[str, Method | optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains groups of leaves, selected by path, by methods and densities of their own.
+  """Trains groups of leaves, selected by path, with different methods and densities.
 
   leaf -> methods[pattern](inner) for the one pattern found in its path, else inner
 

@@ -31,6 +31,7 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
   def init(params: PyTree):
     return tuple(t.init(params) for t in transforms)
 
+  # Each transform gets the topology that the one before it returned, and its own state.
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     after = []
     for transform, s in zip(transforms, state, strict=True):

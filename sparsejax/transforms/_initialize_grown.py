@@ -144,7 +144,7 @@ def initialize_grown(
   def update_fn(updates, state, params=None, **extra_args):
     # Run the sparse optimizer, then compare its masks before and after the step.
     grads, before = updates, state.sparse_state
-    after: Any  # a SparseState, which the type of an optax state cannot say
+    after: Any  # a SparseState; optax's types do not express that
     updates, after = tx.update(grads, before, params, **extra_args)
     old, new = align(params, before.masks), align(params, after.masks)
     chosen = [m is not None for m in new]

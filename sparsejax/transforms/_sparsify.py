@@ -179,7 +179,8 @@ def sparsify(
     )
 
   def init_fn(params):
-    # `optax.tree.map_params` calls init with a placeholder to find the params' places.
+    # `optax.tree_map_params` passes a placeholder, to find out where the state has
+    # trees like the params.
     if is_placeholder(params):
       return _map_of_state(params)
     # Find the leaves to sparsify and the roles of their axes, and validate both.
@@ -253,6 +254,7 @@ def sparsify(
       finite = jnp.asarray(True)
       topology = Topology(inputs.masks, budgets, finite, structure, axes)
       topology, after = mask_transform.update(inputs, topology, before)
+      # If a score was NaN or +inf, undo this mask update and count it as skipped.
       new = jax.tree.map(replicated, topology.budgets)
       new = (topology.masks, new, skipped, after)
       skip = (*old[:2], optax.safe_increment(skipped), before)
@@ -273,7 +275,8 @@ def sparsify(
     step = jnp.asarray(optax.safe_increment(state.count))
     due = mask_update_due(step, update_masks, update_every, start_step, end_step)
 
-    # What scores may use; moments from the given inner state or the running average.
+    # Collects what scores may use. The moments are those of `inner_state`, or the
+    # running average if one is kept.
     def score_inputs(inner_state, average):
       if average is None:
         moments = find_moments(inner_state, params, chosen, factories)
@@ -295,6 +298,8 @@ def sparsify(
       inputs = score_inputs(state.inner_state, state.average)
       before = mask_transform.observe(inputs, before)
 
+    # Returns masks, budgets, the count of skipped mask updates, and the transform's
+    # state.
     def update_topology(inner_state, average):
       # Stacked layers may be sharded over devices; every device gets all budgets.
       budgets = jax.tree.map(replicated, boxed_like(state.budgets, old_masks))
@@ -318,6 +323,7 @@ def sparsify(
       updates, inner_state = inner.update(
         _where_live(live, grads, zeros=True), state.inner_state, params, **extra_args
       )
+      # ACProp would take huge first steps with newly grown weights.
       if divides_by_previous:
         old, new = (
           find_moments(s, params, chosen, factories)
@@ -348,6 +354,7 @@ def sparsify(
     )
 
   def _accumulate(average, grads, chosen):
+    """Adds the gradients to the running average, if one is kept."""
     if average is None:
       return None
 
