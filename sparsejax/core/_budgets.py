@@ -1,8 +1,8 @@
-"""Integer budgets: exact apportionment, and means that no layout can change.
+"""Integer budgets: exact apportionment, and means that do not depend on sharding.
 
-Everything here works on a handful of numbers, one a layer. It is done in 64-bit
-integers inside `jax.enable_x64`, so that no total overflows, no share depends on
-the order of a summation, and traced values are as exact as static ones.
+Everything here works on one number per layer. It is computed in 64-bit integers inside
+`jax.enable_x64`, so that no total overflows, no share depends on the order of a sum,
+and traced values are as exact as static ones.
 """
 
 from typing import Any
@@ -17,17 +17,19 @@ from sparsejax.core._stacked import rows_first, stacked_axes
 Array = jax.Array
 PyTree = Any
 _SHARE_BITS = 30
-_SCORE_BITS = 29  # of `mean_scores`: what `reduce.total` can sum
+_SCORE_BITS = 29  # bits of a score in `mean_scores`, the most that `_reduce.total` sums
 
 
 def quantize(shares: Array) -> Array:
-  """Non-negative reals as integers in proportion, the largest about 2^30.
+  """Converts non-negative reals to integers in proportion, the largest 2^30.
+
+  Call it in x64 mode.
 
   Args:
-    shares: floats (layers,).
+    shares: floats (layers,); negative ones count as 0.
 
   Returns:
-    int64 (layers,); zeros where all shares are zero. Call under x64.
+    int64 (layers,); all zero if all shares are zero.
   """
   shares = jnp.maximum(shares.astype(jnp.float64), jnp.float64(0))
   top = jnp.max(shares)
@@ -36,18 +38,18 @@ def quantize(shares: Array) -> Array:
 
 
 def apportion(weights: Array, amount, capacities: Array, fallback: Array | None = None):
-  """Shares out `amount` units in proportion to weights, exactly, within capacities.
+  """Divides `amount` units over layers, in proportion to weights, within capacities.
 
-  Capped layers are filled and what they cannot take moves on to the others, in
-  proportion; integers by largest remainder, ties to the first layer.
+  The excess of full layers is divided over the others, again in proportion. Shares are
+  rounded by largest remainder, with ties to the first layer.
 
   Args:
-    weights: (layers,) non-negative, integers (used as they are) or floats
-      (resolved to 2^-30 of the largest).
-    amount: integer, possibly traced; clipped to the sum of the capacities.
-    capacities: integers (layers,), the most a layer may get.
-    fallback: (layers,) weights to use when those of all open layers are zero; the
-      open capacities, if None or zero as well.
+    weights: (layers,), non-negative: integers, which are used unchanged, or floats,
+      which are rounded to multiples of 2^-30 of the largest.
+    amount: integer, possibly traced; clipped to [0, sum of the capacities].
+    capacities: integers (layers,), the most units that each layer may get.
+    fallback: (layers,), the weights to use if those of all layers that are not full are
+      zero. If None or zero as well, the capacities are used.
 
   Returns:
     int32 (layers,): non-negative, at most `capacities`, summing to `amount`.
@@ -69,13 +71,13 @@ def apportion(weights: Array, amount, capacities: Array, fallback: Array | None 
     weights = jnp.maximum(weights.astype(jnp.int64), zero)
 
     def shares(full):
-      """Integer weights of the layers still open, and what is left for them."""
+      """Returns weights of the layers that are not full, and the amount for them."""
       left = amount - jnp.sum(jnp.where(full, capacity, zero))
       open_ = jnp.where(full, zero, weights)
       for other in (fallback, capacity):
         spare = jnp.where(full, zero, other)
         open_ = jnp.where(jnp.sum(open_) > 0, open_, spare)
-      # left * weight must stay below 2^63.
+      # Shifts the weights so that left * weight stays below 2^63.
       excess = _bit_length(left) + _bit_length(jnp.max(open_)) - jnp.int64(62)
       return open_ >> jnp.maximum(excess, zero), left
 
@@ -89,12 +91,16 @@ def apportion(weights: Array, amount, capacities: Array, fallback: Array | None 
       over = ~full & (floor >= capacity)
       return full | over, jnp.any(over)
 
+    # Marks layers whose share reaches their capacity as full, which raises the shares
+    # of the others, until no other layer becomes full.
     full, _ = lax.while_loop(grows, fill, (capacity <= 0, jnp.asarray(True)))
+    # Rounds the shares of the other layers down, and gives the rest of the amount, one
+    # unit each, to the layers with the largest remainders.
     open_, left = shares(full)
     whole = jnp.maximum(jnp.sum(open_), one)
     floor, remainder = left * open_ // whole, left * open_ % whole
     short = left - jnp.sum(jnp.where(full, zero, floor))
-    # A stable sort of one number a layer: ties go to the first layer.
+    # A stable sort of one number per layer, so that ties go to the first layer.
     order = jnp.argsort(jnp.where(full, -one, remainder), stable=True, descending=True)
     rank = jnp.argsort(order)
     extra = (rank < short) & ~full
@@ -103,18 +109,18 @@ def apportion(weights: Array, amount, capacities: Array, fallback: Array | None 
 
 
 def apportion_equal_spill(weights: Array, amount, capacities: Array, fallback: Array):
-  """Shares out `amount` units in proportion to weights; full layers spill equally.
+  """Divides `amount` units in proportion to weights, and the excess in equal parts.
 
   given_l = min(capacity_l, share_l * amount + e), with e such that the sum is `amount`
 
-  Unlike in `apportion`, what a full layer cannot take is split into equal parts, one
-  for each layer with room, whatever its share: sparse momentum's rule.
+  Unlike in `apportion`, the excess of a full layer is divided into equal parts, one for
+  each layer with room, whatever its weight. This is the rule of sparse momentum.
 
   Args:
     weights: as in `apportion`.
     amount: as in `apportion`.
     capacities: as in `apportion`.
-    fallback: (layers,) weights to use when all are zero.
+    fallback: (layers,), the weights to use if all are zero.
 
   Returns:
     int32 (layers,): non-negative, at most `capacities`, summing to `amount`.
@@ -129,6 +135,7 @@ def apportion_equal_spill(weights: Array, amount, capacities: Array, fallback: A
     zero = jnp.int64(0)
     capacity = jnp.asarray(capacities).astype(jnp.int64)
     amount = jnp.clip(jnp.asarray(amount).astype(jnp.int64), zero, jnp.sum(capacity))
+    # Divides without regard to capacities, then moves the excess until none is left.
     unlimited = jnp.broadcast_to(amount, capacity.shape)
     given = apportion(weights, amount, unlimited, fallback).astype(jnp.int64)
 
@@ -140,7 +147,7 @@ def apportion_equal_spill(weights: Array, amount, capacities: Array, fallback: A
       given = jnp.minimum(given, capacity)
       room = (given < capacity).astype(jnp.int64)
       layers = jnp.sum(room)
-      # What does not divide goes to the first layers with room.
+      # The remainder of the division goes to the first layers with room.
       rank = jnp.cumsum(room) - room
       part = excess // layers + (rank < excess % layers).astype(jnp.int64)
       return given + room * part
@@ -153,12 +160,12 @@ def _bit_length(x: Array) -> Array:
 
 
 def live_counts(masks: PyTree, budgets: PyTree) -> Array:
-  """The number of live weights of each layer.
+  """Counts the live weights of each layer.
 
   Args:
     masks: tree of bool arrays.
     budgets: tree of int32 scalars, or one number per layer for leaves that stack
-      layers; see `core.stacked`.
+      layers; see `core/_stacked.py`.
 
   Returns:
     int32 (layers,).
@@ -167,13 +174,13 @@ def live_counts(masks: PyTree, budgets: PyTree) -> Array:
 
 
 def live_in(mask: Array, budget: Array | jax.ShapeDtypeStruct) -> Array:
-  """Counts one leaf's live weights: int32 of the shape of its budget."""
+  """Counts the live weights of one leaf; returns int32 of the shape of its budget."""
   rows = len(stacked_axes(budget))
   return count(rows_first(mask, budget), rows).reshape(budget.shape)
 
 
 def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:
-  """The size of each layer, as Python integers, in the order of `to_vector`."""
+  """Lists the sizes of the layers as Python integers, in the order of `to_vector`."""
   sizes = []
   for mask, budget in zip(
     jax.tree.leaves(masks), jax.tree.leaves(budgets), strict=True
@@ -184,13 +191,13 @@ def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:
 
 
 def to_vector(tree: PyTree) -> Array:
-  """Concatenates budgets to one vector (layers,), row by row where layers stack."""
+  """Concatenates budgets to one vector (layers,), in the order of the leaves' rows."""
   vectors = [jnp.ravel(replicated(x)) for x in jax.tree.leaves(tree)]
   return jnp.concatenate(vectors)
 
 
 def from_vector(vector: Array, like: PyTree) -> PyTree:
-  """The inverse of `to_vector`: cuts (layers,) into the leaves of `like`."""
+  """Splits a vector (layers,) into the leaves of `like`; inverts `to_vector`."""
   leaves, treedef = jax.tree.flatten(like)
   parts, start = [], 0
   for leaf in leaves:
@@ -201,21 +208,22 @@ def from_vector(vector: Array, like: PyTree) -> PyTree:
 
 
 def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
-  """The mean score of each layer's live weights, the same on every layout.
+  """Computes the mean score of each layer's live weights, for any sharding the same.
 
   mean_l = sum_{i live} max(s_i, 0) / n_live
 
-  Scores are summed as fixed-point integers of 29 bits below the layer's largest,
-  so the sum does not depend on its order: a float sum differs in the last bits
-  between one device and eight, and with it would the budgets.
+  Call it in x64 mode. Scores are summed as fixed-point integers with 29 bits for the
+  largest score of a layer, so the sum does not depend on its order. A float sum differs
+  in the last bits between one device and eight, and the budgets would differ too.
 
   Args:
     scores: tree of floats.
     masks: tree of bool arrays.
-    budgets: tree of int32, whose shapes tell stacked leaves; see `core.stacked`.
+    budgets: tree of int32, whose shapes say which axes stack layers; see
+      `core/_stacked.py`.
 
   Returns:
-    float64 (layers,); 0 for a layer without live weights. Call under x64.
+    float64 (layers,); 0 for a layer without live weights.
   """
 
   def mean(score, mask, budget):
@@ -224,7 +232,8 @@ def mean_scores(scores: PyTree, masks: PyTree, budgets: PyTree) -> Array:
     score, mask = rows_first(score, budget), rows_first(mask, budget)
     score = jnp.where(mask, jnp.maximum(score.astype(jnp.float32), jnp.float32(0)), 0)
     top = largest(score, rows)
-    # A power of two, made from the exponent's bits, scales without rounding.
+    # The scale is a power of two, made from the bits of the largest score's exponent,
+    # so that the multiplication does not round.
     exponent = (lax.bitcast_convert_type(top, jnp.int32) >> 23) - 127
     shift = jnp.clip(_SCORE_BITS - 1 - exponent, -126, 126)
     factor = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)

@@ -1,7 +1,7 @@
-"""Checks of arguments: an error names the argument, the rule and the value.
+"""Argument checks whose errors name the argument, the rule and the value.
 
-A wrong type raises TypeError, a value outside its range ValueError, before any work is
-done. Traced values pass: of them only the type is known.
+A wrong type raises TypeError and a value out of range raises ValueError, before any
+work is done. The values of traced arrays are not checked, only their types.
 """
 
 import inspect
@@ -17,13 +17,13 @@ from jax.experimental import checkify
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
-  """Raises TypeError unless a value can be called with so many arguments.
+  """Raises TypeError unless a value can be called with `arguments` arguments.
 
   Args:
     name: the argument's name.
-    value: what was given.
-    what: what it must be, in words.
-    arguments: how many it is called with.
+    value: the value to check.
+    what: what the value must be, in words.
+    arguments: the number of positional arguments that it is called with.
   """
   if not callable(value):
     raise TypeError(f"{name} must be {what}, got {value!r}.")
@@ -38,7 +38,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
 
 
 def check_score(name: str, value: Any) -> None:
-  """Raises TypeError unless a value is a function of the score's inputs."""
+  """Raises TypeError unless a value can be called with `ScoreInputs`, as a score."""
   check_callable(name, value, "a function of the inputs, such as sj.magnitude", 1)
 
 
@@ -58,16 +58,18 @@ def check_flag(name: str, value: Any) -> None:
 def check_number(
   name: str, value: Any, rule: str, holds: Callable[[Any], bool]
 ) -> None:
-  """Raises unless a value is a number for which a rule holds; arrays of jax pass.
+  """Raises unless a value is a number that satisfies a rule.
+
+  A JAX array must be a scalar; its value is not checked.
 
   Args:
     name: the argument's name.
-    value: what was given.
-    rule: the rule in words, as in "must be at least 0".
-    holds: the rule; of NaN none should hold.
+    value: the value to check.
+    rule: the rule in words, such as "be at least 0".
+    holds: the rule as a function; it should return False for NaN.
 
   Raises:
-    TypeError: it is no number.
+    TypeError: the value is not a number.
     ValueError: the rule does not hold.
 
   Example:
@@ -86,14 +88,14 @@ def check_number(
 
 
 def check_scalar(name: str, value: jax.Array) -> None:
-  """Raises TypeError unless an array of jax, traced or not, is a single number."""
+  """Raises TypeError unless a JAX array, traced or not, is a single number."""
   if value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
     got = f"{value.dtype}{list(value.shape)}"
     raise TypeError(f"{name} must be a single number, got {got}.")
 
 
 def check_integer(name: str, value: Any, least: int | None = None) -> None:
-  """Raises TypeError or ValueError unless value is an integer of at least `least`."""
+  """Raises TypeError or ValueError unless a value is an integer of at least `least`."""
   if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
     raise TypeError(f"{name} must be an integer, got {value!r}.")
   if least is not None and value < least:
@@ -101,7 +103,7 @@ def check_integer(name: str, value: Any, least: int | None = None) -> None:
 
 
 def check_tuple(name: str, value: Any, length: int) -> None:
-  """Raises TypeError or ValueError unless value is so many positive integers."""
+  """Raises TypeError or ValueError unless a value is `length` positive integers."""
   if not isinstance(value, (tuple, list)) or len(value) != length:
     raise TypeError(f"{name} must be {length} integers, got {value!r}.")
   for n in value:
@@ -109,7 +111,7 @@ def check_tuple(name: str, value: Any, length: int) -> None:
 
 
 def check_key(name: str, value: Any) -> None:
-  """Raises TypeError unless a value is one PRNG key, typed or raw."""
+  """Raises TypeError unless a value is a single PRNG key, typed or raw."""
   if isinstance(value, jax.Array):
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
       return
@@ -134,25 +136,25 @@ def check_mapping(name: str, value: Any, what: str) -> None:
 
   Args:
     name: the argument's name.
-    value: what was given.
-    what: from what to what it must map, in words.
+    value: the value to check.
+    what: what it must map from and to, in words.
   """
   if not isinstance(value, Mapping):
     raise TypeError(f"{name} must be a mapping {what}, got {value!r}.")
 
 
 def check_value(holds: Any, message: str) -> None:
-  """Raises ValueError unless a rule about values holds.
+  """Raises ValueError unless a rule about array values holds.
 
-  Under `jax.jit` a value cannot be read: the check does nothing there, unless the
-  function goes through `checkify.checkify`, whose error then carries the message.
+  Under `jax.jit` values cannot be read, so the check does nothing, unless the function
+  is transformed by `checkify.checkify`, whose error then has the message.
 
   Args:
     holds: a bool or a bool scalar, possibly traced.
-    message: what the error says.
+    message: the text of the error.
 
   Raises:
-    ValueError: it does not hold.
+    ValueError: the rule does not hold.
 
   Example:
     >>> check_value(False, "damping must be at least 0, got -1.")
@@ -167,14 +169,14 @@ def check_value(holds: Any, message: str) -> None:
 
 
 def check_finite(name: str, value: jax.Array) -> None:
-  """Raises ValueError where an array holds NaN or infinity; see `check_value`.
+  """Raises ValueError if an array has NaN or infinity; see `check_value` for tracing.
 
   Args:
     name: the argument's name.
     value: float array of any shape, possibly traced.
 
   Raises:
-    ValueError: a number is not finite.
+    ValueError: an element is not finite.
 
   Example:
     >>> check_finite("hessian", jnp.array([[1.0, jnp.nan]]))

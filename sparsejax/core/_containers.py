@@ -1,4 +1,4 @@
-"""Boxes around parameters, and the stand-in that optax passes for them."""
+"""Boxes around parameters, and the placeholder that optax passes to `init`."""
 
 import functools
 from typing import Any
@@ -10,10 +10,10 @@ PyTree = Any
 
 
 def is_box(node: Any) -> bool:
-  """Whether a node of a tree holds one array under `value` and says more about it.
+  """Returns whether a node is a box: one array in `value`, with metadata.
 
-  Such are flax's `nn.Partitioned` and `nn.LogicallyPartitioned` and the variables of
-  nnx: what they say, such as the axes' names, is of the array in them.
+  Boxes are flax's `nn.Partitioned` and `nn.LogicallyPartitioned`, and nnx's variables.
+  The metadata, such as the names of axes, describes the array.
 
   Args:
     node: a node of a pytree.
@@ -38,25 +38,26 @@ def is_box(node: Any) -> bool:
 
 
 def unboxed(tree: PyTree) -> PyTree:
-  """Takes every array out of its box.
+  """Replaces every box by its content.
 
   Args:
     tree: any pytree.
 
   Returns:
-    The same tree with what the boxes hold in their places.
+    The same tree with the content of each box in its place.
   """
   return jax.tree.map(_content, tree, is_leaf=is_box)
 
 
 def without_empty_boxes(tree: PyTree) -> PyTree:
-  """Replaces every box without an array by what is in it.
+  """Replaces every box without an array by its content.
 
   Args:
     tree: any pytree.
 
   Returns:
-    The same tree with bare None and `optax.MaskedNode`; boxes with an array stay.
+    The same tree, with None and `optax.MaskedNode` outside of boxes. Boxes with an
+    array are kept.
   """
 
   def open_empty(node):
@@ -67,10 +68,10 @@ def without_empty_boxes(tree: PyTree) -> PyTree:
 
 
 def boxed_like(tree: PyTree, like: PyTree) -> PyTree:
-  """Gives the leaves of a tree the containers of another, boxes included.
+  """Puts the leaves of a tree into the containers of another one, boxes included.
 
   Args:
-    tree: as many leaves as `like`, in the same order.
+    tree: a pytree with as many leaves as `like`, in the same order.
     like: any pytree.
 
   Returns:
@@ -100,17 +101,17 @@ def _placeholder() -> type:
 
 
 def is_placeholder(params: PyTree) -> bool:
-  """Whether `init` is called by `optax.tree_map_params`, with no params at all.
+  """Returns whether `init` was called by `optax.tree_map_params`, without params.
 
-  It passes one empty node in the params' place, and takes what `init` makes of it for
-  a map of the state: the node stands where the state has a tree like the params, and
-  any leaf where it has something else.
+  `optax.tree_map_params` passes an empty node in place of the params to `init`. In the
+  state that `init` returns, the node marks the subtrees that are like the params; a
+  leaf marks anything else.
 
   Args:
-    params: what `init` was given.
+    params: the argument of `init`.
 
   Returns:
-    Whether it is that node.
+    Whether `params` is that node.
 
   Example:
     >>> import jax.numpy as jnp

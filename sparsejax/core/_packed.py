@@ -1,4 +1,4 @@
-"""Masks of one bit a weight, as leaves of an optimizer's state."""
+"""Masks of one bit per weight in the state of an optimizer."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,14 +13,15 @@ PyTree = Any
 
 
 class PackedMask(NamedTuple):
-  """A mask in bits.
+  """A mask packed to bits.
 
-  The size is no array, so that a state's structure knows all shapes. A NamedTuple, so
-  that `flax.serialization` writes it like the states around it.
+  The size is static, part of the tree structure, so all shapes follow from the
+  structure and the arrays. The type is a NamedTuple so that `flax.serialization` writes
+  it like the other states.
 
   Attributes:
     bits: uint8 (..., ceil(size / 8)), the first weight in the highest bit.
-    size: of the mask's last axis.
+    size: the length of the mask's last axis.
   """
 
   bits: Array
@@ -35,17 +36,19 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def is_packed(node: Any) -> bool:
-  """Whether a node of a tree is a `PackedMask`."""
+  """Returns whether a node of a tree is a `PackedMask`."""
   return isinstance(node, PackedMask)
 
 
 def pack_tree(masks: PyTree) -> PyTree:
-  """The tree with a `PackedMask` for each bool array; scalars stay as they are.
+  """Replaces each bool array by a `PackedMask`; scalars are unchanged.
 
-  Bits are not of the kernel's shape, so they leave the box around it.
+  Boxes are removed, because their metadata describes an array of the kernel's shape,
+  which the bits do not have.
 
   Raises:
-    ValueError: explicit axes of a mesh cut a mask's last axis within a byte.
+    ValueError: the last axis of a mask is sharded over explicit mesh axes, and a shard
+      does not have a multiple of eight weights.
   """
 
   def pack_one(mask):
@@ -58,7 +61,7 @@ def pack_tree(masks: PyTree) -> PyTree:
 
 
 def unpack_tree(masks: PyTree) -> PyTree:
-  """The tree with a bool array for each `PackedMask`; arrays stay as they are."""
+  """Replaces each `PackedMask` by a bool array; other arrays are unchanged."""
 
   def unpack_one(node):
     if not is_packed(node):
@@ -74,7 +77,10 @@ def unpack_tree(masks: PyTree) -> PyTree:
 
 
 def _check_cut(mask: Array) -> None:
-  """Only explicit axes are known here; over others the compiler moves what it must."""
+  """Raises ValueError if explicit sharding splits the mask's last axis within a byte.
+
+  Sharding over automatic axes is not known here; the compiler handles it.
+  """
   sharding = getattr(jax.typeof(mask), "sharding", None)
   if sharding is None or not sharding.spec:
     return

@@ -1,4 +1,4 @@
-"""The orthogonal matrix nearest to a given one."""
+"""The orthogonal matrix nearest to a given matrix."""
 
 import jax
 import jax.numpy as jnp
@@ -6,28 +6,29 @@ import numpy as np
 
 Array = jax.Array
 
-# The error is squared by each; from singular values above 0.1 these are enough.
+# Each step squares the error; for singular values above 0.1 this number is enough.
 _STEPS = 12
 
 
 def nearest_orthogonal(matrix: Array) -> Array:
-  """The orthogonal matrix nearest to a given one, by Newton and Schulz's iteration.
+  """Computes the nearest orthogonal matrix by the Newton-Schulz iteration.
 
   X <- X (3 - X^T X) / 2,  from X / max(1, ||X||_1 ||X||_inf)^(1/2)
 
-  Products of block-diagonal matrices between two permutations keep their zeros, so a
-  matrix on the support of `initializers.sparse_orthogonal` is taken back to one on it.
+  The iteration keeps the zeros of a block-diagonal matrix between two permutations. So
+  a matrix with the mask of `initializers.sparse_orthogonal` gives a matrix with the
+  same mask.
 
   Args:
-    matrix: (..., rows, columns), floating, of full rank; near orthogonal, or the
-      iteration stops short of it.
+    matrix: (..., rows, columns), floating point and of full rank. If it is far from
+      orthogonal, the fixed number of steps is not enough to converge.
 
   Returns:
-    The polar factor U of X = U (X^T X)^(1/2), of the same shape: orthonormal rows where
-    rows <= columns, columns otherwise.
+    The polar factor U of X = U (X^T X)^(1/2), of the same shape. Its rows are
+    orthonormal where rows <= columns, and its columns otherwise.
 
   Raises:
-    ValueError: matrix is none.
+    ValueError: `matrix` is not floating point or has fewer than two axes.
 
   Example:
     >>> x = nearest_orthogonal(jnp.array([[1.1, 0.0], [0.0, -0.8]]))
@@ -44,7 +45,7 @@ def nearest_orthogonal(matrix: Array) -> Array:
   if x.shape[-2] > x.shape[-1]:
     return nearest_orthogonal(x.mT).mT
   one, inf = jnp.sum(jnp.abs(x), -2).max(-1), jnp.sum(jnp.abs(x), -1).max(-1)
-  # Bounds the largest singular value by 1, where the iteration converges.
+  # Scales the largest singular value to at most 1, where the iteration converges.
   x = x / jnp.sqrt(jnp.maximum(one * inf, 1))[..., None, None]
 
   def step(_, x):

@@ -1,9 +1,9 @@
-"""Reductions of whole tensors that XLA's CPU backend vectorizes.
+"""Reductions of whole tensors in a form that XLA's CPU backend vectorizes.
 
-Reducing a tensor straight to a scalar runs one element at a time on CPU, and so does
-reducing several axes at once. Counting runs of the last axis but one in bytes first
-is two to ten times faster. Accelerators get the plain reduction, whose only traffic
-between devices is the scalar.
+On CPU, XLA reduces a tensor to a scalar one element at a time; the same holds for
+several axes at once. It is two to ten times faster to first count runs along the second
+to last axis, in bytes. Other platforms use the plain reduction, which communicates only
+the scalar between devices.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Array = jax.Array
 
 
 def count(x: Array, rows: int = 0) -> Array:
-  """Counts True.
+  """Counts the elements that are True.
 
   Args:
     x: bool array.
@@ -37,7 +37,8 @@ def count(x: Array, rows: int = 0) -> Array:
       x = jnp.sum(_split(x, run), axis=-2, dtype=jnp.uint8)
       if x.ndim - rows > 2:
         return plain(x.astype(jnp.int32))
-      # Without the barriers the compiler folds the reductions into one: 2 to 4 times.
+      # Without the barriers the compiler merges the reductions into one, which takes
+      # 2 to 4 times as long.
       x = lax.optimization_barrier(x)
       columns = jnp.sum(x, axis=-2, dtype=jnp.uint32)
       columns = lax.optimization_barrier(columns)
@@ -51,17 +52,17 @@ def count(x: Array, rows: int = 0) -> Array:
 
 
 def replicated(x: Array) -> Array:
-  """Gives numbers of layers or units to all devices, as explicit axes want it said.
+  """Replicates a per-layer or per-unit array; explicit mesh axes require it.
 
-  Those of a tensor whose layers or units are spread over devices are spread too, and
-  could not be put together with other tensors'. On automatic axes the compiler sees to
-  it.
+  If the axis that stacks layers or units is sharded, then so are the results of a
+  reduction, and they cannot be concatenated with those of other tensors. With automatic
+  axes the compiler takes care of it.
 
   Args:
-    x: one number a layer or a unit.
+    x: an array with one number per layer or unit.
 
   Returns:
-    The same.
+    The same array, replicated.
   """
   sharding = getattr(jax.typeof(x), "sharding", None)
   if sharding is None or all(axis is None for axis in sharding.spec):
@@ -71,14 +72,14 @@ def replicated(x: Array) -> Array:
 
 
 def total(x: Array, rows: int = 0) -> Array:
-  """Sums integers below 2^29 exactly.
+  """Sums integers below 2^29 exactly; call it in x64 mode.
 
   Args:
     x: uint32 array.
     rows: how many leading axes to keep.
 
   Returns:
-    int64 of shape x.shape[:rows]. Call under x64.
+    int64 of shape x.shape[:rows].
   """
   axes = tuple(range(rows, x.ndim))
 
@@ -97,7 +98,7 @@ def total(x: Array, rows: int = 0) -> Array:
 
 
 def largest(x: Array, rows: int = 0) -> Array:
-  """The maximum.
+  """Computes the maximum.
 
   Args:
     x: array.
@@ -115,7 +116,7 @@ def largest(x: Array, rows: int = 0) -> Array:
       x = jnp.max(_split(x, run), axis=-2)
       return plain(lax.optimization_barrier(x))
     columns = jnp.max(x, axis=tuple(range(rows, x.ndim - 1)))
-    # Without the barrier the compiler folds the two reductions into one.
+    # Without the barrier the compiler merges the two reductions into one.
     return jnp.max(lax.optimization_barrier(columns), axis=-1)
 
   run = _run(x, rows)
@@ -129,9 +130,10 @@ def _choose(plain: Callable, by_columns: Callable, x: Array, rows: int) -> Array
 
 
 def _run(x: Array, rows: int, longest: int = 32) -> int:
-  """How many rows to count at once: a divisor of the last axis but one, or 0.
+  """Returns the length of a run along the second to last axis, or 0 for no runs.
 
-  A multiple of eight runs, so that up to eight shards of the axis hold whole ones.
+  The number of runs is a multiple of eight, so that up to eight shards of the axis have
+  whole runs. Arrays sharded over explicit axes have no runs.
   """
   if x.ndim - rows < 2:
     return 0

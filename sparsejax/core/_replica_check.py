@@ -1,4 +1,4 @@
-"""A number that tells masks apart, and the check that all replicas hold the same."""
+"""A checksum of masks, and a check that all replicas have the same masks."""
 
 import functools
 from typing import Any
@@ -16,16 +16,16 @@ _GOLDEN = 0x9E3779B9
 
 
 def mask_checksum(masks: PyTree) -> Array:
-  """A number that depends on every mask and on no layout.
+  """Computes a checksum of masks that does not depend on their sharding.
 
   c = sum_l sum_{i in l live} h(i, l) mod 2^32
 
-  with h the finalizer of MurmurHash3 on the weight's linear index and its layer's
-  place. It is one pass over the masks; of a sharded mask one number moves. Other masks
-  have the same number with probability 2^-32.
+  with h the finalizer of MurmurHash3 on the weight's linear index and the index of its
+  leaf. It is one pass over the masks; for a sharded mask one number is communicated.
+  Different masks have the same checksum with probability 2^-32.
 
   Args:
-    masks: tree of bool arrays, as `sj.masks` gives it; may be traced.
+    masks: tree of bool arrays, as `sj.masks` returns it; may be traced.
 
   Returns:
     uint32 scalar.
@@ -50,19 +50,19 @@ def mask_checksum(masks: PyTree) -> Array:
 
 
 def replica_checksums(masks: PyTree, stacked: bool = False) -> tuple[int, int]:
-  """The smallest and the largest checksum among all copies of the masks.
+  """Computes the smallest and the largest checksum among all copies of the masks.
 
-  Every device sums up the copy that it holds itself; of a mask that is sharded, the
-  devices that hold the parts of one copy add theirs. Two numbers move.
+  Each device computes the checksum of its own copy. For a sharded mask, the devices
+  with the shards of one copy add their parts. Two numbers are communicated.
 
   Args:
-    masks: as in `mask_checksum`, not traced; in a run of several processes each must
-      call it.
-    stacked: whether the first axis of each mask counts the replicas, as in what
-      `jax.pmap` returns. Otherwise replicas are the copies of a replicated array.
+    masks: as in `mask_checksum`, but not traced. In a run with several processes, each
+      process must call the function.
+    stacked: whether the first axis of each mask indexes the replicas, as in the results
+      of `jax.pmap`. Otherwise the replicas are the copies of a replicated array.
 
   Returns:
-    `(smallest, largest)`: the same number twice if all copies are the same.
+    `(smallest, largest)`, which are equal if all copies are the same.
 
   Raises:
     TypeError: a leaf is not bool.
@@ -74,6 +74,7 @@ def replica_checksums(masks: PyTree, stacked: bool = False) -> tuple[int, int]:
     >>> lowest == highest
     True
   """
+  # Copies on the devices of one mesh are compared; otherwise there is only one copy.
   leaves = _checked(masks)
   if stacked:
     found = _ends(jax.jit(jax.vmap(mask_checksum))(leaves))
@@ -89,20 +90,20 @@ def replica_checksums(masks: PyTree, stacked: bool = False) -> tuple[int, int]:
 
 
 def check_replicas(masks: PyTree, stacked: bool = False) -> int:
-  """Raises unless all replicas hold the same masks.
+  """Raises RuntimeError unless all replicas have the same masks.
 
-  Replicas that have drifted apart train on with an error in every gradient that they
-  average, and nothing else tells of it.
+  Replicas whose masks differ continue to train, with an error in every averaged
+  gradient and no other sign of it.
 
   Args:
     masks: as in `replica_checksums`.
     stacked: as in `replica_checksums`.
 
   Returns:
-    The checksum that all have.
+    The checksum of all replicas.
 
   Raises:
-    RuntimeError: with two checksums that differ.
+    RuntimeError: the checksums differ.
     TypeError: a leaf is not bool.
 
   Example:
@@ -125,10 +126,12 @@ def check_replicas(masks: PyTree, stacked: bool = False) -> int:
 
 @functools.partial(jax.jit, static_argnames=("mesh", "specs"))
 def _across(leaves: list[Array], *, mesh: Mesh, specs: tuple[PartitionSpec, ...]):
-  """The extremes over the devices of a mesh, each summing up what it holds."""
+  """Computes the smallest and largest checksum over the devices of a mesh."""
   shapes = [leaf.shape for leaf in leaves]
 
   def local(leaves):
+    # The checksum of this device's copy: its own shards, plus those on the devices
+    # along the mesh axes over which a mask is sharded.
     total = jnp.uint32(0)
     for i, (mask, shape, spec) in enumerate(zip(leaves, shapes, specs, strict=True)):
       axes = [_names(entry) for entry in spec]
@@ -142,8 +145,8 @@ def _across(leaves: list[Array], *, mesh: Mesh, specs: tuple[PartitionSpec, ...]
       total = total + (lax.psum(part, used) if used else part)
     return lax.pmin(total, mesh.axis_names), lax.pmax(total, mesh.axis_names)
 
-  # What differs between devices that should agree is what is looked for: the check of
-  # replication would only take it for granted.
+  # Without `check_vma`, which would take replicated inputs to be equal; whether they
+  # are is the question here.
   return jax.shard_map(
     local,
     mesh=mesh,
@@ -154,7 +157,8 @@ def _across(leaves: list[Array], *, mesh: Mesh, specs: tuple[PartitionSpec, ...]
 
 
 def _leaf(mask: Array, layer: int, shape: tuple[int, ...], starts) -> Array:
-  """The part of one array, or of one shard that begins at `starts`."""
+  """Computes the part of the checksum from one array or from its shard at `starts`."""
+  # The linear index of each element in the whole array.
   sharding = getattr(jax.typeof(mask), "sharding", None)
   explicit = sharding is not None and any(s is not None for s in sharding.spec)
   index = jnp.zeros_like(mask, jnp.uint32)
@@ -166,6 +170,7 @@ def _leaf(mask: Array, layer: int, shape: tuple[int, ...], starts) -> Array:
     at = iota + jnp.asarray(starts[axis], jnp.uint32)
     index = index + at * jnp.uint32(stride % 2**32)
     stride *= shape[axis]
+  # Hashes index and leaf number by `fmix32`, and sums the hashes of live weights.
   word = index + jnp.uint32((layer + 1) * _GOLDEN % 2**32)
   for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
     word = (word ^ (word >> jnp.uint32(shift))) * jnp.uint32(factor)
@@ -174,7 +179,7 @@ def _leaf(mask: Array, layer: int, shape: tuple[int, ...], starts) -> Array:
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-  """The mesh axes that an entry of a spec names."""
+  """Returns the mesh axes in one entry of a `PartitionSpec`."""
   if entry is None:
     return ()
   return entry if isinstance(entry, tuple) else (entry,)

@@ -1,4 +1,4 @@
-"""Arrays and random numbers with the sharding of another array."""
+"""Functions that give arrays and random numbers the sharding of another array."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,24 @@ Array = jax.Array
 
 
 def shard_like(values: Array, x: Array) -> Array:
-  """The same values, with the sharding of another array.
+  """Gives `values` the sharding of `x`.
 
   y_i = values_i  if x_i = x_i or x_i != x_i,  0 otherwise
 
-  What depends on no data, such as zeros and random numbers, the compiler is free to put
-  whole on every device. An elementwise operation that reads both arrays ties their
-  layouts. Its condition always holds (the second half for NaN), which XLA does not
-  fold. Needed under `jit` alone; it is fused into what follows. On explicit axes the
-  types say how values lie, but a program that reads none of its arguments runs on one
+  The compiler may replicate arrays that depend on no data, such as zeros and random
+  numbers, on every device. An elementwise operation that reads both arrays makes it use
+  one sharding for both. The condition is always true (its second half for NaN), but XLA
+  does not simplify it. It is needed under `jit` only, and is fused into the next
+  operation. With explicit mesh axes the sharding is part of the type; the operation is
+  needed there too, because a program that reads none of its arguments runs on one
   device.
 
   Args:
     values: an array.
-    x: of the same shape.
+    x: an array of the same shape.
 
   Returns:
-    An array equal to `values`, of its dtype.
+    An array equal to `values`, of its dtype, with the sharding of `x`.
   """
   if not values.ndim:
     return values
@@ -32,19 +33,19 @@ def shard_like(values: Array, x: Array) -> Array:
     values = jax.sharding.reshard(values, sharding)
   x = jax.lax.stop_gradient(x)
   if not jnp.issubdtype(x.dtype, jnp.floating):
-    x = x.astype(jnp.float32)  # of integers XLA folds it
+    x = x.astype(jnp.float32)  # for integers, XLA would simplify the condition
   return jnp.where((x == x) | (x != x), values, jnp.zeros_like(values))
 
 
 def uniform_like(key: Array, x: Array) -> Array:
-  """Uniform floats with the shape and the sharding of another array.
+  """Draws uniform floats with the shape and sharding of another array.
 
-  A draw depends on no data, so the compiler is free to put it on one device, and
-  every mask made from it; the values do not depend on the layout either way.
+  The values do not depend on the sharding. Without it, the compiler could replicate the
+  draw, which depends on no data, and every mask made from it.
 
   Args:
     key: a PRNG key.
-    x: the array to imitate.
+    x: the array whose shape and sharding are used.
 
   Returns:
     float32 in [0, 1), of x's shape.
@@ -57,10 +58,10 @@ def uniform_like(key: Array, x: Array) -> Array:
 
 
 def true_like(x: Array) -> Array:
-  """A bool array of ones with the shape and the sharding of another array."""
+  """Makes a bool array of ones with the shape and sharding of another array."""
   return shard_like(jnp.ones_like(x, dtype=bool), x)
 
 
 def leaf_keys(key: Array, tree) -> list[Array]:
-  """One key a leaf, by its place in the tree."""
+  """Makes one key per leaf, from its index in flattening order."""
   return [jax.random.fold_in(key, i) for i, _ in enumerate(jax.tree.leaves(tree))]

@@ -1,8 +1,8 @@
-"""Leaves that stack layers: budgets say along which axes.
+"""Leaves that stack several layers; the shape of a budget says along which axes.
 
-A budget broadcasts against the leading axes of its mask: () for a leaf that is one
-layer, (8,) where axis 0 stacks eight layers, (1, 8) where axis 1 does, (4, 1, 8) for
-axes 0 and 2 of nested scans.
+The axes of a budget correspond to the leading axes of its mask. Its shape is () for a
+leaf that is one layer, (8,) where axis 0 stacks eight layers, (1, 8) where axis 1 does,
+and (4, 1, 8) for axes 0 and 2, as in nested scans.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ def budget_shape(shape: Sequence[int], stacked: Sequence[int]) -> tuple[int, ...
   """Returns the shape of a leaf's budget.
 
   Args:
-    shape: of the leaf.
-    stacked: its axes that stack layers, in rising order.
+    shape: the shape of the leaf.
+    stacked: the axes of the leaf that stack layers, in increasing order.
 
   Returns:
-    The lengths of the stacked axes at their places, 1 at the places before and between
-    them.
+    A shape with one entry per axis up to the last stacked one: the length of a stacked
+    axis, and 1 for the others.
 
   Example:
     >>> budget_shape((16, 8, 32), (1,))
@@ -34,20 +34,23 @@ def budget_shape(shape: Sequence[int], stacked: Sequence[int]) -> tuple[int, ...
 
 
 def stacked_axes(budget: Budget) -> tuple[int, ...]:
-  """Returns the axes that stack layers, as a budget's shape says; see `budget_shape`.
+  """Returns the axes that stack layers, from a budget's shape; see `budget_shape`.
 
-  Axes of length one before the last axis are none: there the answer is the same.
+  An axis of length 1 before the last one counts as not stacked, whether or not it was
+  declared; the result of a selection is the same.
   """
   last = len(budget.shape) - 1
   return tuple(i for i, n in enumerate(budget.shape) if n > 1 or i == last)
 
 
 def rows_first(x: Array, budget: Budget) -> Array:
-  """Moves the axes that stack layers to the front; a transpose, which moves no shard.
+  """Moves the axes that stack layers to the front, by a transpose.
+
+  A transpose needs no communication between devices.
 
   Args:
-    x: the leaf's weights, scores or mask.
-    budget: its budget.
+    x: the weights, scores or mask of a leaf.
+    budget: the budget of the leaf.
 
   Returns:
     `x` with the `len(stacked_axes(budget))` axes that stack layers in front.

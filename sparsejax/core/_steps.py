@@ -1,4 +1,4 @@
-"""The updates that transforms emit, in a dtype in which they are exact."""
+"""Updates in a dtype in which `optax.apply_updates` adds them exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ def sum_dtype(param: Array, update: Array) -> jnp.dtype:
 
 
 def update_or_zero(mask: Array, update: Array, param: Array) -> Array:
-  """Returns the update where live, and elsewhere the one that takes the weight to zero.
+  """Replaces the update of each masked weight by the one that sets it to zero.
 
   u' = u where m, else -p, in the dtype of p + u
 
-  In a narrower dtype -p would be rounded, and p + u' would be what the rounding lost.
-  Live entries are added exactly as `update` itself would be.
+  In a narrower dtype -p would be rounded, and p + u' would be the rounding error. The
+  sums of live weights are the same as with `update` itself.
 
   Args:
     mask: bool, True = live.
@@ -44,7 +44,7 @@ def update_or_zero(mask: Array, update: Array, param: Array) -> Array:
     param: float, of the mask's shape; its dtype may differ from that of `update`.
 
   Returns:
-    Array of the mask's shape; of the update's dtype unless the parameter's is wider.
+    Array of the mask's shape, in the dtype of `sum_dtype(param, update)`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -57,13 +57,13 @@ def update_or_zero(mask: Array, update: Array, param: Array) -> Array:
 
 
 def updated(param: Array, update: Array) -> Array:
-  """Returns the parameter after an update, to the last bit as optax computes it.
+  """Computes the parameter after an update, bit for bit as optax does.
 
   p' = p + u, rounded once, to the parameter's dtype
 
   Args:
     param: float, of any dtype.
-    update: float, of the param's shape and any dtype.
+    update: float, of the parameter's shape and any dtype.
 
   Returns:
     Array like `param`.

@@ -1,4 +1,4 @@
-"""Which leaves of a tree are sparsified."""
+"""The choice of the leaves that are sparsified, and trees that match the params."""
 
 import re
 from collections.abc import Callable
@@ -17,14 +17,15 @@ Where = PyTree | str | Callable[[str, jax.Array], bool] | None
 
 
 def path_string(path: tuple) -> str:
-  """Joins a key path with slashes; the trailing `value` of a box is left out.
+  """Joins a key path with slashes and omits the final `value` of a box.
 
   Args:
     path: a key path of `jax.tree_util`.
 
   Returns:
-    e.g. `"layers/0/kernel"`. The attribute `value` that ends it is that of nnx's
-    variables and of flax's partitioning boxes; a dictionary's key stays.
+    A string such as `"layers/0/kernel"`. A final attribute `value`, which nnx's
+    variables and flax's partitioning boxes have, is omitted; a dictionary's key `value`
+    is not.
 
   Example:
     >>> import jax
@@ -40,16 +41,16 @@ def path_string(path: tuple) -> str:
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-  """Returns the path and the value of each leaf, boxes' `value` left out.
+  """Lists the path and the value of each leaf, without the `value` of boxes.
 
-  A box, such as a variable of nnx or a partitioning box of flax, is a node that holds
-  `value` alone; a module's field `value` beside other fields keeps its name.
+  A box, such as a variable of nnx or a partitioning box of flax, is a node whose only
+  field is `value`. The field `value` of a module that has other fields is kept.
 
   Args:
     tree: any pytree.
 
   Returns:
-    (slash-separated path, leaf) of each leaf in flattening order.
+    (slash-separated path, leaf) for each leaf, in flattening order.
 
   Example:
     >>> named_leaves({"query": 1, "value": [2, 3]})
@@ -68,19 +69,20 @@ def _join(path: tuple) -> str:
 
 
 def why_dense(params: PyTree) -> list[str | None]:
-  """Returns why the default choice leaves each leaf dense, None for its kernels.
+  """Returns the reason why each leaf is dense by default, or None for kernels.
 
   Args:
     params: any pytree of arrays.
 
   Returns:
-    A list in flattening order; see `kernels.why_dense`.
+    A list in flattening order; `_kernels.why_dense` lists the reasons.
 
   Example:
     >>> import jax.numpy as jnp
     >>> why_dense({"b": jnp.ones((2, 3)), "w": jnp.ones((2, 3, 3))})
     ['bias', None]
   """
+  # The highest rank among the leaves of each module.
   named = named_leaves(params)
   most: dict[str, int] = {}
   for path, leaf in named:
@@ -96,18 +98,19 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
 
   Args:
     params: any pytree of arrays.
-    where: a tree of bools with the structure of `params` (or a prefix of it); a
-      regular expression searched for in each slash-separated path; a function
-      `(path, leaf) -> bool`; or None for the kernels, for which `why_dense` has no
-      reason.
-    name: the argument's name in messages.
+    where: a tree of bools with the structure of `params` (or a prefix of it); a regular
+      expression, searched for in each slash-separated path; a function
+      `(path, leaf) -> bool`; or None for the kernels, which are the leaves for which
+      `why_dense` returns None.
+    name: the argument's name in error messages.
 
   Returns:
-    One bool a leaf, in flattening order.
+    One bool per leaf, in flattening order.
 
   Raises:
-    TypeError: `where` is none of these.
-    ValueError: a bool tree does not fit `params`, or nothing is selected.
+    TypeError: `where` is none of these, or `params` has a leaf that is not an array.
+    ValueError: `params` is empty, a tree of bools does not fit it, a string is not a
+      regular expression, or nothing is selected.
   """
   leaves = named_leaves(params)
   if not leaves:
@@ -148,11 +151,11 @@ def check_where(name: str, where: Where) -> None:
 
   Args:
     name: the argument's name.
-    where: what was given.
+    where: the value to check.
 
   Raises:
-    TypeError: it is none.
-    ValueError: it is a string that is no regular expression.
+    TypeError: the value is not a choice of leaves.
+    ValueError: the value is a string but not a regular expression.
   """
   if isinstance(where, str):
     check_regex(name, where)
@@ -168,7 +171,7 @@ def check_where(name: str, where: Where) -> None:
 
 
 def check_arrays(name: str, tree: PyTree) -> None:
-  """Raises TypeError unless every leaf of a tree is an array, or abstract."""
+  """Raises TypeError unless every leaf of a tree is an array or an abstract value."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
       advice = ""
@@ -184,7 +187,7 @@ def check_arrays(name: str, tree: PyTree) -> None:
 
 
 def check_masks(masks: PyTree, name: str = "masks") -> None:
-  """Raises TypeError unless every leaf of a tree is a bool array, or abstract."""
+  """Raises TypeError unless every leaf of a tree is a bool array or an abstract one."""
   check_arrays(name, masks)
   for path, leaf in jax.tree_util.tree_leaves_with_path(masks):
     if leaf.dtype != bool:
@@ -194,18 +197,18 @@ def check_masks(masks: PyTree, name: str = "masks") -> None:
 
 
 def selected(params: PyTree, where: Where) -> list[bool]:
-  """`matches`, and every leaf that is chosen can be sparsified.
+  """Evaluates a choice of leaves and checks that the chosen ones can be sparsified.
 
   Args:
     params: any pytree of arrays.
     where: as in `matches`.
 
   Returns:
-    One bool a leaf, in flattening order.
+    One bool per leaf, in flattening order.
 
   Raises:
-    TypeError: a chosen leaf is not floating point.
-    ValueError: a chosen leaf is empty, or nothing is chosen.
+    TypeError: as in `matches`; or a chosen leaf is not floating point.
+    ValueError: as in `matches`; or a chosen leaf is empty.
   """
   chosen = matches(params, where)
   for (path, leaf), flag in zip(named_leaves(params), chosen, strict=True):
@@ -225,14 +228,17 @@ def selected(params: PyTree, where: Where) -> list[bool]:
 
 
 def choose(params: PyTree, chosen: list[bool]) -> PyTree:
-  """The params' tree with None in place of every leaf that is not chosen."""
+  """Replaces every leaf that is not chosen by None."""
   leaves, treedef = jax.tree.flatten(params)
   kept = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
   return without_empty_boxes(treedef.unflatten(kept))
 
 
 def merge(params: PyTree, kernels: PyTree) -> PyTree:
-  """The inverse of `choose`: the params with the leaves that `kernels` holds."""
+  """Replaces the leaves of `params` by those of `kernels` that are not None.
+
+  Inverts `choose`.
+  """
   leaves, treedef = jax.tree.flatten(params)
   entries = jax.tree.structure(unboxed(params)).flatten_up_to(unboxed(kernels))
   both = zip(leaves, entries, strict=True)
@@ -240,21 +246,24 @@ def merge(params: PyTree, kernels: PyTree) -> PyTree:
 
 
 def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
-  """The entry of `masks` (an array or None) for every leaf of `params`.
+  """Returns the entry of `masks`, an array or None, for every leaf of `params`.
 
   Args:
     params: any pytree of arrays.
     masks: a tree of the same structure with None at some leaves.
-    strict: whether the containers must be the same too, but for boxes around single
-      arrays; otherwise leaves are matched by their paths where they are not (nnx wraps
-      and unwraps them).
+    strict: whether the containers must be the same too, except for boxes around single
+      arrays. Otherwise, leaves in other containers are matched by their paths; nnx, for
+      example, wraps and unwraps arrays.
 
   Returns:
     A list in the flattening order of `params`.
 
   Raises:
+    TypeError: a leaf of either tree is not an array.
     ValueError: the structures or shapes differ.
   """
+  # Matches by structure if that is possible, and else by path. A mask without a leaf in
+  # `params` is an error either way.
   check_arrays("params", params)
   check_arrays("masks", masks)
   named, treedef = named_leaves(params), jax.tree.structure(unboxed(params))
