@@ -1,4 +1,4 @@
-"""Pruning of trained networks: what enters each layer, and which weights can go."""
+"""One-shot pruning of trained networks, from statistics of each layer's inputs."""
 
 from sparsejax.post_training._methods import ria, wanda
 from sparsejax.post_training._owl import owl

@@ -1,4 +1,4 @@
-"""One file per pruned layer, so that a pruning can be resumed."""
+"""Files of pruned layers, one per layer, from which a pruning can be resumed."""
 
 import json
 import os
@@ -15,14 +15,14 @@ _WRITER = "post_training.prune"
 
 
 def fingerprint(trees: Any, settings: dict[str, Any]) -> str:
-  """What must be the same for a pruning to be resumed, as text.
+  """Describes a pruning by text that must be equal for it to be resumed.
 
   Args:
     trees: pytree of arrays.
-    settings: everything else, as values of JSON.
+    settings: all other arguments, as JSON values.
 
   Returns:
-    JSON with a checksum of the arrays.
+    JSON text with the settings and a checksum of the arrays.
   """
   checksum = 0
   for leaf in jax.tree.leaves(trees):
@@ -33,14 +33,14 @@ def fingerprint(trees: Any, settings: dict[str, Any]) -> str:
 
 
 def prepare(directory: str | os.PathLike, request: str) -> None:
-  """Makes a directory for a request, or checks that it holds the same.
+  """Creates a directory for a request, or checks that it belongs to the same request.
 
   Args:
-    directory: made if it is not there.
-    request: from `fingerprint`.
+    directory: the directory; created if it does not exist.
+    request: the text from `fingerprint`.
 
   Raises:
-    ValueError: it holds layers of another request.
+    ValueError: the directory contains layers of a different request.
   """
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, "request.npz")
@@ -60,7 +60,7 @@ def prepare(directory: str | os.PathLike, request: str) -> None:
 def write_layer(
   directory: str | os.PathLike, number: int, arrays: dict[str, np.ndarray]
 ) -> None:
-  """Writes one layer; a reader sees it whole or not at all."""
+  """Writes one layer atomically."""
   write_archive(os.path.join(directory, f"layer_{number:05d}.npz"), arrays)
 
 

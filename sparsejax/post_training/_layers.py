@@ -1,10 +1,10 @@
-"""Finds the layers of any function in its jaxpr: which products use which weights.
+"""Finding the layers of any function in its jaxpr: which products use which weights.
 
 The program is traced and flattened as for `sparsejax.analysis.compact`. Every selected
 parameter is then followed forwards, through operations that only move or cast its
-elements, to the products it enters. A `scan` over stacked layers is unrolled, so that
-each layer is a product of its own; a `scan` that uses one kernel in every round, as a
-recurrent network does, stays a loop.
+elements, to the products that it enters. A `scan` over stacked layers is unrolled, so
+that each layer becomes a separate product. A `scan` that uses one kernel in every
+iteration, as a recurrent network does, stays a loop.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ class Use(NamedTuple):
   """One product that a layer's weights enter.
 
   Attributes:
-    output: the number of the product's output, by which it is found.
+    output: the number of the product's output, which identifies the product.
     side: which operand is the kernel, 0 or 1.
-    at: index of the operation, or of the loop that holds it, in the flat program.
+    at: index of the operation, or of the loop around it, in the flat program.
   """
 
   output: int
@@ -55,14 +55,17 @@ class Layer(NamedTuple):
   """Weights that enter a product as a matrix of `outputs` rows and `inputs` columns.
 
   Attributes:
-    name: the parameter's path; with `[i]` where the parameter holds several layers.
-    leaf: the parameter's number in flattening order.
-    shape: `(*spatial, inputs, outputs)`, of a product with batch axes or a grouped
-      convolution `(groups, ..., inputs, outputs)`.
-    groups: products side by side, each with inputs of its own; 1 for most layers.
+    name: the parameter's path, followed by `[i]` if the parameter contains several
+      layers.
+    leaf: the parameter's index in flattening order.
+    shape: `(*spatial, inputs, outputs)`, or `(groups, inputs, outputs)` for a product
+      with batch axes.
+    groups: the number of parallel products, each with its own inputs; 1 for most
+      layers.
     outputs: rows of each group's matrix.
-    inputs: columns of each group's matrix: the products summed in one output.
+    inputs: columns of each group's matrix: the number of products summed per output.
     uses: the products, in program order.
+    view: how the matrix's elements are taken from the parameter.
   """
 
   name: str
@@ -80,7 +83,7 @@ class Layer(NamedTuple):
     return self.groups * self.outputs * self.inputs
 
   def positions(self) -> np.ndarray:
-    """Where each weight stands in the flattened parameter.
+    """Returns the position of each weight in the flattened parameter.
 
     Returns:
       int array `(groups, outputs, inputs)`.
@@ -89,18 +92,18 @@ class Layer(NamedTuple):
 
 
 class Network(NamedTuple):
-  """A flat program and its layers, in program order."""
+  """A flat program and its layers, in the order of the program."""
 
   program: Program
   layers: tuple[Layer, ...]
   varying: frozenset[int]  # values that depend on the inputs
 
   def segment(self, available: Iterable[int], targets: Sequence[int]) -> Program:
-    """The part of the program that computes some values from others.
+    """Extracts the part of the program that computes some values from others.
 
     Args:
-      available: values that need no computing; those that are used become inputs.
-      targets: the values wanted.
+      available: values that are known; those that are used become inputs.
+      targets: the values to compute.
 
     Returns:
       A program from the parameters and the inputs to the targets.
@@ -108,7 +111,7 @@ class Network(NamedTuple):
     return segment(self.program, available, targets)
 
   def live(self, at: int) -> tuple[int, ...]:
-    """The values that operation `at` and those after it need from before."""
+    """Returns the values computed before operation `at` and needed by later ones."""
     program = self.program
     before = set(program.inputs)
     for operation in program.operations[:at]:
@@ -120,7 +123,7 @@ class Network(NamedTuple):
 
 
 class _View(NamedTuple):
-  """How a value's elements come from a parameter: a chain of moves."""
+  """The moves by which a value's elements are taken from a parameter."""
 
   leaf: int
   shape: tuple[int, ...]  # of the value
@@ -141,7 +144,7 @@ class _View(NamedTuple):
 
 
 class _MustUnroll(Exception):
-  """A loop picks its layer by a counter, so it must be unrolled to be read."""
+  """Raised when a loop selects its layer by a counter, so that it must be unrolled."""
 
 
 def find_layers(
@@ -157,14 +160,15 @@ def find_layers(
     apply_fn: `(params, inputs) -> outputs`.
     params: pytree of arrays, or of their abstract values.
     inputs: one batch, or its abstract values.
-    where: which leaves; see `sj.sparsify`.
-    caller: the public function's name, for messages.
+    where: selects the leaves; see `sj.sparsify`.
+    caller: the public function's name, for error messages.
 
   Returns:
     A `Network`.
 
   Raises:
-    ValueError: a selected parameter enters no product, or cannot be followed to it.
+    ValueError: no selected parameter enters a product, or one cannot be followed to
+      it.
   """
   chosen = selected(params, where)
   program, _ = trace(apply_fn, params, inputs)
@@ -186,15 +190,20 @@ def find_layers(
 
 
 class _Finder:
-  """Follows parameters through a program."""
+  """Follows parameters through a program.
+
+  Values have numbers. `views` maps those whose elements are moved from one selected
+  parameter to a `_View`; `depends` maps all that depend on selected parameters, and not
+  on the inputs, to these parameters.
+  """
 
   def __init__(self, program: Program, chosen, paths, caller):
     self.program, self.paths, self.caller = program, paths, caller
     self.shapes, self.dtypes = program.shapes, program.dtypes
     self.constants = dict(program.constants)
     self.views: dict[int, _View] = {}
-    self.depends: dict[int, frozenset[int]] = {}  # value -> selected leaves within it
-    self.last: dict[int, str] = {}  # value -> the operation that lost the view
+    self.depends: dict[int, frozenset[int]] = {}  # value -> selected leaves in it
+    self.last: dict[int, str] = {}  # value -> the operation that ended its view
     self.fixed: dict[int, Operation | None] = dict.fromkeys(self.constants)
     self.varies = set(program.inputs)
     self.found: list[tuple[_View, Use, tuple]] = []
@@ -204,7 +213,8 @@ class _Finder:
         self.depends[number] = frozenset([leaf])
 
   def follow(self, operations: list[Operation]) -> list[Operation]:
-    """Visits all operations; returns them with loops over layers unrolled."""
+    """Visits all operations and returns them, with loops over layers unrolled."""
+    # `pending` is a stack; an unrolled loop is replaced by its operations there.
     done, pending = [], list(reversed(operations))
     while pending:
       operation = pending.pop()
@@ -225,6 +235,9 @@ class _Finder:
     return done
 
   def _visit(self, operation: Operation, at: int, inside: bool) -> None:
+    """Records what the outputs of one operation are."""
+    # Outputs vary if an operand depends on the inputs; they are fixed if all operands
+    # are constants.
     numbers = list(operands(operation))
     if any(i in self.varies for i in numbers):
       self.varies.update(operation.outputs)
@@ -234,6 +247,8 @@ class _Finder:
     if operation.name in _PRODUCTS:
       self._product(operation, at)
       return
+    # Operations without selected parameters need no more. A barrier passes its operands
+    # on; operations with a body cannot be followed.
     held = self._held(numbers)
     if not held:
       return
@@ -245,6 +260,8 @@ class _Finder:
       self._refuse(next(i for i in numbers if i in self.depends), operation.name)
     if len(viewed) == 1 and self._moved(operation, viewed[0], inside):
       return
+    # Any other operation ends the view, which is an error only if the result enters a
+    # product; remember the operation for the message.
     if not any(i in self.varies for i in numbers):
       for out in operation.outputs:
         self.depends[out] = held
@@ -253,13 +270,13 @@ class _Finder:
         )
 
   def _moved(self, operation: Operation, source: int, inside: bool) -> bool:
-    """Gives the outputs their views, if the operation only moves elements."""
+    """Records views of the outputs and returns True if elements are only moved."""
     name, p, view = operation.name, operation.params, self.views[source]
     shapes = [self.shapes[out] for out in operation.outputs]
     first = isinstance(operation.inputs[0], int) and operation.inputs[0] == source
     steps: list[Callable] = [_same]
     if name in ("mul", "div") and (first or name == "mul"):
-      # A factor that all weights share changes neither masks nor compensation.
+      # A scalar factor, shared by all weights, does not change masks or compensation.
       factor = operation.inputs[1 if first else 0]
       varies = isinstance(factor, int) and factor in self.varies
       if varies or math.prod(self._shape(factor)) != 1:
@@ -281,7 +298,7 @@ class _Finder:
     return True
 
   def _rename(self, number: Any, other: int) -> None:
-    """Says that a value, unless it is a literal, has another number too."""
+    """Records that `other` is the same value as `number`, unless that is a literal."""
     if not isinstance(number, int):
       return
     if number in self.views:
@@ -296,6 +313,7 @@ class _Finder:
     self.depends[number] = frozenset([view.leaf])
 
   def _product(self, operation: Operation, at: int) -> None:
+    """Records a product in which one operand is a view of a parameter."""
     left, right = operation.inputs
     sides = [s for s in (0, 1) if operation.inputs[s] in self.views]
     varies = any(i in self.varies for i in operands(operation))
@@ -320,7 +338,8 @@ class _Finder:
         i for i in (left, right) if isinstance(i, int) and self.depends.get(i)
       )
       self._refuse(lost, self.last.get(lost, operation.name))
-    # A product without inputs: what it makes may be a kernel, and is not followed.
+    # A product of parameters alone: its result may be used as a kernel, but cannot be
+    # followed further.
     for out in operation.outputs:
       self.depends[out] = held
       self.last[out] = operation.name
@@ -340,13 +359,14 @@ class _Finder:
     return self.shapes[value] if isinstance(value, int) else np.shape(value)
 
   def _constant(self, value, inside: bool):
-    """A scalar's value, None if it depends on parameters or inputs."""
+    """Evaluates a scalar; returns None if it depends on parameters or inputs."""
     if not isinstance(value, int):
       return np.asarray(value)
     if value not in self.fixed:
       if inside and value not in self.program.params:
         raise _MustUnroll
       return None
+    # Collect the operations that compute it, in program order, and evaluate them.
     operations, wanted, seen = [], [value], set()
     while wanted:
       operation = self.fixed[number] if (number := wanted.pop()) in self.fixed else None
@@ -368,7 +388,7 @@ class _Finder:
     return np.asarray(evaluate(program, (), ())[0][0])
 
   def _stacked(self, operation: Operation) -> bool:
-    """Whether a loop takes a slice of a selected parameter in each round."""
+    """Returns whether a loop takes a slice of a selected parameter per iteration."""
     p = operation.params
     first = p["num_consts"] + p["num_carry"]
     return any(
@@ -377,6 +397,8 @@ class _Finder:
 
   def _loop(self, operation: Operation, at: int) -> None:
     """Visits the body of a loop that stays a loop."""
+    # Connect the body's inputs to the loop's operands. Operands that are constant over
+    # all iterations keep their views; parameters that change cannot be followed.
     body, p = operation.params["body"], operation.params
     consts, carries = p["num_consts"], p["num_carry"]
     self.constants.update(body.constants)
@@ -388,7 +410,7 @@ class _Finder:
         if isinstance(outer, int) and outer in self.views:
           self._refuse(outer, "the carry of a scan")
         if not isinstance(outer, int) or outer not in self.depends:
-          self.varies.add(inner)  # it changes from round to round
+          self.varies.add(inner)  # it changes between iterations
         continue
       if not isinstance(outer, int):
         self.fixed[inner] = None
@@ -418,7 +440,7 @@ class _Finder:
     return self._new(self.shapes[value], self.dtypes[value])
 
   def _unrolled(self, operation: Operation) -> list[Operation]:
-    """The rounds of a loop one after another."""
+    """Unrolls a loop into the operations of its iterations, one after another."""
     body, p = operation.params["body"], operation.params
     consts, carries = p["num_consts"], p["num_carry"]
     self.constants.update(body.constants)
@@ -427,6 +449,8 @@ class _Finder:
     stacked = operation.inputs[consts + carries :]
     slices: list[list] = [[] for _ in body.outputs[carries:]]
     made: list[Operation] = []
+    # Per iteration: slice the stacked operands, copy the body with new numbers, and
+    # collect its outputs.
     rounds = range(p["length"])
     for i in reversed(rounds) if p["reverse"] else rounds:
       values = [*operation.inputs[:consts], *carry]
@@ -437,7 +461,7 @@ class _Finder:
       carry = outputs[:carries]
       for rows, value in zip(slices, outputs[carries:], strict=True):
         rows.append(value)
-    # The outputs of the loop are other names of what the last round made.
+    # Copy the last carry to the loop's outputs, and stack the other outputs.
     for out, value in zip(operation.outputs[:carries], carry, strict=True):
       made.append(self._copy(value, out))
     for out, rows in zip(operation.outputs[carries:], slices, strict=True):
@@ -479,7 +503,7 @@ class _Finder:
     made.append(Operation(primitives.concatenate_p, p, tuple(wide), (out,)))
 
   def _renumbered(self, operation: Operation, numbers: dict) -> Operation:
-    """An operation of a loop's body with outputs of its own."""
+    """Copies an operation of a loop's body, with new numbers for its outputs."""
     inputs = tuple(self._read(numbers, i) for i in operation.inputs)
     for out in operation.outputs:
       numbers[out] = self._like(out)
@@ -499,7 +523,11 @@ class _Finder:
     )
 
   def layers(self) -> tuple[Layer, ...]:
-    """What was found, each set of weights once, checked to be apart from the others."""
+    """Returns the layers that were found, with all uses of the same weights in one.
+
+    Raises:
+      ValueError: two layers share some weights, but not all.
+    """
     made: dict[tuple[int, str], dict] = {}
     taken: dict[int, np.ndarray] = {}
     for view, use, shape in self.found:
@@ -509,6 +537,7 @@ class _Finder:
       if key in made:
         made[key]["uses"] += (use,)
         continue
+      # Check that no weight belongs to an earlier layer.
       root = view
       while root.parent is not None:
         root = root.parent
@@ -531,7 +560,7 @@ class _Finder:
 
 
 def _has_body(operation: Operation) -> bool:
-  """Whether an operation has a body that is not read, as `while` and `cond` have."""
+  """Returns whether an operation has a body, such as `while` and `cond`."""
   groups = (p if isinstance(p, tuple) else (p,) for p in operation.params.values())
   values = [value for group in groups for value in group]
   return any(isinstance(v, (core.Jaxpr, core.ClosedJaxpr)) for v in values)
@@ -542,7 +571,7 @@ def _same(a: np.ndarray) -> np.ndarray:
 
 
 def _slices(starts, shape, sizes) -> tuple[slice, ...]:
-  """The part that a `dynamic_slice` takes; it moves starts inside the bounds."""
+  """Returns the slices of a `dynamic_slice`, which clamps starts to the bounds."""
   starts = [
     min(max(int(start), 0), whole - size)
     for start, whole, size in zip(starts, shape, sizes, strict=True)
@@ -551,7 +580,7 @@ def _slices(starts, shape, sizes) -> tuple[slice, ...]:
 
 
 def _named(made: dict, paths: list[str]) -> tuple[Layer, ...]:
-  """The layers with their names, in the order in which they are first used."""
+  """Creates the layers with their names, in the order of their first use."""
   starts: dict[int, list[int]] = {}
   for (leaf, _), entry in made.items():
     starts.setdefault(leaf, []).append(entry["first"])
@@ -578,12 +607,12 @@ def _named(made: dict, paths: list[str]) -> tuple[Layer, ...]:
 
 
 def segment(program: Program, available: Iterable[int], targets: Sequence[int]):
-  """The part of a program that computes some values from others.
+  """Extracts the part of a program that computes some values from others.
 
   Args:
-    program: flat.
-    available: values that need no computing; those that are used become inputs.
-    targets: the values wanted.
+    program: a flat program.
+    available: values that are known; those that are used become inputs.
+    targets: the values to compute.
 
   Returns:
     A program from the parameters and the inputs to the targets.
@@ -607,16 +636,17 @@ def segment(program: Program, available: Iterable[int], targets: Sequence[int]):
 def matrix_view(
   operation: Operation, side: int, shape: tuple[int, ...]
 ) -> tuple[Callable[[Any], Any], tuple[int, ...]]:
-  """How a product reads its kernel as matrices.
+  """Returns how a product uses its kernel as one matrix per group.
 
   Args:
     operation: a `dot_general` or a convolution.
-    side: which operand is the kernel.
-    shape: of the kernel.
+    side: which operand is the kernel, 0 or 1.
+    shape: the kernel's shape.
 
   Returns:
-    A function from the kernel, a NumPy or JAX array, to `(groups, outputs, inputs)`;
-    and the shape `(*spatial, inputs, outputs)` that distributions see.
+    A function from the kernel, a NumPy or JAX array, to `(groups, outputs, inputs)`,
+    and the shape for distributions: `(*spatial, inputs, outputs)`, or
+    `(groups, inputs, outputs)` for a `dot_general` with batch axes.
   """
   p = operation.params
   if operation.name == "dot_general":
@@ -636,11 +666,11 @@ def matrix_view(
 
 
 def product_inputs(operation: Operation, side: int, values: Sequence[jax.Array]):
-  """What a product multiplies its kernel by, one row per sum.
+  """Returns the vectors by which a product multiplies its kernel.
 
   Args:
     operation: a `dot_general` or a convolution.
-    side: which operand is the kernel.
+    side: which operand is the kernel, 0 or 1.
     values: the two operands.
 
   Returns:
@@ -659,7 +689,7 @@ def product_inputs(operation: Operation, side: int, values: Sequence[jax.Array])
 
 
 def _axes(operation: Operation, side: int, rank: int):
-  """A kernel's contracted, batch and free axes; contracted ones in its own order."""
+  """Returns a kernel's contracted, batch and free axes; contracted ones are sorted."""
   contracted, batch = operation.params["dimension_numbers"]
   batch = tuple(batch[side])
   contracted = tuple(sorted(contracted[side]))
@@ -668,11 +698,12 @@ def _axes(operation: Operation, side: int, rank: int):
 
 
 def _patches(operation: Operation, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The patches of images that a convolution multiplies, `(groups, samples, n)`.
+  """Returns the image patches that a convolution multiplies, `(groups, samples, n)`.
 
-  One strided slice per tap of the kernel: on a CPU faster than the convolution with
-  one-hot kernels that `jax.lax.conv_general_dilated_patches` is.
+  One strided slice is taken per tap of the kernel. On a CPU this is faster than
+  `jax.lax.conv_general_dilated_patches`, a convolution with one-hot kernels.
   """
+  # Bring the axes into the order (batch, channels, *spatial), then pad and dilate.
   p = operation.params
   numbers = p["dimension_numbers"]
   x = jnp.transpose(x, numbers.lhs_spec)
@@ -690,6 +721,7 @@ def _patches(operation: Operation, x: jax.Array, kernel: jax.Array) -> jax.Array
       x.shape[2:], taps, spread, p["window_strides"], strict=True
     )
   ]
+  # Slice the inputs of each tap of the kernel, for all output positions.
   slices = []
   for tap in np.ndindex(*taps):
     starts = [t * wide for t, wide in zip(tap, spread, strict=True)]
@@ -702,6 +734,7 @@ def _patches(operation: Operation, x: jax.Array, kernel: jax.Array) -> jax.Array
         x, (0, 0, *starts), (*x.shape[:2], *limits), (1, 1, *p["window_strides"])
       )
     )
+  # Order each patch as (taps, channels of the group), with one row per output position.
   stacked = jnp.stack(slices)  # (taps, batch, channels, *outs)
   groups = p["feature_group_count"]
   count, images, channels = stacked.shape[:3]

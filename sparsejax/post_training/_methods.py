@@ -1,7 +1,7 @@
-"""Scores of one-shot pruning methods, and what each method does with its scores.
+"""One-shot pruning methods: their scores, and the pruning of one layer.
 
-A layer is a matrix per group, `(groups, outputs, inputs)`: rows are neurons, the
-transpose of a Dense kernel. Higher = worth more, as everywhere.
+A layer has one matrix per group, `(groups, outputs, inputs)`. Rows are neurons, so a
+matrix is the transpose of a Dense kernel. Weights with higher scores are kept.
 """
 
 import functools
@@ -28,14 +28,14 @@ Score = Callable[[Array, InputStatistics], Array]
 
 
 def magnitude(weights: Array, statistics: InputStatistics) -> Array:
-  """Computes `|w_ij|`, which asks nothing of the inputs.
+  """Computes `|w_ij|`, which does not depend on the inputs.
 
   Args:
     weights: float array `(groups, outputs, inputs)`.
-    statistics: of the layer's inputs; not used.
+    statistics: statistics of the layer's inputs; not used.
 
   Returns:
-    Float array like `weights`, higher = worth more.
+    Float array like `weights`; higher scores are kept.
 
   Example:
     >>> magnitude(jnp.array([[[-2.0, 1.0]]]), None).tolist()
@@ -46,18 +46,18 @@ def magnitude(weights: Array, statistics: InputStatistics) -> Array:
 
 
 def wanda(weights: Array, statistics: InputStatistics) -> Array:
-  """Computes Wanda's score, a weight times the norm of its input.
+  """Computes Wanda's score, the magnitude of a weight times the norm of its input.
 
   s_ij = |w_ij| ||x_j||_2
 
-  Wanda compares the weights of one output with each other: `group="output"`.
+  Wanda ranks the weights within each output: `group="output"`.
 
   Args:
     weights: float array `(groups, outputs, inputs)`.
-    statistics: of the layer's inputs.
+    statistics: statistics of the layer's inputs.
 
   Returns:
-    Float array like `weights`, higher = worth more.
+    Float array like `weights`; higher scores are kept.
 
   Reference: Sun et al., A simple and effective pruning approach for large language
   models (2023), eq. 1.
@@ -75,15 +75,15 @@ def ria(weights: Array, statistics: InputStatistics, power: float = 0.5) -> Arra
 
   s_ij = (|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) ||x_j||_2^power
 
-  The sums run over a weight's column and row. RIA compares all weights of a layer.
+  The sums run over a weight's column and row. RIA ranks all weights of a layer.
 
   Args:
     weights: float array `(groups, outputs, inputs)`.
-    statistics: of the layer's inputs.
-    power: of the norm.
+    statistics: statistics of the layer's inputs.
+    power: the power of the norm.
 
   Returns:
-    Float array like `weights`, higher = worth more.
+    Float array like `weights`; higher scores are kept.
 
   Reference: Zhang et al., Plug-and-play: an efficient post-training pruning method for
   large language models (2024), eqs. 3 and 4.
@@ -101,15 +101,15 @@ def ria(weights: Array, statistics: InputStatistics, power: float = 0.5) -> Arra
 
 
 def obs(weights: Array, statistics: InputStatistics, damping: float = 0.01) -> Array:
-  """Computes scores that any threshold turns into a prefix of OBS's deletion order.
+  """Computes scores for which any threshold deletes a prefix of OBS's deletion order.
 
   Args:
     weights: float array `(groups, outputs, inputs)`.
-    statistics: of the layer's inputs, with Gram matrices.
+    statistics: statistics of the layer's inputs, with Gram matrices.
     damping: fraction of the mean diagonal added to the Hessian's diagonal.
 
   Returns:
-    Float array like `weights`, higher = worth more.
+    Float array like `weights`; higher scores are kept.
 
   Reference: Frantar and Alistarh, Optimal brain compression (2022), Algorithm 1.
 
@@ -125,12 +125,12 @@ def obs(weights: Array, statistics: InputStatistics, damping: float = 0.01) -> A
 
 
 class Method(NamedTuple):
-  """What a method does: its score, whom it compares, whether it compensates."""
+  """The properties of a pruning method."""
 
-  score: Score | None  # None for SparseGPT, which scores as it prunes
-  group: str  # "output" or "layer"
-  compensates: bool
-  reads_gram: bool
+  score: Score | None  # None for SparseGPT, which computes scores while it prunes
+  group: str  # weights are ranked within each "output", or over the "layer"
+  compensates: bool  # whether the kept weights are compensated
+  reads_gram: bool  # whether the score needs Gram matrices
 
 
 METHODS = {
@@ -143,7 +143,7 @@ METHODS = {
 
 
 class Settings(NamedTuple):
-  """How one layer is pruned; hashable, for `jax.jit`."""
+  """The settings for pruning one layer; hashable, as `jax.jit` requires."""
 
   method: Method
   structure: Structure | None
@@ -152,12 +152,12 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-  """One layer, pruned."""
+  """The result of pruning one layer."""
 
-  weights: Array  # (groups, outputs, inputs), exactly 0.0 where dead
-  mask: Array
+  weights: Array  # (groups, outputs, inputs), exactly 0.0 where masked
+  mask: Array  # bool, like weights, True = live
   masked_error: Array  # relative squared error of the outputs without compensation
-  error: Array  # the same of what was returned
+  error: Array  # relative squared error of the outputs with the returned weights
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "live"))
@@ -172,29 +172,31 @@ def prune_matrix(
 
   Args:
     weights: float array `(groups, outputs, inputs)`.
-    statistics: of its inputs.
-    live: weights kept.
-    settings: how.
-    cross: `(groups, inputs, inputs)`, the sum of `x y^T`, x the dense network's inputs
-      of the layer and y those of `statistics`: the weights kept are then fitted to
-      the dense network's outputs.
+    statistics: statistics of the layer's inputs.
+    live: the number of weights to keep.
+    settings: the method and its settings.
+    cross: `(groups, inputs, inputs)`, the sum of `x y^T`, with x the dense network's
+      inputs of the layer and y those of `statistics`. If given, the kept weights are
+      fitted to the dense network's outputs.
 
   Returns:
     A `Result`; errors are NaN without Gram matrices.
   """
   method, structure = settings.method, settings.structure
-  # None only where no method reads it.
+  # The Hessian of the layer; None if no method needs it.
   hessian: Any = None
   exact: Any = None
   if statistics.gram is not None:
     exact = hessian = statistics.hessian.astype(weights.dtype)
-    # Inputs that are always zero say nothing: all weights count the same.
+    # If all inputs are zero, use the identity instead, so that scores and compensation
+    # stay defined. `exact` keeps the true Hessian for the errors.
     empty = jnp.trace(hessian, axis1=-2, axis2=-1)[:, None, None] <= 0
     eye = jnp.eye(hessian.shape[-1], dtype=hessian.dtype)
     hessian = jnp.where(empty, eye[None], hessian)
     gram = jnp.where(empty, eye[None], statistics.gram.astype(weights.dtype))
     statistics = statistics._replace(gram=gram)
   if method.score is None and (structure is None or structure.group is not None):
+    # SparseGPT selects and compensates column by column, one group at a time.
     each = _shares(live, weights.shape[0])
     one = lambda w, h, k: sparse_gpt(
       w,
@@ -209,6 +211,7 @@ def prune_matrix(
       jnp.stack(part) for part in zip(*(one(*p) for p in pairs), strict=True)
     )
   else:
+    # Otherwise: compute scores, select the mask, compensate the kept weights.
     if method.score is None:
       scores = _block_scores(weights, hessian, settings.damping)
     elif method.score is obs:
@@ -220,6 +223,8 @@ def prune_matrix(
     if method.compensates:
       one = lambda w, h, m: compensate(w, h, m, damping=settings.damping)
       new = jax.vmap(one)(weights, hessian, mask)
+  # Fit the kept weights to the dense network's outputs, if asked for, and measure the
+  # errors of the masked and of the returned weights.
   masked = jnp.where(mask, weights, 0)
   if cross is not None:
     count = jnp.maximum(jnp.asarray(statistics.count, weights.dtype), 1)
@@ -231,7 +236,7 @@ def prune_matrix(
 
 
 def _fit(weights, hessian, cross, mask, damping):
-  """The live weights v that minimize `||Y v^T - X w^T||^2`, damped towards w.
+  """Computes the live weights v that minimize `||Y v^T - X w^T||^2`, damped towards w.
 
   `H_LL (v - w)_L = (w C - (w m) H)_L`, with C the sum of `x y^T`, H that of `y y^T`.
   """
@@ -242,7 +247,7 @@ def _fit(weights, hessian, cross, mask, damping):
 
 
 def _block_scores(weights: Array, hessian: Array, damping: float) -> Array:
-  """OBS's saliency `w^2 / [H^-1]_ii` of each weight alone."""
+  """Computes OBS's saliency `w^2 / [H^-1]_ii` of deleting each weight alone."""
   inverse = jnp.linalg.inv(damped(hessian, damping))
   diagonal = jnp.diagonal(inverse, axis1=-2, axis2=-1)[:, None]
   return weights**2 / jnp.maximum(diagonal, jnp.finfo(diagonal.dtype).tiny)
@@ -250,7 +255,7 @@ def _block_scores(weights: Array, hessian: Array, damping: float) -> Array:
 
 def _select(scores: Array, live: int, group: str, structure: Structure | None):
   if structure is not None:
-    # A structure sees a Dense kernel, `(groups, inputs, outputs)`.
+    # Structures take Dense kernels, `(inputs, outputs)` or `(groups, inputs, outputs)`.
     scores = jnp.swapaxes(scores, -1, -2)
     if scores.shape[0] == 1:
       scores = scores[0]
@@ -267,12 +272,12 @@ def _select(scores: Array, live: int, group: str, structure: Structure | None):
 
 
 def _shares(live: int, parts: int) -> list[int]:
-  """Equal shares; the remainder goes to the first, one weight each."""
+  """Divides `live` equally; the first parts get one more each for the remainder."""
   return [live // parts + (i < live % parts) for i in range(parts)]
 
 
 def _error(hessian: Any, old: Array, new: Array) -> Array:
-  """`||X (w - v)^T||^2 / ||X w^T||^2`, over all outputs."""
+  """Computes `||X (w - v)^T||^2 / ||X w^T||^2`, over all outputs; NaN if unknown."""
   if hessian is None:
     return jnp.asarray(jnp.nan, old.dtype)
   size = lambda w: jnp.einsum("goi,gij,goj->", w, hessian, w, precision="highest")

@@ -1,4 +1,4 @@
-"""Outlier weighed layer-wise sparsity: a distribution from a network's own inputs."""
+"""OWL: a distribution computed from the outliers among each layer's scores."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,28 +25,30 @@ def owl(
   threshold: float = 5.0,
   spread: float = 0.08,
 ) -> Callable[[dict[str, tuple[int, ...]], float], jax.Array]:
-  """Computes a distribution that keeps more of layers with more outliers.
+  """Computes a distribution that gives layers with more outliers a higher density.
 
   D_l = share of |w_ij| ||x_j|| above threshold * (their mean in layer l)
   density_l = density + spread * (2 (D_l - min D) / (max D - min D) - mean)
 
-  The budgets sum to the promise exactly. The paper gives all layers of a transformer
-  block one density; here each product has its own.
+  The budgets sum exactly to the total budget of the density. In the paper all layers of
+  a transformer block share one density; here each layer has its own.
 
   Args:
     apply_fn: as for `prune`.
     params: as for `prune`.
-    batches: as for `prune`; only norms are computed, one pass over the dense network.
+    batches: as for `prune`. Only norms are computed, in one pass over the dense
+      network.
     where: as for `prune`.
-    threshold: how many times the mean an outlier's score is, above 0.
-    spread: how far a layer's density may be from the mean, in [0, 1).
+    threshold: scores above this multiple of the layer's mean count as outliers; above
+      0.
+    spread: half the range of the layers' densities, in [0, 1).
 
   Returns:
     A distribution `(shapes, density) -> budgets` for `prune`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: one is outside its range; as `input_statistics`.
+    ValueError: an argument is outside its range, or as for `input_statistics`.
 
   Reference: Yin et al., Outlier weighed layerwise sparsity (OWL): a missing secret
   sauce for pruning LLMs to high sparsity (2024), section 3.
@@ -60,6 +62,7 @@ def owl(
   """
   check_number("threshold", threshold, "be above 0", lambda v: 0 < v < float("inf"))
   check_number("spread", spread, "be in [0, 1)", lambda v: 0 <= v < 1)
+  # Measure the share of outliers among each layer's Wanda scores.
   batches = [batch for _, batch in checked(batches)]
   statistics = input_statistics(apply_fn, params, batches, where, gram=False)
   network = find_layers(apply_fn, params, batches[0], where, "owl")
@@ -77,6 +80,7 @@ def owl(
         f"owl must be given the layers that it has measured, {list(outliers)}, got "
         f"{list(shapes)}."
       )
+    # Map the shares to densities around the given one, then round to exact budgets.
     ratios = np.array([outliers[name] for name in shapes])
     ratios = (ratios - ratios.min()) / max(float(np.ptp(ratios)), 1e-30) * 2 * spread
     densities = np.clip(ratios - ratios.mean() + density, 1e-3, 1)

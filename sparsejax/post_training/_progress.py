@@ -1,14 +1,14 @@
-"""A bar on standard error: layers done, the last one's error, the time left."""
+"""A progress bar on standard error: pruned layers, the last error and the time left."""
 
 import sys
 import time
 
 
 class Bar:
-  """Shows how far a pruning is; on one line in a terminal, a line per layer elsewhere.
+  """Shows the progress of a pruning: one line in a terminal, else one line per layer.
 
   Args:
-    total: layers.
+    total: the number of layers.
     show: whether to show anything.
   """
 
@@ -20,8 +20,8 @@ class Bar:
     """Shows one more layer.
 
     Args:
-      report: its `LayerReport`.
-      resumed: whether it was read from the directory of an earlier run.
+      report: the layer's `LayerReport`.
+      resumed: whether the layer was read from the directory of an earlier run.
     """
     self.done += 1
     self.fresh += not resumed

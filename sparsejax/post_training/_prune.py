@@ -1,8 +1,8 @@
 """One-shot pruning of a trained network, layer by layer in program order.
 
-A network is run from product to product. Between two layers only the values that later
-operations need are kept, for every batch; so each layer's inputs are computed from the
-layers before it as they have been pruned, and no operation runs twice but those
+The network is run from product to product. Between two layers, only the values that
+later operations need are kept, for every batch. The inputs of each layer are thus
+computed from the layers before it as pruned, and no operation runs twice, except those
 of layers that are used in several places.
 """
 
@@ -50,17 +50,17 @@ PyTree = Any
 
 
 class LayerReport(NamedTuple):
-  """One layer's pruning.
+  """The report on one pruned layer.
 
   Attributes:
-    name: see `layers`.
-    live: weights kept.
-    size: weights in all.
+    name: the layer's name; see `layers`.
+    live: the number of weights kept.
+    size: the number of weights.
     masked_error: `||X (w - v)^T||^2 / ||X w^T||^2`, the relative squared error of the
       layer's outputs with the mask alone, before compensation; NaN if not measured.
-    error: the same of the weights returned; with `targets="dense"` larger than without,
-      for they are fitted to other outputs.
-    seconds: statistics and pruning together.
+    error: the relative squared error with the returned weights. With `targets="dense"`
+      it is larger, because the weights are then fitted to different outputs.
+    seconds: the time for statistics and pruning.
   """
 
   name: str
@@ -72,7 +72,7 @@ class LayerReport(NamedTuple):
 
   @property
   def density(self) -> float:
-    """The fraction kept."""
+    """The fraction of weights kept."""
     return self.live / self.size
 
 
@@ -80,8 +80,8 @@ class Pruned(NamedTuple):
   """A pruned network.
 
   Attributes:
-    params: like the params given, exactly 0.0 where dead.
-    masks: bool arrays (True = live) at the pruned leaves, None elsewhere: for
+    params: a tree like the given params, exactly 0.0 where masked.
+    masks: bool arrays (True = live) at the pruned leaves and None elsewhere, for
       `sj.apply_masks`, `sj.with_masks` and `sj.save_masks`.
     report: a `LayerReport` per layer, in program order.
   """
@@ -113,9 +113,10 @@ def prune(
 ) -> Pruned:
   """Prunes a trained network in one shot, from a few hundred examples.
 
-  Layers are found as `input_statistics` finds them, and pruned in program order. A
-  method scores the weights of a layer; the best are kept, and with compensation the
-  rest take over what the dropped ones did, in the least squares of the layer's outputs:
+  Layers are found as by `input_statistics` and pruned in program order. A method scores
+  the weights of a layer, and those with the highest scores are kept. Methods with
+  compensation also change the kept weights, to minimize the squared error of the
+  layer's outputs:
 
   | method | score | compared within | compensates |
   |---|---|---|---|
@@ -125,53 +126,55 @@ def prune(
   | "sparse_gpt" | `w^2 / U_ii^2`, in blocks of columns | block of columns | yes |
   | "obs" | cost in OBS's deletion order | layer | yes |
 
-  SparseGPT with a structure other than `n_m` selects by `w^2 / [H^-1]_ii` and
-  compensates exactly. "obs" takes `outputs * inputs^3` operations per layer: for small
-  layers.
+  With a structure other than `n_m`, SparseGPT selects by `w^2 / [H^-1]_ii` and
+  compensates exactly. "obs" takes `outputs * inputs^3` operations per layer, so it
+  suits small layers.
 
-  Memory: one layer's Gram matrix, `4 * groups * inputs^2` bytes (see `layers`), and for
-  all batches the values that later operations need at one place in the program, such
-  as the residual stream.
+  Memory: the Gram matrix of one layer, `4 * groups * inputs^2` bytes (see `layers`),
+  and, for all batches, the values that later operations need at one point of the
+  program, such as the residual stream.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, such as
       `lambda params, x: model.apply({"params": params}, x)`.
-    params: pytree of arrays; float32, bfloat16 or float16 leaves are pruned in float32,
-      float64 ones in float64.
-    batches: a sequence of inputs, all of the same shapes.
-    density: fraction kept of all selected weights, in (0, 1]; None for the structure's.
-    method: a name from the table, or `(weights (groups, outputs, inputs),
-      InputStatistics) -> scores`, higher = worth more.
-    structure: such as `sj.n_m(2, 4)` or `sj.block((4, 4))`. It sees every layer as a
-      Dense kernel `(inputs, outputs)`: N:M is N of every M inputs that the product
-      sums, whatever the kernel's own axes.
+    params: pytree of arrays. float32, bfloat16 and float16 leaves are pruned in
+      float32, float64 leaves in float64.
+    batches: a sequence of inputs, all with the same shapes.
+    density: fraction of all selected weights to keep, in (0, 1]; None for the
+      structure's density.
+    method: a name from the table, or a function `(weights (groups, outputs, inputs),
+      InputStatistics) -> scores`; higher scores are kept.
+    structure: a structure such as `sj.n_m(2, 4)` or `sj.block((4, 4))`. It applies to
+      every layer as a Dense kernel `(inputs, outputs)`: N:M keeps N of every M inputs
+      that the product sums, whatever the axes of the kernel are.
     distribution: `(shapes, density) -> budgets`: `sj.uniform`, `sj.erk`, `owl(...)`, or
       any function whose budgets sum to `round(density * size)`.
-    where: which parameters; see `sj.sparsify`.
-    inputs: "pruned": each layer's inputs come from the layers before it as pruned;
-      "dense": from the dense network.
-    targets: what compensation fits the outputs of a layer to: "layer", what its own
-      weights make of the same inputs; "dense", what the dense network has there, so
-      that each layer also makes up for those pruned before it. Not without
-      compensation; runs the dense network beside the pruned one.
-    group: weights compared with each other, "layer" or "output"; None for the method's.
-      Not for "sparse_gpt" or with a structure.
-    compensate: whether the weights kept are compensated; None for the method's own.
+    where: selects the parameters to prune; see `sj.sparsify`.
+    inputs: "pruned" computes each layer's inputs with the layers before it as pruned,
+      "dense" with the dense network.
+    targets: the outputs that compensation fits a layer to. "layer": the outputs of its
+      dense weights for the same inputs. "dense": its outputs in the dense network, so
+      that a layer also compensates for the layers pruned before it; this runs the
+      dense network as well, and needs compensation and `inputs="pruned"`.
+    group: ranks weights within each "layer" or each "output"; None for the method's
+      own. Must be None for "sparse_gpt" and with a structure.
+    compensate: whether to compensate the kept weights; None for the method's own.
     damping: fraction of the mean diagonal added to the Hessian's diagonal.
-    block: columns that SparseGPT selects together.
+    block: the number of columns that SparseGPT selects together.
     measure: whether to report errors, which needs Gram matrices for every method.
-    directory: where to write each layer once it is pruned; a second call with the same
-      arguments resumes from there.
-    progress: whether to show a bar on standard error.
+    directory: the directory to write each layer to once it is pruned. A second call
+      with the same arguments resumes from it.
+    progress: whether to show a progress bar on standard error.
 
   Returns:
     `Pruned`.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range, the structure does not fit a layer,
-      budgets do not sum to the promise; as `input_statistics`; or (while layers are
-      pruned) a layer's weights or inputs are not finite.
+    ValueError: an argument is outside its range, the structure does not fit a layer, or
+      budgets do not sum to `round(density * size)`; as for `input_statistics`; or,
+      while layers are pruned, a layer's weights or inputs are not finite, or its damped
+      Hessian cannot be inverted.
 
   References:
     Frantar and Alistarh 2023, "SparseGPT"; Sun et al. 2023, "Wanda"; Zhang et al. 2024,
@@ -193,7 +196,7 @@ def prune(
     >>> all(layer.error < layer.masked_error for layer in pruned.report)
     True
   """
-  # Everything that can be refused is refused here.
+  # Validate all arguments before any work is done.
   chosen = _method(method, group, compensate, structure)
   density = density_of(density, structure)
   check_density(density)
@@ -215,9 +218,11 @@ def prune(
   batches = [batch for _, batch in checked(batches)]
   if not batches:
     raise ValueError("batches must hold at least one batch, got none.")
+  # Find the layers and compute the number of weights that each keeps.
   network = find_layers(apply_fn, params, batches[0], where, "prune")
   budgets = _budgets(network.layers, density, distribution, structure)
   settings = Settings(chosen, structure, float(damping), block)
+  # Prepare the directory; it must not contain layers of a different pruning.
   if directory is not None:
     request = {
       **{"layers": dict(zip([k.name for k in network.layers], budgets, strict=True))},
@@ -228,6 +233,8 @@ def prune(
     }
     _files.prepare(directory, _files.fingerprint((params, batches), request))
 
+  # Prune layer by layer. `values` holds, per batch, the values of the program at the
+  # current layer, computed from the leaves pruned so far or from the dense ones.
   dense = jax.tree.leaves(params)
   leaves, masks = list(dense), {}
   values = [numbered(network, batch) for batch in batches]
@@ -235,12 +242,14 @@ def prune(
   bar, report, at = Bar(len(network.layers), progress), [], 0
   for number, (layer, live) in enumerate(zip(network.layers, budgets, strict=True)):
     start = time.monotonic()
+    # Run the network from the previous layer to the first use of this one.
     source = leaves if inputs == "pruned" else dense
     first = layer.uses[0].at
     values = _advance(network, source, values, at, first)
     if targets == "dense":
       dense_values = _advance(network, dense, dense_values, at, first)
     at = first
+    # Read the layer if an earlier call has written it; otherwise prune it.
     positions = layer.positions()
     saved = None if directory is None else _files.read_layer(directory, number)
     if saved is not None:
@@ -264,10 +273,12 @@ def prune(
       )
       known = LayerReport(layer.name, live, layer.size, *figures)
       if directory is not None:
-        # NumPy's files know no bfloat16.
+        # .npz files have no bfloat16, so write a wider dtype, which is exact.
         exact = weights.astype(_wide(weights.dtype))
         arrays = {"weights": np.asarray(exact), "mask": mask}
         _files.write_layer(directory, number, {**arrays, "figures": np.array(figures)})
+    # Write the layer's weights and mask to their positions in the parameter, which may
+    # contain several layers.
     leaves[layer.leaf] = _replaced(leaves[layer.leaf], positions, weights)
     shape = leaves[layer.leaf].shape
     masks.setdefault(layer.leaf, np.ones(shape, bool)).reshape(-1)[positions] = mask
@@ -283,7 +294,7 @@ def _name(method: str | Score) -> str:
 
 
 def _method(method, group, compensate, structure) -> Method:
-  """The method with the caller's choices."""
+  """Returns the method with the caller's choices applied, after validating them."""
   if isinstance(method, str):
     if method not in METHODS:
       raise ValueError(
@@ -311,11 +322,11 @@ def _method(method, group, compensate, structure) -> Method:
 
 
 def _budgets(layers, density, distribution, structure) -> list[int]:
-  """Live weights of each layer, checked to sum to what the density promises."""
+  """Computes the number of live weights of each layer, and validates them."""
   shapes = {layer.name: layer.shape for layer in layers}
   budgets = np.asarray(layer_budgets(distribution, shapes, density))
   if structure is not None:
-    # As `select` will see them.
+    # Use the shapes that the structure's selection gets.
     seen = {
       k.name: (k.inputs, k.outputs)
       if k.groups == 1
@@ -335,7 +346,7 @@ def _budgets(layers, density, distribution, structure) -> list[int]:
 
 
 def _advance(network: Network, params, values, at: int, to: int):
-  """Computes, for every batch, the values that operations from `to` on need."""
+  """Computes, for every batch, the values that operations `to` and later need."""
   if to == at:
     return values
   program = network.segment(network.live(at), network.live(to))
@@ -352,7 +363,7 @@ def _advance(network: Network, params, values, at: int, to: int):
 
 
 def _statistics(network: Network, layer: Layer, params, values, gram: bool):
-  """What enters one layer, over all batches."""
+  """Computes the statistics of one layer's inputs over all batches."""
   sums = Sums(network, (layer,), gram, layer.uses[0].at)
   inputs = [{i: batch[i] for i in sums.program.inputs} for batch in values]
   totals = sums.start(params, inputs[0])
@@ -362,7 +373,7 @@ def _statistics(network: Network, layer: Layer, params, values, gram: bool):
 
 
 def _cross(network: Network, layer: Layer, dense, pruned) -> jax.Array:
-  """The sum of `x y^T` of what enters a layer in two networks, over all batches."""
+  """Sums `x y^T` over all batches, of a layer's inputs x, y in two networks."""
   sums = Sums(network, (layer,), False, layer.uses[0].at)
 
   @jax.jit
@@ -381,14 +392,14 @@ def _cross(network: Network, layer: Layer, dense, pruned) -> jax.Array:
 def _prune_layer(
   layer, matrix, statistics: InputStatistics, live, settings, cross
 ) -> Result:
-  """Prunes a layer; raises where its numbers, before or after, are not finite."""
+  """Prunes a layer; raises ValueError if its arrays or its result are not finite."""
   for what, array in (("weights", matrix), ("inputs", statistics.squares)):
     if not bool(jnp.all(jnp.isfinite(array))):
       raise ValueError(
         f"{what} of every layer must be finite, got NaN or infinity at {layer.name!r}."
       )
   dtype, wide = matrix.dtype, _wide(matrix.dtype)
-  # `count` is data, not part of the compiled program.
+  # Pass `count` as an array, so that a different count does not compile again.
   statistics = statistics._replace(count=jnp.asarray(statistics.count, wide))
   result = prune_matrix(matrix.astype(wide), statistics, live, settings, cross)
   kept = int(np.count_nonzero(result.mask))

@@ -1,4 +1,4 @@
-"""What enters each layer: norms and Gram matrices of a network's own activations."""
+"""Statistics of each layer's inputs: norms and Gram matrices of activations."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,14 +15,15 @@ PyTree = Any
 
 
 class InputStatistics(NamedTuple):
-  """Sums over everything that entered one layer.
+  """Sums over all inputs of one layer.
 
-  The axis `groups` is 1, but for grouped convolutions and products with batch axes.
+  The axis `groups` has size 1, except for grouped convolutions and products with batch
+  axes.
 
   Attributes:
-    count: how many inputs were summed: examples times positions.
+    count: the number of input vectors: examples times positions.
     squares: float `(groups, inputs)`, the sum of each input's squares.
-    gram: float `(groups, inputs, inputs)`, the sum of `x x^T`; None if not asked for.
+    gram: float `(groups, inputs, inputs)`, the sum of `x x^T`; None if not computed.
   """
 
   count: int
@@ -36,7 +37,7 @@ class InputStatistics(NamedTuple):
 
   @property
   def hessian(self) -> jax.Array:
-    """`(2 / count) sum x x^T`, as `sparse_gpt` takes it, shaped as `gram`."""
+    """The Hessian `(2 / count) sum x x^T` for `sparse_gpt`, shaped as `gram`."""
     if self.gram is None:
       raise ValueError("gram must have been asked for to give a Hessian, got None.")
     count = jnp.maximum(jnp.asarray(self.count, self.gram.dtype), 1)
@@ -47,13 +48,13 @@ class LayerInfo(NamedTuple):
   """One layer of a function, as found in its program.
 
   Attributes:
-    shape: `(*spatial, inputs, outputs)`, with a leading axis of groups where a
-      product has batch axes.
-    groups: products side by side, each with inputs of its own.
-    inputs: how many products each output sums.
-    outputs: of each group.
-    uses: how many products the weights enter.
-    gram_bytes: memory of the layer's Gram matrices in float32.
+    shape: `(*spatial, inputs, outputs)`, with a leading axis of groups for a product
+      with batch axes.
+    groups: the number of parallel products, each with its own inputs.
+    inputs: the number of products that each output sums.
+    outputs: the number of outputs per group.
+    uses: the number of products that the weights enter.
+    gram_bytes: memory of the layer's Gram matrices in float32, in bytes.
   """
 
   shape: tuple[int, ...]
@@ -72,17 +73,17 @@ def layers(
 ) -> dict[str, LayerInfo]:
   """Lists the layers of a function: the products that its parameters enter.
 
-  Nothing is computed; `params` and `inputs` may be abstract.
+  The function is traced, not run, so `params` and `inputs` may be abstract.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`.
     params: pytree of arrays.
     inputs: one batch.
-    where: which parameters; see `sj.sparsify`.
+    where: selects the parameters; see `sj.sparsify`.
 
   Returns:
-    The layers by name, in program order. The name is the parameter's path, followed by
-    `[i]` where one parameter holds several layers, as stacked layers do.
+    The layers by name, in program order. A name is the parameter's path, followed by
+    `[i]` if the parameter contains several layers, such as stacked ones.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -119,34 +120,35 @@ def input_statistics(
   *,
   gram: bool = True,
 ) -> dict[str, InputStatistics]:
-  """Computes statistics of what enters each layer, over batches of examples.
+  """Computes statistics of the inputs of each layer over batches of examples.
 
   squares_i = sum x_i^2,  gram_ij = sum x_i x_j,  over all examples and positions
 
-  A layer is a product or convolution with a selected parameter. The products are read
-  off the function's jaxpr, so there is nothing to register: parameters are followed
-  through casts, transposes, reshapes, slices, calls, and `scan` over stacked layers;
-  all products with the same weights are summed. A convolution's inputs are its patches,
-  in the order `(*spatial, channels)`; an attention kernel's are all axes that the
-  product contracts.
+  A layer is a product or convolution with a selected parameter. Layers are found in the
+  function's jaxpr, so they need not be registered: parameters are followed through
+  casts, transposes, reshapes, slices, calls, and `scan` over stacked layers. The sums
+  include all products with the same weights. The inputs of a convolution are its
+  patches, in the order `(*spatial, channels)`; those of an attention kernel are all
+  axes that the product contracts.
 
   Memory: the sums of all layers, `4 * groups * inputs^2` bytes each with `gram` (see
-  `layers`), plus one batch's forward pass. Batches are consumed one at a time; the
-  function is compiled once. To hold one layer's Gram matrix at a time, use `prune`, or
-  call this once per layer with `where`.
+  `layers`), plus one batch's forward pass. Batches are consumed one at a time, and the
+  function is compiled once. To keep only one layer's Gram matrix in memory at a time,
+  use `prune`, or call this function once per layer with `where`.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, such as
       `lambda params, x: model.apply({"params": params}, x)`.
     params: pytree of arrays.
-    batches: inputs, one pytree of arrays each, all of the same shapes; may be a
+    batches: one pytree of arrays per batch, all with the same shapes; may be a
       generator.
-    where: which parameters; see `sj.sparsify`. By default kernels, and not embeddings.
+    where: selects the parameters; see `sj.sparsify`. By default kernels, without
+      embeddings.
     gram: whether to compute Gram matrices.
 
   Returns:
-    `InputStatistics` by the layer's name (see `layers`), in program order, in float32,
-    or in float64 where activations are.
+    `InputStatistics` by the layer's name (see `layers`), in program order. They are
+    float32, or float64 for float64 activations.
 
   Raises:
     TypeError: an argument has the wrong type.
@@ -180,24 +182,24 @@ def input_statistics(
 
 
 def numbered(network: Network, batch: Any) -> dict[int, Any]:
-  """The leaves of a batch by their numbers in the program."""
+  """Returns the leaves of a batch by their numbers in the program."""
   return dict(zip(network.program.inputs, jax.tree.leaves(batch), strict=True))
 
 
 class Sums:
-  """Sums over one batch of what enters some layers, computed by part of a program.
+  """Sums of the inputs of some layers, computed by part of a program per batch.
 
   Args:
-    network: from `find_layers`.
-    layers: some of its layers.
+    network: the network, from `find_layers`.
+    layers: the layers to compute statistics of.
     gram: whether to compute Gram matrices.
-    at: the index of the operation from which on the program is run.
+    at: the index of the first operation to run.
   """
 
   def __init__(self, network: Network, layers: tuple[Layer, ...], gram: bool, at: int):
     operations = network.program.operations
     ends = {out for k in layers for use in k.uses for out in operations[use.at].outputs}
-    # What follows the last of the products is not computed.
+    # Operations after the last of the products are not run.
     self.program = network.segment(network.live(at), sorted(ends))
     self.layers, self.gram = layers, gram
     self.counts = [0] * len(layers)
@@ -205,7 +207,7 @@ class Sums:
     self.add = jax.jit(self._add, donate_argnums=0)
 
   def start(self, params: list, values: dict[int, Any]) -> list["InputStatistics"]:
-    """Statistics of no batch; learns how many inputs one batch has."""
+    """Returns statistics of zero batches, and stores the number of inputs per batch."""
 
     def of(params, values):
       sums, self.counts = self._of(params, values)
@@ -216,7 +218,7 @@ class Sums:
     return [InputStatistics(0, *zero) for zero in zeros]
 
   def step(self, totals, params: list, values: dict[int, Any]):
-    """Adds one batch; `totals` must not be used again."""
+    """Adds one batch to `totals`, which are donated and must not be used again."""
     sums = self.add([tuple(t[1:]) for t in totals], params, values)
     return [
       InputStatistics(t.count + n, *s)
@@ -227,7 +229,7 @@ class Sums:
     return jax.tree.map(jnp.add, totals, self._of(params, values)[0])
 
   def inputs(self, params: list, values: dict[int, Any]) -> list[tuple[int, Any]]:
-    """What enters each use: the layer's number, and `(groups, samples, inputs)`."""
+    """Returns the inputs of each use: layer index, and `(groups, samples, inputs)`."""
 
     def visit(operation, operands):
       if not operation.outputs or operation.outputs[0] not in self._uses:
@@ -241,7 +243,7 @@ class Sums:
     for operation, x in seen:
       k = self._uses[operation.outputs[0]][0]
       layer = self.layers[k]
-      # A loop stacks the inputs of its rounds.
+      # Loops stack the inputs of their iterations on leading axes.
       x = jnp.moveaxis(x, -3, 0).reshape(layer.groups, -1, layer.inputs)
       found.append(
         (k, x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32))
@@ -249,7 +251,7 @@ class Sums:
     return found
 
   def _of(self, params: list, values: dict[int, Any]) -> tuple[list, list[int]]:
-    """One batch's sums and counts."""
+    """Computes the sums and counts of one batch."""
     sums: list[Any] = [None] * len(self.layers)
     counts = [0] * len(self.layers)
     for k, x in self.inputs(params, values):
@@ -262,9 +264,9 @@ class Sums:
 
 
 def checked(batches: Iterable[Any]):
-  """Yields `(first batch, batch)`; raises where a batch differs from the first.
+  """Yields `(first batch, batch)`; raises if a batch's shapes differ from the first's.
 
-  A sequence is checked as a whole before the first batch is given out.
+  A list or tuple is validated as a whole before the first batch is yielded.
   """
   if hasattr(batches, "shape") or isinstance(batches, (dict, str)):
     kind = "array" if hasattr(batches, "shape") else type(batches).__name__
@@ -290,7 +292,7 @@ def checked(batches: Iterable[Any]):
 
 
 def _describe(tree: Any) -> str:
-  """Shapes and dtypes, such as `{'x': float32[2, 3]}`."""
+  """Formats shapes and dtypes, such as `{'x': float32[2, 3]}`."""
   text = str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree))
   return text.replace("'", "") if hasattr(tree, "shape") else text
 
