@@ -77,7 +77,8 @@ def isometric(
   Args:
     inner: any optax optimizer.
     density: fraction of weights kept, in (0, 1].
-    update_every: steps between mask updates; with None the first masks never change.
+    update_every: steps between mask updates; None for no schedule: masks then change
+      only when `update_masks=True` is passed to the update.
     start_step: steps before the schedule of mask updates begins.
     end_step: no mask update after this step; None for no limit.
     distribution: sets the budget of each layer at the start.
