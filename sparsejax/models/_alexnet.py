@@ -1,4 +1,4 @@
-"""AlexNet-s and AlexNet-b for CIFAR, as sparse-training papers use them."""
+"""AlexNet-s and AlexNet-b for CIFAR, as in papers on sparse training."""
 
 from functools import partial
 from typing import Literal
@@ -10,22 +10,22 @@ from sparsejax.models._conv import Lowering
 from sparsejax.models._initialization import Initialization, torch_uniform
 from sparsejax.models._layers import Conv
 
-# Features, size of the kernel, border; each at a stride of two.
+# Features, kernel size, and padding of each convolution; all have a stride of two.
 _CONVOLUTIONS = ((96, 11, 2), (256, 5, 2), (384, 3, 1), (384, 3, 1), (256, 3, 1))
 
 
 class AlexNet(nn.Module):
-  """AlexNet with strides in the place of pools and batch normalization.
+  """AlexNet with strides instead of pooling, and with batch normalization.
 
   Its hidden dense layers have 1,024 units ("s") or 2,048 ("b"), where the original has
-  4,096 (Lee et al. 2019). On 32 x 32 images of three channels and 10 classes the
-  kernels hold 5,066,784 (s) and 8,484,896 weights (b).
+  4,096 (Lee et al. 2019). For 32 x 32 images of three channels and 10 classes the
+  kernels have 5,066,784 (s) and 8,484,896 weights (b).
 
   Attributes:
     size: "s" or "b".
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers; by default PyTorch's, from
-      which the results of Dettmers and Zettlemoyer (2019) started.
+    initialization: a function from a layer's fan-in to its initializers; the default is
+      PyTorch's, as in the results of Dettmers and Zettlemoyer (2019).
     lowering: see `sparsejax.models.conv2d`.
 
   Example:

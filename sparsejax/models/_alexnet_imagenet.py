@@ -10,7 +10,7 @@ from sparsejax.models._initialization import Initialization, torch_uniform
 from sparsejax.models._layers import Conv
 from sparsejax.models._pooling import max_pool
 
-# Size of the kernel, stride, border, and whether a pool of 3 x 3 at stride 2 follows.
+# Kernel size, stride, padding, and whether max pooling of 3 x 3 at stride 2 follows.
 _CONVOLUTIONS = (
   (11, 4, 0, True),
   (5, 1, 2, True),
@@ -23,16 +23,17 @@ _CONVOLUTIONS = (
 class ImageNetAlexNet(nn.Module):
   """AlexNet with five convolutions and three dense layers (Krizhevsky et al. 2012).
 
-  In one tower (Krizhevsky 2014 without the narrower layers), so that growth finds a
-  chain: Caffe's two groups are a mask on it. No local response normalization. On 227 x
-  227 images of three channels and 1,000 classes the kernels hold 62,367,776 weights,
-  of which 60,954,656 are within Caffe's groups.
+  The network is one tower (Krizhevsky 2014 without the narrower layers), because growth
+  needs a chain of layers; Caffe's two groups can be expressed as a mask on it. There is
+  no local response normalization. For 227 x 227 images of three channels and 1,000
+  classes the kernels have 62,367,776 weights, of which 60,954,656 are within Caffe's
+  groups.
 
   Attributes:
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers.
+    initialization: a function from a layer's fan-in to its initializers.
     lowering: see `sparsejax.models.conv2d`.
-    features: of the five convolutions and the two hidden dense layers.
+    features: output features of the five convolutions and the two hidden dense layers.
 
   Example:
     >>> images = jax.ShapeDtypeStruct((1, 227, 227, 3), "float32")

@@ -1,17 +1,17 @@
 """A convolution for images that is fast on CPUs too.
 
-XLA runs `lax.conv_general_dilated` and its gradients slowly on CPUs, and five times
-slower yet inside `lax.scan`. There a convolution is better written as what it is: one
-matrix product with the image's patches. Everywhere else XLA's own convolution is used.
-The choice is made when a program is lowered (`jax.lax.platform_dependent`), so one
-traced function suits every platform.
+XLA runs `lax.conv_general_dilated` and its gradients slowly on CPUs, and another five
+times slower inside `lax.scan`. There, one matrix product with the image's patches is
+faster. On other platforms XLA's own convolution is used. The choice is made when a
+program is lowered (`jax.lax.platform_dependent`), so one traced function serves every
+platform.
 
-Three things make the product fast, each found by measuring
+Three measures make the product fast, each found by benchmarks
 (`scripts/benchmarks/convolution.py`):
 
 - The batch is the minor axis, so each slice, sum and maximum runs along long rows.
-- Patches are cut in two stages, columns then rows: both are plain concatenations.
-- Their gradient adds slices in place; autodiff would add up zero-padded images.
+- Patches are extracted in two stages, columns then rows, which are both concatenations.
+- Their gradient adds slices in place; autodiff would add zero-padded images.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def conv2d(
     (n, out height, out width, features), of x's dtype.
 
   Raises:
-    ValueError: where shapes or dtypes do not fit, or `lowering` is unknown.
+    ValueError: shapes or dtypes do not fit, or `lowering` is unknown.
 
   Example:
     >>> x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2))
@@ -98,7 +98,7 @@ def explicit_padding(
   strides: tuple[int, ...],
   padding: Padding,
 ) -> tuple[tuple[int, int], ...]:
-  """Turns "SAME" and "VALID" into (low, high) for each spatial axis."""
+  """Converts "SAME" and "VALID" to (low, high) per spatial axis."""
   for name, value in (("strides", strides), ("window", window)):
     check_tuple(name, value, 2)
   if isinstance(padding, str):
@@ -158,11 +158,12 @@ def _slices_conv(x, kernel, bias, strides, pads):
 
 
 def _slices_conv_bwd(x, kernel, bias, dy, strides, pads):
+  """Computes the gradients of `_slices_conv` from patches, with three products."""
   kh, kw, _, features = kernel.shape
   image = _to_chwn(x, pads)
   dy = dy.transpose(3, 1, 2, 0)
-  # XLA's product leaves its fast path where the minor axis of the result is not whole
-  # lanes; at 50 features, padding them to 64 takes 0.6x the time.
+  # XLA's product leaves its fast path if the minor axis of the result is not a multiple
+  # of its lanes: padding 50 features to 64 takes 0.6x the time.
   extra = -features % _LANES
   sharding = _explicit_sharding(kernel)
   extra = extra if 3 * extra <= features and sharding is None else 0
@@ -170,6 +171,7 @@ def _slices_conv_bwd(x, kernel, bias, dy, strides, pads):
   patches = _patches(image, kh, kw, strides)
   dkernel = _dot(patches, wide, (3, 4, 5), (1, 2, 3), sharding)
   dkernel = lax.slice_in_dim(dkernel, 0, features, axis=3)
+  # The gradient of the image: that of its patches, added where each was taken from.
   dpatches = _dot(kernel, dy, (3,), (0,))
   dimage = _add_patches(dpatches, image, strides)
   dx = lax.pad(
@@ -193,7 +195,7 @@ def _as_cotangent(grad, primal):
 
 
 def _explicit_sharding(array):
-  """An array's sharding if it is part of its type, else None."""
+  """Returns an array's sharding if it is part of its type, else None."""
   sharding = jax.typeof(array).sharding
   explicit = AxisType.Explicit in sharding.mesh.axis_types
   return sharding if explicit else None
@@ -206,7 +208,8 @@ def _to_chwn(x, pads):
 
 
 def _dot(a, b, a_axes, b_axes, out_sharding=None):
-  # Halves are summed in float32 and rounded once, as XLA's convolution does.
+  # Half-precision products are accumulated in float32 and rounded once, as in XLA's
+  # convolution.
   out = jnp.float32 if a.dtype.itemsize < 4 else a.dtype
   y = lax.dot_general(
     a,
@@ -223,7 +226,7 @@ def _out_size(size, window, stride):
 
 
 def _patches(image, kh, kw, strides):
-  """(c, h, w, n) to (kh, kw, c, out h, out w, n)."""
+  """Extracts patches: (c, h, w, n) to (kh, kw, c, out h, out w, n)."""
   (sh, sw), (_, h, w, _) = strides, image.shape
   oh, ow = _out_size(h, kh, sh), _out_size(w, kw, sw)
   columns = [
@@ -236,7 +239,7 @@ def _patches(image, kh, kw, strides):
 
 
 def _add_patches(patches, image, strides):
-  """The transpose of `_patches`: each patch element is added where it came from."""
+  """Transposes `_patches`: adds each patch element where it was taken from."""
   kh, kw, _, oh, ow, _ = patches.shape
   (sh, sw), (_, h, w, _) = strides, image.shape
   zero = jnp.zeros((), patches.dtype)

@@ -1,13 +1,12 @@
-"""Thousands of equal convolutional layers as one scan that is fast on CPUs too.
+"""A scan over thousands of equal convolutional layers that is fast on CPUs too.
 
-XLA's gradient of a convolution inside a loop is twenty times slower on CPUs than it
-need be. Here a layer is one product of all pixels with all taps, whose slices are then
-shifted and added; its gradient shifts first and takes two products. The stack keeps
-only pre-activations, and differentiates itself (a custom VJP), so autodiff saves
-nothing else. Elsewhere XLA's convolution is used in the same stack, chosen when a
-program is lowered (`jax.lax.platform_dependent`).
+On CPUs, XLA's gradient of a convolution inside a loop is twenty times slower than
+necessary. Here a layer is one product of all pixels with all taps, whose slices are
+then shifted and added; its gradient shifts first and takes two products. The stack has
+a custom VJP and saves only pre-activations. On other platforms the same stack uses
+XLA's convolution, chosen when a program is lowered (`jax.lax.platform_dependent`).
 
-Inside, images are (height, width, n, channels): a shift then moves long rows.
+Internally images are (height, width, n, channels), so that a shift moves long rows.
 """
 
 import math
@@ -40,31 +39,31 @@ def conv_stack(
   remat: Remat = "none",
   unroll: int = 1,
 ) -> Array:
-  """Runs L convolutional layers one after another.
+  """Applies L convolutional layers one after another.
 
   x_l = activation(conv(x_{l-1}, W_l) + b_l),  l = 1 ... L
 
-  Compile time does not depend on L. Without remat a gradient keeps the L
-  pre-activations; with "sqrt" about 2 sqrt(L) of them, for one forward pass more.
+  Compile time does not depend on L. Without remat, a gradient saves the L
+  pre-activations; with "sqrt" about 2 sqrt(L) of them, for one more forward pass.
 
   Args:
     x: (n, height, width, c), floating.
     kernel: (L, kh, kw, c, c) of x's dtype; kh and kw odd.
     bias: (L, c) of x's dtype.
-    activation: elementwise; a function with a name, for it is a key of jit's cache.
+    activation: elementwise; a named function, because it is a key of jit's cache.
     padding: "zero" or "circular".
     lowering: "slices" (products and shifts), "lax" (XLA's convolution and autodiff,
       which forward mode needs), or "auto": the former on CPUs, XLA's convolution under
       the same custom VJP elsewhere. Under `vmap` that is a grouped convolution, and
       "slices" was six times faster on a GPU.
     remat: "none" or "sqrt".
-    unroll: layers a step of the loop; more than one seldom pays.
+    unroll: layers per step of the loop; more than one seldom pays.
 
   Returns:
     (n, height, width, c), of x's dtype.
 
   Raises:
-    ValueError: shapes or dtypes do not fit, or a name is unknown.
+    ValueError: shapes or dtypes do not fit, or an option is unknown.
 
   Example:
     >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.zeros((5, 3, 3, 2, 2))
@@ -77,6 +76,7 @@ def conv_stack(
   h = x.transpose(1, 2, 0, 3)
   if remat == "none":
     return run(h, kernel, bias).transpose(2, 0, 1, 3)
+  # Checkpoint chunks of about sqrt(L) layers; the layers that fill no chunk come last.
   depth = kernel.shape[0]
   chunk = max(1, math.isqrt(depth))
   whole = depth // chunk * chunk
@@ -96,7 +96,7 @@ def conv_layer(
   *,
   padding: Padding = "zero",
 ) -> Array:
-  """One layer of `conv_stack`, by products and shifts, for any kind of autodiff.
+  """Applies one layer of `conv_stack` by products and shifts, for any kind of autodiff.
 
   y = activation(conv(x, W) + b)
 
@@ -179,7 +179,7 @@ _stack.defvjp(_stack_fwd, _stack_bwd)
 
 
 def _by_platform(f, activation, options, **kwargs):
-  """`f` with the platform's layer; `f(layer, layer_vjp, ...)`."""
+  """Binds the layer of the platform to `f(layer, layer_vjp, ...)`."""
   padding, lowering, unroll = options
   kwargs = {"activation": activation, "unroll": unroll, **kwargs}
 
@@ -210,7 +210,8 @@ def _backward(layer, layer_vjp, h, kernel, bias, z, dy, *, activation, unroll):
   def step(carry, inputs):
     dz, _ = carry
     index, w = inputs
-    # Slices inside the loop: handed in shifted by one layer, all would be copied.
+    # Slice the saved pre-activations inside the loop: passing them shifted by one layer
+    # would copy all of them.
     before = lax.dynamic_index_in_dim(z, jnp.maximum(index - 1, 0), keepdims=False)
     x, pull = jax.vjp(activation, before)
     dx, dw = layer_vjp(jnp.where(index > 0, x, h), w, dz)
@@ -225,13 +226,13 @@ def _backward(layer, layer_vjp, h, kernel, bias, z, dy, *, activation, unroll):
 
 
 def _offsets(kernel):
-  """Of each tap from the output's place, row by row."""
+  """Returns the offset of each tap from the output's position, row by row."""
   kh, kw = kernel.shape[:2]
   return [(i - kh // 2, j - kw // 2) for i in range(kh) for j in range(kw)]
 
 
 def _shift(x, offset, padding):
-  """y[i, j] = x[i + offset[0], j + offset[1]]."""
+  """Shifts an image: y[i, j] = x[i + offset[0], j + offset[1]]."""
   if padding == "circular":
     return jnp.roll(x, (-offset[0], -offset[1]), (0, 1))
   zero = jnp.zeros((), x.dtype)
@@ -240,7 +241,8 @@ def _shift(x, offset, padding):
 
 
 def _dot(a, b, axes):
-  # Halves are summed in float32 and rounded once, as XLA's convolution does.
+  # Half-precision products are accumulated in float32 and rounded once, as in XLA's
+  # convolution.
   wide = jnp.float32 if a.dtype.itemsize < 4 else a.dtype
   y = lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=wide)
   return y.astype(a.dtype)

@@ -1,4 +1,4 @@
-"""Conv-2, Conv-4, Conv-6 and Conv-8, small VGGs of lottery tickets and supermasks."""
+"""Conv-2, Conv-4, Conv-6 and Conv-8: small VGGs for lottery tickets and supermasks."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,21 @@ from sparsejax.models._pooling import max_pool
 
 
 class ConvNet(nn.Module):
-  """Pairs of 3 x 3 convolutions and a max pool, then dense layers of 256 and 256.
+  """Pairs of 3 x 3 convolutions with max pooling, then two dense layers of 256 units.
 
   The pairs have 64, 128, 256 and 512 features (Frankle and Carbin 2019, figure 2; the
-  fourth pair is Ramanujan et al.'s, 2020). On 32 x 32 images of three channels and 10
-  classes the kernels hold 4,300,992 (Conv-2), 2,425,024 (Conv-4), 2,261,184 (Conv-6,
-  for which the paper prints 1.7M) and 5,275,840 weights (Conv-8).
+  fourth pair is that of Ramanujan et al. 2020). For 32 x 32 images of three channels
+  and 10 classes the kernels have 4,300,992 (Conv-2), 2,425,024 (Conv-4), 2,261,184
+  (Conv-6, for which the paper prints 1.7M) and 5,275,840 weights (Conv-8).
 
-  Pooling comes before the pair's last ReLU: the function is the same, see `LeNet5`.
+  Pooling precedes the pair's last ReLU; the function is the same, see `LeNet5`.
 
   Attributes:
     depth: number of convolutions: 2, 4, 6 or 8.
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers.
+    initialization: a function from a layer's fan-in to its initializers.
     use_bias: whether layers have biases.
-    normalize: whether the outputs of each layer but the last are normalized over the
+    normalize: whether to normalize the outputs of each layer but the last over the
       batch, without scale or shift, before ReLU.
     lowering: see `sparsejax.models.Conv`.
     dot_general: the product of each dense layer.

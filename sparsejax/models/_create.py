@@ -50,7 +50,7 @@ MODELS = {
 }
 
 
-# What a config may call an initialization.
+# The initializations that a config can name.
 INITIALIZATIONS: dict[str, Callable[..., Any]] = {
   "glorot_normal": glorot_normal,
   "he_normal_fan_out": he_normal_fan_out,
@@ -73,20 +73,20 @@ def create(
   Args:
     name: one of `MODELS`.
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers, or the name of one of
-      `INITIALIZATIONS`; None for the model's own.
-    initialization_kwargs: more arguments for it.
-    **kwargs: the model's own attributes.
+    initialization: a function from a layer's fan-in to its initializers, or the name of
+      one of `INITIALIZATIONS`; None for the model's own.
+    initialization_kwargs: further arguments of the initialization.
+    **kwargs: attributes of the model.
 
   Returns:
     A flax linen module that maps images (n, height, width, channels) to logits (n,
     num_classes); `transformer` maps tokens (n, length) to (n, length, num_classes).
 
   Raises:
-    TypeError: where num_classes is no integer, or initialization neither a name nor a
+    TypeError: num_classes is not an integer, or initialization is neither a name nor a
       function.
-    ValueError: where there is no such model, initialization or attribute, or there are
-      arguments for no initialization.
+    ValueError: there is no such model, initialization or attribute, or
+      initialization_kwargs are given without an initialization.
 
   Example:
     >>> create("mlp", features=(64,)).num_classes
@@ -95,6 +95,7 @@ def create(
   if name not in MODELS:
     raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
   check_integer("num_classes", num_classes, 1)
+  # Resolve the initialization to a function, and bind its further arguments.
   if initialization is not None and not isinstance(initialization, str):
     check_callable("initialization", initialization, "a name or a function", 1)
   if isinstance(initialization, str):
@@ -113,6 +114,7 @@ def create(
     initialization = partial(initialization, **initialization_kwargs)
   if initialization is not None:
     kwargs["initialization"] = initialization
+  # Check attributes here: flax's own error would not list the valid names.
   known = list(inspect.signature(MODELS[name]).parameters)
   if unknown := sorted(set(kwargs) - set(known)):
     raise ValueError(

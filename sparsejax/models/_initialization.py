@@ -1,4 +1,4 @@
-"""Initial weights and biases of the models, chosen by a layer's fan-in."""
+"""Initializers of weights and biases by a layer's fan-in."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +15,15 @@ Initialization = Callable[[int], tuple[Initializer, Initializer]]
 
 
 def torch_uniform(fan_in: int) -> tuple[Initializer, Initializer]:
-  """PyTorch's default for linear and convolutional layers, biases included.
+  """Returns PyTorch's default for linear and convolutional layers, biases included.
 
   w, b ~ U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))
 
-  Published results on LeNets that were reached in PyTorch, sparse momentum's among
-  them, started here (He et al. 2015's rule with a = sqrt(5)).
+  Published results on LeNets from PyTorch, such as those of sparse momentum, used this
+  initialization (the rule of He et al. 2015 with a = sqrt(5)).
 
   Args:
-    fan_in: inputs of one output: height x width x channels of a kernel.
+    fan_in: number of inputs per output: height x width x channels of a kernel.
 
   Returns:
     Initializers of the kernel and of the bias.
@@ -44,10 +44,10 @@ def torch_uniform(fan_in: int) -> tuple[Initializer, Initializer]:
 
 
 def lecun_normal(fan_in: int) -> tuple[Initializer, Initializer]:
-  """Flax's default: w ~ truncated N(0, 1 / fan_in), b = 0 (LeCun et al. 1998).
+  """Returns flax's default (LeCun et al. 1998): w ~ truncated N(0, 1 / fan_in), b = 0.
 
   Args:
-    fan_in: unused; the rule finds it in the kernel's shape.
+    fan_in: unused; the initializer reads it from the kernel's shape.
 
   Returns:
     Initializers of the kernel and of the bias.
@@ -62,12 +62,14 @@ def lecun_normal(fan_in: int) -> tuple[Initializer, Initializer]:
 
 
 def glorot_normal(fan_in: int) -> tuple[Initializer, Initializer]:
-  """Glorot and Bengio's (2010): w ~ truncated N(0, 2 / (fan_in + fan_out)), b = 0.
+  """Returns Glorot and Bengio's (2010) initializers, of normal weights.
 
-  Where the lottery ticket hypothesis began (Frankle and Carbin 2019).
+  w ~ truncated N(0, 2 / (fan_in + fan_out)),  b = 0
+
+  The lottery ticket paper (Frankle and Carbin 2019) uses this initialization.
 
   Args:
-    fan_in: unused; the rule finds it in the kernel's shape.
+    fan_in: unused; the initializer reads it from the kernel's shape.
 
   Returns:
     Initializers of the kernel and of the bias.
@@ -84,13 +86,13 @@ def glorot_normal(fan_in: int) -> tuple[Initializer, Initializer]:
 def kaiming_normal(
   fan_in: int, density: float = 1.0
 ) -> tuple[Initializer, Initializer]:
-  """He et al.'s (2015) for the forward pass: w ~ N(0, 2 / (fan_in density)), b = 0.
+  """Returns He et al.'s (2015), by fan-in: w ~ N(0, 2 / (fan_in density)), b = 0.
 
-  With the density of a supermask the outputs of a layer vary as if all of it were
-  live: the "scaled" weights of Ramanujan et al. (2020), section 4.
+  With a supermask's density, the outputs of a masked layer have the variance of an
+  unmasked layer: the "scaled" weights of Ramanujan et al. (2020), section 4.
 
   Args:
-    fan_in: inputs of one output: height x width x channels of a kernel.
+    fan_in: number of inputs per output: height x width x channels of a kernel.
     density: fraction of the weights that a mask will keep, in (0, 1]; 1 for unscaled.
 
   Returns:
@@ -116,13 +118,13 @@ def kaiming_normal(
 def signed_kaiming_constant(
   fan_in: int, density: float = 1.0
 ) -> tuple[Initializer, Initializer]:
-  """A constant with random signs: w = +-sqrt(2 / (fan_in density)), b = 0.
+  """Returns a constant with random signs: w = +-sqrt(2 / (fan_in density)), b = 0.
 
-  The random weights in which supermasks are best found (Ramanujan et al. 2020, sections
-  4 and 5.4). A weight is worth one bit.
+  Of the random weights of Ramanujan et al. (2020, sections 4 and 5.4), these give the
+  best supermasks. Each weight can be stored as one bit.
 
   Args:
-    fan_in: inputs of one output: height x width x channels of a kernel.
+    fan_in: number of inputs per output: height x width x channels of a kernel.
     density: see `kaiming_normal`.
 
   Returns:
@@ -151,12 +153,12 @@ def _kaiming_std(fan_in: int, density: float) -> float:
 
 
 def he_normal_fan_out(fan_in: int) -> tuple[Initializer, Initializer]:
-  """He et al.'s (2015) for the backward pass: w ~ N(0, 2 / fan_out), b = 0.
+  """Returns He et al.'s (2015), by fan-out: w ~ N(0, 2 / fan_out), b = 0.
 
-  What residual networks start from, in the authors' and in PyTorch's programs.
+  Residual networks use it, in their authors' code and in PyTorch's.
 
   Args:
-    fan_in: unused; the rule finds fan_out in the kernel's shape.
+    fan_in: unused; the initializer reads fan_out from the kernel's shape.
 
   Returns:
     Initializers of the kernel and of the bias.

@@ -1,4 +1,4 @@
-"""Layers in the manner of `flax.linen` that compute by this package's functions."""
+"""Layers like those of `flax.linen`, computed by this package's convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +14,22 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
-  """`flax.linen.Conv` for images, computed by `conv2d`: fast on CPUs too.
+  """A `flax.linen.Conv` for images, computed by `conv2d`, which is fast on CPUs too.
 
   Its parameters are those of `flax.linen.Conv`: `kernel`, of shape (kernel height,
   kernel width, channels, features), and `bias`, of shape (features,).
 
   Attributes:
-    features: channels of the output.
+    features: number of output channels.
     kernel_size: height and width of the kernel.
     strides: steps between windows, down and across, or one for both.
     padding: "SAME", "VALID", or ((top, bottom), (left, right)).
-    use_bias: whether a bias is added.
-    dtype: what to compute in; None takes what x and the parameters promote to.
-    param_dtype: of the parameters.
+    use_bias: whether to add a bias.
+    dtype: dtype of the computation; None uses the promoted dtype of x and parameters.
+    param_dtype: dtype of the parameters.
     kernel_init: initializer of the kernel.
     bias_init: initializer of the bias.
-    lowering: see `conv2d`; or a function that is called as flax calls its
+    lowering: see `conv2d`; or a function with the arguments of flax's
       `conv_general_dilated`, such as `sj.block_conv_general_dilated((64, 64))`.
 
   Example:
@@ -79,11 +79,11 @@ class Conv(nn.Module):
 
 
 def plain_norm(train: bool, name: str) -> nn.BatchNorm:
-  """Batch normalization that learns nothing: neither scale nor shift.
+  """Creates a batch normalization without parameters: neither scale nor shift.
 
   Args:
-    train: whether a batch normalizes itself, or running averages do it.
-    name: in its parent.
+    train: whether to normalize by the batch's statistics or by running averages.
+    name: name in its parent.
 
   Returns:
     The layer.
@@ -100,15 +100,15 @@ def plain_norm(train: bool, name: str) -> nn.BatchNorm:
 def residual_conv(
   parent: Any, features: int, x: jax.Array, size: int, strides: int, name: str
 ) -> Conv:
-  """A convolution of a residual network: no bias, and x's size over the stride.
+  """Creates a convolution of a residual network: no bias, output of x's size / strides.
 
   Args:
-    parent: the module it is part of, which gives `initialization` and `lowering`.
-    features: channels of the output.
+    parent: the module that it belongs to, which has `initialization` and `lowering`.
+    features: number of output channels.
     x: its input, for the fan-in.
-    size: of the kernel, odd.
-    strides: for both axes.
-    name: in the parent.
+    size: height and width of the kernel, odd.
+    strides: stride of both axes.
+    name: name in the parent.
 
   Returns:
     The layer.

@@ -1,4 +1,4 @@
-"""Learning rates for networks of any depth, measured before the first step."""
+"""Learning rates for networks of any depth, calibrated before the first step."""
 
 import re
 import warnings
@@ -20,7 +20,7 @@ from sparsejax.core import (
 
 PyTree = Any
 
-# The mean image's part of all images' mean square, above which they are not centred.
+# Images are not centred if the mean image has more than this share of the mean square.
 _CENTRED = 0.1
 
 
@@ -31,19 +31,21 @@ def calibrate_learning_rate(
   eta: float = 0.3,
   scales: Mapping[str, float] | None = None,
 ) -> float:
-  """The learning rate whose first step lowers the loss by about `eta`.
+  """Returns the learning rate whose first step reduces the loss by about `eta`.
 
   lr = eta / mean_b sum_i s_i |g_i(b)|^2
 
-  For a critical network of L layers it goes as 1 / L. A few batches are enough.
+  For a critical network of L layers it is proportional to 1 / L. A few batches are
+  enough.
 
   Args:
     loss: `(params, batch) -> scalar`.
-    params: as initialized.
+    params: parameters at initialization.
     batches: some minibatches.
-    eta: the first step's fall of the loss, linearly; 0.3 is safe, 0.5 often so.
-    scales: `{regex: factor}` of paths whose updates are scaled, as `scale_by_path`
-      takes it; 0 leaves a parameter out.
+    eta: the reduction of the loss by the first step, to first order; 0.3 is safe, 0.5
+      often is.
+    scales: `{regex: factor}` for paths whose updates are scaled, as for
+      `scale_by_path`; 0 leaves a parameter out.
 
   Returns:
     The learning rate.
@@ -84,19 +86,19 @@ def calibrate_learning_rate(
 
 
 def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
-  """Multiplies the updates of some parameters, each by a factor of its own.
+  """Multiplies the updates of each parameter by a factor chosen by its path.
 
   u_i <- s_i u_i,  s_i the factor of the first expression found in i's path, or 1
 
   Args:
-    scales: `{regex: factor}`, searched for in slash-separated paths.
+    scales: `{regex: factor}`; each regex is searched for in slash-separated paths.
 
   Returns:
-    An optax transformation without state, to be chained behind an optimizer.
+    An optax transformation without state, to be chained after an optimizer.
 
   Raises:
-    TypeError: scales is no mapping from regexes to numbers.
-    ValueError: an expression is no regex, a factor is negative, or (at init) an
+    TypeError: scales is not a mapping from regexes to numbers.
+    ValueError: an expression is not a regex, a factor is negative, or (at init) an
       expression matches nothing.
 
   Example:
@@ -131,7 +133,7 @@ def scale_by_path(scales: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def path_scales(params: PyTree, scales: Mapping[str, float]) -> list[float]:
-  """The factor of each leaf, in flattening order; see `scale_by_path`."""
+  """Returns the factor of each leaf, in flattening order; see `scale_by_path`."""
   paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   for pattern in scales:
     try:
@@ -151,15 +153,15 @@ def path_scales(params: PyTree, scales: Mapping[str, float]) -> list[float]:
 
 
 def check_centred(images: Any) -> float:
-  """Warns if images are not centred: a network of 1,000 layers then hardly learns.
+  """Warns if images are not centred: networks of 1,000 layers then hardly learn.
 
   ||mean image||^2 / mean ||image||^2
 
   Args:
-    images: (n, ...), as the network sees them; some dozens, of all classes.
+    images: (n, ...), as passed to the network; some dozens, from all classes.
 
   Returns:
-    The mean image's share, between 0 and 1.
+    The share of the mean image, between 0 and 1.
 
   Example:
     >>> check_centred(np.array([[1.0], [-1.0]]))
@@ -170,7 +172,7 @@ def check_centred(images: Any) -> float:
     raise ValueError(f"images must be of shape (n, ...), got {images.shape}.")
   whole = np.mean(images**2)
   share = float(np.mean(images.mean(0) ** 2) / whole) if whole else 0.0
-  # n images of independent noise have a mean image too, of share 1 / n.
+  # Even n images of independent noise have a mean image, with a share of 1 / n.
   if share > _CENTRED + 1 / len(images):
     warnings.warn(
       f"the mean image is {share:.0%} of the images' mean square: take it off first, "

@@ -1,4 +1,4 @@
-"""LeNet-300-100 and LeNet-5, as sparse-training papers use them on MNIST."""
+"""LeNet-300-100 and LeNet-5, as in papers on sparse training on MNIST."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,15 @@ def LeNet300(
   use_bias: bool = True,
   normalize: bool = False,
 ) -> MLP:
-  """LeNet-300-100: hidden layers of 300 and 100 units and ReLU (LeCun et al. 1998).
+  """Creates LeNet-300-100: hidden layers of 300 and 100 units, with ReLU.
 
-  On 28 x 28 images and 10 classes its kernels hold 266,200 weights.
+  The network is that of LeCun et al. (1998). For 28 x 28 images and 10 classes, its
+  kernels have 266,200 weights.
 
   Args:
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers; by default PyTorch's, from
-      which the results of Dettmers and Zettlemoyer (2019) started.
+    initialization: a function from a layer's fan-in to its initializers; the default is
+      PyTorch's, as in the results of Dettmers and Zettlemoyer (2019).
     use_bias: see `MLP`.
     normalize: see `MLP`.
 
@@ -46,24 +47,24 @@ def LeNet300(
 
 
 class LeNet5(nn.Module):
-  """LeNet-5 in Caffe's version, with ReLU after each layer but the last.
+  """Caffe's version of LeNet-5, with ReLU after each layer but the last.
 
   Convolution 20 x 5 x 5, max pooling 2, convolution 50 x 5 x 5, max pooling 2, dense
-  500, dense `num_classes`; no padding. On 28 x 28 images of one channel and 10 classes
-  its kernels hold 430,500 weights.
+  500, dense `num_classes`; no padding. For 28 x 28 images of one channel and 10 classes
+  its kernels have 430,500 weights.
 
-  Pooling comes before ReLU: the function is the same, for both are monotone, and ReLU
-  has a quarter of the elements to do.
+  Pooling precedes ReLU. The function is the same, since both are monotone, and ReLU has
+  a quarter of the elements to process.
 
   Attributes:
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers; by default PyTorch's, from
-      which the results of Dettmers and Zettlemoyer (2019) started.
+    initialization: a function from a layer's fan-in to its initializers; the default is
+      PyTorch's, as in the results of Dettmers and Zettlemoyer (2019).
     use_bias: whether layers have biases.
-    normalize: whether the outputs of each layer but the last are normalized over the
+    normalize: whether to normalize the outputs of each layer but the last over the
       batch, without scale or shift, before ReLU.
     lowering: see `sparsejax.models.conv2d`.
-    features: of the two convolutions and of the hidden dense layer.
+    features: output features of the two convolutions and of the hidden dense layer.
 
   Example:
     >>> import jax.numpy as jnp

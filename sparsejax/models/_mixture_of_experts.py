@@ -12,10 +12,10 @@ Array = jax.Array
 
 
 class Gating(NamedTuple):
-  """What a gate decides.
+  """The decisions of a gate.
 
   Attributes:
-    gates: float32 (..., experts), zero but for the k experts that a token goes to.
+    gates: float32 (..., experts), zero except for the k experts of a token.
     chosen: int32 (..., k), these experts, the best first.
     load: float32 (..., experts), the probability that a token goes to an expert, over
       draws of its noise.
@@ -27,29 +27,29 @@ class Gating(NamedTuple):
 
 
 class MixtureOfExperts(nn.Module):
-  """Each token goes to the best k of several MLPs.
+  """A layer of MLPs of which each token is processed by the best k.
 
   y = sum_i G(x)_i E_i(x),  G = softmax(top_k(H)),
   H_i = (x W_g)_i + N(0, 1) softplus((x W_n)_i),  E_i(x) = gelu(x U_i) D_i
 
-  with noise only while training. An expert takes at most
-  ceil(capacity_factor k length / experts) tokens of a sequence, first choices before
-  second ones and earlier tokens before later ones; what a token's full experts would
-  have given is left out, and the residual around this layer takes it on.
+  The noise is only added in training. An expert takes at most ceil(capacity_factor k
+  length / experts) tokens of a sequence, first choices before second ones and earlier
+  tokens before later ones. The contribution of a full expert is left out, so that the
+  token passes only through the residual connection around the layer.
 
-  The experts' kernels are stacked along their first axis: `stacked="experts"` gives
-  each expert a budget of its own, and the rule `{"experts": ("model", None, None)}` of
-  `config.mesh.rules` lays them over devices. The gate's kernels are small and dense.
+  The experts' kernels are stacked along their first axis: `stacked="experts"` gives one
+  budget per expert, and the rule `{"experts": ("model", None, None)}` of
+  `config.mesh.rules` shards them over devices. The gate's kernels are small and dense.
 
-  While training, `balance` (CV(importance)^2 + CV(load)^2) is sown into the collection
+  In training, `balance` (CV(importance)^2 + CV(load)^2) is sown into the collection
   "losses": importance is each expert's sum of gates, load the expected number of its
   tokens, and CV the coefficient of variation.
 
   Attributes:
-    num_experts: more than `k`.
+    num_experts: number of experts, more than `k`.
     hidden: width of each expert's hidden layer.
-    k: experts of a token.
-    capacity_factor: above 0.
+    k: number of experts per token.
+    capacity_factor: capacity over the mean load, above 0.
     balance: weight of both losses; 0.1 in the paper's appendix.
 
   References:
@@ -83,11 +83,11 @@ class MixtureOfExperts(nn.Module):
     fan_in = nn.initializers.lecun_normal(batch_axis=(0,))
     up = self.param("up", fan_in, (experts, width, self.hidden))
     down = self.param("down", fan_in, (experts, self.hidden, width))
-    # Zeros, as in the paper: every expert starts with the same load.
+    # Zeros, as in the paper, so that every expert starts with the same load.
     zeros = nn.initializers.zeros_init()
     w_gate = self.param("gate", zeros, (width, experts))
     w_noise = self.param("gate_noise", zeros, (width, experts))
-    # A router decides by small differences: in float32, whatever the rest is in.
+    # Routing depends on small differences, so it is computed in float32 in any case.
     wide = x.astype(jnp.float32)
     clean = wide @ w_gate.astype(jnp.float32)
     scale = jax.nn.softplus(wide @ w_noise.astype(jnp.float32)) + 1e-2
@@ -95,12 +95,15 @@ class MixtureOfExperts(nn.Module):
     if train:
       noise = jax.random.normal(self.make_rng("dropout"), clean.shape)
     gating = noisy_top_k(clean, scale, noise, self.k)
+    # Sow the loss that balances the experts.
     if train:
       axes = tuple(range(x.ndim - 1))
       spread = sum(
         squared_variation(jnp.sum(total, axes)) for total in (gating.gates, gating.load)
       )
       self.sow("losses", "balance", self.balance * spread)
+    # Send each token to its experts, apply them to their tokens, and add the outputs
+    # back, weighted by the gates.
     capacity = math.ceil(self.capacity_factor * self.k * length / experts)
     capacity = min(capacity, length)
     combine = dispatch(gating, capacity).astype(x.dtype)
@@ -112,7 +115,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def noisy_top_k(clean: Array, scale: Array, noise: Array | None, k: int) -> Gating:
-  """Chooses each token's experts.
+  """Chooses the experts of each token.
 
   H = clean + noise scale;  load_i = Phi((clean_i - kth_excluding(H, k, i)) / scale_i)
 
@@ -122,7 +125,7 @@ def noisy_top_k(clean: Array, scale: Array, noise: Array | None, k: int) -> Gati
     clean: float32 (..., experts).
     scale: float32 (..., experts), the noise's standard deviation, above 0.
     noise: float32 (..., experts), or None for none.
-    k: below the number of experts.
+    k: number of experts per token, below the number of experts.
 
   Returns:
     A `Gating`.
@@ -147,14 +150,14 @@ def noisy_top_k(clean: Array, scale: Array, noise: Array | None, k: int) -> Gati
 
 
 def dispatch(gating: Gating, capacity: int) -> Array:
-  """Gives each token a place with its experts, as long as they have room.
+  """Assigns each token a slot of each of its experts, up to their capacity.
 
   Args:
-    gating: of tokens (n, length).
-    capacity: places of an expert in each of the n groups.
+    gating: the gating of tokens (n, length).
+    capacity: number of slots per expert and group, with n groups.
 
   Returns:
-    float32 (n, length, experts, capacity): a token's gate at its place, else zero.
+    float32 (n, length, experts, capacity): a token's gate at its slot, else zero.
 
   Example:
     >>> gates = jnp.array([[[1.0, 0.0], [1.0, 0.0]]])
@@ -165,18 +168,20 @@ def dispatch(gating: Gating, capacity: int) -> Array:
   n, length, k = gating.chosen.shape
   experts = gating.gates.shape[-1]
   wanted = jax.nn.one_hot(gating.chosen, experts, dtype=jnp.int32)
-  # All first choices, then all second ones.
+  # Order the requests: all first choices, then all second ones. A request's slot is the
+  # number of earlier requests for the same expert.
   line = jnp.swapaxes(wanted, 1, 2).reshape(n, k * length, experts)
   before = (jnp.cumsum(line, axis=1) - line).reshape(n, k, length, experts)
   place = jnp.swapaxes(before, 1, 2)
-  # A place beyond the capacity is no row of the identity: it comes out as zeros.
+  # A slot beyond the capacity is no row of the identity, so `one_hot` returns zeros for
+  # it.
   at = jax.nn.one_hot(place, capacity, dtype=jnp.float32)
   at = at * wanted[..., None].astype(jnp.float32)
   return gating.gates[..., None] * jnp.sum(at, axis=2)
 
 
 def squared_variation(x: Array) -> Array:
-  """The squared coefficient of variation: variance over squared mean.
+  """Returns the squared coefficient of variation: variance over squared mean.
 
   Args:
     x: floats (experts,).

@@ -17,10 +17,10 @@ class MLP(nn.Module):
   Attributes:
     features: widths of the hidden layers.
     num_classes: number of logits.
-    activation: elementwise, after each hidden layer.
-    initialization: a layer's fan-in to its initializers.
+    activation: elementwise function after each hidden layer.
+    initialization: a function from a layer's fan-in to its initializers.
     use_bias: whether layers have biases.
-    normalize: whether the outputs of each hidden layer are normalized over the batch,
+    normalize: whether to normalize the outputs of each hidden layer over the batch,
       without scale or shift, before the activation.
     dot_general: the product of each layer, such as `sj.block_dot_general((128, 128))`.
 

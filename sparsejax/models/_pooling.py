@@ -1,8 +1,8 @@
 """Max pooling for images that is fast on CPUs too.
 
-On CPUs the gradient of `lax.reduce_window` (select-and-scatter) is slow. Here each
-window remembers which of its elements was first to be largest, and the gradient goes
-there: the same rule as `lax.reduce_window`'s, by comparisons alone.
+On CPUs the gradient of `lax.reduce_window` (select-and-scatter) is slow. Here the
+forward pass saves, for each window, the index of its first maximum, and the gradient is
+routed there. This is the rule of `lax.reduce_window`, by comparisons alone.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,16 @@ def max_pool(
   padding: Padding = "VALID",
   lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> jax.Array:
-  """Takes the largest element of each window, channel by channel.
+  """Takes the maximum of each window, per channel.
 
   y[n, i, j, c] = max_{a, b} x[n, s i + a, s j + b, c]
 
-  Of equal elements the first, row by row, takes the gradient.
+  Of equal elements the first, row by row, receives the gradient.
 
   Args:
     x: (n, height, width, channels), floating.
     window: height and width of a window.
-    strides: steps between windows; None takes the window's own size.
+    strides: steps between windows; None uses the window's size.
     padding: "SAME", "VALID", or ((top, bottom), (left, right)); padded with -inf.
     lowering: "slices", "lax" or "auto", as for `sparsejax.models.conv2d`; a
       function for convolutions (see `sparsejax.models.Conv`) counts as "auto".
@@ -43,7 +43,7 @@ def max_pool(
     (n, out height, out width, channels), of x's dtype.
 
   Raises:
-    ValueError: where x is not a batch of images, or `lowering` is unknown.
+    ValueError: x is not a batch of images, or `lowering` is unknown.
 
   Example:
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
@@ -88,7 +88,7 @@ def _pool_fwd(x, window, strides, pads, by_platform):
     return y, (x, first)
 
   def other(x):
-    # Elsewhere the gradient is XLA's own and needs x alone.
+    # On other platforms the gradient is XLA's own and needs x alone.
     y = _lax_pool(x, window, strides, pads)
     return y, jnp.zeros_like(y, jnp.int32).transpose(3, 1, 2, 0)
 
@@ -115,7 +115,7 @@ _pool.defvjp(_pool_fwd, _pool_bwd)
 
 
 def _slices_pool(x, window, strides, pads):
-  """Also returns which element of each window is its first largest, (c, h, w, n)."""
+  """Returns the maxima, and the index of each window's first maximum, (c, h, w, n)."""
   lowest = jnp.array(-jnp.inf, x.dtype)
   wide = lax.pad(x, lowest, ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
   views = _views(wide.transpose(3, 1, 2, 0), window, strides)
@@ -133,6 +133,8 @@ def _slices_pool_bwd(x, first, dy, window, strides, pads):
   parts = [jnp.where(first == k, dy, zero) for k in range(kh * kw)]
   c, oh, ow, n = dy.shape
   height, width = (x.shape[a + 1] + sum(pads[a]) for a in range(2))
+  # Windows do not overlap: interleave the parts, one axis at a time, because explicit
+  # sharding does not support reshaping both at once.
   if (sh, sw) == (kh, kw):
     # One axis at a time: sharding in types does not see through both at once.
     rows = [
@@ -143,6 +145,7 @@ def _slices_pool_bwd(x, first, dy, window, strides, pads):
     rest = (height - oh * kh, width - ow * kw)
     dx = lax.pad(dx, zero, ((0, 0, 0), *((0, r, 0) for r in rest), (0, 0, 0)))
   else:
+    # Windows overlap or leave gaps: add each part at its positions.
     dx = jnp.zeros((c, height, width, n), dy.dtype)
     for k, part in enumerate(parts):
       i, j = divmod(k, kw)
@@ -154,7 +157,7 @@ def _slices_pool_bwd(x, first, dy, window, strides, pads):
 
 
 def _views(image, window, strides):
-  """Element k of every window, for each k, row by row: arrays (c, out h, out w, n)."""
+  """Returns element k of every window, for each k, row by row: (c, out h, out w, n)."""
   (kh, kw), (sh, sw) = window, strides
   c, h, w, n = image.shape
   oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1

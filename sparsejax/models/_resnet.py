@@ -20,12 +20,12 @@ class ResNet(nn.Module):
   features. A shortcut that changes its shape is a 1 x 1 convolution.
 
   Attributes:
-    blocks: number of blocks of each stage.
-    features: of the first stage's 3 x 3 convolutions.
-    bottleneck: which kind of block.
-    stem: "cifar" (3 x 3) or "imagenet" (7 x 7 at a stride of 2, and a max pool).
+    blocks: number of blocks per stage.
+    features: features of the first stage's 3 x 3 convolutions.
+    bottleneck: whether blocks are bottlenecks.
+    stem: "cifar" (3 x 3) or "imagenet" (7 x 7 at a stride of 2, and max pooling).
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers.
+    initialization: a function from a layer's fan-in to its initializers.
     lowering: see `sparsejax.models.Conv`.
   """
 
@@ -72,13 +72,13 @@ def ResNet20(
   initialization: Initialization = he_normal_fan_out,
   lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> ResNet:
-  """ResNet-20 for CIFAR; the lottery ticket papers call it ResNet-18.
+  """Creates ResNet-20 for CIFAR; the lottery ticket papers call it ResNet-18.
 
-  On images of three channels and 10 classes it has 272,474 parameters.
+  For images of three channels and 10 classes it has 272,474 parameters.
 
   Args:
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers.
+    initialization: a function from a layer's fan-in to its initializers.
     lowering: see `sparsejax.models.Conv`.
 
   Returns:
@@ -96,13 +96,13 @@ def ResNet50(
   initialization: Initialization = he_normal_fan_out,
   lowering: Lowering | Callable[..., jax.Array] = "auto",
 ) -> ResNet:
-  """ResNet-50 for ImageNet, version 1.5.
+  """Creates ResNet-50 for ImageNet, version 1.5.
 
-  With 1,000 classes it has 25,557,032 parameters, 25,502,912 of them in kernels.
+  For 1,000 classes it has 25,557,032 parameters, 25,502,912 of them in kernels.
 
   Args:
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers.
+    initialization: a function from a layer's fan-in to its initializers.
     lowering: see `sparsejax.models.Conv`.
 
   Returns:
@@ -127,7 +127,7 @@ class _Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
     f, s = self.features, self.strides
-    # Features, size of the kernel, stride.
+    # Features, kernel size and stride of each convolution.
     convolutions = ((f, 3, s), (f, 3, 1))
     if self.bottleneck:
       convolutions = ((f, 1, 1), (f, 3, s), (4 * f, 1, 1))

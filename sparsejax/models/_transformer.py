@@ -13,25 +13,26 @@ Array = jax.Array
 
 
 class Transformer(nn.Module):
-  """A causal language model: the logits at a place say what comes next.
+  """A causal language model: the logits at each position predict the next token.
 
   x = E[tokens] + P;  x += attention(norm(x));  x += mlp(norm(x));  logits = norm(x) E^T
 
-  Attention and MLP kernels have no biases and are what is made sparse; the embedding
-  E, which gives the logits too, the places P and the norms stay dense.
+  Attention and MLP kernels have no biases and are the layers to make sparse. The
+  embedding E, which also computes the logits, the position embedding P and the norms
+  stay dense.
 
   Attributes:
     num_classes: size of the vocabulary; 256 for bytes.
-    length: the longest sequence.
+    length: length of the longest sequence.
     depth: number of blocks.
-    width: of the residual stream, a multiple of `heads`.
-    heads: of each attention.
+    width: width of the residual stream, a multiple of `heads`.
+    heads: number of heads of each attention.
     expansion: width of an MLP's hidden layer over `width`.
-    dropout: rate, after each attention and MLP.
-    num_experts: experts of each MLP; 0 for one dense MLP.
+    dropout: dropout rate after each attention and MLP.
+    num_experts: number of experts of each MLP; 0 for one dense MLP.
     expert_kwargs: other attributes of `MixtureOfExperts`.
     dot_general: the product of each attention and MLP kernel, such as
-      `sj.block_dot_general((64, 64))`; that of experts stays their own.
+      `sj.block_dot_general((64, 64))`; not used for experts.
 
   References:
     Vaswani et al. 2017, "Attention is all you need"; with norms before each part.

@@ -30,46 +30,47 @@ KERNELS: dict[str, Callable] = {
   "lecun": initializers.lecun,
   "he": initializers.he,
 }
-# Of the random read-out: small, so that a run begins near the loss of chance.
+# Scale of the random readout: small, so that training starts near the loss of chance.
 _READOUT_SCALE = 0.3
 
 
 class VanillaCNN(nn.Module):
-  """Plain convolutional layers, one after another, as deep as wanted.
+  """A stack of plain convolutional layers of any depth.
 
   h_0 = sqrt(q0) stem(x);  h_l = phi(conv(h_{l-1}, W_l) + b_l);  logits = h_L V / rms
 
-  Trains at 10,000 layers from its initialization alone: delta-orthogonal kernels on the
-  critical line, and an input scaled so small (q0 = 1 / L) that tanh stays nearly linear
-  all the way. The input must be centred, with the mean image taken off, or all images
-  look alike; images are read as of mean square 1. The learning rate goes as 1 / L, and
-  times q0 for biases: see `calibrate_learning_rate` and `scale_by_path`.
+  It trains at 10,000 layers by its initialization alone: delta-orthogonal kernels on
+  the critical line, and an input scaled so small (q0 = 1 / L) that tanh stays nearly
+  linear at all layers. The input must be centred, with the mean image subtracted, or
+  the outputs of all images are nearly the same; images are assumed to have mean square
+  1. The learning rate scales as 1 / L, and additionally as q0 for biases: see
+  `calibrate_learning_rate` and `scale_by_path`.
 
-  The stem folds `stride` x `stride` pixels into channels, without loss; channels that
-  are left over start at zero. Parameters: `trunk/kernel` (L, k, k, c, c), `trunk/bias`
-  (L, c), `readout/kernel`, `readout/bias`. For sparse training pass
-  `stacked="trunk/kernel"`, so that each layer keeps a budget of its own.
+  The stem folds `stride` x `stride` pixels into channels, without loss; remaining
+  channels start at zero. Parameters: `trunk/kernel` (L, k, k, c, c), `trunk/bias` (L,
+  c), `readout/kernel`, `readout/bias`. For sparse training pass
+  `stacked="trunk/kernel"`, which gives one budget per layer.
 
   Attributes:
     num_classes: number of logits.
-    depth: L.
+    depth: L, the number of layers.
     channels: c; at least stride^2 times those of the images.
-    activation: "tanh", "erf", "relu" or a function of jax.
+    activation: "tanh", "erf", "relu" or a JAX function.
     kernel_size: k, odd.
     padding: "zero" or "circular".
-    stride: of the stem; None takes the largest power of two that fits.
+    stride: stride of the stem; None uses the largest power of two that fits.
     kernel_init: a name of `KERNELS`, or an initializer of stacked kernels.
-    weight_variance: sigma_w^2; orthogonal kernels take its root as their gain.
+    weight_variance: sigma_w^2; orthogonal kernels have its square root as gain.
     bias_variance: sigma_b^2.
-    kernel_density: of "sparse_orthogonal".
+    kernel_density: density of "sparse_orthogonal".
     input_variance: q0; None is 1 / L.
-    trained: "all", "trunk" (the read-out stays random) or "readout" (the trunk does, a
-      control).
+    trained: "all", "trunk" (the readout stays random) or "readout" (the trunk stays
+      random, as a control).
     remat: "none" or "sqrt"; see `conv_stack`.
     unroll: see `conv_stack`.
     lowering: see `conv_stack`.
-    dtype: to compute in.
-    param_dtype: of the parameters.
+    dtype: dtype of the computation.
+    param_dtype: dtype of the parameters.
 
   References:
     Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs: how to train
@@ -109,6 +110,7 @@ class VanillaCNN(nn.Module):
     if self.is_initializing():
       self._warn()
     phi, q0 = self.activation_function, self.q0
+    # Fold pixels into channels and pad with channels of zeros.
     h = space_to_depth(x.astype(self.dtype), stride)
     h = jnp.pad(h, ((0, 0),) * 3 + ((0, self.channels - h.shape[3]),))
     k, c = self.kernel_size, self.channels
@@ -122,6 +124,7 @@ class VanillaCNN(nn.Module):
     )()
     if self.trained == "readout":
       kernel, bias = jax.lax.stop_gradient((kernel, bias))
+    # Scale the input to mean square q0 and apply all layers in one scan.
     h = conv_stack(
       h * np.asarray(math.sqrt(q0), self.dtype),
       kernel.astype(self.dtype),
@@ -132,6 +135,7 @@ class VanillaCNN(nn.Module):
       remat=self.remat,
       unroll=self.unroll,
     )
+    # Normalize the outputs by the theory's root mean square, then apply the readout.
     scale = _output_scale(phi, self.depth, q0, self.sigma_w2, self.bias_variance)
     h = h.reshape(h.shape[0], -1) * np.asarray(scale, self.dtype)
     normal = nn.initializers.normal
@@ -150,14 +154,14 @@ class VanillaCNN(nn.Module):
 
   @property
   def q0(self) -> float:
-    """Mean square of the scaled input."""
+    """The mean square of the scaled input."""
     return (
       1 / max(self.depth, 1) if self.input_variance is None else self.input_variance
     )
 
   @property
   def sigma_w2(self) -> float:
-    """The variance of the kernels' theory, which LeCun's and He's rules fix."""
+    """The weight variance of the theory; LeCun's and He's initializers fix it."""
     fixed = {"lecun": 1.0, "he": 2.0}
     return fixed.get(str(self.kernel_init), self.weight_variance)
 
@@ -174,7 +178,7 @@ class VanillaCNN(nn.Module):
     return ACTIVATIONS[self.activation]
 
   def make_kernel_init(self) -> Callable:
-    """The initializer of the stacked kernels."""
+    """Returns the initializer of the stacked kernels."""
     if callable(self.kernel_init):
       return self.kernel_init
     if self.kernel_init not in KERNELS:
@@ -192,9 +196,10 @@ class VanillaCNN(nn.Module):
     return KERNELS[self.kernel_init](stacked=True, **kwargs.get(self.kernel_init, {}))
 
   def layer(self, weights: dict, h: jax.Array) -> jax.Array:
-    """One layer: `({"kernel": (k, k, c, c), "bias": (c,)}, h) -> h`, h of an image.
+    """Applies one layer to one image.
 
-    What `sparsejax.analysis._isometry` asks for.
+    The arguments are `({"kernel": (k, k, c, c), "bias": (c,)}, h)`, as for the argument
+    `layer` of `sparsejax.analysis.end_to_end`.
     """
     return conv_layer(
       h[None],
@@ -205,7 +210,7 @@ class VanillaCNN(nn.Module):
     )[0]
 
   def _stride(self, shape):
-    """The stem's stride; raises a ValueError where anything does not fit."""
+    """Returns the stem's stride; raises ValueError if anything does not fit."""
     if len(shape) != 4:
       raise ValueError(f"images must be (n, height, width, channels); got {shape}.")
     stride = self.stride
@@ -234,6 +239,7 @@ class VanillaCNN(nn.Module):
     return stride
 
   def _warn(self):
+    """Warns of slow dtypes, long compilation, and variances that are not isometric."""
     low = [d for d in (self.dtype, self.param_dtype) if jnp.dtype(d).itemsize < 4]
     if low and jax.default_backend() == "cpu":
       warnings.warn(
@@ -259,7 +265,7 @@ class VanillaCNN(nn.Module):
 
 
 class _Layer(nn.Module):
-  """Holds a kernel and a bias, of one layer or of a stack."""
+  """The kernel and bias of one layer or of a stack."""
 
   kernel_shape: tuple[int, ...]
   bias_shape: tuple[int, ...]
@@ -274,7 +280,7 @@ class _Layer(nn.Module):
 
 
 def space_to_depth(x: jax.Array, stride: int) -> jax.Array:
-  """Folds blocks of pixels into channels; every value stays.
+  """Folds blocks of pixels into channels, without loss.
 
   Args:
     x: (n, height, width, c), both multiples of `stride`.
@@ -301,8 +307,9 @@ def space_to_depth(x: jax.Array, stride: int) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)
 def _output_scale(phi, depth, q0, weight_variance, bias_variance) -> float:
-  """One over the root mean square that the theory gives the last layer's outputs."""
-  # Pre-activations of the last layer, then its outputs: phi of them.
+  """Returns 1 / root mean square of the last layer's outputs, by mean-field theory."""
+  # The variance of the last layer's pre-activations, then the mean square of phi of
+  # them.
   q = weight_variance * q0 + bias_variance
   q = mean_field.q_map(q, weight_variance, bias_variance, phi, layers=depth - 1)
   square = mean_field.q_map(q, 1.0, 0.0, phi)

@@ -1,4 +1,4 @@
-"""VGG16-C, VGG16-D and VGG-like for CIFAR, as sparse-training papers use them."""
+"""VGG16-C, VGG16-D and VGG-like for CIFAR, as in papers on sparse training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,19 +19,19 @@ class VGG16(nn.Module):
   """VGG-16 with batch normalization and dense layers of 512 (Lee et al. 2019).
 
   Version "c" has a 1 x 1 kernel as the third convolution of its last three stages, with
-  a border of one as the 3 x 3 kernels have, as in sparse momentum's program (so it has
-  0.8M more than SNIP's); "d" has two hidden dense layers, "like" has
-  one. On 32 x 32 images of three channels and 10 classes the kernels hold 11,307,712
+  the same padding of one as the 3 x 3 kernels, as in sparse momentum's code (which is
+  why it has 0.8M more weights than SNIP's); "d" has two hidden dense layers, "like" has
+  one. For 32 x 32 images of three channels and 10 classes the kernels have 11,307,712
   (c), 15,239,872 (d) and 14,977,728 weights (like).
 
   Attributes:
     version: "c", "d" or "like".
     num_classes: number of logits.
-    initialization: a layer's fan-in to its initializers; by default PyTorch's, from
-      which the results of Dettmers and Zettlemoyer (2019) started.
+    initialization: a function from a layer's fan-in to its initializers; the default is
+      PyTorch's, as in the results of Dettmers and Zettlemoyer (2019).
     lowering: see `sparsejax.models.conv2d`.
-    features: of the 13 convolutions and the hidden dense layers, in the place of the
-      version's own.
+    features: output features of the 13 convolutions and the hidden dense layers,
+      instead of the version's own.
 
   Example:
     >>> import jax.numpy as jnp

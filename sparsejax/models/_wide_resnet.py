@@ -11,20 +11,20 @@ from sparsejax.models._layers import residual_conv
 
 
 class WideResNet(nn.Module):
-  """WRN-depth-width: three stages of blocks that normalize before they convolve.
+  """WRN-depth-width: three stages of blocks with normalization before each convolution.
 
   y = shortcut(x) + conv2(dropout(relu(norm(conv1(relu(norm(x)))))))
 
-  Stages have 16, 32 and 64 times `width` features and (depth - 4) / 6 blocks each. On
+  Stages have 16, 32 and 64 times `width` features and (depth - 4) / 6 blocks each. For
   images of three channels and 10 classes WRN-16-8, 22-8, 28-2 and 28-10 have
   10,961,370, 17,158,106, 1,467,610 and 36,479,194 parameters.
 
   Attributes:
-    depth: 6 n + 4: all convolutions but the shortcuts', and the dense layer.
+    depth: 6 n + 4 for n blocks per stage, as the paper counts.
     width: factor on the features.
     num_classes: number of logits.
-    dropout: rate inside of a block; the papers on sparse training have 0.3.
-    initialization: a layer's fan-in to its initializers.
+    dropout: dropout rate within a block; 0.3 in the papers on sparse training.
+    initialization: a function from a layer's fan-in to its initializers.
     lowering: see `sparsejax.models.conv2d`.
 
   Example:
