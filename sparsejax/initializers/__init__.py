@@ -1,4 +1,4 @@
-"""Initial kernels for networks of any depth, and the theory of which are critical."""
+"""Initial kernels for networks of any depth, and the mean-field theory behind them."""
 
 from sparsejax.core import nearest_orthogonal
 from sparsejax.initializers import mean_field

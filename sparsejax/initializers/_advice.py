@@ -1,4 +1,4 @@
-"""How deep a network can be, in words."""
+"""Advice on the trainable depth of a network, as text."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,8 @@ from sparsejax.initializers.mean_field._theory import (
   q_star,
 )
 
-# Schoenholz et al. 2017, section 5: networks train up to about six correlation lengths.
+# Networks train up to about six correlation lengths (Schoenholz et al. 2017, section
+# 5).
 _TRAINABLE_LENGTHS = 6
 
 
@@ -25,22 +26,22 @@ def trainable_depth(
   activation: Activation = jnp.tanh,
   q: float | None = None,
 ) -> str:
-  """How deep a network of these variances can be, in words.
+  """Describes how deep a network with these variances can be.
 
   Args:
     weight_variance: sigma_w^2.
     bias_variance: sigma_b^2.
-    depth: layers that are wanted, or None.
-    activation: phi, of jax.
+    depth: the number of layers that is wanted, or None.
+    activation: phi, a JAX function.
     q: mean square of the scaled input; None for the fixed point q*.
 
   Returns:
-    A few sentences: the phase, how far a signal and a gradient go, how isometric the
-    network is, and what to change.
+    A few sentences: the phase, over how many layers signals and gradients propagate,
+    how close the network is to an isometry, and what to change.
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: a variance is negative, or depth below 1.
+    ValueError: a variance is negative, or depth is below 1.
 
   Example:
     >>> print(trainable_depth(1.3, 2.01e-5, depth=1000))
@@ -55,6 +56,7 @@ def trainable_depth(
   if depth is not None:
     check_integer("depth", depth, 1)
   check_callable("activation", activation, "a function of an array", 1)
+  # The phase follows from the factor chi at the fixed point q*.
   fixed = q_star(weight_variance, bias_variance, activation, q=1.0 if q is None else q)
   if not np.isfinite(fixed):
     return "The variance grows without end: lower sigma_w^2."
@@ -63,6 +65,9 @@ def trainable_depth(
   critical = abs(rate - 1) < 1e-4 or length > 1e4
   phase = "Critical" if critical else "Ordered" if rate < 1 else "Chaotic"
   words = [f"{phase}: chi = {rate:.3g}"]
+  # Off the critical line the correlation length limits the depth. On it, the limit is
+  # the spread of the Jacobian's singular values, at the largest q that the network
+  # reaches.
   if not critical:
     reach = _TRAINABLE_LENGTHS * length
     words[0] += f", the correlation length is {length:.0f} layers"

@@ -19,27 +19,27 @@ Array = jax.Array
 
 
 def block_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
-  """Kernels orthogonal as convolutions, with weight on every tap.
+  """Returns an initializer of orthogonal convolutions with weight on every tap.
 
   W = gain O * B_1 * ... * B_{k-1},  O = Haar(c_out)[:c_in]
 
-  where each factor has two taps along each axis, the products of a random projection P
-  of every axis and of its complement 1 - P, and `*` convolves with the product of
-  matrices in the place of the product of numbers. Under circular padding the layer is
-  an exact isometry; zero padding cuts off what leaves the image. Frequencies decay at
-  different rates, so depth costs more signal than with `delta_orthogonal`.
+  where each factor has two taps per axis: the products of a random projection P per
+  axis, or of its complement 1 - P. `*` is a convolution with matrix products instead of
+  products of numbers. Under circular padding the layer is an exact isometry; zero
+  padding cuts off what leaves the image. Frequencies decay at different rates, so depth
+  loses more signal than with `delta_orthogonal`.
 
   Args:
     gain: the singular values of the layer; sigma_w of the theory.
-    stacked: whether shapes lead with an axis of layers; must be given for rank 5.
+    stacked: whether shapes have a leading axis of layers; must be given for rank 5.
 
   Returns:
     An initializer `(key, shape, dtype=float32) -> array`, for shapes (*taps, c_in,
     c_out) or (L, *taps, c_in, c_out) with the same k taps along one to three axes.
 
   Raises:
-    ValueError: (the initializer) c_in > c_out, unequal numbers of taps, or a shape that
-      can be read in two ways.
+    ValueError: (the initializer) c_in > c_out, unequal numbers of taps, or an ambiguous
+      shape.
 
   References:
     Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs", algorithm 1.
@@ -61,6 +61,8 @@ def block_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
     if len(set(taps)) > 1:
       raise ValueError(f"taps must be as many along every axis, got {taps}.")
     wide = at_least_float32(dtype)
+    # Start with an orthogonal matrix at a single tap; every convolution with a factor
+    # of two taps per axis adds one tap per axis.
     first, *keys = jax.random.split(key, 1 + (taps[0] - 1) * len(taps))
     origin = (0,) * len(taps)
     kernel = {origin: haar(first, layers, c_out, wide)[..., :c_in, :]}
@@ -69,7 +71,7 @@ def block_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
         _projection(k, layers, c_out, wide) for k in keys[i :: taps[0] - 1]
       ]
       kernel = _convolve(kernel, _two_taps(projections))
-    # Taps in row-major order: the keys' own.
+    # The keys of `kernel` are tap positions; sorted, they are in row-major order.
     flat = jnp.stack([kernel[place] for place in sorted(kernel)], len(layers))
     return flat.reshape(shape).astype(dtype) * np.asarray(gain, dtype)
 
@@ -77,7 +79,7 @@ def block_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
 
 
 def _projection(key: Array, batch: tuple[int, ...], n: int, dtype) -> Array:
-  """Symmetric projections of random rank onto random subspaces, (*batch, n, n)."""
+  """Draws projections onto random subspaces of random rank, (*batch, n, n)."""
   k_basis, k_columns = jax.random.split(key)
   columns = jax.random.bernoulli(k_columns, 0.5, (*batch, 1, n)).astype(dtype)
   basis = haar(k_basis, batch, n, dtype) * columns
@@ -85,7 +87,7 @@ def _projection(key: Array, batch: tuple[int, ...], n: int, dtype) -> Array:
 
 
 def _two_taps(projections: list[Array]) -> dict[tuple[int, ...], Array]:
-  """A kernel of two taps an axis: at each, a product of projections or complements."""
+  """Returns two taps per axis, each a product of projections or complements."""
   taps = {}
   for place in itertools.product((0, 1), repeat=len(projections)):
     eye = jnp.eye(projections[0].shape[-1], dtype=projections[0].dtype)
@@ -101,7 +103,7 @@ def _two_taps(projections: list[Array]) -> dict[tuple[int, ...], Array]:
 
 
 def _convolve(a: dict, b: dict) -> dict:
-  """Convolves kernels given as {place: matrices}."""
+  """Convolves kernels given as {position: matrices}."""
   out = {}
   for (i, x), (j, y) in itertools.product(a.items(), b.items()):
     place = tuple(p + q for p, q in zip(i, j, strict=True))

@@ -14,25 +14,26 @@ from sparsejax.initializers._orthogonal import (
 
 
 def delta_orthogonal(gain: float = 1.0, *, stacked: bool | None = None):
-  """Kernels that pass every pixel on by an orthogonal matrix, and nothing else.
+  """Returns an initializer that is an orthogonal matrix at the center tap, else zero.
 
   W[center] = gain Q[:c_in],  Q ~ Haar(c_out);  W = 0 at all other taps
 
-  Each spatial frequency passes alike (`mean_field.fourier_rates` are all 1), which no
-  kernel with weight on more taps can say.
+  All spatial frequencies pass equally (`mean_field.fourier_rates` are all 1), which
+  holds for no kernel with weight on more taps.
 
   Args:
     gain: the kernel's singular values; sigma_w of the theory.
-    stacked: whether shapes lead with an axis of layers, each a matrix of its own. Must
-      be given for rank 5; see `split_shape`. `jax.nn.initializers.delta_orthogonal`
-      takes such a shape for one 3-D kernel and fills the middle layer alone.
+    stacked: whether shapes have a leading axis of layers, each with its own matrix.
+      Must be given for rank 5; see `split_shape`.
+      `jax.nn.initializers.delta_orthogonal` reads such a shape as one 3-D kernel and
+      fills only the middle layer.
 
   Returns:
     An initializer `(key, shape, dtype=float32) -> array`, for shapes (*taps, c_in,
-    c_out) or (L, *taps, c_in, c_out). All layers take one batched QR.
+    c_out) or (L, *taps, c_in, c_out). All layers use one batched QR.
 
   Raises:
-    ValueError: (the initializer) c_in > c_out, or the shape can be read in two ways.
+    ValueError: (the initializer) c_in > c_out, or the shape is ambiguous.
 
   References:
     Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs", algorithm 2.

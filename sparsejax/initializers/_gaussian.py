@@ -1,4 +1,4 @@
-"""Kernels of independent weights: what orthogonal ones are compared with."""
+"""Kernels of independent normal weights, as a baseline for orthogonal ones."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from sparsejax.initializers._orthogonal import at_least_float32, split_shape
 
 
 def gaussian(variance: float = 1.0, profile=None, *, stacked: bool | None = None):
-  """Independent normal weights with any layout of their variance over the taps.
+  """Returns an initializer of independent normal weights with any variance per tap.
 
   W[t, i, j] ~ N(0, sigma_w^2 v_t / c_in),  sum_t v_t = 1
 
-  A uniform profile damps every pattern but the constant one
-  (`mean_field.fourier_rates`); one on the center alone damps none, yet the spectrum of
-  a product of Gaussian matrices spreads with depth all the same.
+  A uniform profile damps every spatial pattern but the constant one
+  (`mean_field.fourier_rates`). A profile on the center alone damps none, but the
+  spectrum of a product of Gaussian matrices still spreads with depth.
 
   Args:
     variance: sigma_w^2 of the theory, at least 0.
     profile: v, of the taps' shape, at least 0; scaled to sum to 1. None is uniform.
-    stacked: whether shapes lead with an axis of layers; must be given for rank 5.
+    stacked: whether shapes have a leading axis of layers; must be given for rank 5.
 
   Returns:
     An initializer `(key, shape, dtype=float32) -> array`.
@@ -56,7 +56,7 @@ def gaussian(variance: float = 1.0, profile=None, *, stacked: bool | None = None
 
 
 def lecun(*, stacked: bool | None = None):
-  """LeCun et al.'s kernels: `gaussian` of variance 1 / fan_in, uniform over the taps.
+  """Returns LeCun et al.'s initializer: `gaussian` of variance 1 / fan_in on all taps.
 
   Args:
     stacked: see `gaussian`.
@@ -72,7 +72,7 @@ def lecun(*, stacked: bool | None = None):
 
 
 def he(*, stacked: bool | None = None):
-  """He et al.'s kernels: `gaussian` of variance 2 / fan_in, uniform over the taps.
+  """Returns He et al.'s initializer: `gaussian` of variance 2 / fan_in on all taps.
 
   Args:
     stacked: see `gaussian`.

@@ -1,4 +1,4 @@
-"""Haar-distributed orthogonal matrices, many at once, and shapes of kernels."""
+"""Batches of Haar-distributed orthogonal matrices, and shapes of kernels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,10 +15,10 @@ class KernelShape(NamedTuple):
   """The parts of a convolution kernel's shape.
 
   Attributes:
-    layers: () or (L,): the leading axis of a stack of layers.
+    layers: () or (L,), the leading axis of a stack of layers.
     taps: the spatial axes.
-    c_in: channels in.
-    c_out: channels out.
+    c_in: number of input channels.
+    c_out: number of output channels.
   """
 
   layers: tuple[int, ...]
@@ -34,20 +34,20 @@ def check_stacked(stacked: bool | None) -> None:
 
 
 def split_shape(shape: Sequence[int], stacked: bool | None) -> KernelShape:
-  """Reads a kernel's shape, and refuses one that can be read in two ways.
+  """Splits a kernel's shape into its parts; raises an error if it is ambiguous.
 
   Args:
     shape: (*taps, c_in, c_out) with one to three spatial axes, or
       (L, *taps, c_in, c_out).
-    stacked: whether the first axis counts layers. None takes shapes of rank 3 and 4
-      for single kernels, and refuses rank 5, which may be a 3-D kernel or a stack of
+    stacked: whether the first axis is one of layers. None reads shapes of rank 3 and 4
+      as single kernels, and rejects rank 5, which may be a 3-D kernel or a stack of
       2-D ones.
 
   Returns:
-    Its parts.
+    The parts.
 
   Raises:
-    ValueError: the rank fits no kernel, or it is 5 and `stacked` is None.
+    ValueError: no kernel has this rank, or it is 5 and `stacked` is None.
 
   Example:
     >>> split_shape((100, 3, 3, 16, 16), stacked=True)
@@ -71,7 +71,7 @@ def split_shape(shape: Sequence[int], stacked: bool | None) -> KernelShape:
 
 
 def check_channels(c_in: int, c_out: int) -> None:
-  """Raises a ValueError where channels shrink: no map onto fewer is an isometry."""
+  """Raises ValueError if c_in > c_out: no map onto fewer channels is an isometry."""
   if c_in > c_out:
     raise ValueError(
       "c_in must be at most c_out for an orthogonal kernel, got "
@@ -80,25 +80,25 @@ def check_channels(c_in: int, c_out: int) -> None:
 
 
 def at_least_float32(dtype):
-  """The dtype to draw in: halves are drawn in float32 and rounded once."""
+  """Returns the dtype to draw in: float32 for half precision, which is then rounded."""
   return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
 
 
 def center(taps: Sequence[int]) -> tuple[int, ...]:
-  """The index of the tap that looks at the output's own place."""
+  """Returns the index of the tap at the output's own position."""
   return tuple((k - 1) // 2 for k in taps)
 
 
 def haar(key: Array, batch: Sequence[int], n: int, dtype=jnp.float32) -> Array:
-  """Orthogonal matrices, uniform over the group, by one batched QR.
+  """Draws orthogonal matrices, uniform over the group, by one batched QR.
 
   Q R = A, A ~ N(0, 1);  Q <- Q sign(diag R)
 
   Args:
     key: a PRNG key.
-    batch: how many, a shape.
-    n: rows and columns.
-    dtype: floating. Halves are drawn in float32 and rounded.
+    batch: the batch shape.
+    n: number of rows and columns.
+    dtype: floating. Half precision is drawn in float32 and rounded.
 
   Returns:
     (*batch, n, n), of `dtype`.

@@ -1,4 +1,4 @@
-"""Kernels that are exactly orthogonal and sparse, and the support they keep."""
+"""Exactly orthogonal sparse kernels, and the masks to train them under."""
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,28 @@ Array = jax.Array
 def sparse_orthogonal(
   density: float = 0.25, gain: float = 1.0, *, stacked: bool | None = None
 ):
-  """Delta-orthogonal kernels with few weights: blocks between two permutations.
+  """Returns an initializer of sparse delta-orthogonal kernels, of permuted blocks.
 
   W[center] = gain P1 blockdiag(Q_1, ..., Q_{C/b}) P2,  Q_i ~ Haar(b),  b = density C
 
-  Every row and column of the C x C matrix holds b weights, so the density is exactly
-  b / C and the matrix exactly orthogonal, whatever the density: a random mask of the
-  same density is singular, and the product of thousands of them zero.
-  `orthogonal_support` gives the mask to train under.
+  Every row and column of the C x C matrix has b weights. The density is exactly b / C,
+  and the matrix is exactly orthogonal at any density. By contrast, a random mask of the
+  same density makes the matrix singular, and the product of thousands of them zero.
+  `orthogonal_support` returns the mask to train under.
 
   Args:
-    density: weights kept of the C x C matrix, in (0, 1]; density C must be a whole
-      number that divides C.
+    density: fraction of weights kept of the C x C matrix, in (0, 1]; density C must be
+      a whole number that divides C.
     gain: the kernel's singular values; sigma_w of the theory.
-    stacked: whether shapes lead with an axis of layers; must be given for rank 5.
+    stacked: whether shapes have a leading axis of layers; must be given for rank 5.
 
   Returns:
     An initializer `(key, shape, dtype=float32) -> array`, for shapes (*taps, C, C) or
     (L, *taps, C, C).
 
   Raises:
-    ValueError: the density is outside (0, 1]; (the initializer) no such block, or the
-      channels in and out differ.
+    ValueError: the density is outside (0, 1]; (the initializer) there is no such block,
+      or the numbers of input and output channels differ.
 
   Example:
     >>> kernel = sparse_orthogonal(0.25)(jax.random.key(0), (3, 3, 8, 8))
@@ -59,13 +59,15 @@ def sparse_orthogonal(
         "density times channels must be a whole number that divides the channels, got "
         f"{density} x {c_out} = {density * c_out:g}."
       )
+    # Draw the blocks and place block i at (i, i) of a matrix of zeros, of shape (...,
+    # blocks, b, blocks, b).
     k_blocks, k_rows, k_columns = jax.random.split(key, 3)
     q = haar(k_blocks, (*layers, c_out // block), block, dtype)
     n = c_out // block
     place = jnp.eye(n, dtype=dtype).reshape(*(1 for _ in layers), n, 1, n, 1)
-    # (..., blocks, b, blocks, b): block i stands at (i, i), zeros elsewhere.
     wide = q[..., :, :, None, :] * place
     w = wide.reshape(*layers, c_out, c_out) * np.asarray(gain, dtype)
+    # Permute rows and columns, and put the matrix at the center tap.
     rows = _permutations(k_rows, layers, c_out)
     columns = _permutations(k_columns, layers, c_out)
     w = jnp.take_along_axis(w, rows[..., :, None], -2)
@@ -81,22 +83,22 @@ def _permutations(key: Array, batch: tuple[int, ...], n: int) -> Array:
 
 
 def orthogonal_support(kernel: Array, *, stacked: bool | None = None) -> Array:
-  """The mask under which a kernel of `sparse_orthogonal` is to be trained.
+  """Returns the mask for training a kernel of `sparse_orthogonal`.
 
   m[t, i, j] = W[center, i, j] != 0, at every tap t
 
-  The taps beside the center start at zero but must be live: without them a network of
-  such layers never sees a pixel's neighbours.
+  The taps beside the center start at zero but must be live: without them, no layer sees
+  the neighbors of a pixel.
 
   Args:
     kernel: (*taps, c_in, c_out), or (L, *taps, c_in, c_out).
-    stacked: whether the first axis counts layers; must be given for rank 5.
+    stacked: whether the first axis is one of layers; must be given for rank 5.
 
   Returns:
     bool, of the kernel's shape; its density is that of the center.
 
   Raises:
-    ValueError: the shape can be read in two ways.
+    ValueError: the shape is ambiguous.
 
   Example:
     >>> kernel = sparse_orthogonal(0.25)(jax.random.key(0), (3, 3, 8, 8))

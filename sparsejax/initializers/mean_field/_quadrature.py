@@ -1,4 +1,4 @@
-"""Means over normal variables by Gauss-Hermite quadrature, in float64."""
+"""Gauss-Hermite quadrature of means over normal variables, in float64."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _NODES_2D = 80
 
 
 def averages(activation: Activation, q: float, power: int = 1) -> tuple[float, float]:
-  """E[phi(sqrt(q) z)^2] and E[phi'(sqrt(q) z)^(2 power)], z ~ N(0, 1)."""
+  """Computes E[phi(sqrt(q) z)^2] and E[phi'(sqrt(q) z)^(2 power)], z ~ N(0, 1)."""
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
     first, second = _averages(activation)(float(q), int(power))
     return float(first), float(second)
@@ -36,14 +36,14 @@ def iterate(
 
 
 def pair(activation: Activation, q: float, c: float) -> tuple[float, float]:
-  """E[phi phi] and E[phi' phi'] at two inputs of variance q and correlation c."""
+  """Computes E[phi phi] and E[phi' phi'] at inputs of variance q and correlation c."""
   with jax.ensure_compile_time_eval(), jax.enable_x64(True):
     first, second = _pairs(activation)(float(q), float(c))
     return float(first), float(second)
 
 
 def _nodes(n: int) -> tuple[np.ndarray, np.ndarray]:
-  """Nodes and weights of the mean over N(0, 1)."""
+  """Returns the nodes and weights of a mean over N(0, 1)."""
   x, w = np.polynomial.hermite_e.hermegauss(n)
   return x, w / w.sum()
 

@@ -1,10 +1,10 @@
-"""Mean-field theory of deep tanh-like networks: which variances carry a signal far.
+"""Mean-field theory of deep tanh-like networks: variances and signal propagation.
 
-A layer of many channels maps the variance q of its inputs to
-sigma_w^2 E[phi(sqrt(q) z)^2] + sigma_b^2, z ~ N(0, 1), whatever the drawn weights
+A layer with many channels maps the variance q of its inputs to
+sigma_w^2 E[phi(sqrt(q) z)^2] + sigma_b^2, z ~ N(0, 1), for any draw of the weights
 (Poole et al. 2016, Schoenholz et al. 2017, Xiao et al. 2018). All expectations are
-taken by Gauss-Hermite quadrature in float64, on the host's clock: nothing here is
-meant to be traced.
+computed by Gauss-Hermite quadrature in float64, on the host; the functions cannot be
+traced.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from sparsejax.initializers.mean_field import _quadrature
 from sparsejax.initializers.mean_field._quadrature import Activation
 
-# Beyond it the quadrature's nodes are too far apart for tanh's slope.
+# For larger q the quadrature's nodes are too far apart to resolve the slope of tanh.
 _LARGEST_Q = 10.0
 
 
@@ -26,7 +26,7 @@ class CriticalPoint(NamedTuple):
   Attributes:
     weight_variance: sigma_w^2.
     bias_variance: sigma_b^2.
-    q_star: the variance of the pre-activations that a deep network comes to.
+    q_star: the variance of the pre-activations deep in the network.
   """
 
   weight_variance: float
@@ -41,7 +41,7 @@ def q_map(
   activation: Activation = jnp.tanh,
   layers: int = 1,
 ) -> float:
-  """Variance of the pre-activations, some layers on.
+  """Computes the variance of the pre-activations some layers later.
 
   q <- sigma_w^2 E[phi(sqrt(q) z)^2] + sigma_b^2
 
@@ -49,8 +49,8 @@ def q_map(
     q: variance of the pre-activations of the layer before.
     weight_variance: sigma_w^2.
     bias_variance: sigma_b^2.
-    activation: phi, of jax.
-    layers: how often.
+    activation: phi, a JAX function.
+    layers: number of layers.
 
   Returns:
     The variance.
@@ -68,24 +68,25 @@ def q_star(
   activation: Activation = jnp.tanh,
   q: float = 1.0,
 ) -> float:
-  """The fixed point of `q_map`, reached from q.
+  """Computes the fixed point of `q_map` that is reached from q.
 
   Args:
     weight_variance: sigma_w^2.
     bias_variance: sigma_b^2.
-    activation: phi, of jax.
-    q: where to start.
+    activation: phi, a JAX function.
+    q: the initial variance.
 
   Returns:
-    The variance of the pre-activations deep in the network; inf where it grows without
-    end, about 0 where it dies out.
+    The variance of the pre-activations deep in the network; inf if it diverges, about 0
+    if it decays to zero.
 
   Example:
     >>> round(q_star(1.0499957, 2.01e-5), 4)
     0.0259
   """
   args = weight_variance, bias_variance, activation
-  # Where q_map touches the diagonal it converges as 1 / layers: too slow to iterate.
+  # Where `q_map` is tangent to the diagonal, iteration converges as 1 / layers. Take
+  # more layers at a time, and bisect if that is not enough.
   at, layers = q, 1
   for _ in range(60):
     new = q_map(at, *args, layers=layers)
@@ -102,14 +103,14 @@ def q_star(
 def chi(
   weight_variance: float, q: float, activation: Activation = jnp.tanh, c: float = 1.0
 ) -> float:
-  """The factor by which a layer multiplies a small difference, or a squared gradient.
+  """Computes the factor per layer of a small difference, or of a squared gradient.
 
   chi = sigma_w^2 E[phi'(sqrt(q) z_1) phi'(sqrt(q) z_2)],  corr(z_1, z_2) = c
 
   Args:
     weight_variance: sigma_w^2.
     q: variance of the pre-activations.
-    activation: phi, of jax.
+    activation: phi, a JAX function.
     c: correlation of the two inputs; 1 for the gradient's factor chi_1.
 
   Returns:
@@ -125,12 +126,12 @@ def chi(
 
 
 def moment(q: float, power: int, activation: Activation = jnp.tanh) -> float:
-  """mu_k = E[phi'(sqrt(q) z)^(2 k)].
+  """Computes mu_k = E[phi'(sqrt(q) z)^(2 k)].
 
   Args:
     q: variance of the pre-activations.
     power: k.
-    activation: phi, of jax.
+    activation: phi, a JAX function.
 
   Returns:
     The moment.
@@ -149,7 +150,7 @@ def critical_line(
   q_star: float | None = None,
   activation: Activation = jnp.tanh,
 ) -> CriticalPoint:
-  """The point of the critical line, chi_1 = 1, with one coordinate given.
+  """Computes the point of the critical line, chi_1 = 1, with one given coordinate.
 
   sigma_w^2 = 1 / E[phi'(sqrt(q*) z)^2],  sigma_b^2 = q* - sigma_w^2 E[phi^2]
 
@@ -157,13 +158,14 @@ def critical_line(
     bias_variance: sigma_b^2 of the point; or
     weight_variance: sigma_w^2 of the point; or
     q_star: q* of the point.
-    activation: phi, of jax; sigma_b^2 must grow with q*, as it does for tanh and erf.
+    activation: phi, a JAX function; sigma_b^2 must grow with q*, as it does for tanh
+      and erf.
 
   Returns:
     The point.
 
   Raises:
-    ValueError: not exactly one is given, or no point of the line has it.
+    ValueError: not exactly one coordinate is given, or no point of the line has it.
 
   Example:
     >>> round(critical_line(bias_variance=2.01e-5).weight_variance, 4)
@@ -191,6 +193,7 @@ def critical_line(
     if q_star < 0:
       raise ValueError(f"q_star must be at least 0, got {q_star}.")
     return point(float(q_star))
+  # The line is parametrized by q*, and both variances grow with it: bisect over log q*.
   [name], low, high = names, 1e-12, _LARGEST_Q
   wanted = float(given[name])
   coordinate = lambda q: getattr(point(q), name)
@@ -210,19 +213,21 @@ def critical_line(
 def correlation_length(
   weight_variance: float, bias_variance: float, activation: Activation = jnp.tanh
 ) -> float:
-  """Layers over which two inputs' correlation comes 1 / e closer to its fixed point.
+  """Computes the number of layers over which correlations converge.
 
   xi_c = -1 / ln chi_c*
 
-  where c* = 1 in the ordered phase and is below 1 in the chaotic one.
+  Over xi_c layers the distance of two inputs' correlation to its fixed point c* falls
+  by a factor of e; c* = 1 in the ordered phase and is below 1 in the chaotic one.
 
   Args:
     weight_variance: sigma_w^2.
     bias_variance: sigma_b^2.
-    activation: phi, of jax.
+    activation: phi, a JAX function.
 
   Returns:
-    The length; about six of them are trainable. inf on the critical line.
+    The length in layers; inf on the critical line. Networks of up to about six lengths
+    can be trained.
 
   References:
     Schoenholz et al. 2017, "Deep information propagation".
@@ -234,6 +239,8 @@ def correlation_length(
   q = q_star(weight_variance, bias_variance, activation)
   rate = chi(weight_variance, q, activation)
   if rate > 1 and q > 1e-9:
+    # Chaotic phase: bisect for the fixed point c* < 1 of the correlation, over log(1 -
+    # c*).
     excess = lambda gap: (
       (weight_variance * _quadrature.pair(activation, q, 1 - gap)[0] + bias_variance)
       / q
@@ -248,17 +255,17 @@ def correlation_length(
 
 
 def fourier_rates(profile, size: int | Sequence[int]) -> np.ndarray:
-  """How much of each spatial pattern a layer passes on, at criticality.
+  """Computes the rate at which a layer passes each spatial pattern, at criticality.
 
   lambda_k = |sum_t v_t exp(2 pi i k . t / size)|,  sum_t v_t = 1
 
   Args:
     profile: v, the variance of each tap, (*taps).
-    size: of the image, one for all axes or one an axis; circular padding.
+    size: size of the image, one for all axes or one per axis; circular padding.
 
   Returns:
-    float64 (*size): the rates, the constant pattern's (1) first. The signal of pattern
-    k falls as (chi lambda_k)^L.
+    float64 (*size): the rates, first that of the constant pattern (1). The signal of
+    pattern k decays as (chi lambda_k)^L.
 
   Example:
     >>> fourier_rates([0, 1, 0], 4).tolist()
@@ -279,19 +286,19 @@ def fourier_rates(profile, size: int | Sequence[int]) -> np.ndarray:
 def jacobian_variance(
   depth: int, q: float, activation: Activation = jnp.tanh, orthogonal: bool = True
 ) -> float:
-  """Variance of the squared singular values of the end-to-end Jacobian, mean 1.
+  """Computes the variance of the squared singular values of the end-to-end Jacobian.
 
   Var = L (mu_2 / mu_1^2 - 1 - s_1),  s_1 = 0 for orthogonal weights, -1 for Gaussian
 
   Args:
     depth: L.
     q: variance of the pre-activations.
-    activation: phi, of jax.
-    orthogonal: whether the weights are.
+    activation: phi, a JAX function.
+    orthogonal: whether the weights are orthogonal; Gaussian otherwise.
 
   Returns:
-    The variance; below about 1 the network is nearly isometric. About 8 L q^2 for
-    orthogonal tanh networks of small q.
+    The variance relative to a mean of 1; below about 1 the network is nearly isometric.
+    About 8 L q^2 for orthogonal tanh networks of small q.
 
   References:
     Pennington et al. 2017, "Resurrecting the sigmoid", equation 22.
@@ -305,7 +312,7 @@ def jacobian_variance(
 
 
 def _bisect_fixed_point(near: float, args: tuple) -> float:
-  """The fixed point that the iteration was creeping to, from above or below."""
+  """Bisects for the fixed point that slow iteration approaches from above or below."""
   falling = q_map(near, *args) < near
   low, high = (1e-12, near) if falling else (near, 1e6)
   for _ in range(100):
