@@ -1,9 +1,10 @@
-"""Which axes of a kernel are its inputs and outputs, and which stack layers.
+"""The meaning of a kernel's axes: inputs, outputs, taps, and axes that stack layers.
 
-A kernel is a matrix in another shape: each output sums over all inputs. Attention's
-query kernel of flax is (d, heads, head_dim), its output kernel (heads, head_dim, d), a
-convolution's (height, width, in, out), a torch-style one (out, in, height, width).
-Known by default, from paths and shapes alone:
+A kernel is a matrix in another shape: each output is a sum over all inputs. In flax,
+the query kernel of attention has the shape (d, heads, head_dim), its output kernel
+(heads, head_dim, d), and the kernel of a convolution (height, width, in, out); in
+torch's order the last one is (out, in, height, width). By default the axes follow from
+paths and shapes alone:
 
 | leaf | rank | inputs | outputs | others |
 |---|---|---|---|---|
@@ -16,9 +17,10 @@ Known by default, from paths and shapes alone:
 | with a bias of the last two or more axes' shape | 3 or more | first | those | |
 | of `DenseGeneral`, `LinearGeneral`, bias of rank 1 | 3 or more | first | last | |
 
-Ranks are those of one layer, without the axes that stack layers. The bias in the same
-module decides where it contradicts the name. All other kernels, and those of modules
-named like `einsum`, are declared by `input_axes`, or refused by what must know.
+Ranks are those of one layer, without the axes that stack layers. Where the bias in the
+same module contradicts the name, the bias decides. The axes of all other kernels, and
+those of modules named like `einsum`, are not known. They must be declared by
+`input_axes` for structures and distributions that need them.
 """
 
 import dataclasses
@@ -39,11 +41,11 @@ PyTree = Any
 
 
 class KernelAxes(NamedTuple):
-  """Declares the input and output axes of a kernel; the others are its taps.
+  """The declared input and output axes of a kernel; all other axes are taps.
 
   Attributes:
-    inputs: the axes that a product sums over, an integer or several.
-    outputs: the axes of its result.
+    inputs: the axes that a product sums over, one integer or several.
+    outputs: the axes of the product's result, likewise.
 
   Example:
     >>> import sparsejax as sj
@@ -61,14 +63,14 @@ Stacked = Where | Mapping[str, int | tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class LayerAxes:
-  """What the axes of a leaf are: static, one per sparsified leaf.
+  """The meaning of the axes of one sparsified leaf; static.
 
   Attributes:
-    path: the leaf's, slash-separated.
-    shape: the leaf's.
-    stacked: axes that stack layers, in rising order, as the others.
-    inputs: axes that a product sums over; empty where they are not known.
-    outputs: axes of its result; likewise.
+    path: the path of the leaf, slash-separated.
+    shape: the shape of the leaf.
+    stacked: the axes that stack layers. These and the others are in increasing order.
+    inputs: the axes that a product sums over; empty if they are not known.
+    outputs: the axes of the product's result; empty if they are not known.
   """
 
   path: str
@@ -79,28 +81,28 @@ class LayerAxes:
 
   @property
   def known(self) -> bool:
-    """Whether inputs and outputs are known."""
+    """Whether the input and output axes are known."""
     return bool(self.inputs)
 
   @property
   def taps(self) -> tuple[int, ...]:
-    """The axes that are neither inputs nor outputs nor stack layers."""
+    """The axes that are not inputs or outputs and do not stack layers."""
     others = (*self.stacked, *self.inputs, *self.outputs)
     return tuple(i for i in range(len(self.shape)) if i not in others)
 
   @property
   def order(self) -> tuple[int, ...]:
-    """The permutation to (stacked, taps, inputs, outputs)."""
+    """The permutation of the axes to (stacked, taps, inputs, outputs)."""
     return (*self.stacked, *self.taps, *self.inputs, *self.outputs)
 
   @property
   def layer(self) -> tuple[int, ...]:
-    """The shape of one layer: the leaf's without the axes that stack layers."""
+    """The shape of one layer: that of the leaf without the stacked axes."""
     return tuple(n for i, n in enumerate(self.shape) if i not in self.stacked)
 
   @property
   def matrix(self) -> tuple[int, ...]:
-    """The shape (taps ..., inputs, outputs) of one layer; (size,) if not known."""
+    """The shape (taps ..., inputs, outputs) of a layer; (size,) if axes are unknown."""
     if not self.known:
       return (math.prod(self.layer),)
     taps = (self.shape[i] for i in self.taps)
@@ -112,11 +114,11 @@ class LayerAxes:
     return (*((i,) for i in self.taps), self.inputs, self.outputs)
 
   def length(self, axes: Sequence[int]) -> int:
-    """How many places some axes have together."""
+    """Returns the product of the lengths of some axes."""
     return math.prod(self.shape[i] for i in axes)
 
   def ordered(self) -> "LayerAxes":
-    """The axes of the leaf after a transpose by `order`."""
+    """Returns the `LayerAxes` of the leaf after a transpose by `order`."""
     place = {axis: i for i, axis in enumerate(self.order)}
     stacked, inputs, outputs = (
       tuple(place[i] for i in axes)
@@ -127,7 +129,10 @@ class LayerAxes:
 
 
 def plain_axes(tree: PyTree, budgets: PyTree) -> tuple[LayerAxes, ...]:
-  """Returns axes (stacked ..., taps ..., inputs, outputs), as budgets' shapes say."""
+  """Returns the axes of plain kernels (stacked ..., taps ..., inputs, outputs).
+
+  The shape of each budget says which axes stack layers.
+  """
   out = []
   pairs = zip(named_leaves(tree), jax.tree.leaves(budgets), strict=True)
   for (path, leaf), budget in pairs:
@@ -144,7 +149,7 @@ def layer_axes(
   stacked: Stacked = False,
   input_axes: InputAxes = None,
 ) -> tuple[LayerAxes, ...]:
-  """Returns the axes of the chosen leaves; see the module's table.
+  """Returns the axes of the chosen leaves, by the table at the head of this module.
 
   Args:
     params: any pytree of arrays.
@@ -156,9 +161,9 @@ def layer_axes(
     A `LayerAxes` per chosen leaf, in flattening order.
 
   Raises:
-    TypeError: an axis is no integer.
-    ValueError: an axis is out of range or named twice, or `stacked` does not fit a bias
-      in the same module; a pattern matches no leaf, or `stacked` no chosen one.
+    TypeError: an axis is not an integer.
+    ValueError: an axis is out of range or named twice; `stacked` contradicts the bias
+      in the same module, or selects no chosen leaf; a pattern matches no leaf.
 
   Example:
     >>> import jax.numpy as jnp
@@ -167,6 +172,7 @@ def layer_axes(
     >>> axes.inputs, axes.outputs, axes.matrix
     ((0,), (1, 2), (64, 64))
   """
+  # What the user declared for each leaf: the axes that stack layers, and its inputs.
   flat = named_leaves(params)
   leaves, paths = dict(flat), [path for path, _ in flat]
   stacks = _stacks(params, paths, [leaf for _, leaf in flat], stacked)
@@ -188,6 +194,7 @@ def layer_axes(
         f"stacked must select leaves of rank {len(stack) + 1} or more, got shape "
         f"{shape} at {path!r}."
       )
+    # Declared axes take precedence; otherwise the table and the bias decide.
     bias = _bias(path, leaves)
     _check_stack(path, shape, stack, bias)
     if axes is None:
@@ -199,14 +206,14 @@ def layer_axes(
 
 
 def layer_shapes(axes: Sequence[LayerAxes]) -> dict[str, tuple[int, ...]]:
-  """The shape (taps ..., inputs, outputs) of each layer by its path.
+  """Returns the shape (taps ..., inputs, outputs) of each layer by its path.
 
   Args:
-    axes: one per leaf.
+    axes: one `LayerAxes` per leaf.
 
   Returns:
-    dict in the order of the budgets; row i of a leaf that stacks layers is called
-    `path/i`. A kernel whose axes are not known is given as (size,).
+    dict in the order of the budgets. Row i of a leaf that stacks layers has the path
+    `path/i`. The shape is (size,) for a kernel whose axes are not known.
   """
   shapes = {}
   for a in axes:
@@ -216,14 +223,14 @@ def layer_shapes(axes: Sequence[LayerAxes]) -> dict[str, tuple[int, ...]]:
 
 
 def check_known(axes: Sequence[LayerAxes], who: str) -> None:
-  """Raises ValueError unless inputs and outputs of all kernels are known.
+  """Raises ValueError unless the inputs and outputs of all kernels are known.
 
   Args:
-    axes: one per leaf.
-    who: what must know them.
+    axes: one `LayerAxes` per leaf.
+    who: the name of what needs them, for the error message.
 
   Raises:
-    ValueError: those of a kernel are not.
+    ValueError: the axes of a kernel are not known.
   """
   for a in axes:
     if not a.known:
@@ -235,13 +242,13 @@ def check_known(axes: Sequence[LayerAxes], who: str) -> None:
 
 
 def check_input_axes(input_axes: Any) -> None:
-  """Raises TypeError or ValueError unless a value declares axes; see `sparsify`."""
+  """Raises TypeError or ValueError unless a value is valid as `input_axes`."""
   if input_axes is not None:
     _check_by_path("input_axes", input_axes)
 
 
 def check_stacked(stacked: Any) -> None:
-  """Raises TypeError or ValueError unless a value says what is stacked."""
+  """Raises TypeError or ValueError unless a value is valid as `stacked`."""
   if _has_axes(stacked):
     _check_by_path("stacked", stacked)
   else:
@@ -271,7 +278,7 @@ def _check_axes(name: str, axes: Any) -> None:
 
 
 def _has_axes(stacked: Any) -> bool:
-  """Whether it is {regex: axis}: a tree of bools is none."""
+  """Returns whether `stacked` is a dict {regex: axis}, and not a tree of bools."""
   if not isinstance(stacked, Mapping):
     return False
   values = list(stacked.values())
@@ -282,7 +289,10 @@ def _has_axes(stacked: Any) -> bool:
 
 
 def _stacks(params, paths, leaves, stacked) -> list:
-  """The stacked axes of each leaf as they were given, None where there are none."""
+  """Returns the stacked axes of each leaf as the user gave them, None for no axes.
+
+  True, which the user may give instead of axes, stands for axis 0.
+  """
   if stacked is False:
     return [None] * len(paths)
   if _has_axes(stacked):
@@ -301,7 +311,7 @@ def _stacks(params, paths, leaves, stacked) -> list:
 
 
 def _by_path(name: str, given: Any, paths: list[str], leaves: list) -> list:
-  """What a dict from regexes, first match first, or a function says of each leaf."""
+  """Evaluates a dict from regexes (the first match counts) or a function per leaf."""
   if given is None:
     return [None] * len(paths)
   if isinstance(given, Mapping):
@@ -320,7 +330,7 @@ def _by_path(name: str, given: Any, paths: list[str], leaves: list) -> list:
 
 
 def _normal(name: str, axes: Any, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Axes as a rising tuple of integers of at least 0."""
+  """Returns axes as an increasing tuple of non-negative integers."""
   parts = axes if isinstance(axes, (tuple, list)) else (axes,)
   for axis in parts:
     if not -len(shape) <= axis < len(shape):
@@ -355,7 +365,7 @@ _OUTPUTS_FIRST = re.compile(r"^(weight|weight_ih|weight_hh|in_proj_weight)$")
 
 
 def _module(path: str) -> tuple[str, str, str]:
-  """The path around a leaf's module, the module's own name, and the leaf's."""
+  """Splits a path into the parent of the module, the module's name and the leaf's."""
   *above, leaf = path.split("/")
   if leaf not in _LEAF_NAMES or not above:
     return "/".join(above), leaf, leaf
@@ -364,7 +374,7 @@ def _module(path: str) -> tuple[str, str, str]:
 
 
 def _bias(path: str, leaves: dict[str, Any]) -> tuple[int, ...] | None:
-  """The shape of the bias in the same module, None where there is none."""
+  """Returns the shape of the bias in the same module, or None if there is none."""
   *above, leaf = path.split("/")
   if leaf in _LEAF_NAMES:
     for name in ("bias", "b"):
@@ -375,7 +385,7 @@ def _bias(path: str, leaves: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _known(path, shape, stack, bias, leaves):
-  """Inputs and outputs by the module's table, as axes of the leaf."""
+  """Returns inputs and outputs by the table above, as axes of the leaf."""
   if bias is not None:
     bias = _bias_of_layer(bias, shape, stack)
   axes = [i for i in range(len(shape)) if i not in stack]
@@ -387,8 +397,8 @@ def _known(path, shape, stack, bias, leaves):
 
 
 def _bias_of_layer(bias, shape, stack):
-  """The shape of one layer's bias, None where it does not stack as the kernel does."""
-  # The axis is counted from the front or from the back, of both alike.
+  """Returns the shape of one layer's bias, or None if it is stacked differently."""
+  # The stacked axis of kernel and bias may agree from the front or from the back.
   for offset in (0, len(bias) - len(shape)):
     at = [axis + offset for axis in stack]
     if all(0 <= b < len(bias) and bias[b] == shape[b - offset] for b in at):
@@ -397,11 +407,13 @@ def _bias_of_layer(bias, shape, stack):
 
 
 def _of_layer(path, shape, bias, leaves):
+  """Returns inputs and outputs of one layer by the table above, or None."""
   around, module, leaf = _module(path)
   rank, name = len(shape), module.lower()
   conv, general = "conv" in name, "general" in name
   if rank < 2 or rank > 5 or "einsum" in name:
     return None
+  # Torch's names have the outputs first, unless the bias fits the last axis only.
   if _OUTPUTS_FIRST.search(leaf):
     if rank == 3 and not conv:
       return None
@@ -411,6 +423,8 @@ def _of_layer(path, shape, bias, leaves):
     return (1,), (0,)
   if rank == 2:
     return (0,), (1,)
+  # A bias of rank 1 must have the length of the outputs; one of several axes has the
+  # shape of the outputs.
   if bias is not None and len(bias) == 1 and bias[0] != shape[-1]:
     return None
   many = len(bias) if bias is not None and 1 < len(bias) < rank else 0
@@ -418,12 +432,15 @@ def _of_layer(path, shape, bias, leaves):
     split = rank - many
     agree = bias == shape[split:]
     return (tuple(range(split)), tuple(range(split, rank))) if agree else None
+  # Attention: its output kernel is recognized by a `query` in the same module.
   if rank == 3 and name in ("query", "key", "value"):
     return ((0,), (1, 2)) if bias is None else None
   query = f"{around}/query".lstrip("/")
   beside = any(f"{p}/".startswith(f"{query}/") for p in leaves)
   if rank == 3 and name == "out" and beside:
     return (0, 1), (2,)
+  # A general layer is known only with a bias. Of the rest, kernels of rank 4 and 5 are
+  # convolutions, and those of rank 3 if the module's name says so.
   if general:
     return None if bias is None else (tuple(range(rank - 1)), (rank - 1,))
   if rank == 3 and not conv:
@@ -432,7 +449,7 @@ def _of_layer(path, shape, bias, leaves):
 
 
 def _check_stack(path, shape, stack, bias) -> None:
-  """Raises ValueError where the bias says that another axis stacks the layers."""
+  """Raises ValueError if the bias shows that another axis stacks the layers."""
   if len(stack) != 1 or bias is None or len(bias) < 2:
     return
 

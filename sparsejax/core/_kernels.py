@@ -1,9 +1,8 @@
-"""The default choice of leaves: which arrays are kernels, and why the others are not.
+"""The default choice of leaves: kernels are sparsified, all other arrays are dense.
 
-A kernel is a weight that is multiplied with activations. An array does not say what
-it is used for, so its own name, the kind of its module and its shape decide. The
-module's kind is told by the name of the nearest enclosing module: a word further up
-the path says nothing, since a module `PreNorm` may hold Dense layers.
+A kernel is a weight that is multiplied with activations. An array does not say how it
+is used, so its own name, the name of its module and its shape decide. Only the nearest
+enclosing module counts, because a module such as `PreNorm` may contain Dense layers.
 """
 
 import re
@@ -21,22 +20,23 @@ _POSITION = re.compile(r"(rel)?pos|positions?|positional|relative")
 _WEIGHT = re.compile(r"kernels?|weights?|filters?|w[a-z]{0,3}")
 _SCALE = re.compile(r"scales?|gamma|gain|decay|log")
 _TABLE = re.compile(r"tables?|tokens?|latents|prompts?|codebooks?")
-# Layers, whose names may hold a word of another kind: `embed_proj`, `norm_dense`.
+# Words for layers, whose names may have words of other kinds: `embed_proj`.
 _LAYER = re.compile(r"conv|dense|einsum|fc|linear|modulation|proj(ection)?")
 _BLOCK = re.compile(r"ffn|mlp")
-# `embed_tokens`, `embed_in`: with another noun last (`embed_out`) it is a layer.
+# Last words of embeddings: `embed_tokens`, `embed_in`. Others, such as `embed_out`, are
+# layers.
 _EMBEDDED = re.compile(r"in|positions?|tables?|tokens?")
-# Patches and times are embedded by products: `patch_embed`, `time_embed/0`.
+# Patches and times are embedded by a product with a kernel: `patch_embed`.
 _PROJECTED = re.compile(r"patch(es)?|time(step)?")
 
 Words = Sequence[str]
 
 
 def is_kernel(path: str, leaf: Any) -> bool:
-  """Returns whether a leaf is sparsified by default, which is `not why_dense`.
+  """Returns whether a leaf is sparsified by default, so that `why_dense` gives None.
 
   Args:
-    path: the leaf's path, slash-separated.
+    path: the path of the leaf, slash-separated.
     leaf: the array, or its abstract value.
 
   Returns:
@@ -53,16 +53,16 @@ def is_kernel(path: str, leaf: Any) -> bool:
 
 
 def why_dense(path: str, leaf: Any, most_axes: int = 0) -> str | None:
-  """Returns why a leaf is left dense by default, or None for a kernel.
+  """Returns the reason why a leaf is dense by default, or None for a kernel.
 
   The page "Which leaves are sparsified" has the rule as a table.
 
   Args:
-    path: the leaf's path. Its names are separated by slashes, or by dots as in flat
-      dictionaries of PyTorch's names; indices and haiku's `~` are passed over.
+    path: the path of the leaf. Names are separated by slashes, or by dots as in flat
+      dictionaries of PyTorch's names. Indices and haiku's `~` are ignored.
     leaf: the array, or its abstract value.
-    most_axes: the highest rank among the leaves of the same module, if known. A
-      leaf called `b` is a bias only beside one of more axes.
+    most_axes: the highest rank among the leaves of the same module, if known. A leaf
+      `b` of rank 2 or more is a bias only if this is higher than its own rank.
 
   Returns:
     "not floating", "statistics", "normalization", "embedding", "bias", "scale",
@@ -98,7 +98,7 @@ def why_dense(path: str, leaf: Any, most_axes: int = 0) -> str | None:
 
 
 def _own_and_module(path: str) -> tuple[str, str]:
-  """A leaf's own name and its nearest enclosing module's; indices are no names."""
+  """Returns the leaf's name and that of the nearest module; indices are no names."""
   named = [part for part in re.split(r"[/.]", path) if _WORD.search(part)]
   return ("", "", *named)[-1], ("", "", *named)[-2]
 
@@ -112,12 +112,12 @@ def _has(pattern: re.Pattern, words: Words) -> bool:
 
 
 def _last(pattern: re.Pattern, words: Words) -> int:
-  """The place of the last word of a kind, or -1."""
+  """Returns the index of the last word that matches, or -1."""
   return max((i for i, w in enumerate(words) if pattern.fullmatch(w)), default=-1)
 
 
 def _is_statistic(name: Words, module: Words) -> bool:
-  """Whether it is a running average: PyTorch's `running_var`, haiku's `mean_ema`."""
+  """Returns whether a leaf is a running average, such as PyTorch's `running_var`."""
   return name[:1] in (("running",), ("moving",)) or module[-1:] == ("ema",)
 
 
@@ -128,13 +128,13 @@ def _is_normalization(own: str, name: Words, module: Words) -> bool:
     return False
   if not _has(_WEIGHT, name):
     return True
-  # A normalization holds one weight; a `norm_proj/kernel` is a projection's.
+  # A normalization has a single weight; `norm_proj/kernel` is that of a projection.
   one = own.lower() in ("kernel", "w", "weight")
   return one and _last(_LAYER, module) < _last(_NORM, module)
 
 
 def _is_embedding(name: Words, module: Words) -> bool:
-  if "kernel" in name:  # tables are never called so, Dense and Conv layers always
+  if "kernel" in name:  # a name of Dense and Conv layers, never of embeddings
     return False
   if _has(_LAYER, name) or _has(_BLOCK, name):
     return False
@@ -159,7 +159,8 @@ def _is_bias(name: Words, module: Words, axes: int, most_axes: int) -> bool:
     return False
   if "bias" in name or "biases" in name or name[-1] in ("beta", "offset"):
     return True
-  # A second matrix may be called `b`: its neighbors tell, or a module `bias`.
+  # `b` may also be a second matrix. It is a bias if another leaf of the module has more
+  # axes, or if the module is called `bias`.
   return "b" in name and (axes < max(2, most_axes) or module[-1:] == ("bias",))
 
 
@@ -168,12 +169,12 @@ def _is_scale(name: Words, shape: tuple[int, ...]) -> bool:
     return False
   if _has(_SCALE, name):
     return not _has(_WEIGHT, name) or bool(_SCALE.fullmatch(name[-1]))
-  # The norms of weight normalization, one per output.
+  # The `g` of weight normalization, which has one norm per output.
   return bool(name) and name[-1] == "g" and sum(n > 1 for n in shape) < 2
 
 
 def _is_broadcast(name: Words, shape: tuple[int, ...]) -> bool:
-  """Whether a raw array is spread over a batch: a token (1, 1, d), not a product."""
+  """Returns whether an array is broadcast over a batch, such as a token (1, 1, d)."""
   if not name or _has(_WEIGHT, name) or _has(_LAYER, name) or len(shape) < 3:
     return False
   pointwise = len(shape) > 3 and shape[:-2] == (1,) * len(shape[:-2])

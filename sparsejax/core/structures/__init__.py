@@ -1,40 +1,46 @@
-"""Structures: which sets of weights may be live.
+"""Structures: restrictions on the sets of weights that may be live.
 
-Without a structure any weights of a layer may. A structure restricts that: `n_m` (n of
-every m along an axis), `block`, `channel`, `constant_fan_in`. It is given to a method
-(`sj.rigl(..., structure=sj.n_m(2, 4))`) or to `sparsify` and rides in
-`Topology.structure`; the mask transforms ask it to select in place of `top_k_masks`.
+Without a structure, any weights of a layer may be live. The structures are `n_m` (n of
+every m weights along an axis), `block`, `channel` and `constant_fan_in`. A structure is
+an argument of a method (`sj.rigl(..., structure=sj.n_m(2, 4))`) or of `sparsify`. It is
+stored in `Topology.structure`, and mask transforms use its functions in place of
+`top_k_masks`.
 
-**The contract.** A `Structure` is a frozen record of pure functions. Trees hold arrays
-at the sparsified leaves; counts and budgets are int32, () a leaf or (rows,) where the
-leading axis stacks layers (see `core.stacked`); `axes` say which axes of each leaf are
-inputs, outputs, taps and stacks, a `LayerAxes` per leaf; shapes are those of single
-layers as (taps ..., inputs, outputs), by path. All numbers may be traced. After every
-mask update, and at the start, each layer holds exactly its budget.
+**The contract.** A `Structure` is a frozen record of pure functions. Their trees have
+arrays at the sparsified leaves. Counts and budgets are int32, of shape () per leaf, or
+(rows,) where the leading axis stacks layers (see `core/_stacked.py`). `axes` has a
+`LayerAxes` per leaf, which says which axes are inputs and outputs, taps, and axes that
+stack layers. Shapes are those of single layers as (taps ..., inputs, outputs), by path.
+All numbers may be traced. At the start and after every mask update, each layer has
+exactly as many live weights as its budget.
 
-- `check(path, axes)` raises for a layer that does not fit, in `init`.
-- `fit(shapes, budgets)` turns the budgets that a distribution gives into ones that the
-  structure can hold exactly. `fit_units(unit)` does so for budgets in multiples.
-- `select(scores, budgets, where, axes)`: the masks with the best candidates, at the
-  start (random scores) and in `prune_to`.
-- `keep(scores, counts, masks, axes)`: what `drop` leaves of the live weights. Counts
-  are any integers of at least one; units are kept while they fit, and one at least. It
-  may leave what is not of the structure, as `constant_fan_in` does, for `fill` to mend.
-- `fill(scores, budgets, masks, before, axes)`: what `grow` makes of that, and the
-  budgets, which it may lower; live weights stay, except where it closes a neuron.
-- `unit(shape)`: in what multiples `redistribute` may move budget, None for not at all.
+- `check(path, axes)`: called in `init`; raises for a layer that does not fit.
+- `fit(shapes, budgets)`: changes the budgets of a distribution to ones that the
+  structure can satisfy exactly. `fit_units(unit)` makes such a function for structures
+  whose budgets are multiples of a unit.
+- `select(scores, budgets, where, axes)`: returns the masks of the best candidates, at
+  the start (with random scores) and in `prune_to`.
+- `keep(scores, counts, masks, axes)`: returns the live weights that `drop` keeps.
+  Counts are integers of at least one. As many units are kept as fit into the count, and
+  at least one. The result may violate the structure, as that of `constant_fan_in` does,
+  if `fill` restores it.
+- `fill(scores, budgets, masks, before, axes)`: returns the masks after `grow`, and the
+  budgets, which it may lower. Live weights stay live, except those of a neuron that it
+  ablates.
+- `unit(shape)`: returns the multiples in which `redistribute` may move budget. `unit`
+  is None if it may not.
 
-Rules for all of them, as for `top_k_mask`: ties go to the lowest index; -inf is taken
-last, NaN never; no sort, no flattening, and no communication but of counts, so that
-sharded kernels stay where they are (sums over scores are made of integers, for their
-order must not matter). `in_matrix_order` gives such a function its arrays with axes
-(stacked, taps, inputs, outputs), whatever order they have in the leaf. A mask transform
-says by `fits` which structures it goes with; one that says nothing is refused under
-any.
+All functions follow the rules of `top_k_mask`. Ties go to the lowest index; -inf is
+selected last, and NaN never. They do not sort or flatten, and communicate only counts,
+so that sharded kernels stay on their devices. Sums over scores are sums of integers,
+because a result must not depend on the order of a sum. `in_matrix_order` passes arrays
+with axes (stacked, taps, inputs, outputs) to such a function, whatever their order in
+the leaf. A mask transform declares by `fits` which structures it supports; without
+`fits` it is refused with every structure.
 
-**A structure of your own** that consists of units of one size is a view of the tensor
-with each unit along some axes (`of_units`). All taps of a convolution live or dead
-together, for instance:
+**A structure of your own** that consists of units of one size needs only a view of the
+tensor with the weights of each unit along some axes (`of_units`). For instance, all
+taps of a convolution live or dead together:
 
 >>> import jax.numpy as jnp, optax, sparsejax as sj
 >>> from sparsejax.core.structures import of_units

@@ -1,4 +1,4 @@
-"""The contract of a structure, and what the transforms ask of one."""
+"""The type of a structure, and helpers and checks that use structures."""
 
 import dataclasses
 import functools
@@ -19,27 +19,29 @@ Shapes = dict[str, tuple[int, ...]]
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
-  """Which sets of weights may be live: a handful of pure functions.
+  """A restriction on the sets of weights that may be live, as pure functions.
 
-  See `sparsejax.core.structures` for the contract. Compared by identity, so make one
-  and keep it: a compiled `init` is found again only for the same object.
+  See `sparsejax.core.structures` for the contract. Structures are compared by identity.
+  Make one and use it again, because a compiled `init` is found in the cache only for
+  the same object.
 
   Attributes:
-    name: how messages call it.
-    check: `(path, axes) -> None`; raises ValueError for a layer it does not fit, whose
-      `LayerAxes` it is given.
-    unit: `(shape) -> int`: budgets, and what `keep` leaves, are multiples of it; None
-      where that does not hold, so that nothing can be moved between layers.
-    fit: `(shapes, budgets) -> budgets`: the closest budgets that it can hold.
-    select: `(scores, budgets, where, axes) -> masks`: the best of the candidates.
-    keep: `(scores, counts, masks, axes) -> masks`: the best of the live ones, what
-      `drop` leaves; may lie between two masks of the structure as long as `fill` mends
-      it.
-    fill: `(scores, budgets, masks, before, axes) -> (masks, budgets)`: wakes the best
-      dead weights until the budgets are full; `before` are the masks before the chain.
-    density: the only density it can have, or None for any.
-    ablates: whether `fill` may close neurons, so that a method must grow.
-    group: `(n, m)` where n of every m neighbouring inputs are live, axis -2; else None.
+    name: the name in error messages.
+    check: `(path, axes) -> None`; raises ValueError for a layer that the structure does
+      not fit, given its `LayerAxes`.
+    unit: `(shape) -> int`: budgets, and the counts after `keep`, are multiples of it.
+      None if they are not; then budget cannot be moved between layers.
+    fit: `(shapes, budgets) -> budgets`: the closest budgets that the structure can
+      satisfy.
+    select: `(scores, budgets, where, axes) -> masks`: selects the best candidates.
+    keep: `(scores, counts, masks, axes) -> masks`: selects the best live weights, for
+      `drop`. The result may violate the structure if `fill` restores it.
+    fill: `(scores, budgets, masks, before, axes) -> (masks, budgets)`: grows the best
+      masked weights until the budgets are reached; `before` are the masks before the
+      chain.
+    density: the only density that the structure can have, or None for any.
+    ablates: whether `fill` may ablate neurons, which a method must support by growing.
+    group: `(n, m)` if n of every m adjacent inputs (axis -2) are live; else None.
   """
 
   name: str
@@ -55,23 +57,24 @@ class Structure:
 
 
 def in_matrix_order(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Gives a structure's function its trees with axes (stacked, taps, inputs, outputs).
+  """Wraps a function so that its arrays have axes (stacked, taps, inputs, outputs).
 
-  A transpose moves no shard between devices, which merging axes would; so a side of a
-  kernel may still have several axes, which `axes` tells. What the function returns is
-  transposed back.
+  Arrays are transposed before the function and back after it. Unlike merging axes, a
+  transpose needs no communication between devices. So inputs and outputs may still have
+  several axes each, which `axes` lists.
 
   Args:
-    function: `(scores, budgets, *trees, axes) -> masks`, or `(masks, budgets)`, of
-      lists with an entry per leaf.
+    function: `(scores, budgets, *trees, axes) -> masks`, or `(masks, budgets)`, on
+      lists with one entry per leaf.
 
   Returns:
-    The same for trees of any containers and order of axes; `axes` are those of plain
-    kernels where they are not given.
+    The same function for trees of any containers and order of axes. Without `axes`, the
+    kernels' axes are taken to be (stacked, taps, inputs, outputs).
   """
 
   @functools.wraps(function)
   def wrapped(scores: PyTree, budgets: PyTree, *trees: PyTree, axes=None):
+    # Budgets get one axis per stacked axis of the leaf, without the axes of length 1.
     axes = plain_axes(scores, budgets) if axes is None else axes
     treedef = jax.tree.structure(scores)
     numbers, budgets_def = jax.tree.flatten(budgets)
@@ -84,6 +87,7 @@ def in_matrix_order(function: Callable[..., Any]) -> Callable[..., Any]:
       for t in (scores, *trees)
     )
     result = function(first, rows, *others, axes=[a.ordered() for a in axes])
+    # Masks get their order of axes back, and budgets their shapes.
     masks, given = result if isinstance(result, tuple) else (result, None)
     masks = treedef.unflatten(
       _transpose(m, tuple(a.order.index(i) for i in range(m.ndim)))
@@ -102,13 +106,13 @@ def _transpose(x: Array, order: tuple[int, ...]) -> Array:
 
 
 def fit_units(unit: Callable[[tuple[int, ...]], int]):
-  """A `Structure.fit` for budgets in multiples of a unit, at least one a layer.
+  """Makes a `Structure.fit` that rounds budgets to units, at least one per layer.
 
   budget_l -> unit_l * n_l: where all layers share one unit the n_l sum to
   round(total / unit), by largest remainder; else n_l = round(budget_l / unit_l).
 
   Args:
-    unit: from a layer's shape to the number of weights in one unit.
+    unit: a function from a layer's shape to the number of weights in one unit.
 
   Returns:
     `(shapes, budgets) -> budgets`, int32 (layers,).
@@ -120,16 +124,18 @@ def fit_units(unit: Callable[[tuple[int, ...]], int]):
     capacity = jnp.asarray(
       [_size(s) // n for s, n in zip(shapes.values(), units, strict=True)], jnp.int32
     )
+    # With units of different sizes, each budget is rounded on its own.
     budgets = jnp.asarray(budgets).astype(jnp.int32)
     whole, rest = budgets // u, budgets % u
     nearest = whole + (rest >= u - rest).astype(jnp.int32)
     nearest = jnp.clip(nearest, jnp.minimum(capacity, 1), capacity)
     if len(set(units)) > 1:
       return nearest * u
+    # With one unit for all, the total is rounded to units, which are then divided.
     with jax.enable_x64(True):
       total = jnp.sum(budgets.astype(jnp.int64))
       total = (total + jnp.int64(units[0] // 2)) // jnp.int64(units[0])
-      # One unit a layer first: a layer without any cannot learn.
+      # Each layer gets one unit first, because a layer without weights cannot learn.
       spare = jnp.maximum(total - jnp.int64(len(units)), jnp.int64(0))
     ones = jnp.ones_like(capacity)
     more = apportion(jnp.maximum(budgets - u, 0), spare, capacity - ones)
@@ -139,17 +145,17 @@ def fit_units(unit: Callable[[tuple[int, ...]], int]):
 
 
 def common_unit(structure: Structure | None, shapes: Shapes) -> int:
-  """In what multiples budget can move between layers: 1 without a structure.
+  """Returns the unit in which budget can be moved between all layers.
 
   Args:
     structure: a structure, or None.
     shapes: the layers' shapes by path.
 
   Returns:
-    The unit that all layers share.
+    The number of weights in a unit of every layer; 1 without a structure.
 
   Raises:
-    ValueError: layers differ in their units, or the structure fixes each budget.
+    ValueError: the layers have different units, or the structure has none.
   """
   if structure is None:
     return 1
@@ -169,18 +175,19 @@ def common_unit(structure: Structure | None, shapes: Shapes) -> int:
 
 
 def density_of(density: Any, structure: Structure | None) -> Any:
-  """The density of a method: its structure's own where it is None.
+  """Returns the density of a method, which its structure may fix.
 
   Args:
     density: a float, schedule or traced scalar, or None.
     structure: a structure, or None.
 
   Returns:
-    `density`, or the structure's.
+    `density`, or the density of the structure if that is None.
 
   Raises:
-    TypeError: structure is not one; density is None and the structure has none.
-    ValueError: the density is not the structure's.
+    TypeError: `structure` is not a `Structure`; or `density` is None and the structure
+      fixes none.
+    ValueError: `density` differs from the density that the structure fixes.
   """
   if structure is not None:
     check_type(structure)
@@ -195,7 +202,7 @@ def density_of(density: Any, structure: Structure | None) -> Any:
 
 
 def check_type(structure: Any) -> None:
-  """Raises TypeError unless it is a structure."""
+  """Raises TypeError unless a value is a `Structure`."""
   if not isinstance(structure, Structure):
     raise TypeError(
       f"structure must be a Structure, such as sj.n_m(2, 4), got {structure!r}."
@@ -203,7 +210,10 @@ def check_type(structure: Any) -> None:
 
 
 def check_fixed(density: Any, structure: Structure) -> None:
-  """Raises ValueError unless a density is the only one that a structure can have."""
+  """Raises ValueError unless a density is the one that the structure fixes, if any.
+
+  Schedules, which are functions, are not checked.
+  """
   fixed = structure.density
   if fixed is None or callable(density):
     return
@@ -215,11 +225,11 @@ def check_fixed(density: Any, structure: Structure) -> None:
 
 
 def fits_any(structure: Structure, shapes: Shapes) -> None:
-  """A `MaskTransform.fits` that refuses no structure."""
+  """Accepts every structure; for `MaskTransform.fits`."""
 
 
 def check_fits(transform: Any, structure: Structure, shapes: Shapes) -> None:
-  """Raises ValueError where a mask transform and a structure do not go together.
+  """Raises ValueError if a mask transform does not support a structure.
 
   Args:
     transform: a `MaskTransform`.
@@ -227,7 +237,7 @@ def check_fits(transform: Any, structure: Structure, shapes: Shapes) -> None:
     shapes: the layers' shapes by path.
 
   Raises:
-    ValueError: they do not.
+    ValueError: the transform does not support the structure for these layers.
   """
   if transform.fits is None:
     name = getattr(transform.update, "__qualname__", repr(transform.update))

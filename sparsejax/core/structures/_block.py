@@ -1,4 +1,4 @@
-"""Blocks of a kernel's inputs and outputs."""
+"""The block structure: blocks of a kernel's inputs and outputs."""
 
 import functools
 from collections.abc import Sequence
@@ -16,28 +16,30 @@ Array = jax.Array
 
 
 def block(shape: tuple[int, int], score: str = "sum") -> Structure:
-  """Blocks over inputs and outputs, live or dead as a whole.
+  """Makes blocks of inputs and outputs live or dead as a whole.
 
   mask[..., i, o] = live[..., i // bh, o // bw]
 
-  Inputs and outputs are cut into blocks; every spatial tap of a convolution has blocks
-  of its own. Of inputs or outputs that have several axes a block takes a part of the
-  last one, or all of it and a part of the one before, as it would of the matrix.
-  Budgets are whole blocks, at least one a layer: the total is the wanted one to the
-  nearest block. A sharded axis is cut without communication where its shards hold whole
-  blocks.
+  Inputs and outputs are divided into blocks; each spatial tap of a convolution has its
+  own blocks. If inputs or outputs have several axes, a block takes a part of the last
+  axis, or all of it and a part of the axis before, as in the matrix of the merged axes.
+  Budgets are whole blocks, at least one per layer, and the total budget is rounded to
+  the nearest block. Blocks of a sharded axis need no communication if each shard has
+  whole blocks.
 
   Args:
-    shape: (bh, bw), inputs and outputs of one block; they divide a kernel's.
-    score: of a block, from its weights: "sum", "mean" (the same order) or "max".
+    shape: (bh, bw), inputs and outputs of one block, which must divide those of every
+      kernel.
+    score: how the score of a block is made from those of its weights: "sum", "mean"
+      (which ranks the same) or "max".
 
   Returns:
     A structure.
 
   Raises:
-    TypeError: shape is not a pair of integers.
-    ValueError: a side is below 1; score is none of the three; at init: a layer's
-      inputs and outputs are not multiples of the block's.
+    TypeError: `shape` is not a pair of integers.
+    ValueError: a side is below 1, or `score` is not one of the three. In `init`: the
+      inputs and outputs of a layer are not multiples of the block's.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -58,7 +60,7 @@ def _block(shape: tuple[int, int], score: str) -> Structure:
   name = f"block({shape})"
 
   def cuts(axes: LayerAxes) -> list[tuple[int, int]] | None:
-    """(number of blocks, length in a block) of each axis of inputs and outputs."""
+    """Returns (number of blocks, length in a block) for each input and output axis."""
     parts = []
     for side, length in ((axes.inputs, height), (axes.outputs, width)):
       cut = _cut([axes.shape[i] for i in side], length)
@@ -74,6 +76,8 @@ def _block(shape: tuple[int, int], score: str) -> Structure:
         f"multiples of {shape}, got shape {axes.layer} at {path!r}."
       )
 
+  # Splits each input and output axis into (number of blocks, length in a block). The
+  # first part gets the sharding of the axis, unless there is only one block.
   def view(x: Array, axes: LayerAxes):
     parts: Any = cuts(axes)
     n = x.ndim - len(parts)
@@ -94,7 +98,10 @@ def _block(shape: tuple[int, int], score: str) -> Structure:
 
 
 def _cut(sizes: Sequence[int], length: int) -> list[tuple[int, int]] | None:
-  """Cuts blocks of a length off axes taken as one, the last first; None if uneven."""
+  """Divides several axes, taken as one, into blocks, from the last axis to the first.
+
+  Returns (number of blocks, length in a block) per axis, or None if blocks do not fit.
+  """
   pairs = []
   for size in reversed(sizes):
     if size % length == 0:

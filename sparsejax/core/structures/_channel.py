@@ -1,4 +1,4 @@
-"""Whole channels of a kernel."""
+"""The channel structure: whole channels of a kernel."""
 
 import functools
 import math
@@ -15,27 +15,30 @@ Array = jax.Array
 
 
 def channel(axis: int = -1, score: str = "sum") -> Structure:
-  """Whole slices along one axis: filters, output neurons, input channels.
+  """Makes channels (filters, output neurons, input channels) live or dead as a whole.
 
   mask[..., c, ...] = live[c]
 
-  Budgets are whole channels, at least one a layer: each layer's is the nearest to the
-  wanted one (where all layers have channels of one size, the total is the nearest).
+  Budgets are whole channels, at least one per layer. The budget of each layer is
+  rounded to the nearest channel; if the channels of all layers have one size, the total
+  budget is rounded.
 
-  A channel of attention's query is one place of one head. To remove whole heads declare
-  the places within a head as taps, `input_axes={"query": sj.KernelAxes(0, 1)}`.
+  A channel of attention's query kernel is one feature of one head. To remove whole
+  heads, declare the features within a head as taps:
+  `input_axes={"query": sj.KernelAxes(0, 1)}`.
 
   Args:
-    axis: of a layer's kernel as (taps, inputs, outputs): -1 for outputs (neurons,
-      filters), -2 for inputs.
-    score: of a channel, from its weights: "sum", "mean" (the same order) or "max".
+    axis: an axis of a layer's kernel as (taps, inputs, outputs): -1 for outputs
+      (neurons, filters), -2 for inputs.
+    score: how the score of a channel is made from those of its weights: "sum", "mean"
+      (which ranks the same) or "max".
 
   Returns:
     A structure.
 
   Raises:
-    TypeError: axis is not an integer.
-    ValueError: score is none of the three; at init: a layer has no such axis.
+    TypeError: `axis` is not an integer.
+    ValueError: `score` is not one of the three. In `init`: a layer has no such axis.
 
   References:
     Li et al. 2017, "Pruning filters for efficient ConvNets", section 3.1: the sum of

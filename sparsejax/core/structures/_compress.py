@@ -1,4 +1,4 @@
-"""N:M kernels in compressed form: the live values and where they lie."""
+"""N:M kernels in compressed form: the live values and their indices in the groups."""
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +14,29 @@ Array = jax.Array
 def compress_n_m(
   kernel: Array, mask: Array, n: int, m: int, axis: int | None = None
 ) -> tuple[Array, Array]:
-  """Packs a kernel with N:M groups of adjacent weights to n / m of its size.
+  """Compresses a kernel with N:M groups of adjacent weights to n / m of its size.
 
   values[g n + j] = kernel[g m + indices[g n + j]], j = 0 .. n - 1, in rising order
 
   Args:
     kernel: array.
-    mask: bool array of its shape with exactly n live weights in every group of m.
-    n: live weights of a group.
-    m: weights of a group, at most 256.
-    axis: along which the groups lie. None takes the inputs of (taps, inputs, outputs),
-      -2; of a kernel of rank 3 it must be given: 0 for attention's query, -2 for its
-      output kernel and for a convolution.
+    mask: bool array of the kernel's shape, with exactly n live weights in every group
+      of m.
+    n: number of live weights per group.
+    m: number of weights per group, at most 256.
+    axis: the axis along which weights are grouped. None is -2, the inputs of a kernel
+      (taps, inputs, outputs). It must be given for a kernel of rank 3: 0 for
+      attention's query, -2 for its output kernel and for a convolution.
 
   Returns:
-    values, of the kernel's dtype, and indices, uint8 places in the group (of 1:4 and
-    2:4 two bits are used), both of the kernel's shape with n / m of its length along
-    axis.
+    values, of the kernel's dtype, and indices, uint8 positions in the group (for 1:4
+    and 2:4 two bits are used). Both have the kernel's shape, with n / m of its length
+    along `axis`.
 
   Raises:
-    TypeError: n, m or axis is not an integer, or mask not bool.
-    ValueError: shapes do not fit, rank 3 comes without an axis, or (where its values
-      are known) the mask is not N:M.
+    TypeError: `n`, `m` or `axis` is not an integer, or `mask` is not bool.
+    ValueError: shapes do not fit, `axis` is None for rank 3, or (if its values are
+      known) the mask is not N:M.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -60,6 +61,7 @@ def compress_n_m(
       f"mask must hold exactly {n} of {m} in every group of axis "
       f"{-2 if axis is None else axis}."
     )
+  # A stable sort of each group puts live weights first, in increasing index order.
   order = jnp.argsort(~groups, axis=at + 1, stable=True)
   order = lax.slice_in_dim(order, 0, n, axis=at + 1)
   values = jnp.take_along_axis(_split(kernel, at, m), order, axis=at + 1)
@@ -70,21 +72,21 @@ def compress_n_m(
 def expand_n_m(
   values: Array, indices: Array, n: int, m: int, axis: int | None = None
 ) -> Array:
-  """The inverse of `compress_n_m`: the kernel, with zeros where it is masked.
+  """Restores the kernel from `compress_n_m`, with zeros at masked weights.
 
   Args:
-    values: what `compress_n_m` gave.
-    indices: likewise.
-    n: live weights of a group.
-    m: weights of a group.
-    axis: along which the groups lie; see `compress_n_m`.
+    values: the values that `compress_n_m` returned.
+    indices: the indices that `compress_n_m` returned.
+    n: number of live weights per group.
+    m: number of weights per group.
+    axis: the axis along which weights are grouped; see `compress_n_m`.
 
   Returns:
-    Array of the values' dtype, m / n times as long along axis.
+    Array of the values' dtype, m / n times as long along `axis`.
 
   Raises:
-    TypeError: n, m or axis is not an integer, or indices not uint8.
-    ValueError: shapes do not fit, or (where values are known) an index is not below m.
+    TypeError: `n`, `m` or `axis` is not an integer, or `indices` is not uint8.
+    ValueError: shapes do not fit, or (if the indices are known) one is not below m.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -104,6 +106,8 @@ def expand_n_m(
   at = _axis(axis, values.ndim)
   if not isinstance(indices, Tracer) and not bool((indices < m).all()):
     raise ValueError(f"indices must be places in groups of {m}, got {indices.max()}.")
+  # For each of the n values of a group, compares its index with all m positions, which
+  # needs no scatter.
   place = _split(indices, at, n)
   packed = _split(values, at, n)
   along = tuple(m if i == at + 1 else 1 for i in range(place.ndim))

@@ -1,4 +1,4 @@
-"""Constant fan-in (SRigL): all live neurons of a layer have as many inputs."""
+"""Constant fan-in (SRigL): all live neurons of a layer have equally many inputs."""
 
 import functools
 from typing import Any
@@ -16,39 +16,39 @@ from sparsejax.core.structures._fan_in import top_k_along
 
 Array = jax.Array
 PyTree = Any
-# As drop fractions: shares are resolved to a millionth.
+# Shares are rounded to a millionth, as drop fractions are.
 _RESOLUTION = 1_000_000
 
 
 def constant_fan_in(ablation: float | None = None) -> Structure:
-  """Every live neuron of a layer has the same number of inputs.
+  """Gives every live neuron of a layer the same number of inputs.
 
   k_l = budget_l / neurons_l;  drop: the layer's worst weights, whosever they are;
   grow: each neuron's best dead weights until it has k_l inputs
 
-  Neurons lie along the kernel's output axes (of attention's query, one for each place
-  of each head). Budgets are multiples of
-  their number, at least one input each.
+  A neuron is one entry of the kernel's output axes; for attention's query, one feature
+  of one head. Budgets are multiples of the number of neurons, at least one input each.
 
-  With `ablation`, growth first closes the neurons that have come to matter little: a
-  weight is salient if it survived the drop or is among the layer's best dead weights,
-  as many as were dropped. A neuron with fewer than max(1, ablation * k_l) salient
-  weights loses all of them, for good, and the others grow to
-  k_l = floor(budget_l / live neurons) inputs. The budget becomes that times the live
-  neurons: at most live neurons - 1 weights below what it was. As many neurons stay as
-  are needed to hold the budget.
+  With `ablation`, growth first ablates neurons with few salient weights. A weight is
+  salient if it survived the drop, or is among the layer's best masked weights, as many
+  as were dropped. A neuron with fewer than max(1, ablation * k_l) salient weights loses
+  all its weights permanently. The other neurons grow to
+  k_l = floor(budget_l / live neurons) inputs. The budget becomes k_l times the number
+  of live neurons, at most live neurons - 1 below the old budget. As many neurons stay
+  live as are needed to reach the budget.
 
   Args:
-    ablation: share of salient weights below which a neuron is closed, in (0, 1]; None
-      closes none.
+    ablation: share of salient weights below which a neuron is ablated, in (0, 1]; None
+      for no ablation.
 
   Returns:
-    A structure. With ablation it goes with methods that grow only; budgets cannot be
-    redistributed.
+    A structure. Budgets cannot be redistributed. With ablation it supports only methods
+    that grow.
 
   Raises:
-    TypeError: ablation is not a number.
-    ValueError: ablation is outside (0, 1]; at init: a layer has no inputs and outputs.
+    TypeError: `ablation` is not a number.
+    ValueError: `ablation` is outside (0, 1]. In `init`: the inputs and outputs of a
+      layer are not known.
 
   References:
     Lasby et al. 2024, "Dynamic sparse training with structured sparsity" (SRigL),
@@ -96,6 +96,8 @@ def _constant_fan_in(ablation: float | None) -> Structure:
 
   @in_matrix_order
   def fill(scores: PyTree, budgets: PyTree, masks: PyTree, before: PyTree, axes: Any):
+    # Neurons without a live weight before the update stay ablated. With ablation, those
+    # with too few salient weights are removed too.
     active = jax.tree.map(_any_input, before, axes)
     if ablation is not None:
       dead = jax.tree.map(jnp.logical_not, masks)
@@ -110,6 +112,8 @@ def _constant_fan_in(ablation: float | None) -> Structure:
       number = jnp.maximum(_number(active, budget), 1)
       return jnp.minimum(budget // number, layer.length(_inputs(layer)))
 
+    # Live weights get the largest key and weights of ablated neurons 0, so that each
+    # active neuron keeps its live weights and grows its best masked ones.
     def grow(score, mask, active, budget, layer):
       k = _as_rows(inputs(active, budget, layer), mask)
       key = ordered_bits(score)
@@ -138,7 +142,12 @@ def _constant_fan_in(ablation: float | None) -> Structure:
 def _survivors(
   salient: Array, active: Array, budget: Array, layer: LayerAxes, share: float
 ) -> Array:
-  """The active neurons with enough salient weights, and enough neurons."""
+  """Selects the active neurons with enough salient weights.
+
+  At least as many neurons stay as are needed to reach the budget, those with the most
+  salient weights.
+  """
+  # A neuron needs ceil(share * k) salient weights, computed in integers.
   counts = jnp.sum(salient, _inputs(layer), dtype=jnp.int32, keepdims=True)
   number = _number(active, budget)
   k = budget // jnp.maximum(number, 1)
@@ -154,7 +163,7 @@ def _survivors(
 
 
 def _inputs(layer: LayerAxes) -> tuple[int, ...]:
-  """The axes along which the inputs of one neuron lie."""
+  """Returns the axes that index the inputs of one neuron, taps included."""
   return (*layer.taps, *layer.inputs)
 
 
@@ -168,5 +177,5 @@ def _number(neurons: Array, budget: Array) -> Array:
 
 
 def _as_rows(value: Array, like: Array) -> Array:
-  """A number a layer, with as many axes as a tensor that holds the layers."""
+  """Appends axes of length 1 to a per-layer array, so that it broadcasts to `like`."""
   return lax.expand_dims(value, range(value.ndim, like.ndim))

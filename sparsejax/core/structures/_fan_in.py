@@ -1,4 +1,4 @@
-"""The best inputs of every neuron, found where they lie."""
+"""Top-k selection along some axes, for the inputs of each neuron."""
 
 import math
 
@@ -10,15 +10,15 @@ Array = jax.Array
 
 
 def top_k_along(key: Array, k: Array, axes: tuple[int, ...]) -> Array:
-  """Marks the k largest keys along some axes, at each place of the others.
+  """Selects the k largest keys along some axes, for each index of the other axes.
 
-  Bisects on the keys' bits and, among equal ones, on their index: only counts are
-  reduced along the axes.
+  It bisects on the bits of the keys, and among equal keys on the bits of their index.
+  Only counts are reduced along the axes.
 
   Args:
-    key: unsigned integers, as `ordered_bits` makes them; 0 is never taken.
-    k: int32, of the shape of `key` or 1 along any axis.
-    axes: where the candidates of one selection lie.
+    key: unsigned integers, as `ordered_bits` makes them; 0 is never selected.
+    k: int32, of the shape of `key`, where axes may have length 1.
+    axes: the axes along which the candidates of one selection are.
 
   Returns:
     bool array of the shape of `key`; ties go to the lowest index along the axes.
@@ -29,7 +29,7 @@ def top_k_along(key: Array, k: Array, axes: tuple[int, ...]) -> Array:
     return jnp.sum(mask, axes, dtype=jnp.int32, keepdims=True)
 
   def threshold(x, missing, bits, candidates):
-    """The largest t such that enough candidates are t or more."""
+    """Finds the largest t such that at least `missing` candidates are t or more."""
     one = jnp.ones((), x.dtype)
 
     def decide(i, t):
@@ -40,9 +40,11 @@ def top_k_along(key: Array, k: Array, axes: tuple[int, ...]) -> Array:
     start = jnp.zeros_like(count(candidates) + missing, x.dtype)
     return lax.fori_loop(jnp.int32(0), jnp.int32(bits), decide, start)
 
+  # Selects the keys above the threshold; keys equal to it are ties.
   valid = key > 0
   level = threshold(key, k, 8 * key.dtype.itemsize, valid)
   above, tied = valid & (key > level), valid & (key == level)
+  # Among the ties, selects those with the lowest index along the axes.
   length = math.prod(key.shape[axis] for axis in axes)
   index, stride = jnp.zeros((1,) * key.ndim, jnp.uint32), 1
   for axis in sorted(axes, reverse=True):

@@ -1,4 +1,4 @@
-"""Small helpers of the structures: axes, arguments, reshapes that stay in place."""
+"""Helpers of the structures: reshapes that keep the sharding, and a check of axes."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ Array = jax.Array
 def reshape_keeping(
   x: Array, shape: Sequence[int], origin: Sequence[int | None]
 ) -> Array:
-  """Reshapes by splitting and merging axes, each part left on its devices.
+  """Reshapes by splitting and merging axes, with the sharding of the old axes.
 
   Args:
     x: array.
     shape: the new shape.
-    origin: for each new axis the old one whose sharding it takes, or None.
+    origin: for each new axis, the old axis whose sharding it gets, or None.
 
   Returns:
     Array of the new shape.

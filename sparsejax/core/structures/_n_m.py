@@ -1,4 +1,4 @@
-"""N:M sparsity: n live weights in every group of m along one axis."""
+"""The N:M structure: n live weights in every group of m along one axis."""
 
 import functools
 from typing import Any
@@ -18,38 +18,39 @@ PyTree = Any
 
 
 def n_m(n: int, m: int, axis: int = -2, groups: str = "adjacent") -> Structure:
-  """N:M: every group of m weights along an axis holds exactly n live ones.
+  """Keeps exactly n live weights in every group of m weights along an axis.
 
   density = n / m, group(i) = i // m (adjacent) or i % (length / m) (strided)
 
-  Drop and grow work inside the groups. When k weights of a layer are to stay, every
-  group keeps its best floor(k / groups) and the best of what is next in line make up
-  the rest: with k = budget - ceil(f * budget) no group loses more than ceil(f * n).
-  Growth fills each group to n again. While a schedule comes down from dense, groups
-  differ by one weight at most; it never goes below n.
+  Drop and grow act within the groups. When k weights of a layer are kept, every group
+  keeps its floor(k / groups) best. The rest of k is selected from the next best weight
+  of each group. So with k = budget - ceil(f * budget) no group loses more than
+  ceil(f * n) weights. Growth fills each group to n again. While a schedule decreases
+  the density from dense, groups differ by at most one weight and never have fewer than
+  n.
 
-  Every layer has the density n / m: nothing can move between layers (`redistribute`
-  is refused), and the distribution is `uniform`. Communication-free on a sharded axis
-  if the groups are adjacent and shards hold whole groups; strided groups of a sharded
-  axis must be collected.
+  Every layer has the density n / m. Budget cannot be moved between layers
+  (`redistribute` is refused), and the distribution is `uniform`. Adjacent groups of a
+  sharded axis need no communication if each shard has whole groups. Strided groups of a
+  sharded axis are gathered.
 
   Args:
-    n: live weights of a group.
-    m: weights of a group; divides the axis in every layer. Meant to be small: the
-      work grows with m.
-    axis: of a layer's kernel as (taps, inputs, outputs), -2 for inputs, along which
-      products are summed. Of inputs that have several axes, as in attention's output
-      kernel, groups lie along the last one (strided: the first), as they would in the
-      matrix.
+    n: number of live weights per group.
+    m: number of weights per group; it must divide the axis in every layer. The time
+      increases with m, which should be small.
+    axis: an axis of a layer's kernel as (taps, inputs, outputs): -2 for inputs, which
+      products sum over. If the inputs have several axes, as in attention's output
+      kernel, weights are grouped along the last of them (strided: the first), as in the
+      matrix of the merged axes.
     groups: "adjacent" or "strided".
 
   Returns:
-    A structure of density n / m.
+    A structure with the density n / m.
 
   Raises:
-    TypeError: n, m or axis is not an integer.
-    ValueError: not 1 <= n < m; groups is neither; at init: a layer has no such axis, or
-      m does not divide it.
+    TypeError: `n`, `m` or `axis` is not an integer.
+    ValueError: not 1 <= n < m, or `groups` is not one of the two. In `init`: a layer
+      has no such axis, or m does not divide it.
 
   References:
     Zhou et al. 2021, "Learning N:M fine-grained structured sparse neural networks from
@@ -75,7 +76,7 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
   name = f"n_m({n}, {m}, axis={axis}{'' if adjacent else ', strided'})"
 
   def grouped(axes: LayerAxes) -> int:
-    """The axis of the leaf along which groups lie."""
+    """Returns the axis of the leaf along which weights are grouped."""
     return axes.side[axis][-1 if adjacent else 0]
 
   def check(path: str, axes: LayerAxes) -> None:
@@ -93,7 +94,8 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     return jnp.clip(budgets, least, jnp.asarray(sizes, jnp.int32))
 
   def ranks(key: Array, at: int) -> Array:
-    """The place of each weight in its group, 0 for the best, ties by index."""
+    """Ranks each weight in its group, 0 for the best; ties go to the lower index."""
+    # Splits the axis into groups and members, and counts the better members of each.
     number = key.shape[at] // m
     parts = (number, m) if adjacent else (m, number)
     cut = (*key.shape[:at], *parts, *key.shape[at + 1 :])
@@ -113,9 +115,14 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
   def balanced(
     scores: PyTree, counts: PyTree, where: PyTree, held: PyTree, axes: Any
   ) -> PyTree:
-    """The k best, with group counts one apart at most; held ones come first."""
+    """Selects k weights with group counts that differ by at most one.
+
+    Weights in `held` come first, then the highest scores.
+    """
 
     def split(score, count, candidate, first, layer):
+      # `every` is the number that each group gets; `next_` marks the next best of each
+      # group, from which the remainder of the count is selected.
       rows = count.ndim
       key = ordered_bits(score, candidate)
       key = jnp.where(first, ~jnp.zeros_like(key), key)
@@ -125,6 +132,7 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
       sure, next_ = (rank < every) & (key > 0), (rank == every) & (key > 0)
       return sure, next_, count % number
 
+    # The remainder goes to held weights first, and then to the highest scores.
     leaves, treedef = jax.tree.flatten(scores)
     trees = [treedef.flatten_up_to(t) for t in (counts, where, held, axes)]
     parts = [split(*args) for args in zip(leaves, *trees, strict=True)]

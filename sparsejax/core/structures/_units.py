@@ -1,4 +1,4 @@
-"""Structures of whole units, such as blocks and channels: all of one unit or none."""
+"""Structures of units, such as blocks or channels, live or dead as a whole."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ from sparsejax.core.structures._base import Structure, fit_units, in_matrix_orde
 
 Array = jax.Array
 PyTree = Any
-# `(x, axes) -> (view, unit_axes)`: a unit's weights lie along some axes of the view.
+# `(x, axes) -> (view, unit_axes)`: a view with the weights of a unit along `unit_axes`.
 View = Callable[[Array, LayerAxes], tuple[Array, tuple[int, ...]]]
 _BITS = 29
 
 
 def check_pooling(score: Any) -> None:
-  """Raises ValueError unless a unit's score is one that `of_units` knows."""
+  """Raises ValueError unless `score` is a pooling that `of_units` supports."""
   if score not in ("sum", "mean", "max"):
     raise ValueError(f"score must be 'sum', 'mean' or 'max', got {score!r}.")
 
@@ -33,27 +33,28 @@ def of_units(
   restore: Callable[[Array, Array, LayerAxes], Array],
   score: str = "sum",
 ) -> Structure:
-  """A structure whose layers are cut into units of one size.
+  """Makes a structure whose layers consist of units of one size.
 
-  A unit is live or dead as a whole; its score is the sum (or mean, or maximum) over
-  its weights, and the best units of a layer are those that `top_k_mask` takes.
+  A unit is live or dead as a whole. Its score is the sum (or mean, or maximum) of the
+  scores of its weights. The best units of a layer are selected as by `top_k_mask`.
 
   Args:
-    name: how messages call it.
-    check: `(path, axes) -> None`; raises ValueError for a layer it does not fit.
-    unit: from a layer's shape (taps ..., inputs, outputs) to the number of weights in
-      one unit.
-    view: `(x, axes) -> (view, unit_axes)`, the tensor with the weights of each unit
-      along `unit_axes`; a reshape at most. The axes of `x` are those that stack layers,
-      taps, inputs and outputs, in this order, by their numbers in the `LayerAxes`.
-    restore: `(view, like, axes) -> array` of the shape of `like`, undoes `view`.
+    name: the name in error messages.
+    check: `(path, axes) -> None`; raises ValueError for a layer that the structure does
+      not fit.
+    unit: a function from a layer's shape (taps ..., inputs, outputs) to the number of
+      weights in one unit.
+    view: `(x, axes) -> (view, unit_axes)`, the tensor, reshaped if necessary, with the
+      weights of each unit along `unit_axes`. The axes of `x` are those that stack
+      layers, taps, inputs and outputs, in this order; `axes` has their numbers.
+    restore: `(view, like, axes) -> array` of the shape of `like`; inverts `view`.
     score: "sum", "mean" or "max".
 
   Returns:
     A structure.
 
   Raises:
-    ValueError: score is none of these.
+    ValueError: `score` is not one of these.
   """
   check_pooling(score)
 
@@ -61,7 +62,7 @@ def of_units(
     x, axes = view(x, layer)
     if score == "max":
       return jnp.max(x, axes, keepdims=True)
-    # Units have one size, so means rank them as sums do.
+    # Units have one size, so the mean ranks them as the sum does.
     return exact_sums(x, axes, len(layer.stacked))
 
   def whole(mask: Array, layer: LayerAxes) -> Array:
@@ -69,13 +70,16 @@ def of_units(
     return jnp.all(mask, axes, keepdims=True)
 
   def spread(unit_mask: Array, mask: Array, layer: LayerAxes) -> Array:
-    # Made of the mask, the units lie where it lies: `broadcast_to` would not know.
+    # An operation with the mask gives the result its sharding; `broadcast_to` would
+    # not.
     nothing = jnp.zeros_like(view(mask, layer)[0])
     return restore(jnp.logical_or(unit_mask, nothing), mask, layer)
 
+  # Counts of at least one weight give at least one unit.
   def in_units(counts: Array, layer: LayerAxes) -> Array:
     return jnp.maximum(counts // unit(layer.matrix), jnp.minimum(counts, 1))
 
+  # Selects units by their pooled scores. A unit is a candidate if all its weights are.
   def best(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
     pooled = jax.tree.map(pool, scores, axes)
     candidates = jax.tree.map(whole, where, axes)
@@ -110,18 +114,19 @@ def of_units(
 
 
 def exact_sums(x: Array, axes: tuple[int, ...], rows: int) -> Array:
-  """Sums along axes, for comparison only, that do not depend on their order.
+  """Sums along axes, up to a factor per layer, independently of the order.
 
-  Numbers are summed as integers of 29 bits below the layer's largest: a float sum
-  differs in its last bits between one device and eight, and with it would the masks.
+  Use it to compare sums within a layer. Numbers are summed as integers with 29 bits for
+  the layer's largest. A float sum differs in its last bits between one device and
+  eight, and the masks would differ too.
 
   Args:
-    x: floats; -inf and NaN go through to their sum.
+    x: floats; the sum over -inf or NaN is -inf or NaN.
     axes: the axes to sum over.
-    rows: how many leading axes stack layers, each with a scale of its own.
+    rows: the number of leading axes that stack layers, each with a factor of its own.
 
   Returns:
-    float32, with axes of length 1; in proportion to the sums, layer by layer.
+    float32 in proportion to the sums of each layer; the axes are kept with length 1.
   """
   x = x.astype(jnp.float32)
   zero = jnp.zeros_like(x)
@@ -129,7 +134,8 @@ def exact_sums(x: Array, axes: tuple[int, ...], rows: int) -> Array:
   number = jnp.where(finite, x, zero)
   exponent = lax.bitcast_convert_type(largest(jnp.abs(number), rows), jnp.int32) >> 23
   shift = jnp.clip(_BITS - (exponent - 127), -126, 126)
-  # A power of two, made from the exponent's bits, scales without rounding.
+  # The factor is a power of two, made from the bits of the exponent, so that the
+  # multiplication does not round.
   factor = lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
   factor = lax.expand_dims(factor, range(rows, x.ndim))
   with jax.enable_x64(True):
