@@ -1,4 +1,4 @@
-"""Products that skip the dead blocks of a kernel, forward and backward."""
+"""Products that skip the dead blocks of a kernel in the forward and backward pass."""
 
 from sparsejax.ops._block_conv import block_conv_general_dilated
 from sparsejax.ops._block_dot import block_dot, block_dot_general

@@ -1,4 +1,4 @@
-"""Convolutions with block-sparse kernels that cost what the live blocks cost."""
+"""Convolutions with block-sparse kernels; the cost is that of the live blocks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,13 +22,14 @@ def block_conv_general_dilated(block: tuple[int, int]) -> Callable[..., Array]:
 
   y[n, p, o] = sum over live (t, i, o) of x[n, stride p + dilation t, i] @ w[t, i, o]
 
-  with t the taps, i and o blocks of input and output channels. For the argument
-  `conv_general_dilated=` of `flax.linen.Conv` and `flax.nnx.Conv`, with kernels that
-  are sparse by `sparsejax.block((bi, bo))`. It is exact, differentiable and chooses its
-  path as `sparsejax.ops.block_dot` does. Strides, padding and dilations of the kernel
-  may be any; groups, dilated inputs, negative padding, other layouts than flax's
-  (channels last) and channels that the block does not divide take the dense
-  convolution.
+  with t the taps, and i and o blocks of input and output channels. Use it for the
+  argument `conv_general_dilated=` of `flax.linen.Conv` and `flax.nnx.Conv`, with
+  kernels that have the structure `sparsejax.block((bi, bo))`. It is exact and
+  differentiable, and chooses between blocks and the dense product as
+  `sparsejax.ops.block_dot` does. It supports all strides, paddings and kernel
+  dilations. The convolution is dense for groups, dilated inputs, negative padding, axes
+  in another order than flax's (channels last), and channels that the block does not
+  divide.
 
   Args:
     block: (bi, bo), input and output channels of one block.
@@ -64,6 +65,7 @@ def block_conv_general_dilated(block: tuple[int, int]) -> Callable[..., Array]:
     preferred_element_type: Any = None,
     **keywords: Any,
   ) -> Array:
+    # The reason for a dense convolution, if there is one.
     keywords = {name: value for name, value in keywords.items() if value is not None}
     n = rhs.ndim - 2
     dilation = tuple(rhs_dilation or (1,) * n)
@@ -85,6 +87,8 @@ def block_conv_general_dilated(block: tuple[int, int]) -> Callable[..., Array]:
     elif rhs.shape[-2] % block[0] or rhs.shape[-1] % block[1] or not rhs.size:
       reason = "the block does not divide the kernel's channels"
     elif not (reason := sharded(lhs, rhs)):
+      # The size of the output follows from the extent of the dilated kernel and the
+      # padding; one of its positions is one row of the product.
       reach = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:n], dilation, strict=True)]
       if isinstance(padding, str):
         pads = lax.padtype_to_pads(lhs.shape[1:-1], reach, window_strides, padding)
@@ -121,6 +125,8 @@ def block_conv_general_dilated(block: tuple[int, int]) -> Callable[..., Array]:
         preferred_element_type=preferred_element_type,
         **keywords,
       )
+    # Pads the input, so that the loop over blocks only has to take windows from it. The
+    # kernel becomes a matrix (taps * input channels, output channels).
     x = lax.pad(
       lhs,
       np.zeros((), lhs.dtype),

@@ -1,4 +1,4 @@
-"""Products with block-sparse kernels that cost what the live blocks cost."""
+"""Matrix products with block-sparse kernels; the cost is that of the live blocks."""
 
 import math
 from collections.abc import Callable
@@ -25,46 +25,47 @@ def block_dot(
   precision: Any = None,
   preferred_element_type: Any = None,
 ) -> Array:
-  """Multiplies by a block-sparse kernel, and skips its dead blocks.
+  """Multiplies by a block-sparse kernel and skips its dead blocks.
 
   y[..., o] = sum over live (i, o) of x[..., i] @ kernel[i, o]
 
-  with i and o blocks of inputs and outputs. It equals `x @ kernel` up to the order of
-  its sums. In the forward pass and in the gradient of x, blocks of zeros are skipped;
-  in the gradient of the kernel, blocks of -0.0 (see `sparsejax.mark_dead`), whose
-  gradient is then zero. The kernel alone says which blocks these are, so any method,
-  optimizer and checkpoint works with it.
+  with i and o blocks of inputs and outputs. The result equals `x @ kernel` up to the
+  order of the sums. The forward pass and the gradient of x skip blocks of zeros. The
+  gradient of the kernel skips blocks of -0.0 (see `sparsejax.mark_dead`), whose
+  gradient is then zero. The values of the kernel alone say which blocks are dead, so
+  any method, optimizer and checkpoint can be used.
 
-  Where it cannot be faster the product is dense: above a share of live blocks that was
-  measured, for blocks of fewer than 32 inputs or outputs, for products of fewer than
-  2^25 multiply-adds or of fewer than 16 rows unless `live` is given, and on platforms
-  that were not measured, which is all but the CPU. A NaN or an infinity in x times a
-  skipped block is 0 here and NaN densely. Under `vmap` over the kernel both the loop
-  and the dense product run; put stacks of layers into `lax.scan`. Reverse-mode
-  derivatives of any order work, the second ones by dense products; forward mode
-  (`jax.jvp`) is refused by JAX, as of every `custom_vjp`.
+  The product is dense where skipping blocks is not faster: above a measured share of
+  live blocks; for blocks with fewer than 32 inputs or outputs; unless `live` is given,
+  for products with fewer than 2^25 multiply-adds or fewer than 16 rows; and on
+  platforms that were not measured, which are all but the CPU. NaN or infinity in x
+  times a skipped block gives 0 here, and NaN in a dense product. Under `vmap` over the
+  kernel both the loop and the dense product are computed; use `lax.scan` for stacked
+  layers. Reverse-mode derivatives of any order are supported; the second ones use dense
+  products. JAX does not support forward mode (`jax.jvp`) for any `custom_vjp`.
 
-  x may be sharded over its leading axes; gradients of live blocks alone are then summed
-  over the devices. A kernel that is sharded over automatic mesh axes is gathered first,
-  once if the mesh is set by `jax.set_mesh`. For products of a kernel's shards use
-  `jax.shard_map`; over explicit mesh axes the product is dense.
+  x may be sharded over its leading axes; then only the gradients of live blocks are
+  summed over the devices. A kernel that is sharded over automatic mesh axes is gathered
+  first, once if the mesh is set by `jax.set_mesh`. To multiply by the shards of a
+  kernel use `jax.shard_map`. With operands sharded over explicit mesh axes the product
+  is dense.
 
   Args:
     x: floats (..., inputs).
-    kernel: of the same dtype, (inputs, outputs).
+    kernel: floats (inputs, outputs), of the dtype of x.
     block: (bi, bo), inputs and outputs of one block; they divide the kernel's axes.
-    live: bool (inputs / bi, outputs / bo) in place of `live_blocks(kernel, block)`, for
-      kernels that serve many products; the blocks where it is False must be zero.
+    live: bool (inputs / bi, outputs / bo), the result of `live_blocks(kernel, block)`,
+      for kernels that are used in many products. Blocks where it is False must be zero.
     precision: as in `jax.lax.dot_general`.
-    preferred_element_type: a floating-point type for y; None for x's own. Sums are
-      float32 at least, whatever it is.
+    preferred_element_type: the floating-point dtype of y; None for that of x. Sums are
+      computed in float32 or wider in any case.
 
   Returns:
     Array (..., outputs).
 
   Raises:
-    TypeError: block is not a pair of integers; the kernel is not floating point; the
-      dtypes of x and kernel differ; preferred_element_type is not floating point.
+    TypeError: `block` is not a pair of integers; `kernel` is not floating point; the
+      dtypes of x and kernel differ; or `preferred_element_type` is not floating point.
     ValueError: the shapes do not fit, or the block does not divide the kernel.
 
   Example:
@@ -95,6 +96,8 @@ def block_dot(
     raise TypeError(
       f"preferred_element_type must be floating point for block_dot, got {out.name}."
     )
+  # Takes the dense product if blocks cannot be faster or are not supported, and records
+  # the reason for `explain`.
   rows = math.prod(x.shape[:-1])
   share = live_share(rows, kernel.shape, block, kernel.dtype.itemsize, live is not None)
   reason = "" if rows else "x is empty"
@@ -106,6 +109,8 @@ def block_dot(
     return lax.dot_general(
       x, kernel, dims, precision=precision, preferred_element_type=out
     )
+  # Otherwise `product` chooses at run time: the loop over blocks up to `limit` live
+  # blocks, and the dense product above.
   static = Static(
     block=block,
     limit=int(share * math.prod(wanted)),
@@ -123,13 +128,13 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
 
   y = block_dot(x, kernel, block), the contracted axes as inputs, the others as outputs
 
-  For the argument `dot_general=` of `flax.linen.Dense` and `DenseGeneral`, of
+  Use it for the argument `dot_general=` of `flax.linen.Dense` and `DenseGeneral`, of
   `flax.nnx.Linear` and `LinearGeneral`, and for `qkv_dot_general=` and
   `out_dot_general=` of their attention layers. The second operand is the kernel.
-  Kernels of more than two axes are taken as matrices, (contracted, others), so blocks
-  of a kernel (inputs, heads, features) run over heads and features together. What
-  `block_dot` cannot do takes the dense product: kernels that the block does not divide,
-  other axes, batch axes, other dtypes.
+  Kernels with more than two axes are reshaped to matrices (contracted, others), so the
+  blocks of a kernel (inputs, heads, features) are over heads and features together. The
+  product is dense where `block_dot` does not apply: for kernels that the block does not
+  divide, other axes, batch axes, and other dtypes.
 
   Args:
     block: (bi, bo), inputs and outputs of one block, as in `sparsejax.block`.
@@ -159,6 +164,7 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
     *,
     out_sharding=None,
   ):
+    # The reason why `block_dot` does not apply, if there is one.
     (over_x, over_kernel), batch = dimension_numbers
     n = len(over_kernel)
     reason = ""
@@ -197,6 +203,7 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
         preferred_element_type=preferred_element_type,
         **keywords,
       )
+    # Multiplies as matrices and restores the axes of both operands.
     y = block_dot(
       lhs.reshape(*lhs.shape[: lhs.ndim - n], inputs),
       rhs.reshape(inputs, outputs),

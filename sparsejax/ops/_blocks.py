@@ -1,9 +1,10 @@
-"""Which blocks of a kernel are live, read from the signs of its zeros.
+"""The live blocks of a kernel, read from its zeros and their signs.
 
-A block may be skipped in the forward pass and in the input's gradient where all its
-weights are zero, whatever their signs: it adds nothing. Its own gradient may be skipped
-only where all its weights are -0.0, which is what `sparsejax.mark_dead` writes at dead
-weights. So a block of +0.0, dead or just grown, gets its gradient.
+A block whose weights are all zero, of either sign, adds nothing to the product. It can
+be skipped in the forward pass and in the gradient of the input. The gradient of the
+block itself can be skipped only if all its weights are -0.0, which
+`sparsejax.mark_dead` writes at masked weights. So a block of +0.0, whether masked or
+just grown, gets its gradient.
 """
 
 from typing import NamedTuple
@@ -20,14 +21,15 @@ _WORDS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
 class Plan(NamedTuple):
-  """The blocks that a product visits, column by column.
+  """The list of blocks that a product visits, by column of blocks.
 
   Attributes:
-    rows: int32 (blocks,), the input block of each block to visit; columns in order,
-      rows in order within a column, zeros at the end.
-    starts: int32 (output blocks + 1,), where each column begins in `rows`.
+    rows: int32 (blocks,), the row of each visited block, in order of columns and then
+      of rows; zeros at the end.
+    starts: int32 (output blocks + 1,), the index in `rows` of each column's first
+      block.
     visited: int32, the number of blocks to visit in the forward pass.
-    wanted: int32, the number of blocks whose weights' gradients are wanted.
+    wanted: int32, the number of blocks that need a gradient of their weights.
   """
 
   rows: Array
@@ -43,12 +45,12 @@ def check_block(block: tuple[int, int]) -> tuple[int, int]:
 
 
 def live_blocks(kernel: Array, block: tuple[int, int]) -> Array:
-  """Returns which blocks of a kernel hold anything but -0.0.
+  """Returns which blocks of a kernel have a weight other than -0.0.
 
   live[..., i, o] = any(bits(w) != bits(-0.0)) over the weights w of block (i, o)
 
-  What `block_dot` computes for itself when it is not given; it reads the whole kernel,
-  so a kernel that serves many products may do it once.
+  `block_dot` computes it if it is not given. It reads the whole kernel, so compute it
+  once for a kernel that is used in many products.
 
   Args:
     kernel: floats (..., inputs, outputs), as `sparsejax.mark_dead` returns them.
@@ -58,7 +60,7 @@ def live_blocks(kernel: Array, block: tuple[int, int]) -> Array:
     bool (..., inputs / bi, outputs / bo).
 
   Raises:
-    TypeError: block is not a pair of integers, or the kernel not floating point.
+    TypeError: `block` is not a pair of integers, or `kernel` is not floating point.
     ValueError: the block does not divide the kernel's last two axes.
 
   Example:
@@ -73,7 +75,7 @@ def live_blocks(kernel: Array, block: tuple[int, int]) -> Array:
 
 
 def check_kernel(kernel: Array, block: tuple[int, int]) -> None:
-  """Raises unless a kernel is floating point and cut evenly by a block."""
+  """Raises unless a kernel is floating point and the block divides its last axes."""
   if not (
     jnp.issubdtype(kernel.dtype, jnp.floating) and kernel.dtype.itemsize in _WORDS
   ):
@@ -88,12 +90,12 @@ def check_kernel(kernel: Array, block: tuple[int, int]) -> None:
 
 
 def bits_of(x: Array) -> Array:
-  """The bits of floats as unsigned integers."""
+  """Returns the bits of floats as unsigned integers."""
   return lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize])
 
 
 def negative_zero(x: Array) -> Array:
-  """The bits of -0.0 in the dtype of x."""
+  """Returns the bits of -0.0 in the dtype of x."""
   word = np.dtype(_WORDS[x.dtype.itemsize])
   return jnp.asarray(1 << (8 * word.itemsize - 1), word)
 
@@ -105,17 +107,19 @@ def _any_block(flags: Array, block: tuple[int, int]) -> Array:
 
 
 def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) -> Plan:
-  """Lists the blocks of a kernel (..., inputs, outputs) to visit, column by column.
+  """Lists the blocks of a kernel (..., inputs, outputs) to visit, by column.
 
   Args:
-    kernel: its leading axes (the taps of a convolution) count as rows.
-    block: of its last two axes.
-    limit: with more live blocks than that the kernel is read a second time, for
-      blocks of +0.0, which need no visit in the forward pass.
-    live: what `live_blocks` gives for the kernel, or None.
+    kernel: floats (..., inputs, outputs); its leading axes (the taps of a convolution)
+      count as rows.
+    block: (bi, bo), inputs and outputs of one block.
+    limit: the largest number of blocks for the loop. If more blocks are live, the
+      kernel is read a second time to leave out blocks of +0.0, which the forward pass
+      can skip.
+    live: the result of `live_blocks` for the kernel, or None.
 
   Returns:
-    The plan, of taps * input blocks rows.
+    The plan, with taps * input blocks as the number of rows.
   """
   wanted = live_blocks(kernel, block) if live is None else live
   wanted = wanted.reshape(-1, wanted.shape[-1])
@@ -126,12 +130,15 @@ def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) 
     found = _any_block((bits << jnp.ones_like(bits)) != 0, block)
     return found.reshape(wanted.shape)
 
+  # One list serves both passes if all blocks with a gradient fit into the limit.
+  # Otherwise the weights' gradient is dense, and only nonzero blocks are listed.
   visit = (
     wanted if live is not None else lax.cond(count <= limit, lambda: wanted, nonzero)
   )
   per_column = jnp.sum(visit, 0, dtype=jnp.int32)
   ends = jnp.cumsum(per_column, dtype=jnp.int32)
-  # The place in the list of each live block; the others go past its end and are lost.
+  # Writes the row of each visited block to its index in the list. The other blocks get
+  # an index past the end, which `mode="drop"` ignores.
   flat = visit.T.reshape(-1)
   place = jnp.cumsum(flat, dtype=jnp.int32) - 1
   place = jnp.where(flat, place, jnp.int32(flat.size))

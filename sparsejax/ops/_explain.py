@@ -1,4 +1,4 @@
-"""Which path each product of a loss takes, and why."""
+"""A report of which path each block-sparse product of a loss takes, and why."""
 
 import math
 from collections.abc import Callable
@@ -14,18 +14,20 @@ from sparsejax.ops._mark import mark_dead
 
 
 class Product(NamedTuple):
-  """What one product of a loss did in one forward pass.
+  """The report of one product in one forward pass.
 
   Attributes:
-    kernel: path of the sparsified leaf with these live blocks; empty where none has.
-    shape: of the kernel, as the product was given it.
+    kernel: path of the sparsified leaf with these live blocks; empty if no leaf has
+      them.
+    shape: the shape of the kernel that the product got.
     block: inputs and outputs of one block.
     path: "blocks", "blocks, dense weight gradient", or "dense".
-    live: blocks visited in the forward pass; None where nothing was counted.
-    blocks: all blocks of the kernel.
-    saving: share of the multiply-adds of the forward and the backward pass that is
-      left out, 0 to 1.
-    reason: why it is dense; empty where it is not.
+    live: the number of blocks visited in the forward pass; None if blocks were not
+      counted.
+    blocks: the number of all blocks of the kernel.
+    saving: the share of multiply-adds of the forward and backward pass that is skipped,
+      0 to 1.
+    reason: the reason why the product is dense; empty if it is not.
   """
 
   kernel: str
@@ -45,23 +47,24 @@ def explain(
 
   saving = 1 - live / blocks;  two thirds of it where the weights' gradient is dense
 
-  It runs the loss once, with `sj.mark_dead(params, opt_state)`, and returns what each
-  call of `block_dot`, `block_dot_general` and `block_conv_general_dilated` did, in
-  order; a product inside `scan` is there once per iteration. Products by other
-  functions are not there.
+  It runs the loss once, with `sj.mark_dead(params, opt_state)`, and reports each call
+  of `block_dot`, `block_dot_general` and `block_conv_general_dilated`, in the order of
+  the calls. A product inside `scan` is reported once per iteration. Products of other
+  functions are not reported.
 
   Args:
     loss: `(params, *batch) -> anything`.
     params: any pytree of arrays.
     opt_state: the state of an optimizer made by this package, possibly nested.
-    *batch: other arguments of the loss.
+    *batch: the other arguments of the loss.
 
   Returns:
     One `Product` per product.
 
   Raises:
-    TypeError: loss is not callable.
-    ValueError: there is no sparsified optimizer in opt_state, or it is of other params.
+    TypeError: `loss` is not a function of these arguments.
+    ValueError: `opt_state` has no state of a sparsified optimizer, or belongs to other
+      params.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -75,9 +78,11 @@ def explain(
   check_callable("loss", loss, "a function of (params, *batch)", 1 + len(batch))
   marked = mark_dead(params, opt_state)
   with _record.recording() as entries:
-    # A new function: one that was compiled before would not be traced again.
+    # Products are recorded when they are traced. A function that `jit` has compiled
+    # before is not traced again, so a new one is made here.
     jax.block_until_ready(jax.jit(lambda p, *rest: loss(p, *rest))(marked, *batch))
     jax.effects_barrier()
+  # The masks by path, to find the name of each kernel by its live blocks.
   flat = jax.tree_util.tree_leaves_with_path(params)
   masks = align(params, find_masks(opt_state), strict=False)
   named = [
@@ -85,6 +90,8 @@ def explain(
     for (path, _), mask in zip(flat, masks, strict=True)
     if mask is not None
   ]
+  # An entry is one traced product. It has a reason if it is always dense, and one run
+  # per execution otherwise; without any run, the platform has the dense product only.
   products = []
   for entry in entries:
     shape, block = entry["shape"], entry["block"]
@@ -96,6 +103,8 @@ def explain(
       products.append(Product(**base))
       continue
     for (live, wanted), places in zip(entry["runs"], entry["visited"], strict=True):
+      # `wanted` counts the blocks that need a gradient, `live` those of the forward
+      # pass. The weights' gradient is a third of all multiply-adds.
       row = base | {"live": live, "kernel": _name(named, places, block)}
       if live > entry["limit"]:
         row["reason"] = f"more than {entry['limit']} of {blocks} blocks are live"
@@ -108,7 +117,7 @@ def explain(
 
 
 def _name(named: list[tuple[str, np.ndarray]], live: np.ndarray, block) -> str:
-  """The first leaf whose live blocks are these, with its row where it is stacked."""
+  """Returns the path of the first leaf with these live blocks, with a stacked row."""
   for name, mask in named:
     shape = (live.shape[0] * block[0], live.shape[1] * block[1])
     size = math.prod(shape)

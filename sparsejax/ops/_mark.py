@@ -1,4 +1,4 @@
-"""Dead weights as -0.0: a kernel that says which of its blocks to skip."""
+"""Marking masked weights by -0.0, so that products can skip their blocks."""
 
 from typing import Any
 
@@ -21,44 +21,47 @@ from sparsejax.ops._blocks import bits_of, negative_zero
 
 
 def mark_dead(params: PyTree, opt_state: PyTree, update_masks: Any = None) -> PyTree:
-  """Turns dead weights into -0.0, so that products may skip them.
+  """Sets masked weights to -0.0, so that products may skip them.
 
   w = p where live, -0.0 where dead;  dw/dp = 1 everywhere
 
   Call it inside the loss, `loss(sj.mark_dead(params, opt_state), batch)`, with layers
-  that multiply by `sj.ops.block_dot_general`; a live weight of -0.0 becomes +0.0. Every
-  value is equal, so what does not look at the sign of a zero computes the same, and
-  casts, transposes, reshapes, slices and `scan` keep the sign.
+  that multiply by `sj.ops.block_dot_general`. A live weight of -0.0 becomes +0.0. All
+  values compare equal to the old ones, so functions that ignore the sign of zero give
+  the same result. Casts, transposes, reshapes, slices and `scan` keep the sign.
 
-  The gradients of marked weights come out as zero where a product skips them, so
-  weights are marked only where the coming update does not look at their gradients:
+  Where a product skips marked weights, their gradients are zero. So weights are marked
+  only if the next update does not use their gradients:
 
-  - Where masks never change (`static_sparse`), at every step.
-  - Where gradients are masked for the inner optimizer (`rigl`, `sparse_evolution`), at
-    every step but those of a mask update: which weights it makes live may depend on the
-    gradients, and those that it does take the same step's update.
-  - Never where dead weights' gradients are needed at every step (`sparse_momentum`,
-    methods that act by `sj.effective`, and those that accumulate). Their dead weights
-    stay 0.0, which products still skip in the forward pass and in the gradient of
-    their input; only the weights' gradient is dense.
+  - If masks never change (`static_sparse`), at every step.
+  - If the inner optimizer gets masked gradients (`rigl`, `sparse_evolution`), at every
+    step without a mask update. A mask update may grow weights by their gradients, and
+    grown weights are already updated in the same step.
+  - Never if gradients of masked weights are used at every step (`sparse_momentum`,
+    methods that act by `sj.effective`, and methods that accumulate). Their masked
+    weights remain 0.0, which products still skip in the forward pass and in the
+    gradient of the input; only the weights' gradient is dense.
 
-  What sees the gradients before the sparse optimizer does, such as a clipping by their
-  global norm in a chain, sees zeros for dead weights, or not, accordingly. Methods that
-  act by `sj.effective` compose: `sj.mark_dead(sj.effective(params, s), s)`.
+  Transforms that get the gradients before the sparse optimizer, such as clipping by the
+  global norm in a chain, get zeros for masked weights at the steps at which these are
+  marked. For methods that act by `sj.effective`, call
+  `sj.mark_dead(sj.effective(params, s), s)`.
 
   Args:
     params: any pytree of arrays.
     opt_state: the state of an optimizer made by this package, possibly nested, of the
       same step as the params.
-    update_masks: what the coming `tx.update(..., update_masks=...)` gets, a bool,
-      possibly traced; None where the schedule decides.
+    update_masks: the value of `update_masks` in the next `tx.update` call, a bool,
+      possibly traced; None if the schedule decides.
 
   Returns:
-    The same container with the same dtypes; leaves without a mask unchanged.
+    The same container with the same dtypes; leaves without a mask are unchanged.
 
   Raises:
-    TypeError: a leaf with a mask is not floating point, or update_masks no bool.
-    ValueError: structures or shapes differ; there is no sparsified optimizer.
+    TypeError: a leaf with a mask is not floating point, or `update_masks` is not a
+      bool.
+    ValueError: structures or shapes differ, or `opt_state` has no state of a sparsified
+      optimizer.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -70,6 +73,8 @@ def mark_dead(params: PyTree, opt_state: PyTree, update_masks: Any = None) -> Py
   """
   _check_update_masks(update_masks)
 
+  # True at weights that are not marked: live ones, and all of a state whose next update
+  # uses the gradients of masked weights.
   def unmarked(state: SparseState, mask: Array) -> Array:
     need = state.dense_gradients
     if need is None:
@@ -77,7 +82,7 @@ def mark_dead(params: PyTree, opt_state: PyTree, update_masks: Any = None) -> Py
     due = need.due if update_masks is None else jnp.asarray(update_masks)
     return mask | (need.always | due)
 
-  find_masks(opt_state)  # raises where there is nothing to mark
+  find_masks(opt_state)  # raises if there is no sparsified optimizer
   keep = merged_masks(sparse_states(opt_state), unmarked)
   flat, treedef = jax.tree_util.tree_flatten_with_path(params)
   out = []
@@ -93,7 +98,7 @@ def mark_dead(params: PyTree, opt_state: PyTree, update_masks: Any = None) -> Py
 
 @jax.custom_jvp
 def _mark(weight: Array, keep: Array) -> Array:
-  # By bits: a compiler may take a comparison with zero for granted.
+  # Uses bits, because a compiler may ignore the sign of a zero in float operations.
   sign = negative_zero(weight)
   bits = bits_of(weight)
   bits = jnp.where(keep, jnp.where(bits == sign, jnp.zeros_like(bits), bits), sign)

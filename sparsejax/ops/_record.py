@@ -1,4 +1,4 @@
-"""What the products of one traced function did, for `explain`."""
+"""A record of the products in a traced function, for `explain`."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ _HERE = threading.local()
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[dict[str, Any]]]:
-  """Collects one entry per product that is traced inside, in the order of tracing."""
+  """Collects one entry per product traced in the block, in the order of tracing."""
   before = getattr(_HERE, "entries", None)
   _HERE.entries = []
   try:
@@ -23,7 +23,7 @@ def recording() -> Iterator[list[dict[str, Any]]]:
 
 
 def dense(shape: tuple[int, ...], block: tuple[int, int], reason: str) -> None:
-  """Records a product that is dense whatever is live."""
+  """Records a product that is dense for every mask, and the reason."""
   entries = getattr(_HERE, "entries", None)
   if entries is not None:
     entries.append({"shape": tuple(shape), "block": block, "reason": reason})
@@ -32,7 +32,7 @@ def dense(shape: tuple[int, ...], block: tuple[int, int], reason: str) -> None:
 def sparse(
   shape: tuple[int, ...], block: tuple[int, int], plan: Any, limit: int
 ) -> None:
-  """Records a product whose path depends on its kernel, once per run of it."""
+  """Records a product whose path depends on its kernel, once per execution."""
   entries = getattr(_HERE, "entries", None)
   if entries is None:
     return
@@ -40,6 +40,7 @@ def sparse(
   entry |= {"reason": "", "runs": [], "visited": []}
   entries.append(entry)
 
+  # Called at run time with the values of the plan.
   def keep(rows, starts, visited, wanted):
     entry["runs"].append((int(visited), int(wanted)))
     live = np.zeros((rows.size // (starts.size - 1), starts.size - 1), bool)

@@ -1,6 +1,6 @@
-"""The share of live blocks up to which a loop over them is worth it."""
+"""The share of live blocks up to which a loop over them is faster."""
 
-# Finding the live blocks and starting the loop cost as much as so many multiply-adds.
+# Multiply-adds that cost as much as finding the live blocks and starting the loop.
 _SMALLEST = 2**25
 
 
@@ -11,15 +11,16 @@ def live_share(
   itemsize: int,
   given: bool = False,
 ) -> float:
-  """Returns the share of live blocks up to which the loop over them is the faster way.
+  """Returns the share of live blocks up to which the loop over them is faster.
 
-  Measured on a CPU by `scripts/benchmarks/execution.py`; 0 where it never is.
+  The shares were measured on a CPU by `scripts/benchmarks/execution.py`. The result is
+  0 where the loop is never faster.
 
   Args:
-    rows: of the input, all its leading axes together.
-    shape: of the kernel as a matrix.
+    rows: the number of rows of the input, over all its leading axes.
+    shape: the shape of the kernel as a matrix.
     block: inputs and outputs of one block.
-    itemsize: bytes of a weight; small products of two-byte types are the slower ones.
+    itemsize: bytes per weight; small products are slower in dtypes of two bytes.
     given: whether the live blocks are given, so that the kernel is not read for them.
 
   Returns:

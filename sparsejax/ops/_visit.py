@@ -1,8 +1,9 @@
-"""A product as a loop over the live blocks of a kernel, forward and backward.
+"""A product as a loop over the live blocks of a kernel, with its derivatives.
 
-Matrix products and convolutions differ in one thing: which part of x meets a block of
-the kernel. A matrix product takes columns of x, a convolution the window that one tap
-sees. The rest, from the choice of the path to the second derivative, is common.
+Matrix products and convolutions differ only in the part of x that is multiplied by a
+block of the kernel: for a matrix product it is columns of x, for a convolution the
+window of one tap. All else, from the choice of the path to the second derivative, is
+common.
 """
 
 import functools
@@ -24,13 +25,13 @@ _FIRST = np.int32(0)
 
 
 class Window(NamedTuple):
-  """How a convolution moves over x, which is padded already.
+  """The window parameters of a convolution of x, which is already padded.
 
   Attributes:
-    kernel: taps along each spatial axis.
-    strides: of the output.
-    dilation: of the kernel.
-    out: sizes of the output.
+    kernel: number of taps along each spatial axis.
+    strides: steps of the window along each spatial axis.
+    dilation: distances of the kernel's taps along each spatial axis.
+    out: sizes of the output's spatial axes.
   """
 
   kernel: tuple[int, ...]
@@ -40,16 +41,16 @@ class Window(NamedTuple):
 
 
 class Static(NamedTuple):
-  """What is known of a product when it is traced.
+  """The static parameters of a product.
 
   Attributes:
     block: inputs and outputs of one block.
-    limit: live blocks up to which the loop is taken.
-    x_shape: (rows, inputs), or (n, *spatial, channels) under a window.
+    limit: the largest number of live blocks for which the loop is used.
+    x_shape: (rows, inputs), or (n, *spatial, channels) for a convolution.
     precision: as in `jax.lax.dot_general`.
-    out_dtype: of the output.
-    sum_dtype: of its sums in the loop.
-    window: of a convolution; None for a matrix product.
+    out_dtype: the dtype of the output.
+    sum_dtype: the dtype of the sums in the loop.
+    window: the `Window` of a convolution; None for a matrix product.
   """
 
   block: tuple[int, int]
@@ -62,7 +63,7 @@ class Static(NamedTuple):
 
   @property
   def rows(self) -> int:
-    """Rows of the output as a matrix (rows, outputs)."""
+    """The number of rows of the output as a matrix (rows, outputs)."""
     return self.x_shape[0] * math.prod(self.window.out if self.window else ())
 
 
@@ -73,7 +74,7 @@ def product(static: Static, x: Array, kernel: Array, live: Array | None) -> Arra
 
 
 def sharded(x: Array, kernel: Array) -> str:
-  """Says that an operand is sharded over explicit mesh axes, or nothing."""
+  """Returns a message if an operand is sharded over explicit axes, or else ""."""
   for name, value in (("x", x), ("kernel", kernel)):
     sharding = getattr(jax.typeof(value), "sharding", None)
     if sharding is not None and any(axis is not None for axis in sharding.spec):
@@ -81,13 +82,13 @@ def sharded(x: Array, kernel: Array) -> str:
   return ""
 
 
-# --- Placement.
+# --- Sharding.
 
 
 def _varying_together(*arrays: Array) -> tuple[Array, ...]:
-  """Casts arrays inside `shard_map` to vary over the axes that any of them varies over.
+  """Casts arrays in `shard_map` to vary over the same mesh axes, those of any of them.
 
-  Its transpose sums the gradient of a replicated kernel over the devices.
+  The transpose of the cast sums the gradient of a replicated kernel over the devices.
   """
   axes = [_varying_axes(x) for x in arrays]
   every = frozenset().union(*axes)
@@ -102,9 +103,9 @@ def _varying_axes(x: Array) -> frozenset[str]:
 
 
 def _gathered(kernel: Array) -> Array:
-  """A kernel whole on every device, where a mesh of automatic axes is set.
+  """Replicates a kernel on every device, if a mesh of automatic axes is set.
 
-  Otherwise the compiler would gather it again for each of its blocks.
+  Otherwise the compiler would gather the kernel again for each block.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
@@ -113,17 +114,19 @@ def _gathered(kernel: Array) -> Array:
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
-  """Zeros that vary over the devices of a `shard_map` as another array does."""
+  """Makes zeros that vary over the same mesh axes of a `shard_map` as another array."""
   out = jnp.zeros(shape, dtype)
   axes = tuple(sorted(_varying_axes(like)))
   return lax.pcast(out, axes, to="varying") if axes else out
 
 
-# --- The part of x that meets a row of blocks.
+# --- The part of x that is multiplied by a row of blocks.
 
 
 def _place(static: Static, row: Array):
-  """Where the part starts in x, and its shape before striding."""
+  """Returns the start of the part in x, and its shape before striding."""
+  # For a convolution, a row of blocks is one tap and one block of input channels. The
+  # tap's indices along the spatial axes, times the dilations, are the start.
   window, bi = static.window, static.block[0]
   if window is None:
     return (_FIRST, row * bi), (static.x_shape[0], bi)
@@ -144,14 +147,15 @@ def _strided(static: Static, part: Array) -> Array:
 
 
 def _take(static: Static, x: Array, row: Array) -> Array:
-  """The part of x that meets a row of blocks, (rows, bi)."""
+  """Takes the part of x that is multiplied by a row of blocks, as (rows, bi)."""
   start, shape = _place(static, row)
   part = _strided(static, lax.dynamic_slice(x, start, shape))
   return part.reshape(static.rows, static.block[0])
 
 
 def _add(static: Static, x: Array, row: Array, more: Array) -> Array:
-  """Adds (rows, bi) to that part of x."""
+  """Adds an array (rows, bi) to the part of x that `_take` returns."""
+  # For a strided window, the array is spread out with zeros between its entries.
   start, shape = _place(static, row)
   part = lax.dynamic_slice(x, start, shape)
   if static.window is None:
@@ -163,7 +167,7 @@ def _add(static: Static, x: Array, row: Array, more: Array) -> Array:
   return lax.dynamic_update_slice(x, part + more, start)
 
 
-# --- The two ways.
+# --- The dense product and the loop over blocks.
 
 
 def _dense(static: Static, x: Array, kernel: Array) -> Array:
@@ -193,10 +197,11 @@ def _dense(static: Static, x: Array, kernel: Array) -> Array:
 
 
 def _dense_gradients(static: Static, asked: tuple[bool, bool], x, kernel, dy):
-  """The gradients of x and kernel by dense products, None where not asked for."""
+  """Computes the gradients of x and kernel by dense products, None if not asked for."""
   shape = (_kernel_inputs(static), dy.shape[1])
   dtype = dy.dtype
 
+  # The transpose of a function that is linear in an argument of the given shape.
   def transposed(function, shape):
     like = _zeros(shape, dtype, dy) if _varying_axes(dy) else None
     like = jax.ShapeDtypeStruct(shape, dtype) if like is None else jax.typeof(like)
@@ -233,7 +238,7 @@ def _dot(static: Static, a: Array, b: Array, over: tuple[int, int]) -> Array:
 
 
 def _visit_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
-  """Sums, for one column of blocks after another, the products of its live blocks."""
+  """Computes the output one column of blocks at a time, from its live blocks."""
   bi, bo = static.block
   columns = kernel.shape[1] // bo
 
@@ -252,13 +257,14 @@ def _visit_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Arra
 
 
 def _visit_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
-  """The gradients of x and kernel by the loop, None where not asked for."""
+  """Computes the gradients of x and kernel by the loop, None if not asked for."""
   bi, bo = static.block
   columns = dy.shape[1] // bo
 
   def column(o, grads):
     d = lax.dynamic_slice(dy, (_FIRST, o * bo), (static.rows, bo))
 
+    # Adds the block's part to dx, and writes its own gradient to dw.
     def visit(k, grads):
       row, (dx, dw) = found.rows[k], grads
       if dx is not None:
@@ -278,11 +284,15 @@ def _visit_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fou
   return dx if dx is None else dx.astype(dy.dtype), dw
 
 
-# --- Which of them, by platform and by what is live.
+# --- The choice between them, by platform and by the number of live blocks.
 
 
 def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
-  """The plan of a kernel; where the product is dense, all wanted and none listed."""
+  """Returns the plan of a kernel.
+
+  On platforms other than the CPU the product is always dense. There the plan counts all
+  blocks as visited and wanted, and lists none.
+  """
   kernel = lax.stop_gradient(kernel)
 
   def read(kernel, *live):
@@ -302,6 +312,8 @@ def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
 
 
 def _forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+  """Computes the product by the faster way."""
+
   def densely():
     return _dense(static, x, kernel)
 
@@ -313,7 +325,7 @@ def _forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
 
 
 def _backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
-  """The gradients of x and kernel that are asked for, each the fastest way."""
+  """Computes the gradients that are asked for, each by the faster way."""
 
   def densely():
     return _dense_gradients(static, asked, x, kernel, dy)
@@ -325,6 +337,8 @@ def _backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
     dx, _ = _visit_backward(static, (True, False), x, kernel, dy, found)
     return dx, _dense_gradients(static, (False, True), x, kernel, dy)[1]
 
+  # `few`: the loop is faster for the blocks that the forward pass visits, and so for
+  # dx. `all_few`: also for all blocks that need a gradient, and so for dw.
   def choose():
     few, all_few = found.visited <= static.limit, found.wanted <= static.limit
     if not asked[0]:
@@ -340,14 +354,14 @@ def _backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
 # --- Derivatives.
 
 
-# The gradients have a rule of their own, so that they can be differentiated again.
+# The loop has no reverse-mode derivative, so the gradients have a rule of their own.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _gradients(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
   return _backward(static, asked, x, kernel, dy, found)
 
 
 def _gradients_fwd(static, asked, x, kernel, dy, found):
-  # Calls itself, so that a derivative of this one takes the same rule again.
+  # Calls `_gradients`, so that its derivative follows the same rule again.
   out = _gradients(static, asked, x, kernel, dy, found)
   return out, (x, kernel, dy, found)
 
@@ -356,7 +370,8 @@ def _gradients_bwd(static, asked, residuals, cotangents):
   x, kernel, dy, found = residuals
   cx, cw = cotangents
   if cw is not None:
-    # The gradient of a block that was skipped is zero, and so is its derivative.
+    # The gradient of a skipped block is constantly zero, so its cotangent is dropped.
+    # Nothing was skipped if the gradient of the kernel was dense.
     kept = _visited_blocks(found) | (found.wanted > static.limit)
     for axis, n in enumerate(static.block):
       kept = jnp.repeat(kept, n, axis)
@@ -373,7 +388,7 @@ _gradients.defvjp(_gradients_fwd, _gradients_bwd)
 
 
 def _visited_blocks(found: Plan) -> Array:
-  """True at the blocks of a plan, a bool array (rows of blocks, columns)."""
+  """Returns a bool array (rows of blocks, columns), True at the blocks of a plan."""
   columns = found.starts.size - 1
   shape = (found.rows.size // columns, columns)
   k = jnp.arange(found.rows.size, dtype=jnp.int32)
@@ -388,6 +403,8 @@ def _product(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
 
 
 def _product_fwd(static, x, kernel, found):
+  # With `symbolic_zeros`, arguments come with a flag that says whether their gradient
+  # is needed.
   found = jax.tree.map(lambda primal: primal.value, found)
   y = _product(static, x.value, kernel.value, found)
   # The gradient of x needs the kernel, that of the kernel needs x.
