@@ -4,10 +4,10 @@ Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/lottery.py --config=configs/cifar10_conv2_lottery.py \
     --workdir=runs/conv2_lottery
 
-For a GPU or TPU; not run to its end here yet. 27 epochs of 750 steps a level (20,000 in
-the paper), 10 % of the convolutions, 20 % of the dense layers and 10 % of the output a
-round. The paper's best tickets: 3.5 times as fast at 8.8 % of the weights, and 3.4
-points more accurate at 4.6 %.
+For a GPU or TPU; not run to completion here yet. Each level trains for 27 epochs of 750
+steps (20,000 steps in the paper). Each round prunes 10 % of the convolutions, 20 % of
+the dense layers and 10 % of the output layer. The paper's best tickets train 3.5 times
+as fast at 8.8 % of the weights, and are 3.4 points more accurate at 4.6 %.
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""Conv-4 of the lottery ticket hypothesis on CIFAR-10: small enough for a CPU.
+"""Conv-4 of the lottery ticket paper on CIFAR-10: small enough for a CPU.
 
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/train.py --config=configs/cifar10_conv4.py --workdir=runs/conv4
 
-Not run to its end here yet. `--config.model=conv2` and `conv6` are its neighbours.
+Not run to completion here yet. Related models: `--config.model=conv2` and `conv6`.
 
 Variants, as in `--config=configs/cifar10_conv4.py:rigl`: the names of
 sparsejax/training/_methods.py; sparse_momentum is the default.
@@ -20,8 +20,8 @@ def get_config(variant: str = "sparse_momentum") -> config_dict.ConfigDict:
   c.augmentation = "crop_flip"
   c.model = "conv4"
   c.density = 0.1
-  # Nothing normalizes the layers: at a few percent too little comes out of the last one
-  # to learn from (seen at 5 %: at chance after an epoch).
+  # Without normalization the last layer's outputs are too small to learn from at a
+  # density of a few percent (at 5 %, accuracy is at chance after an epoch).
   c.rescale_start = True
   c.update_every = 450  # an epoch: 45,000 images in batches of 100
   c.learning_rate = 0.03

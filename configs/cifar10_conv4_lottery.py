@@ -4,10 +4,10 @@ Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/lottery.py --config=configs/cifar10_conv4_lottery.py \
     --workdir=runs/conv4_lottery
 
-For a GPU or TPU; not run to its end here yet. 33 epochs of 750 steps a level (25,000 in
-the paper), 10 % of the convolutions, 20 % of the dense layers and 10 % of the output a
-round. The paper's best tickets: 3.5 times as fast at 9.2 % of the weights, and 3.5
-points more accurate at 11.1 %.
+For a GPU or TPU; not run to completion here yet. Each level trains for 33 epochs of 750
+steps (25,000 steps in the paper). Each round prunes 10 % of the convolutions, 20 % of
+the dense layers and 10 % of the output layer. The paper's best tickets train 3.5 times
+as fast at 9.2 % of the weights, and are 3.5 points more accurate at 11.1 %.
 """
 
 from ml_collections import config_dict

@@ -1,14 +1,14 @@
-r"""A random Conv-2, -4, -6 or -8 whose mask is learned on CIFAR-10, its weights never.
+r"""A random Conv-2, -4, -6 or -8 on CIFAR-10: only its mask is trained.
 
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/train.py --config=configs/cifar10_conv_supermask.py \
     --workdir=runs/supermask_conv4
 
-Edge-popup by the recipe of Ramanujan et al. (2020): 100 epochs, for an accelerator, and
-not run to its end here. Their figure peaks at about 77.5, 86, 88 and 88.5 % from Conv-2
+Edge-popup by the recipe of Ramanujan et al. (2020): 100 epochs, for an accelerator; not
+run to completion here. Their figure peaks at about 77.5, 86, 88 and 88.5 % from Conv-2
 to Conv-8, with 30 to 70 % of the weights kept.
 
-Variants are conv2, conv4, conv6 or conv8 (left out: conv4) and the words of
+Variants are conv2, conv4, conv6 or conv8 (default: conv4) and the words of
 configs/mnist_lenet300_supermask.py, such as `:conv6,kaiming_normal,0.3`.
 """
 

@@ -1,13 +1,13 @@
-"""A vanilla CNN of thousands of layers on CIFAR-10, by its initialization alone.
+"""A vanilla CNN of thousands of layers on CIFAR-10, trainable by its initialization.
 
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/train.py --config=configs/cifar10_deep_cnn.py --workdir=runs/deep_cifar
 
 Variants are a depth, an initialization and a width, as in
-`--config=configs/cifar10_deep_cnn.py:5000,delta_orthogonal,64`; what is left out is
-1250, delta_orthogonal, 48, which folds 4 x 4 pixels into channels. Some seconds a step
-on two CPU cores: meant for accelerators, where the paper (Xiao et al. 2018) reaches
-about 82 %.
+`--config=configs/cifar10_deep_cnn.py:5000,delta_orthogonal,64`. The defaults are 1250,
+delta_orthogonal and 48, which folds 4 x 4 pixels into channels. A step takes some
+seconds on two CPU cores; the config is meant for accelerators, where the paper (Xiao et
+al. 2018) reaches about 82 %.
 """
 
 from ml_collections import config_dict
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.centering = "pixel"
   c.model = "vanilla_cnn"
   c.model_kwargs = {"depth": depth, "kernel_init": kernel_init, "channels": channels}
-  # Measured: a gradient's mean square is about 0.76 a layer.
+  # The mean square of the gradient, as measured, is about 0.76 per layer.
   c.learning_rate = 0.3 / (0.76 * depth)
   inputs = 64 * channels  # of the read-out
   c.lr_scales = {"trunk/bias": 1 / depth, "readout": 1 / inputs / c.learning_rate}

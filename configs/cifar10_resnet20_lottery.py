@@ -4,17 +4,18 @@ Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/lottery.py --config=configs/cifar10_resnet20_lottery.py \
     --workdir=runs/resnet20_lottery
 
-For a GPU or TPU; not run to its end here yet. 20 % of all 3 x 3 convolutions a round;
-shortcuts and the output layer stay dense. SGD has Nesterov momentum here, which the
-papers' had not.
+For a GPU or TPU; not run to completion here yet. Each round prunes 20 % of all 3 x 3
+convolutions; shortcuts and the output layer stay dense. SGD has Nesterov momentum here,
+unlike in the papers.
 
 Variants, as in `--config=configs/cifar10_resnet20_lottery.py:warmup`:
   late_rewinding (the default): the recipe of Frankle et al. (2020), rewound to step
-    500, from which on they find tickets that are stable (a dense network: 2,000).
+    500, the first at which they find stable tickets (2,000 for a dense network).
   warmup: the recipe of Frankle & Carbin (2019), who rewind to step 0 and raise the
     learning rate to 0.03 over 20,000 of 30,000 steps.
-  learning_rate: as the first, but trained weights stay and only the schedule is rewound
-    (Renda et al. 2020): 92.21 % of test accuracy at 26.2 % of the weights.
+  learning_rate: as late_rewinding, but the trained weights are kept and only the
+    schedule is rewound (Renda et al. 2020): 92.21 % test accuracy at 26.2 % of the
+    weights.
 """
 
 from ml_collections import config_dict
@@ -51,7 +52,7 @@ def get_config(variant: str = "late_rewinding") -> config_dict.ConfigDict:
     c.rewind_step = 500
   if variant == "learning_rate":
     c.restart = "learning_rate"
-    # 20,000 steps before the end: the rate is at its last but one value.
+    # 20,000 steps before the end, where the learning rate has its second lowest value.
     c.rewind_step = 43_180
   c.train = train
   c.rounds = 15

@@ -3,8 +3,8 @@
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/train.py --config=configs/cifar10_vgg16.py --workdir=runs/vgg16
 
-For a GPU or TPU. Not run to its end here yet. The other networks of the paper's table
-are `--config.model=vgg16_c`, `vgg16_like` (at density 0.03), and `alexnet_s` and
+For a GPU or TPU; not run to completion here yet. The other networks of the paper's
+table are `--config.model=vgg16_c`, `vgg16_like` (at density 0.03), and `alexnet_s` and
 `alexnet_b` (at density 0.1).
 
 Variants, as in `--config=configs/cifar10_vgg16.py:rigl`: the names of

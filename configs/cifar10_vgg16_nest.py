@@ -4,10 +4,10 @@ Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/grow_and_prune.py --config=configs/cifar10_vgg16_nest.py \
     --workdir=runs/vgg16_nest
 
-For a GPU or TPU. Not run here. The paper's VGG-16 is ImageNet's: 30.2x fewer parameters
-and 8.6x fewer operations at 2.31 points more error (arXiv version 3), from a seed at
-three quarters of the width with 30 % of its connections. Pruning looks at the weights
-as the norms scale them.
+For a GPU or TPU; not run here. The paper prunes VGG-16 on ImageNet: 30.2x fewer
+parameters and 8.6x fewer operations at 2.31 points more error (arXiv version 3), from a
+seed with three quarters of the width and 30 % of its connections. Pruning compares the
+weights as scaled by the batch normalization.
 """
 
 from ml_collections import config_dict

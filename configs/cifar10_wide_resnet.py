@@ -3,8 +3,8 @@
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/train.py --config=configs/cifar10_wide_resnet.py --workdir=runs/wrn
 
-For a GPU or TPU. Not run to its end here yet; the paper's test accuracy of WRN-28-2 at
-this density is 93.61 %, and 94.70 % dense. Its authors later advised 250 epochs
+For a GPU or TPU; not run to completion here yet. The paper's test accuracy for WRN-28-2
+is 93.61 % at this density, and 94.70 % dense. Its authors later advised 250 epochs
 (`--config.num_epochs=250 --config.lr_decay_every=56250`). Other sizes:
 `--config.model_kwargs.depth=22 --config.model_kwargs.width=8`.
 

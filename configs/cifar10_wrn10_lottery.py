@@ -1,12 +1,13 @@
-"""WRN-10-1 on CIFAR-10 for two epochs: instability of a residual network, on a CPU.
+"""WRN-10-1 on CIFAR-10 for two epochs: a residual network's instability, on a CPU.
 
 Launch (after `python scripts/prepare_data.py cifar10`):
   python scripts/instability.py --config=configs/cifar10_wrn10_lottery.py \
     --workdir=runs/wrn10 --steps=0,200,700
 
-About ten minutes on a quiet CPU core. From step 0 the error rises by 56 points between
-two data orders, from step 200 of 1,406 by less than one: not stable at initialization.
-scripts/lottery.py takes the same config.
+About ten minutes on an idle CPU core. Between two copies trained with different data
+orders from step 0 the error rises by 56 points, and from step 200 of 1,406 by less than
+one: the network is not stable at initialization. scripts/lottery.py accepts the same
+config.
 """
 
 from ml_collections import config_dict

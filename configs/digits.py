@@ -3,7 +3,7 @@
 Launch:
   python scripts/train.py --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores need less than half a minute, most of it for compiling. Expect a test
+Takes less than half a minute on two CPU cores, mostly to compile. Expect a test
 accuracy of 97.6 % (mean of 8 seeds, standard error 0.1), with a tenth of the weights.
 
 Variants, as in `--config=configs/digits.py:rigl`: sparse_momentum (the default),

@@ -1,7 +1,7 @@
 """AlexNet on ImageNet, grown from a seed and pruned (NeST, Dai, Yin & Jha 2017).
 
-For accelerators, and not for `scripts/grow_and_prune.py`, whose data sets lie in memory
-as ImageNet does not: this config gives model and plan to an input pipeline.
+For accelerators, and not for `scripts/grow_and_prune.py`, whose data sets must fit into
+memory. This config gives the model and the plan, for use with an input pipeline:
 
   c = sparsejax.experiments.nest._config.complete(get_config())
   model = sparsejax.models.create(c.model, num_classes=1000, features=c.features)
@@ -9,9 +9,9 @@ as ImageNet does not: this config gives model and plan to an input pipeline.
   masks = sparsejax.growth.seed(chain, c.width_ratio, c.density, key)
   sparsejax.growth.synthesize(synthesis_config.plan(c), actions, state)
 
-with `growth.Actions` of your own that train on the pipeline. Not run here. The paper
-goes from 8.4M connections to 28.3M and back to 3.9M: 15.7x fewer parameters and 4.6x
-fewer operations at 0.02 points less error than Caffe's 42.78 %.
+with your own `growth.Actions` that train on the pipeline. Not run here. The paper grows
+8.4M connections to 28.3M and prunes them to 3.9M: 15.7x fewer parameters and 4.6x fewer
+operations at 0.02 points less error than Caffe's 42.78 %.
 """
 
 from ml_collections import config_dict

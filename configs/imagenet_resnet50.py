@@ -1,22 +1,23 @@
 r"""ResNet-50 on ImageNet, by the recipes of RigL and of sparse momentum.
 
 Launch (after `python scripts/prepare_data.py imagenet2012`, or with a TFDS folder that
-holds it in the array_record format):
+contains it in the array_record format):
   python scripts/train.py --workdir=runs/imagenet \
     --config=configs/imagenet_resnet50.py --config.mesh.data=-1
 
-For accelerators; the same command in each process of several. Images are read by grain
-as they are needed, each process its own rows. The model computes in bfloat16, with
-parameters, moments and batch statistics in float32. The learning rate is linear in the
-batch size, 0.1 for 256 images (`--config.batch_size=1024 --config.learning_rate=0.4`).
+For accelerators; with several processes, run the same command in each. Grain streams
+the images from disk, and each process reads its own rows. The model computes in
+bfloat16, with parameters, moments and batch statistics in float32. The learning rate is
+linear in the batch size, 0.1 for 256 images (`--config.batch_size=1024
+--config.learning_rate=0.4`).
 
 Not run here. RigL's paper reports 74.6 % at density 0.2 and 72.0 % at 0.1 (75.1 and
 73.0 % by ERK); sparse momentum's authors 74.91 % and 73.07 % with warm-up and label
 smoothing; both 76.8 to 77.0 % dense.
 
 Variants: the names of sparsejax/training/_methods.py; rigl is the default.
-sparse_momentum has its own recipe, all others RigL's. `--config.lr_schedule=cosine`
-takes the place of either's steps.
+sparse_momentum uses its own recipe, all others RigL's. `--config.lr_schedule=cosine`
+replaces the step schedule of either.
 """
 
 from ml_collections import config_dict

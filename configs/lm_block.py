@@ -4,13 +4,13 @@ Launch:
   python scripts/train.py --config=configs/lm_block.py --workdir=runs/lm_block
   python scripts/train.py --config=configs/lm_block.py:dense --workdir=runs/lm_dense
 
-The data are those of lm_transformer.py. Attention and MLP kernels are sparse, and
-their products skip dead blocks, forward and backward; what a step gains by it is in
-results/execution.json. For the same network by dense products:
-`--config.execution=dense`; without blocks, `--config.structure=any` as well.
+The data are those of lm_transformer.py. Attention and MLP kernels are sparse, and their
+products skip masked blocks in the forward and backward pass; results/execution.json has
+the speed-up per step. For the same network with dense products:
+`--config.execution=dense`; for masks without blocks, `--config.structure=any` as well.
 
-Variants: the names of sparsejax/training/_methods.py that know structures; rigl is the
-default.
+Variants: the names of sparsejax/training/_methods.py that support structures; rigl is
+the default.
 """
 
 from ml_collections import config_dict

@@ -1,17 +1,17 @@
-"""A small language model over bytes, dense or with experts: the case without images.
+"""A small language model over bytes, with dense MLPs or with mixtures of experts.
 
 Launch:
   python scripts/train.py --config=configs/lm_transformer.py --workdir=runs/lm
   python scripts/train.py --config=configs/lm_transformer.py:rigl_moe --workdir=runs/moe
 
-The text is Python's own reference of its language, which ships with it: nothing is
-downloaded. Attention and MLP kernels are sparse; embeddings, norms and gates are dense.
-"accuracy" is that of the next byte, and the loss is in nats a byte.
+The text is Python's language reference, which is part of every Python installation:
+nothing is downloaded. Attention and MLP kernels are sparse; embeddings, norms and gates
+are dense. "accuracy" is that of the next byte, and the loss is in nats per byte.
 
-Variants: the names of sparsejax/training/_methods.py, sparse_momentum by default;
-followed by `_moe` each MLP is a sparsely gated mixture of four experts (Shazeer et al.
-2017), each with a budget of its own. On a mesh the experts lie on the `model` axis:
-`--config.mesh.data=2 --config.mesh.model=4`.
+Variants: the names of sparsejax/training/_methods.py; sparse_momentum is the default.
+With the suffix `_moe`, each MLP is a sparsely gated mixture of four experts (Shazeer et
+al. 2017) with one budget per expert. On a mesh the experts are sharded over the `model`
+axis: `--config.mesh.data=2 --config.mesh.model=4`.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def get_config(variant: str = "sparse_momentum") -> config_dict.ConfigDict:
   c.batch_size = 32
   c.num_epochs = 5
   training.use_method(c, method)
-  # Kernels, but not the gates, which are small.
+  # All kernels except those of the gates, which are small.
   kwargs = {"where": r"kernel$|experts\d+/(up|down)$"}
   if experts:
     c.model_kwargs = {"num_experts": 4}

@@ -1,18 +1,19 @@
-"""A vanilla CNN of up to 10,000 layers on MNIST, by its initialization alone.
+"""A vanilla CNN of up to 10,000 layers on MNIST, trainable by its initialization.
 
 Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/train.py --config=configs/mnist_deep_cnn.py --workdir=runs/deep_cnn
 
 Variants are a depth, an initialization and a width, as in
-`--config=configs/mnist_deep_cnn.py:5000,sparse_orthogonal,32`; what is left out is
-1250, delta_orthogonal, 16. Depths of the paper: 1250, 2500, 5000, 10000. An epoch is
-3,750 steps of 16 images, 0.3 seconds each at 1,250 layers on two CPU cores, 2.7 at
-10,000. 300 of them come to 90 % at each of these depths (results/deep_cnn.json, whose
-script trains batch by batch, without an epoch's schedule); the paper (Xiao et al.
-2018), on accelerators, longer and wider, reaches about 99 %.
+`--config=configs/mnist_deep_cnn.py:5000,sparse_orthogonal,32`. The defaults are 1250,
+delta_orthogonal and 16; the depths of the paper are 1250, 2500, 5000 and 10000. An
+epoch is 3,750 steps of 16 images. A step takes 0.3 seconds at 1,250 layers on two CPU
+cores, and 2.7 at 10,000. After 300 steps the accuracy is 90 % at each of these depths
+(results/deep_cnn.json, whose script trains batch by batch, without an epoch's
+schedule). The paper (Xiao et al. 2018), with accelerators, longer training and wider
+networks, reaches about 99 %.
 
-sparse_orthogonal trains 0.25 of the weights, RigL around an orthogonal matrix that each
-layer keeps (`sj.isometric`). gaussian and lecun are controls that learn nothing.
+sparse_orthogonal trains 0.25 of the weights by RigL, with an orthogonal matrix that
+each layer keeps (`sj.isometric`). gaussian and lecun are controls that learn nothing.
 """
 
 from ml_collections import config_dict
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.centering = "pixel"
   c.model = "vanilla_cnn"
   c.model_kwargs = {"depth": depth, "kernel_init": kernel_init, "channels": channels}
-  # Measured: a gradient's mean square is about 0.76 a layer.
+  # The mean square of the gradient, as measured, is about 0.76 per layer.
   c.learning_rate = 0.5 / (0.76 * depth)
   inputs = 49 * channels  # of the read-out
   c.lr_scales = {"trunk/bias": 1 / depth, "readout": 3 / inputs / c.learning_rate}
@@ -44,7 +45,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     training.use_method(c, "isometric")
     c.density = 0.25
     c.method_kwargs = {"where": "trunk/kernel", "stacked": "trunk/kernel"}
-    # The masked gradient is smaller, by the density.
+    # The mean square of the masked gradient is smaller by the factor of the density.
     c.learning_rate /= c.density
     c.lr_scales = {"trunk/bias": 1 / depth, "readout": 3 / inputs / c.learning_rate}
   return c

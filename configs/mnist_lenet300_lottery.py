@@ -5,9 +5,9 @@ Launch (after `python scripts/prepare_data.py mnist`):
     --workdir=runs/lenet300_lottery
 
 Five seeds and 15 levels down to 3.58 % of the weights, for 17 epochs of 916 steps each:
-about half an hour on one quiet CPU core. The paper trains for 50,000 steps:
-`--config.train.num_epochs=55`. What to expect is in results/lottery.json, which
-scripts/mnist_lottery.py makes of it.
+about half an hour on one idle CPU core. The paper trains for 50,000 steps:
+`--config.train.num_epochs=55`. The expected results are in results/lottery.json, which
+scripts/mnist_lottery.py writes from this config.
 """
 
 from ml_collections import config_dict

@@ -4,18 +4,18 @@ Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/grow_and_prune.py --config=configs/mnist_lenet300_nest.py \
     --workdir=runs/lenet300_nest
 
-About ten minutes on one CPU core. The sizes and test errors to expect, and the paper's
-beside them, are in results/nest.json.
+About ten minutes on one CPU core. The expected sizes and test errors, and those of the
+paper, are in results/nest.json.
 
-The seed is the paper's but for two neurons: LeNet-120-42 with a tenth of its
-connections. It grows inside half of LeNet-300-100's widths, until the error is 1.3 % on
-the distorted training images or for eight rounds, which end first, at about 2 %; then
-pruning by magnitude goes through all layers at once, in rounds of three epochs. There
-is no validation set: distortion and scale of the inputs were chosen by test errors of
-seed 0.
+The seed is the paper's except for two neurons: LeNet-120-42 with a tenth of its
+connections. It grows within half of LeNet-300-100's widths until the error on the
+distorted training images is 1.3 % or for eight rounds; the rounds end first, at an
+error of about 2 %. Then pruning by magnitude ranks the weights of all layers together,
+in rounds of three epochs. There is no validation set: the distortion and scale of the
+inputs were chosen by the test errors of seed 0.
 
 Variants, as in `--config=configs/mnist_lenet300_nest.py:structured`: the default;
-structured (inputs and neurons go whole, for speed); grow_gradient, grow_random,
+structured (removes whole inputs and neurons, for speed); grow_gradient, grow_random,
 neurons_gradient and neurons_random (growth alone, for comparison).
 """
 
@@ -51,7 +51,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.growth_connections = 0.25
   c.growth_units = (4, 1)
   c.pair_fraction = 0.02
-  # 34.1x fewer parameters and 35.8x fewer operations; then 70.2x and 79.4x.
+  # The paper's results: 34.1x fewer parameters and 35.8x fewer operations, then 70.2x
+  # and 79.4x.
   c.milestones = (7_400, 3_340)
   c.milestone_rounds = (16, 20)
   c.prune_epochs = 3

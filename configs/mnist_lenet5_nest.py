@@ -4,16 +4,16 @@ Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/grow_and_prune.py --config=configs/mnist_lenet5_nest.py \
     --workdir=runs/lenet5_nest
 
-Twenty to forty-five minutes on one CPU core. The sizes and test errors to expect, and
-the paper's beside them, are in results/nest.json.
+Twenty to forty-five minutes on one CPU core. The expected sizes and test errors, and
+those of the paper, are in results/nest.json.
 
-The seed is LeNet-5 at three tenths of its maps and a seventh of its neurons, with a
-fifth of its connections. Images are distorted (affine), and all of them are trained on.
-Pruning goes to a size for each layer: a weight of the first convolution is used at 576
-positions, and the target is in operations too.
+The seed is LeNet-5 with three tenths of its feature maps, a seventh of its neurons and
+a fifth of its connections. All training images are used, with affine distortions.
+Pruning has one target size per layer, because the goal includes operations and a weight
+of the first convolution is used at 576 positions.
 
 Variants, as in `--config=configs/mnist_lenet5_nest.py:structured`: the default;
-structured (feature maps and neurons go whole, for speed).
+structured (removes whole feature maps and neurons, for speed).
 """
 
 from ml_collections import config_dict
@@ -41,8 +41,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.growth_connections = 0.3
   c.growth_units = (1, 2, 10)
   c.pair_fraction = 0.02
-  # 74.3x fewer parameters and 43.7x fewer operations: a weight of the first convolution
-  # is used at 576 positions, one of the second at 64.
+  # The paper's result: 74.3x fewer parameters and 43.7x fewer operations. A weight of
+  # the first convolution is used at 576 positions, one of the second at 64.
   c.milestones = ((46, 320, 4_650, 400),)
   c.milestone_rounds = (16,)
   c.prune_epochs = 3

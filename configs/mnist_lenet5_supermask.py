@@ -1,11 +1,12 @@
-r"""A random LeNet-5 whose mask is learned on MNIST and whose weights never are.
+r"""A random LeNet-5 on MNIST: only its mask is trained.
 
 Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/train.py --config=configs/mnist_lenet5_supermask.py \
     --workdir=runs/supermask_lenet5
 
-Edge-popup (Ramanujan et al. 2020), as configs/mnist_lenet300_supermask.py, which says
-what variants there are. Some five minutes on a quiet CPU core; not run to its end here.
+Edge-popup (Ramanujan et al. 2020), with the variants of
+configs/mnist_lenet300_supermask.py. Takes about five minutes on an idle CPU core; not
+run to completion here.
 """
 
 from ml_collections import config_dict

@@ -4,14 +4,14 @@ Launch (after `python scripts/prepare_data.py mnist`):
   python scripts/train.py --config=configs/mnist_wide.py --workdir=runs/wide
   python scripts/train.py --config=configs/mnist_wide.py:dense --workdir=runs/dense
 
-Meant for a CPU, in minutes. The products skip dead blocks of 128 x 128, forward and
-backward; what a step gains is in results/execution.json. The two kernels of 2048 x
-2048 are sparse; the first, of 784 inputs, is not a whole number of blocks and is dense,
-as is the last. For the same network by dense products: `--config.execution=dense`;
-without blocks, `--config.structure=any` as well.
+Takes minutes on a CPU. The products skip masked blocks of 128 x 128 in the forward and
+backward pass; results/execution.json has the speed-up per step. The two kernels of 2048
+x 2048 are sparse. The first kernel, with 784 inputs, is not a whole number of blocks
+and stays dense, as does the last. For the same network with dense products:
+`--config.execution=dense`; for masks without blocks, `--config.structure=any` as well.
 
 Variants, as in `--config=configs/mnist_wide.py:sparse_evolution`: the names of
-sparsejax/training/_methods.py that know structures; rigl is the default.
+sparsejax/training/_methods.py that support structures; rigl is the default.
 """
 
 from ml_collections import config_dict

@@ -1,4 +1,4 @@
-"""Digits in a hand-written loop: wrapping the optimizer is all that changes."""
+"""Trains digits in a hand-written loop; only the optimizer is wrapped."""
 
 import jax
 import optax

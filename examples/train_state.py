@@ -1,4 +1,4 @@
-"""Digits with Flax's `TrainState`: a sparse optimizer is an ordinary `tx`."""
+"""Trains digits with Flax's `TrainState`: a sparse optimizer is an ordinary `tx`."""
 
 import jax
 import optax
@@ -15,7 +15,7 @@ params = model.init(jax.random.key(0), x)
 sgd = optax.sgd(0.3, momentum=0.9)
 tx = sj.sparse_momentum(sgd, density=0.1, update_every=20, end_step=200)
 state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
-# Sparse from the first gradient on.
+# Mask the initial parameters, so that the first gradient is that of the sparse network.
 state = state.replace(params=sj.apply_masks(params, sj.masks(state.opt_state)))
 
 
