@@ -83,6 +83,7 @@ def split_layers(scores: PyTree, k, where: PyTree, budgets: PyTree) -> Array:
 
 
 def _split(scores, k, where, rows) -> Array:
+  """Finds one threshold for all tensors, and counts the selected scores per layer."""
   dtypes = {x.dtype for x in scores}
   if len(dtypes) != 1:
     raise TypeError(

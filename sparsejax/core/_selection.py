@@ -221,7 +221,7 @@ def search(
       nothing = functools.partial(jnp.zeros_like, x, jnp.uint8)
       digits.append(lax.cond(done, nothing, extract))
     # The next byte of each layer's threshold is the largest one that at least `missing`
-    # elements reach. Elements above it are selected; the search goes on among those
+    # elements reach. Elements above it are selected. The search continues among those
     # equal to it, unless exactly as many reach it as are missing.
     d, reached, above = largest_byte(digits, s.missing, rows)
     decided = decided | (d.astype(word) << shift)

@@ -141,6 +141,7 @@ def _place(static: Static, row: Array):
 
 
 def _strided(static: Static, part: Array) -> Array:
+  """Applies the strides of a convolution to a part of x."""
   if static.window is None or max(static.window.strides) == 1:
     return part
   return lax.slice(part, (0,) * part.ndim, part.shape, (1, *static.window.strides, 1))
@@ -171,6 +172,7 @@ def _add(static: Static, x: Array, row: Array, more: Array) -> Array:
 
 
 def _dense(static: Static, x: Array, kernel: Array) -> Array:
+  """Computes the product densely; returns (rows, outputs)."""
   window = static.window
   if window is None:
     return lax.dot_general(
@@ -223,11 +225,13 @@ def _dense_gradients(static: Static, asked: tuple[bool, bool], x, kernel, dy):
 
 
 def _kernel_inputs(static: Static) -> int:
+  """Returns the number of rows of the kernel as a matrix: taps times inputs."""
   taps = math.prod(static.window.kernel) if static.window else 1
   return static.x_shape[-1] * taps
 
 
 def _dot(static: Static, a: Array, b: Array, over: tuple[int, int]) -> Array:
+  """Multiplies two blocks, contracting one axis of each, in the dtype of the sums."""
   return lax.dot_general(
     a,
     b,

@@ -56,6 +56,7 @@ def block(shape: tuple[int, int], score: str = "sum") -> Structure:
 
 @functools.cache
 def _block(shape: tuple[int, int], score: str) -> Structure:
+  """Makes the structure; cached, because structures are compared by identity."""
   height, width = shape
   name = f"block({shape})"
 
@@ -87,6 +88,7 @@ def _block(shape: tuple[int, int], score: str) -> Structure:
       origin += [n + i, None] if number > 1 else [None, n + i]
     return reshape_keeping(x, cut, origin), tuple(range(n + 1, len(cut), 2))
 
+  # Merges each pair of axes again.
   def restore(x: Array, like: Array, axes: LayerAxes) -> Array:
     parts: Any = cuts(axes)
     n = like.ndim - len(parts)

@@ -58,11 +58,13 @@ def channel(axis: int = -1, score: str = "sum") -> Structure:
 
 @functools.cache
 def _channel(axis: int, score: str) -> Structure:
+  """Makes the structure; cached, because structures are compared by identity."""
   name = f"channel({axis})"
 
   def unit(layer: tuple[int, ...]) -> int:
     return math.prod(layer) // layer[axis]
 
+  # The weights of a channel are along all axes but the stacked ones and its own.
   def view(x: Array, axes: LayerAxes):
     kept = (*axes.stacked, *axes.side[axis])
     return x, tuple(i for i in range(x.ndim) if i not in kept)

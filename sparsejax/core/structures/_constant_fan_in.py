@@ -70,6 +70,7 @@ def constant_fan_in(ablation: float | None = None) -> Structure:
 
 @functools.cache
 def _constant_fan_in(ablation: float | None) -> Structure:
+  """Makes the structure; cached, because structures are compared by identity."""
   name = f"constant_fan_in({'' if ablation is None else f'ablation={ablation}'})"
 
   def check(path: str, axes: LayerAxes) -> None:
@@ -82,6 +83,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
   def neurons(layer: tuple[int, ...]) -> int:
     return layer[-1]
 
+  # Gives every neuron its budget_l / neurons_l best inputs.
   @in_matrix_order
   def select(scores: PyTree, counts: PyTree, where: PyTree, axes: Any) -> PyTree:
     def best(score, count, candidates, layer):
@@ -90,6 +92,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
 
     return jax.tree.map(best, scores, counts, where, axes)
 
+  # Keeps the layer's best weights, whichever neurons they belong to.
   @in_matrix_order
   def keep(scores: PyTree, counts: PyTree, masks: PyTree, axes: Any) -> PyTree:
     return top_k_masks(scores, counts, masks)
@@ -100,6 +103,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
     # with too few salient weights are removed too.
     active = jax.tree.map(_any_input, before, axes)
     if ablation is not None:
+      # Salient weights survived the drop or are among the best masked weights.
       dead = jax.tree.map(jnp.logical_not, masks)
       dropped = jax.tree.map(lambda b, m: b - count(m, b.ndim), budgets, masks)
       wanted = top_k_masks(scores, dropped, dead)
@@ -108,6 +112,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
         functools.partial(_survivors, share=ablation), salient, active, budgets, axes
       )
 
+    # The number of inputs per active neuron, k_l.
     def inputs(active, budget, layer):
       number = jnp.maximum(_number(active, budget), 1)
       return jnp.minimum(budget // number, layer.length(_inputs(layer)))
@@ -121,6 +126,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
       key = jnp.where(active, key, jnp.zeros_like(key))
       return top_k_along(key, k, _inputs(layer))
 
+    # The new budget, since k_l is rounded down.
     def total(active, budget, layer):
       return _number(active, budget) * inputs(active, budget, layer)
 
@@ -142,11 +148,7 @@ def _constant_fan_in(ablation: float | None) -> Structure:
 def _survivors(
   salient: Array, active: Array, budget: Array, layer: LayerAxes, share: float
 ) -> Array:
-  """Selects the active neurons with enough salient weights.
-
-  At least as many neurons stay as are needed to reach the budget, those with the most
-  salient weights.
-  """
+  """Selects the active neurons with enough salient weights, but not too few neurons."""
   # A neuron needs ceil(share * k) salient weights, computed in integers.
   counts = jnp.sum(salient, _inputs(layer), dtype=jnp.int32, keepdims=True)
   number = _number(active, budget)
@@ -155,6 +157,8 @@ def _survivors(
     parts = k.astype(jnp.int64) * jnp.int64(round(share * _RESOLUTION))
     least = -(-parts // jnp.int64(_RESOLUTION))
     least = jnp.maximum(least.astype(jnp.int32), 1)
+  # Keeps the neurons with the most salient weights: all that have enough of them, but
+  # at least as many as the budget needs with every neuron at full fan-in.
   enough = active & (counts >= _as_rows(least, salient))
   fan_in = layer.length(_inputs(layer))
   stay = jnp.clip(_number(enough, budget), -(-budget // fan_in), number)

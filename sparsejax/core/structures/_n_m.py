@@ -73,6 +73,7 @@ def n_m(n: int, m: int, axis: int = -2, groups: str = "adjacent") -> Structure:
 
 @functools.cache
 def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
+  """Makes the structure; cached, because structures are compared by identity."""
   name = f"n_m({n}, {m}, axis={axis}{'' if adjacent else ', strided'})"
 
   def grouped(axes: LayerAxes) -> int:
@@ -87,6 +88,7 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
         f"{axis}, got shape {axes.layer} at {path!r}."
       )
 
+  # Budgets above n per group are kept, for schedules that start from dense.
   def fit(shapes: dict[str, tuple[int, ...]], budgets: Array) -> Array:
     sizes = [functools.reduce(int.__mul__, shape) for shape in shapes.values()]
     least = jnp.asarray([size // m * n for size in sizes], jnp.int32)
@@ -142,6 +144,7 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
     )
     return jax.tree.map(jnp.logical_or, sure, top_k_masks(first, left, next_))
 
+  # No weight comes first in `select` and `keep`; in `fill` all live weights do.
   def select(scores: PyTree, counts: PyTree, where: PyTree, axes=None) -> PyTree:
     nothing = jax.tree.map(jnp.zeros_like, where)
     return balanced(scores, counts, where, nothing, axes=axes)
