@@ -1,4 +1,4 @@
-"""What the scripts share: flags, whose mistakes end in lines that help, and configs."""
+"""Command line handling of the scripts: flags with readable errors, and configs."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ _AS = {"instability.py": "lottery.py"}  # takes the configs of
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-  """Parses the flags and runs; Ctrl-C where nothing can be saved ends in a line."""
+  """Parses the flags and runs `main`; Ctrl-C prints one line, not a traceback."""
 
   def stopping(argv: list[str]) -> Any:
     if len(argv) > 1:
@@ -31,7 +31,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses the flags; a mistake in them ends in one line, not in a traceback."""
+  """Parses the flags; an error in them prints one line, not a traceback."""
   given = [a for a in argv[1:] if a.lstrip("-").partition("=")[0] == "config"]
   if "config" in flags.FLAGS and not _asks_for_help(argv):
     if not given:
@@ -41,10 +41,10 @@ def parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except SystemExit:
-    # What absl ends with where it has shown the help that was asked for.
+    # absl exits with 1 after printing the help; that is not an error.
     sys.exit(0 if _asks_for_help(argv) else 1)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
-    # ml_collections hands over a whole traceback, whose last line says what is wrong.
+    # The message from ml_collections is a whole traceback; its last line has the error.
     lines = str(e).strip().splitlines()
     text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
     text = text.removeprefix("sparsejax.training.ConfigError: ")
@@ -56,14 +56,14 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def configs(script: str) -> str:
-  """The files of configs/ that a script is launched with, and what each is.
+  """Lists the files of configs/ for a script, with a description of each.
 
   Args:
-    script: its path; those whose docstring launches it are listed, or else those that
-      launch scripts/train.py.
+    script: path of the script. Listed are the configs whose docstring launches it, or
+      else those that launch scripts/train.py.
 
   Returns:
-    A line a file: where it is, and the first line of its docstring.
+    One line per file: its path, and the first line of its docstring.
   """
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
@@ -81,17 +81,17 @@ def configs(script: str) -> str:
 
 
 def load_config(path: str | pathlib.Path, *variant: str) -> Any:
-  """What a config file's `get_config` gives, for a variant of it.
+  """Calls `get_config` of a config file, for one of its variants.
 
   Args:
-    path: of the file; one of this project's is `ROOT / "configs/digits.py"`.
-    *variant: as behind the colon in `--config=path.py:variant`; none is the default.
+    path: path of the file, such as `ROOT / "configs/digits.py"`.
+    *variant: the variant, as in `--config=path.py:variant`; none is the default.
   """
   return runpy.run_path(str(path))["get_config"](*variant)
 
 
 def override(config: Any) -> Any:
-  """Puts the command line's --config.<field>=<value> into another config."""
+  """Applies --config.<field>=<value> of the command line to another config."""
   config.update_from_flattened_dict(
     config_flags.get_override_values(flags.FLAGS["config"])
   )
@@ -99,7 +99,7 @@ def override(config: Any) -> Any:
 
 
 def _check_there(script: str, value: str) -> None:
-  # A drive's colon, as in C:\x.py:rigl, is not a variant's.
+  # The colon of a Windows drive, as in C:\x.py:rigl, does not start a variant.
   path = value if pathlib.Path(value).exists() else value.rsplit(":", 1)[0]
   if pathlib.Path(path).is_file():
     return

@@ -1,4 +1,4 @@
-"""LeNet-300-100 on MNIST, pruned in one shot and not retrained."""
+"""Prunes LeNet-300-100 on MNIST in one shot, without retraining."""
 
 import collections
 import time
@@ -29,13 +29,13 @@ NOTE = (
 
 
 def lenet(train, test, seeds: int, steps: int, samples: int = SAMPLES):
-  """Rows of results, and `{method: [(predicted, actual)]}` of the training loss."""
+  """Returns rows of results, and predicted and actual rises of the loss, by method."""
   found = collections.defaultdict(list)
   points = collections.defaultdict(list)
   for seed in range(seeds):
     started = time.time()
     params = _theory.train_mlp(SIZES, train[0], train[1], seed, steps)
-    # Programs that call LAPACK must not run side by side on few cores: wait for each.
+    # Programs that call LAPACK must not run concurrently on few cores: wait for each.
     jax.block_until_ready(params)
     one_net(params, train[0][:samples], train[1][:samples], test, found, points)
     print(f"lenet300 seed {seed}: {time.time() - started:.0f} s", flush=True)
@@ -88,7 +88,7 @@ def one_net(params, x, y, test, found, points):
       if not suffix:
         actual = float(loss(pruned.params, x, y)) - dense_loss
         points["layerwise_obs"].append((float(pruned.predicted), actual))
-        # What is the choice of weights worth, and what their compensation?
+        # Separate the effect of the choice of weights from that of compensation.
         masks = {n: pruned.masks[n]["kernel"] for n in kernels}
         found[case + "layerwise_obs_mask_only"].append(error(cut(params, masks)))
     compensated = refit(params, best(saliency, every, live), prepared)

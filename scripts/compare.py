@@ -1,18 +1,19 @@
-r"""Compares methods: a grid of runs, a table, a plot, a results file.
+r"""Compares methods by a grid of runs; writes a table, a plot and a results file.
 
   python scripts/compare.py --config=configs/digits.py --workdir=runs/compare \
     --methods=sparse_momentum,rigl,snip,dense --densities=0.05,0.1 --seeds=0,1,2
 
-Every method runs by the schedule of its paper (sparsejax/training/_methods.py) under
-the recipe of the config, whose fields can be changed (--config.num_epochs=10) for all
-of them. Runs that are finished are not done again and one that was stopped goes on.
-Several processes that are given the same command share the work, and the last one to
-end writes the whole table, which covers all that is finished in the workdir.
+Every method uses the schedule of its paper (sparsejax/training/_methods.py) and the
+recipe of the config, whose fields can be changed for all methods
+(--config.num_epochs=10). Finished runs are not repeated, and a stopped run resumes.
+Several processes with the same command share the work; the last one to finish writes
+the whole table, which covers all finished runs of the workdir.
 
---together says how many seeds are trained side by side in one run: by default all of
-them on an accelerator (fewer where memory does not suffice) and one on a CPU, where
-nothing would be gained. --write_only trains nothing. --keep adds the seeds that the
-file of --out tells of and the workdir lacks, for runs made elsewhere or lost since.
+--together is the number of seeds trained in one vectorized run. The default is all of
+them on an accelerator (fewer if memory does not suffice), and one on a CPU, where more
+are not faster. --write_only trains nothing. --keep adds the seeds that the file of
+--out contains and the workdir lacks, for runs that were made elsewhere or have been
+deleted.
 """
 
 import pathlib
@@ -47,7 +48,7 @@ _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
 def make_config(method: str):
-  """The config's variant for a method, with what the command line changes."""
+  """Returns the config's variant for a method, with the command line's overrides."""
   flag = flags.FLAGS["config"]
   path, *_ = config_flags.get_config_filename(flag).split(":")
   return _command_line.override(_command_line.load_config(path, method))

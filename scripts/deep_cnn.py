@@ -1,17 +1,17 @@
-r"""Trains plain CNNs of up to 10,000 layers: results/deep_cnn.json.
+r"""Trains plain CNNs of up to 10,000 layers and writes results/deep_cnn.json.
 
   python scripts/deep_cnn.py --workdir=runs/deep_cnn --data_dir=...
 
-Each case's record is kept in the workdir, a case that was stopped goes on, and several
-processes may share the workdir with different `--cases` (regular expressions).
-`--write_only` assembles the table and the figures from what is finished; rows of cases
-that the workdir does not have stay as they are. A run of 300
-steps at 10,000 layers takes about 15 minutes on two CPU cores, and 8 more for the test
-set; a depth of 1,000 a tenth of that.
+The workdir contains one record per case. A stopped case resumes, and several processes
+may share the workdir with different `--cases` (regular expressions). `--write_only`
+writes the table and the figures from finished cases; rows of cases that the workdir
+lacks are left unchanged. A run of 300 steps at 10,000 layers takes about 15 minutes on
+two CPU cores, and 8 more for the test set; at 1,000 layers it takes a tenth of that.
 
-An accelerator waits for each layer's start, and twelve nets take hardly longer than
-one: `--together --lowering=slices --unroll=8` trains the fixed masks' cases of a depth
-side by side, twelve of 10,000 layers in two and a half minutes on one H200.
+On an accelerator the time is dominated by launching each layer, so twelve networks take
+hardly longer than one: `--together --lowering=slices --unroll=8` trains the cases of
+one depth with fixed masks in one vectorized run, twelve of 10,000 layers in two and a
+half minutes on one H200.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ CASES = [
   *[
     Case(f"mnist/depth={d}/delta_orthogonal", d, curve=True) for d in (1250, 2500, 5000)
   ],
-  # Longer, and for accelerators.
+  # Longer runs, for accelerators.
   Case(f"{DEEP}/delta_orthogonal/batch=128", 10_000, steps=400, batch=128, curve=True),
   Case(
     "cifar10/depth=1250/delta_orthogonal/batch=128",
@@ -128,14 +128,14 @@ SPECTRA = {
   "Gaussian, σw²=1.05": ("gaussian", PAPER_VARIANCES),
 }
 DEPTHS = (10, 100, 1000, 10_000)
-# The depth scale: trunks trained for some steps over depth and sigma_w^2.
+# The plot of the depth scale: trunks of several depths and sigma_w^2, trained briefly.
 SCALE_DEPTHS, SCALE_STEPS = (20, 50, 100, 200, 400), 40
 COLORS = PLOT_COLORS[:4]
 SCALE_VARIANCES = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.4, 1.7)
 
 
 def groups() -> list[list[tuple[Case, int]]]:
-  """The wanted runs, each alone or with those that it can go side by side with."""
+  """Returns the runs to do, grouped with those that can share a vectorized run."""
   wanted = [
     (dataclasses.replace(case, unroll=_UNROLL.value, lowering=_LOWERING.value), seed)
     for seed in range(3)
@@ -158,7 +158,7 @@ def folder() -> pathlib.Path:
 
 
 def kept(name: str, make) -> Any:
-  """A record made once."""
+  """Returns a record of the workdir; computes and writes it if it is missing."""
   path = folder() / f"{name}.json"
   if not path.exists() and not _WRITE_ONLY.value and re.search(_CASES.value, name):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def kept(name: str, make) -> Any:
 
 
 def jacobian(kind: str, variances, depth: int) -> list[float]:
-  """Log10 of the singular values at a random input of 4 x 4 pixels, 16 channels."""
+  """Returns log10 singular values at a random input of 4 x 4 pixels, 16 channels."""
   model = models.VanillaCNN(
     depth=depth,
     kernel_init=kind,
@@ -202,7 +202,7 @@ def depth_scale(depth: int, variance: float) -> float:
 
 
 def made_on(records: list[dict]) -> str:
-  """On which devices, and how many runs took their minutes together."""
+  """Describes the devices of the records, and how many runs shared each."""
   found = []
   for r in records:
     text = f"on {'CPU cores' if r['device'] == 'cpu' else 'one ' + r['device']}"
@@ -213,7 +213,7 @@ def made_on(records: list[dict]) -> str:
 
 
 def rows_of(case: Case) -> list[dict]:
-  """Rows of a case, of the seeds that are finished."""
+  """Returns the rows of a case, over its finished seeds."""
   paths = sorted((folder() / case.name).glob("seed=*.json"))
   records = [json.loads(p.read_text()) for p in paths]
   if not records:
@@ -233,10 +233,10 @@ def rows_of(case: Case) -> list[dict]:
     "first_layer_gradient_norm": [finite(r["gradients"]["0"][0]) for r in records],
   }
   for key, when in itertools.product(("median", "smallest"), ("before", "after")):
-    # Of seed 0 alone.
+    # Jacobians are measured for seed 0 only.
     if values := [r[when][f"log10_{key}"] for r in records if r[when]]:
       metrics[f"jacobian_log10_{key}_{when}"] = values
-  # The paper says "about": both figures are read off its plots.
+  # The paper's values are approximate, read from its plots.
   paper = {"mnist": 99.0, "cifar10": 82.0} if case.method == "" else {}
   rows = []
   for metric, values in metrics.items():
@@ -264,7 +264,7 @@ def rows_of(case: Case) -> list[dict]:
 
 
 def plot_curves(path: pathlib.Path) -> None:
-  """Train and test accuracy against steps, a colour a depth, as in the paper."""
+  """Plots training and test accuracy against steps, one color per depth."""
   figure, axes = plain_figure()
   drawn = False
   for color, depth in zip(COLORS, (1250, 2500, 5000, 10_000), strict=True):

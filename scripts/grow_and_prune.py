@@ -1,13 +1,13 @@
-r"""Grows a network from a sparse seed, then prunes it to the bone (NeST).
+r"""Grows a network from a sparse seed, then prunes it (NeST).
 
   python scripts/grow_and_prune.py --config=configs/mnist_lenet300_nest.py \
     --workdir=runs/lenet300_nest
 
 A config may have variants (`file.py:variant`), and every field can be changed, as in
-`--config.seed=1`; the fields stand in sparsejax/experiments/nest/_config.py. The same
-command again goes on after the last finished round; a workdir holds one run, and
-another config is refused there. At the end `connections.png` shows each layer's
-connections over time, and `inputs.png` which pixels are still looked at.
+`--config.seed=1`; sparsejax/experiments/nest/_config.py documents the fields. Running
+the same command again resumes after the last finished round. A workdir contains one
+run; another config is rejected there. At the end `connections.png` shows each layer's
+connections over time, and `inputs.png` which pixels are still read.
 """
 
 import sys

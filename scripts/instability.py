@@ -1,13 +1,14 @@
-r"""Measures from which step on a network is stable to the noise of SGD.
+r"""Measures from which training step a network is stable to the noise of SGD.
 
   python scripts/instability.py --config=configs/digits_lottery.py \
     --workdir=runs/tickets --steps=0,100,400
 
-For each step k a network is trained to k, then twice to the end with other data orders;
-what is shown is how far the test error rises on the line between the two (30 points).
-Below 2 points a network counts as stable. With --level the same for the tickets of an
-experiment that scripts/lottery.py ran in the workdir; k is then the step it rewinds to.
-Steps that are there are not done again. It ends with `instability.png`.
+For each step k a network is trained to k, and from there two copies are trained to the
+end with different data orders. The instability is the rise of the test error on the
+line between the two (at 30 points). Below 2 points a network counts as stable. With
+--level, the tickets of an experiment of scripts/lottery.py in the same workdir are
+measured; k is then the step to which they are rewound. Finished steps are not repeated.
+The script writes the plot `instability.png`.
 """
 
 import pathlib

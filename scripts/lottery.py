@@ -1,21 +1,22 @@
-r"""Finds lottery tickets and tests them: train, prune, rewind, again.
+r"""Finds lottery tickets by training, pruning and rewinding, and tests them.
 
   python scripts/lottery.py --config=configs/digits_lottery.py --workdir=runs/lottery
 
-Every field can be changed, those of training too:
+Every field can be changed, including those of training:
 
   python scripts/lottery.py --config=configs/mnist_lenet300_lottery.py \
     --workdir=runs/lenet300 --config.rounds=20 --config.train.num_epochs=55
 
-The same command again goes on with the level that is not there yet; more rounds,
-controls and one-shot levels may be asked for. Each level keeps its masks, weights and
-metrics in a folder of its own. Controls, by the names of --config.controls: reinit
-(other weights, the same masks), reinit_signs (with the signs of the rewound ones),
-reshuffle, constant (the live weights of a layer in another order, or all of one size),
-random (the same weights, masks shuffled within layers), random_reinit (both).
+Running the same command again resumes with the first unfinished level; it may then ask
+for more rounds, controls and one-shot levels. Each level has its own folder with masks,
+weights and metrics. The controls of --config.controls are: reinit (new weights, same
+masks), reinit_signs (new weights with the signs of the rewound ones), reshuffle and
+constant (the live weights of a layer permuted, or all with one magnitude), random (same
+weights, masks shuffled within layers), random_reinit (new weights and shuffled masks).
 
-It ends with a table and plots; --report_only makes these of what is there. What there
-is to change, and the defaults, which the files of configs/ replace:
+At the end the script writes a table and plots; --report_only writes them from the
+levels that are finished. These are all fields and their defaults, which the config
+files replace:
 
 """
 

@@ -1,17 +1,17 @@
-r"""Trains the syntheses of results/nest.json, or assembles it from what is finished.
+r"""Trains the networks of results/nest.json, or writes it from finished runs.
 
   python scripts/nest.py --workdir=runs/nest
   python scripts/nest.py --workdir=runs/nest --write_only --speed
 
-LeNet-300-100 and LeNet-5 by the recipes of configs/mnist_lenet300_nest.py and
-configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. Runs that
-are finished are not done again and one that was stopped goes on; several processes may
-share the workdir with different --runs or --seeds. Rows of runs that the workdir does
-not have, and rows of other metrics, stay as they are.
+The runs are LeNet-300-100 and LeNet-5 by the recipes of configs/mnist_lenet300_nest.py
+and configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. Finished
+runs are not repeated, and a stopped run resumes; several processes may share the
+workdir with different --runs or --seeds. Rows of runs that the workdir lacks, and rows
+of other metrics, are left unchanged.
 
---speed cuts out the dead units of each case's best network, and takes the time of what
-is left beside the paper's dense network, the masks multiplied in, what never grew at
-zero, on the test images: do nothing else meanwhile.
+--speed removes the dead units of each case's best network and times the result on the
+test images, next to a network of the paper's dense widths that has the same weights,
+with masks applied and zeros where nothing was grown. Run nothing else meanwhile.
 """
 
 import json
@@ -40,7 +40,7 @@ RUNS = {
 }
 # Widths of the papers' dense networks.
 WIDTHS = {"lenet300": (300, 100), "lenet5": (20, 50, 500)}
-# Their parameters and operations, and ours.
+# Parameters and operations of these dense networks.
 DENSE = {"lenet300": (266_610, 532_400), "lenet5": (431_080, 4_586_000)}
 # Case: run, milestone, the paper's parameters, operations ratio, and error.
 CASES = {
@@ -83,7 +83,7 @@ def train(run: str, seed: int) -> None:
 
 
 def finished(run: str, milestone: int) -> dict[int, dict]:
-  """The records of a milestone, by seed."""
+  """Returns the records of a milestone, by seed."""
   found = {}
   for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
     records = read_milestones(folder)
@@ -93,12 +93,12 @@ def finished(run: str, milestone: int) -> dict[int, dict]:
 
 
 def best_of(found: dict[int, dict]) -> int:
-  """The seed of the least test error."""
+  """Returns the seed with the lowest test error."""
   return min(found, key=lambda seed: found[seed]["test_error_percent"])
 
 
 def measure_speed(case: str) -> None:
-  """Keeps the rows of a case's best network, compacted, beside its run."""
+  """Times a case's best network, compacted, and writes the rows to its run folder."""
   run, milestone, *_ = CASES[case]
   if not (found := finished(run, milestone)):
     return
@@ -109,7 +109,7 @@ def measure_speed(case: str) -> None:
 
 
 def speed_rows(case: str) -> list[dict]:
-  """What `measure_speed` kept, if it is of the network that is the best one now."""
+  """Returns the rows of `measure_speed` for the network that is now the best."""
   run, milestone, *_ = CASES[case]
   found = finished(run, milestone)
   if not found:
@@ -159,7 +159,7 @@ def case_rows(case: str) -> list[dict]:
       source=SOURCE if paper is not None else "",
       note=note,
     )
-    # One network's value has no standard error.
+    # The mean is replaced by the best network's value, which has no standard error.
     rows.append(row | {"mean": value(found[best]), "sem": None})
   return rows
 
@@ -181,7 +181,7 @@ def growth_rows() -> list[dict]:
 
 
 def path_rows() -> list[dict]:
-  """How many connections there are at the start, at the most, and at the end."""
+  """Returns rows of the connections at the start, at the peak and at the end."""
   rows = []
   for run in ("lenet300", "lenet5"):
     paths = []

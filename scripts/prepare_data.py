@@ -3,7 +3,7 @@
   pip install 'sparsejax[data]'
   python scripts/prepare_data.py mnist --data_dir=~/tensorflow_datasets
 
-Training itself reads what this wrote, needs no TensorFlow and never uses the network.
+Training reads the prepared files. It needs neither TensorFlow nor the network.
 """
 
 import argparse

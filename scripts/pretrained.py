@@ -1,12 +1,12 @@
-"""One-shot pruning of MiniLM-L6 by every method, and fine-tuning of what is left.
+"""Prunes MiniLM-L6 in one shot by every method, and fine-tunes the result.
 
   python scripts/pretrained.py --model=model.zip
 
-The model is that of `examples/prune_pretrained.py`. An hour on two CPU cores, most of
-it fine-tuning. Expect cosines to the dense embeddings of SparseGPT above Wanda's above
-magnitude's, at density 0.5, 0.3 and 2:4: about 0.97 by SparseGPT at 0.5; 0.94, 0.72
-and 0.59 at 2:4. Each case is written once it is done; a second
-run does only what is missing.
+The model is that of `examples/prune_pretrained.py`. Takes an hour on two CPU cores,
+most of it for fine-tuning. At density 0.5, 0.3 and 2:4, expect the cosine to the dense
+embeddings to be highest for SparseGPT, then Wanda, then magnitude: about 0.97 for
+SparseGPT at 0.5; and 0.94, 0.72 and 0.59 at 2:4. Each case is written when it is
+finished, and another run of the script only adds the missing cases.
 """
 
 import json
@@ -68,7 +68,7 @@ def main(_):
         continue
       targets = "dense" if method == "sparse_gpt" else "layer"
       found = []
-      # Magnitude asks nothing of the text: every seed is the same.
+      # Magnitude does not depend on the calibration text, so one seed is enough.
       for seed in range(1 if method == "magnitude" else SEEDS.value):
         start = time.time()
         pruned = prune(seed, density, method, structure, measure=False, targets=targets)

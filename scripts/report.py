@@ -1,13 +1,13 @@
-r"""Writes one HTML page of a run, or of several side by side.
+r"""Writes one HTML page about a run, or about several for comparison.
 
   python scripts/report.py runs/digits
   python scripts/report.py runs/rigl runs/sparse_momentum --out=rigl_or_momentum.html
 
-Each WORKDIR is the directory of a run, under way or finished, or a folder of runs as
-scripts/compare.py makes them. The page shows accuracy and loss, each layer's budget
-over time, turnover, masks and filters as pictures, multiply-adds and sizes, the configs
-and what trained them; it needs no network and can be sent as it is. Runs trained with
---config.track_exploration=True show which part of the weights was ever live.
+Each WORKDIR is the directory of a running or finished run, or a folder of runs from
+scripts/compare.py. The page shows accuracy and loss, each layer's budget over time,
+turnover, images of masks and filters, multiply-adds and sizes, the configs, and the
+hardware and versions that trained them. It is one file that needs no network. For runs
+with --config.track_exploration=True it shows the share of weights that were ever live.
 """
 
 import argparse

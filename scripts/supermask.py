@@ -1,17 +1,18 @@
-r"""Networks inside random networks: results/supermask.json, and accuracy against k.
+r"""Trains supermasks of random networks and writes results/supermask.json.
 
   python scripts/supermask.py --workdir=runs/supermask
 
-Edge-popup on LeNet-300-100 (MNIST) over the fraction kept and on Conv-4, by the configs
-of configs/*_supermask.py with fewer epochs; Zhou et al.'s Bernoulli supermask, and
-their masks of magnitudes and signs, which learn no scores; what the selection of the
-top k costs of a step. Half an hour on one quiet CPU core, most of it Conv-4. A run that
-has its record is not done again; several processes may share the workdir with different
---parts. --write_only assembles the table from the records.
+The cases are: edge-popup on LeNet-300-100 (MNIST) over the fraction kept (k) and on
+Conv-4, by configs/*_supermask.py with fewer epochs; Zhou et al.'s Bernoulli supermask,
+and their masks by magnitude and sign, which train no scores; and the share of a step's
+time that top-k selection takes. The script also plots accuracy against k. It takes half
+an hour on one idle CPU core, most of it for Conv-4. A run with a record is not
+repeated; several processes may share the workdir with different --parts. --write_only
+writes the table from the records.
 
-All densities and initializations of a network are trained by one compiled program, a
-member of a population each (`lottery.train_population`); `scripts/train.py` trains one
-of them by the same config.
+All densities and initializations of a network are trained by one compiled program, each
+as one member of a population (`lottery.train_population`); `scripts/train.py` trains a
+single one by the same config.
 """
 
 import json
@@ -48,7 +49,7 @@ def get_config(name: str, variant: str):
 
 
 def cases() -> dict[str, tuple[str, Any]]:
-  """Case -> part and config, in the order in which they are run."""
+  """Returns the part and config of each case, in the order in which they are run."""
   found = {}
 
   def lenet(part, name, variant):
@@ -77,7 +78,7 @@ def record(case: str, seed: int) -> pathlib.Path:
 
 
 def train(part: str) -> None:
-  """Trains the cases of a part that have no record yet, a seed at a time."""
+  """Trains the cases of a part that have no record yet, one seed at a time."""
   for seed in range(1 if part == "conv4" else SEEDS):
     for case, (its_part, config) in cases().items():
       path = record(case, seed)

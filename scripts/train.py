@@ -7,22 +7,23 @@ A config file may have variants, and every field can be changed:
   python scripts/train.py --workdir=runs/rigl \
     --config=configs/mnist_lenet300.py:rigl --config.density=0.02
 
-The same command again goes on with a run that was stopped; a workdir holds one run, and
-another config is refused there. SIGTERM and Ctrl-C write a checkpoint first (exit
-status 0 and 130). scripts/report.py makes a page of what came out.
+Running the same command again resumes a stopped run. A workdir contains one run;
+another config is rejected there. SIGTERM and Ctrl-C write a checkpoint before they end
+the run (exit status 0 and 130). scripts/report.py writes an HTML page of the result.
 
-On several devices, such as eight virtual ones of a CPU (`data=-1` takes all there are):
+On several devices, such as eight virtual CPU devices (`data=-1` uses all devices):
 
   JAX_NUM_CPU_DEVICES=8 python scripts/train.py --workdir=runs/eight \
     --config=configs/digits.py --config.mesh.data=8 --config.mesh.fsdp=True
 
-In several processes the same command runs in each; the workdir is one that all see, and
-only the first writes and prints. Under SLURM, Open MPI and on TPU pods they find each
-other, elsewhere --coordinator, --num_processes and --process_id tell, or the variables
-SPARSEJAX_COORDINATOR, SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID.
+With several processes, run the same command in each, with a workdir on a shared file
+system; only the first process writes and prints. Under SLURM, Open MPI and on TPU pods
+the processes find each other. Elsewhere pass --coordinator, --num_processes and
+--process_id, or set the environment variables SPARSEJAX_COORDINATOR,
+SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID.
 
-Without --config, the files of configs/ are listed. What there is to change, and the
-defaults, which these files replace:
+Without --config, the script lists the files of configs/. These are all fields and their
+defaults, which the config files replace:
 
 """
 
