@@ -1,3 +1,3 @@
-"""Runners of whole experiments, and the results files they write."""
+"""Runners of whole experiments and the results files that they write."""
 
 __all__ = []

@@ -1,4 +1,4 @@
-"""Grids of runs: methods by densities by seeds."""
+"""Comparisons: grids of runs over methods, densities and seeds, and their reports."""
 
 from sparsejax.experiments.comparison._grid import cells as grid_cells
 from sparsejax.experiments.comparison._grid import collect as collect_cells

@@ -1,4 +1,4 @@
-"""A grid of runs, methods x densities x seeds, that several processes may share."""
+"""Grids of runs over methods, densities and seeds; several processes can share one."""
 
 import json
 import math
@@ -37,15 +37,15 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What one seed of a cell came to.
+  """The result of one seed of a cell.
 
   Attributes:
-    accuracy: on the test images, percent.
-    inference: multiply-adds of the final network over the dense one's; None where
+    accuracy: accuracy on the test images, percent.
+    inference: multiply-adds of the final network divided by the dense one's; None if
       they cannot be counted.
-    training: multiply-adds of the whole run over a dense run's, or None.
-    steps: of the run.
-    commit: of the program that trained it, or nothing.
+    training: multiply-adds of the whole run divided by a dense run's, or None.
+    steps: training steps of the run.
+    commit: commit of the program that trained it, or an empty string.
   """
 
   accuracy: float
@@ -56,17 +56,17 @@ class Outcome(NamedTuple):
 
 
 def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
-  """Returns the cells of a grid; dense training has one, at density 1.
+  """Returns the cells of a grid; dense training has a single cell, at density 1.
 
   Args:
-    methods: names of `METHODS`.
-    densities: in (0, 1].
+    methods: names in `METHODS`.
+    densities: densities in (0, 1].
 
   Returns:
-    One cell a method and density, in that order.
+    One cell per method and density, ordered by method, then by density.
 
   Raises:
-    ConfigError: naming what is no method, or no density.
+    ConfigError: a method or a density is invalid; the message names it.
 
   Example:
     >>> len(cells(["rigl", "dense"], [0.01, 0.05]))
@@ -86,7 +86,7 @@ def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
 
 
 def model_name(config: Any) -> str:
-  """Returns a model's name with its depth and width, where they are given."""
+  """Returns a model's name, followed by its depth and width if they are given."""
   kwargs = config.model_kwargs
   sizes = [str(kwargs[name]) for name in ("depth", "width") if name in kwargs]
   return "_".join([config.model, *sizes])
@@ -103,30 +103,32 @@ def run_grid(
   say: Callable[[str], None] = print,
   verbose: bool = False,
 ) -> list[str]:
-  """Trains what is not finished yet, the first seeds of all cells first.
+  """Trains all seeds that are not finished, the first seeds of all cells first.
 
-  Each run has a directory, `<workdir>/<method>/density=<d>/seeds=<first>-<last>`, that
-  one process holds at a time. What another one holds is passed over, so that several
-  processes with the same arguments share the work.
+  Each run has its own directory, `<workdir>/<method>/density=<d>/seeds=<first>-<last>`,
+  which a process locks while it trains. Runs locked by other processes are skipped, so
+  several processes with the same arguments share the work.
 
   Args:
-    make_config: `(method) -> ConfigDict`; density and seeds are set here.
+    make_config: `(method) -> ConfigDict`; density and seeds are set by this function.
     workdir: the folder of all runs.
-    grid: of `cells`.
-    seeds: which to train.
-    together: how many to train side by side in one run; where memory does not suffice,
-      half as many, and so on.
-    commit: kept beside each run.
-    say: takes a line a run.
-    verbose: whether to show each run's own progress too.
+    grid: the cells, from `cells`.
+    seeds: the seeds to train.
+    together: the number of consecutive seeds to train in one run, by `vmap`. If memory
+      runs out, the seeds of a run are halved until they fit.
+    commit: the commit to record in each run's directory.
+    say: called with one line per finished run.
+    verbose: whether to show the progress of each run too.
 
   Returns:
-    The runs that other processes hold; none if all is finished.
+    The runs that other processes are training; empty if all runs are finished.
 
   Raises:
-    TrainingError: as of `train_and_evaluate`.
-    KeyboardInterrupt: if a signal stopped a run; its checkpoint is written.
+    TrainingError: as raised by `train_and_evaluate`.
+    KeyboardInterrupt: a signal stopped a run; its checkpoint has been written.
   """
+  # Go through the unfinished runs until all are finished, or all those left are locked
+  # by other processes.
   jobs = [(cell, group) for group in _groups(seeds, together) for cell in grid]
   left, done = list(jobs), 0
   while left:
@@ -151,15 +153,15 @@ def run_grid(
 
 
 def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Returns where a cell's runs are."""
+  """Returns the folder of a cell's runs."""
   return workdir / cell.method / f"density={cell.density:g}"
 
 
 def finished_seeds(cell_folder: pathlib.Path) -> dict[int, tuple[pathlib.Path, int]]:
-  """Returns the run and the place in it of each seed that is finished.
+  """Returns, for each finished seed, its run and its index in the run.
 
   Args:
-    cell_folder: of `folder`.
+    cell_folder: the cell's folder, from `folder`.
 
   Returns:
     `{seed: (run directory, index)}`, in ascending order.
@@ -173,19 +175,19 @@ def finished_seeds(cell_folder: pathlib.Path) -> dict[int, tuple[pathlib.Path, i
 
 
 def collect(config: Any, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]]:
-  """Reads all that is finished in a folder of runs.
+  """Reads the outcomes of all finished runs in a folder.
 
   Args:
-    config: complete or not, for the model and the data set.
-    workdir: as of `run_grid`.
+    config: a config of the comparison, complete or not, for the model and the data set.
+    workdir: the folder of all runs, as in `run_grid`.
 
   Returns:
-    The outcomes by cell, then seed. Cells are in the order of `METHODS`. Costs that
-    cannot be counted are None, and a line of the log says why.
+    The outcomes by cell, then by seed. Cells are in the order of `METHODS`. Costs that
+    cannot be counted are None, and the reason is logged.
   """
   try:
     uses, sizes = _counts(config)
-  except Exception as e:  # accuracies that took days must not be lost to a count
+  except Exception as e:  # report accuracies even if costs cannot be counted
     logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
     uses, sizes = None, {}
   outcomes = {}
@@ -239,7 +241,7 @@ def _train(config, workdir, cell, seeds, commit, verbose) -> str:
 
 
 def _groups(seeds: Sequence[int], together: int) -> Iterable[list[int]]:
-  """Consecutive seeds, for these a run can have side by side."""
+  """Yields groups of at most `together` consecutive seeds, each for one run."""
   group: list[int] = []
   for seed in sorted(set(seeds)):
     if group and (len(group) == together or seed != group[-1] + 1):
@@ -255,14 +257,14 @@ def _span(seeds: Sequence[int]) -> str:
 
 
 def _counts(config: Any) -> tuple[dict[str, int], dict[str, int]]:
-  """How often one example uses each weight, and the weights of each layer."""
+  """Returns how often one example uses each weight, and each layer's size."""
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
   images = dataset.train
   classes = int(images.labels.max()) + 1
   model = models.create(
     config.model, num_classes=classes, **config.model_kwargs.to_dict()
   )
-  # As in training: images are normalized floats, tokens are integers.
+  # The model's inputs are as in training: normalized float images or integer tokens.
   dtype = "int32" if dataset.mean is None else "float32"
   example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), dtype)
   params = jax.eval_shape(model.init, jax.random.key(0), example)["params"]

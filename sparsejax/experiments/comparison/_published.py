@@ -1,9 +1,9 @@
-"""Published test accuracies that comparisons show beside their own."""
+"""Published test accuracies that comparisons show next to their own."""
 
 _FIGURES = "Dettmers & Zettlemoyer 2019, data of the figures in the authors' repository"
 _SNIP = "Lee et al. 2019 (SNIP), as tabulated by Dettmers & Zettlemoyer 2019"
 
-# By data set and model, method, density: percent.
+# Percent, by data set and model, then by method, then by density.
 _ACCURACY: dict[tuple[str, str], dict[str, dict[float, float]]] = {
   ("mnist", "lenet300"): {
     "dense": {1.0: 98.69},
@@ -57,16 +57,16 @@ _ACCURACY: dict[tuple[str, str], dict[str, dict[float, float]]] = {
 def accuracy(
   dataset: str, model: str, method: str, density: float
 ) -> tuple[float | None, str]:
-  """Looks a published test accuracy up.
+  """Looks up a published test accuracy.
 
   Args:
-    dataset: a name of `data.NAMES`.
-    model: as of `comparison.model_name`.
-    method: a name of `methods.METHODS`.
+    dataset: a name in `data.NAMES`.
+    model: the model's name, from `model_name`.
+    method: a name in `METHODS`.
     density: live weights / weights.
 
   Returns:
-    Percent and where it stands, or None and nothing.
+    The accuracy in percent and its source, or None and an empty string.
 
   Example:
     >>> accuracy("mnist", "lenet300", "dsr", 0.05)[0]

@@ -1,4 +1,4 @@
-"""What a grid of runs came to: rows for a results file, a table, a plot."""
+"""Reports of a comparison: rows of a results file, a table and a plot."""
 
 import json
 import pathlib
@@ -26,9 +26,9 @@ from sparsejax.training import (
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
-_MARKERS = "osD"  # with the colours they tell 21 methods apart
+_MARKERS = "osD"  # together with the colours, these distinguish 21 methods
 
-# What `rows` writes, for `keep` to read.
+# The texts that `rows` writes and `keep` reads.
 _CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
 _NOTE = re.compile(
   r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+)(; multiply-adds of the dense"
@@ -40,14 +40,14 @@ _TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.
 
 
 def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
-  """Returns the rows of a results file, published values beside where there are some.
+  """Returns the rows of a results file, with published values where there are any.
 
   Args:
-    config: of the comparison, for the model and the data set.
-    outcomes: of `comparison.collect`.
+    config: a config of the comparison, for the model and the data set.
+    outcomes: the outcomes from `collect`.
 
   Returns:
-    One row a cell, of `results.row`.
+    One row per cell, from `results.row`.
   """
   model, table = model_name(config), []
   for cell, found in outcomes.items():
@@ -79,21 +79,22 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
 def keep(
   config: Any, outcomes: Outcomes, held: pathlib.Path
 ) -> dict[Cell, dict[int, Outcome]]:
-  """Returns the outcomes with those of an earlier results file that are not among them.
+  """Adds the outcomes of an earlier results file for seeds that have none.
 
-  Runs take long and folders get lost; what a results file tells of a seed stays true.
-  Costs and commits are told there by cell, not by seed, so all its seeds have the same.
+  This keeps results whose run directories no longer exist. A results file stores costs
+  and commits per cell, so all seeds of a cell get the same ones.
 
   Args:
-    config: of the comparison, for the model; other models' rows are passed over.
-    outcomes: of `comparison.collect`, which go before the file's.
-    held: a file of `write`; where there is none, nothing is added.
+    config: a config of the comparison, for the model; rows of other models are
+      ignored.
+    outcomes: the outcomes from `collect`, which take precedence over the file's.
+    held: a results file from `write`; if it does not exist, nothing is added.
 
   Returns:
-    Outcomes by cell in the order of `METHODS`, then seed.
+    Outcomes by cell, in the order of `METHODS`, then by seed.
 
   Raises:
-    ConfigError: the file's runs of a cell have another number of steps.
+    ConfigError: the file's runs of a cell have a different number of steps.
   """
   merged = {cell: dict(found) for cell, found in outcomes.items()}
   entries = json.loads(held.read_text())["rows"] if held.exists() else []
@@ -126,15 +127,15 @@ def keep(
 
 
 def table(config: Any, outcomes: Outcomes) -> str:
-  """Returns the table for people, each density's best first.
+  """Formats the outcomes as a text table, sorted by density, then by accuracy.
 
   Args:
-    config: of the comparison.
-    outcomes: of `comparison.collect`.
+    config: a config of the comparison.
+    outcomes: the outcomes from `collect`.
 
   Returns:
-    Lines; FLOPs are percentages of the dense network's, to infer and to train; blank
-    where they cannot be counted.
+    The lines of the table. FLOPs are percentages of the dense network's, for inference
+    and for training; they are blank where they cannot be counted.
   """
   head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
   lines: list[tuple[str, ...]] = [head]
@@ -170,20 +171,21 @@ def table(config: Any, outcomes: Outcomes) -> str:
 
 
 def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
-  """Draws accuracy against density, one line a method, the dense network's across.
+  """Plots accuracy against density, with one line per method and the dense network's.
 
   Args:
-    config: of the comparison.
-    outcomes: of `comparison.collect`.
-    title: above the plot.
+    config: a config of the comparison.
+    outcomes: the outcomes from `collect`.
+    title: the title above the plot.
 
   Returns:
-    A figure; bars are standard errors, hollow marks published values.
+    A figure; bars are standard errors, hollow markers are published values.
   """
   fig = figure.Figure(figsize=(8.6, 5.2), facecolor="white")
   axes = fig.subplots()
   fig.subplots_adjust(left=0.09, right=0.76, top=0.88, bottom=0.12)
   axes.set_title(title, loc="left", size=13, weight="bold", color=INK, pad=14)
+  # One line per method, with its published values as hollow markers.
   methods = list(dict.fromkeys(cell.method for cell in outcomes if cell.density < 1))
   for i, method in enumerate(methods):
     color, marker = COLORS[i % len(COLORS)], _MARKERS[i // len(COLORS) % 3]
@@ -200,6 +202,7 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
       )
       if paper is not None:
         axes.plot(density, paper, marker=marker, ms=7, mfc="none", mec=color, ls="")
+  # The dense network's accuracy as a horizontal line, with its standard error.
   dense = outcomes.get(Cell("dense", 1.0))
   if dense:
     mean, sem = _mean([o.accuracy for o in dense.values()])
@@ -211,7 +214,8 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xlabel("weights kept", color=FAINT, size=10)
-  # By the logarithm of the error: 98 and 98.5 % are as far apart as 92 and 94 %.
+  # The vertical axis is the logarithm of the error, so that 98 and 98.5 % are as far
+  # apart as 92 and 94 %.
   axes.set_yscale("function", functions=(_height, _accuracy))
   low, high = axes.get_ylim()
   few = sum(low <= t <= high for t in _TICKS) < 3
@@ -230,15 +234,16 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
 
 
 def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path):
-  """Writes the results file, named as the file is, and then the plot.
+  """Writes the results file and the plot.
 
-  A plot that cannot be drawn is left out, and a line of the log says why.
+  The results are named after the file. If the plot cannot be drawn, it is left out and
+  the reason is logged.
 
   Args:
-    config: of the comparison.
-    outcomes: of `comparison.collect`.
-    out: a JSON file.
-    plot: a picture; its suffix is the format.
+    config: a config of the comparison.
+    outcomes: the outcomes from `collect`.
+    out: the path of the results file, JSON.
+    plot: the path of the plot; its suffix determines the format.
   """
   results.write_results(out, out.stem, rows(config, outcomes))
   plot.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +255,7 @@ def write(config: Any, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path
 
 
 def _height(accuracy):
-  """Where an accuracy is drawn; 100 % as 99.99 %."""
+  """Returns the vertical position of an accuracy; 100 % is drawn as 99.99 %."""
   return -np.log10(np.maximum(100 - np.asarray(accuracy, float), 0.01))
 
 
@@ -259,14 +264,14 @@ def _accuracy(height):
 
 
 def _mean(values) -> tuple[float, float]:
-  """Mean and standard error, zero for a single value."""
+  """Computes the mean and the standard error, which is zero for a single value."""
   values = np.asarray(values, float)
   spread = values.std(ddof=1) if len(values) > 1 else 0.0
   return float(values.mean()), float(spread / np.sqrt(len(values)))
 
 
 def _costs(several: list[Outcome]) -> tuple[float | None, float | None]:
-  """Means over the seeds whose costs are known; None if none is."""
+  """Averages the costs over the seeds whose costs are known; None if none is."""
   known = [(o.inference, o.training) for o in several if o.inference is not None]
   if not known:
     return None, None

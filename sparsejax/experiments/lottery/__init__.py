@@ -1,4 +1,4 @@
-"""Lottery ticket experiments: train, prune, rewind, repeat, with controls."""
+"""Lottery ticket experiments: train, prune, rewind and repeat, with controls."""
 
 from sparsejax.experiments.lottery._config import conv_net, default_config
 from sparsejax.experiments.lottery._experiment import run_experiment

@@ -1,4 +1,4 @@
-"""The fields of a lottery ticket experiment, with their defaults and rules."""
+"""The config of a lottery ticket experiment: its fields, defaults and rules."""
 
 import hashlib
 import json
@@ -20,57 +20,58 @@ CONTROLS = (
   "random",
   "random_reinit",
 )
-# How far an experiment goes, and how it is run; the same folder takes more of it.
+# Fields that do not change any trained weights; they may differ between calls with the
+# same workdir.
 _NOT_THE_RUN = ("rounds", "controls", "one_shot_levels", "together", "train.data_dir")
 
 
 def default_config() -> config_dict.ConfigDict:
-  """Returns every field of an experiment at its default, ready to be changed.
+  """Returns a config with all fields at their defaults.
 
   Returns:
-    A `ConfigDict`, locked; `train` holds the fields of `training.default_config`. Of
-    these, `method` and what belongs to it have no effect here.
+    A locked `ConfigDict`. `train` contains the fields of `training.default_config`, of
+    which `method` and the fields of methods have no effect here.
   """
   c = config_dict.ConfigDict()
   c.train = default_training_config()
-  # Which weights go.
-  c.rounds = 5  # levels beside the dense one
-  c.prune_fraction = 0.2  # of the live weights, in a round
+  # Pruning.
+  c.rounds = 5  # levels in addition to the dense one
+  c.prune_fraction = 0.2  # fraction of the live weights pruned per round
   c.prune_rates = config_dict.ConfigDict()  # {regex of paths: fraction}
   c.scope = "layer"  # or "global"
-  c.where = ""  # regex of the leaves that are pruned; empty: kernels
+  c.where = ""  # regex of the leaves to prune; empty for kernels
   c.criterion = "large_final"  # of sparsejax.lottery.criterion
-  # What is trained from there.
+  # Training after pruning.
   c.restart = "rewind"  # "learning_rate" and "fine_tune" keep the trained weights
-  c.rewind_step = 0  # rewound to are weights, or only the schedule, of that step
-  c.mask_zero = "zero"  # or "init", "init_if_moved_away": where pruned weights stand
-  # {name: levels}; see the command line's help. Those above `rounds` are left out.
+  c.rewind_step = 0  # the step to rewind weights (or only the schedule) to
+  c.mask_zero = "zero"  # or "init", "init_if_moved_away": values of pruned weights
+  # {name: levels}; see the command line's help. Levels above `rounds` are ignored.
   c.controls = config_dict.ConfigDict()
-  c.one_shot_levels = ()  # levels whose densities are pruned to in one go
-  # What is looked at.
-  c.eval_every = 100  # steps; the early stop is sought among these
-  c.measure_every = 1000  # steps from one look at the test images to the next ...
-  c.last_evaluations = 10  # ... and at the last validations so many times more
-  c.together = 0  # seeds trained by one vmap; 0: one on a CPU, all elsewhere
+  c.one_shot_levels = ()  # levels whose densities are pruned to in one step
+  # Measurements.
+  c.eval_every = 100  # steps between validations; one of them is the early stop
+  c.measure_every = 1000  # steps between measurements of the test accuracy
+  c.last_evaluations = 10  # the test accuracy is measured at the last validations too
+  c.together = 0  # seeds trained by one vmap; 0 for one on a CPU and all elsewhere
   return c.lock()
 
 
 def conv_net(
   depth: int, learning_rate: float, num_epochs: int, conv_rate: float
 ) -> config_dict.ConfigDict:
-  """Returns what the experiments on Conv-2, Conv-4 and Conv-6 share.
+  """Returns the config of the experiments on Conv-2, Conv-4 and Conv-6.
 
-  As in the paper: Adam on batches of 60 CIFAR-10 images, 20 % of the dense layers and
-  10 % of the output layer a round.
+  As in the paper, training uses Adam with batches of 60 CIFAR-10 images, and each round
+  prunes 20 % of the dense layers and 10 % of the output layer.
 
   Args:
-    depth: convolutions: 2, 4 or 6.
-    learning_rate: of Adam.
-    num_epochs: of a level, 750 steps each.
-    conv_rate: the fraction of the convolutions' live weights that goes in a round.
+    depth: the number of convolutions: 2, 4 or 6.
+    learning_rate: the learning rate of Adam.
+    num_epochs: epochs per level, of 750 steps each.
+    conv_rate: the fraction of the convolutions' live weights pruned per round.
 
   Returns:
-    A `ConfigDict` of `default_config`'s fields.
+    A `ConfigDict` with the fields of `default_config`.
 
   References:
     Frankle & Carbin 2019, "The lottery ticket hypothesis", figure 2.
@@ -136,7 +137,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def complete(config: Any) -> Any:
-  """Fills a config up with the defaults and checks every field.
+  """Completes a config with the defaults and validates every field.
 
   Args:
     config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
@@ -145,7 +146,8 @@ def complete(config: Any) -> Any:
     All fields, a `FrozenConfigDict`.
 
   Raises:
-    ConfigError: naming the field, its rule and its value.
+    ConfigError: a field is invalid; the message names the field, its rule and its
+      value.
 
   Example:
     >>> complete({"rounds": 3}).rounds
@@ -168,9 +170,10 @@ def complete(config: Any) -> Any:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-  """Returns what makes an experiment this one, as `json` would read it back.
+  """Returns the fields that identify an experiment, as JSON values.
 
-  Fields at their defaults are left out: one that comes in later changes nothing.
+  Fields at their defaults are omitted, so that fields added in later versions do not
+  change the identity of an experiment.
 
   Args:
     config: a complete config.
@@ -197,7 +200,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(stamp: Mapping[str, Any]) -> str:
-  """Returns 16 hexadecimal digits that tell experiments apart.
+  """Returns 16 hexadecimal digits that identify an experiment.
 
   Example:
     >>> digest({"prune_fraction": 0.5})

@@ -1,8 +1,8 @@
-"""Lottery ticket experiments: train, prune, rewind, again, and the controls beside.
+"""The runner of lottery ticket experiments: train, prune, rewind, and train controls.
 
-A level is trained for all seeds, then written; an experiment that is stopped goes on
-with the level that is not there. What there is to a level is in `lottery_levels`, what
-it is trained from in `lottery_start`.
+Each level is trained for all seeds and then written. A stopped experiment resumes with
+the first level that is missing. `_levels` reads and writes levels; `_start` computes
+the initial weights and masks of a level.
 """
 
 import os
@@ -38,23 +38,25 @@ def run_experiment(
   verbose: bool = True,
   commit: str = "",
 ) -> list[Cell]:
-  """Runs an experiment, or goes on with one; levels that are there are not done again.
+  """Runs or resumes an experiment; levels that are already written are not repeated.
 
   Args:
-    config: some or all fields of `lottery_config.default_config`.
-    workdir: a directory for this experiment alone. More rounds, controls or one-shot
-      levels may be asked for later.
+    config: some or all fields of `default_config`.
+    workdir: a directory for this experiment alone. Rounds, controls and one-shot levels
+      can be added by a later call.
     verbose: whether to show progress.
-    commit: of the program, kept beside each level.
+    commit: the commit of the program, recorded in each level.
 
   Returns:
-    All cells that are done.
+    All finished cells.
 
   Raises:
     TrainingError: before any work is done, if the config, the data set, the workdir or
-      a level in it cannot be used; a `NonFiniteError` where a training diverged.
-    KeyboardInterrupt: if a signal came; the level under way is begun anew next time.
+      a level in it cannot be used; as a `NonFiniteError`, if a training diverged.
+    KeyboardInterrupt: a signal was received; the interrupted level starts again in the
+      next call.
   """
+  # Check the workdir and the levels in it, then train the cells that are missing.
   setup = _setup.prepare(config)
   with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
     check_workdir(path, setup.stamp)
@@ -76,7 +78,7 @@ def run_experiment(
 def plan(config: Any) -> list[Cell]:
   """Returns the cells of an experiment in the order in which they are trained.
 
-  A control follows its ticket, so that what is done first can be compared first.
+  A control follows its ticket, so that finished levels can be compared early.
 
   Args:
     config: a complete config.
@@ -102,6 +104,7 @@ def _total(setup: Setup, cell: Cell) -> int:
 
 
 def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
+  # Train the cell from its initial weights and masks.
   started = time.monotonic()
   if cell == DENSE:
     masks = jax.tree.map(
@@ -120,6 +123,7 @@ def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
       f"{cell.kind}, level {cell.level}, ended with a validation loss that is not"
       f" finite; try a learning_rate below {setup.config.train.learning_rate}"
     )
+  # Write the trained weights, the masks and the metrics of all seeds.
   last = population.members
   live = {
     path_string(p): np.asarray(m).reshape(len(m), -1).sum(1).tolist()
@@ -150,7 +154,7 @@ def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
 
 
 def _dense_start(setup, path, digest, masks):
-  """Fresh networks; with them the point is written that all later ones begin from."""
+  """Initializes networks, and writes the points that later cells rewind to."""
   c = setup.config
   params, state = jax.jit(jax.vmap(setup.init))(_setup.keys(c))
   _levels.write(path, INITIAL, digest, weights=(params, state))
@@ -170,6 +174,7 @@ def _dense_start(setup, path, digest, masks):
 
 
 def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
+  # Measure every `measure_every` steps, and at the last `last_evaluations` validations.
   c = setup.config
   first = c.rewind_step
   live = [np.asarray(m) for m in jax.tree.leaves(members.opt_state.masks)]
@@ -210,5 +215,5 @@ def _members(setup, tx, params, state, masks):
 
 
 def _rounded(values) -> list:
-  # Seven digits hold a float32; more would only be noise in the file.
+  # Seven digits are the precision of float32.
   return np.vectorize(lambda v: float(f"{v:.7g}"), otypes=[float])(values).tolist()

@@ -1,4 +1,4 @@
-"""Instability analysis: two trainings from one point that see the data differently."""
+"""Instability analysis: two trainings from one point with different data orders."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from sparsejax.training import (
   listen_for_signals,
 )
 
-_ORDERS = 103  # what a seed's key is folded with for the two data orders
+_ORDERS = 103  # folded into a seed's key for the two data orders
 POINTS = 30
 
 
@@ -32,27 +32,29 @@ def run_instability(
   level: int = 0,
   verbose: bool = True,
 ) -> dict[int, np.ndarray]:
-  """Measures from which step on networks are stable to the noise of SGD.
+  """Measures how stable networks are to the noise of SGD, from different steps.
 
-  For each step k and seed: a network is trained to k, then two copies of it to the end,
-  each with data in an order and with an augmentation of its own; then the test error on
-  the line between the two. Running averages are interpolated like weights.
+  For each step k and seed, a network is trained to step k, then two copies of it are
+  trained to the end with different data orders and augmentations. The instability is
+  that of the test error on the line between the two. Running averages are interpolated
+  like weights.
 
   Args:
-    config: of an experiment; see `lottery.run_experiment`.
-    workdir: its directory. Steps that are there are not done again.
-    steps: which k.
-    level: 0 for the dense network, or that of a ticket, whose masks must be there; k is
-      then the step to which the experiment rewinds.
+    config: the config of an experiment; see `run_experiment`.
+    workdir: the experiment's directory. Steps that are already measured are not
+      repeated.
+    steps: the steps k.
+    level: 0 for the dense network, or the level of a ticket. For a ticket, the level
+      before must be finished, and k must be the config's `rewind_step`.
     verbose: whether to show progress.
 
   Returns:
-    By step, the instability of each seed, in points of test error; see
+    By step, the instability of each seed, in percentage points of test error; see
     `sparsejax.lottery.instability`.
 
   Raises:
-    TrainingError: if the config, the workdir or what it must hold cannot be used.
-    KeyboardInterrupt: if a signal came.
+    TrainingError: the config, the workdir or a level in it cannot be used.
+    KeyboardInterrupt: a signal was received.
   """
   setup = _setup.prepare(config)
   c = setup.config
@@ -113,6 +115,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
       progress=lambda done, at, losses: show(every * len(losses)),
     ).members
 
+  # Create the networks of step k, one per seed.
   if level:
     (params, state), masks = _start.start(setup, path, Cell("ticket", level))
     members = lottery.stack_members(setup.restarted, keys, params, masks, state)
@@ -123,6 +126,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
     members = lottery.stack_members(tx, keys, params, None, state)
     if k:
       members = train(tx, members, 0, k)
+  # Train two copies of each with different keys, which determine data and augmentation.
   orders = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _ORDERS)))(
     keys
   )
@@ -131,6 +135,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
   ]
   first, second = ((e.params, e.model_state) for e in ends)
 
+  # Measure the test error on the line between the two, one seed at a time.
   def test_error(network):
     return 100 * (1 - setup.measure(*network, setup.held_out)["test_accuracy"])
 

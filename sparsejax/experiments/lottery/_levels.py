@@ -1,4 +1,4 @@
-"""The folders of a lottery ticket experiment: one a cell, hash-checked."""
+"""Files of a lottery ticket experiment: one folder per cell, verified by hashes."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ MASKS, METRICS, WEIGHTS = "masks.npz", "metrics.json", "weights.npz"
 
 
 class Cell(NamedTuple):
-  """What is trained: "dense", "ticket", "one_shot" or a control, at a level."""
+  """A training: its kind ("dense", "ticket", "one_shot" or a control) and its level."""
 
   kind: str
   level: int
 
 
 def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Returns where a cell is kept."""
+  """Returns the folder of a cell."""
   return workdir / cell.kind / f"level_{cell.level:02d}"
 
 
@@ -38,11 +38,11 @@ def write(
   masks: PyTree = None,
   metrics: dict[str, Any] | None = None,
 ) -> None:
-  """Writes a cell; it counts as done once its last file, the stamp, is there.
+  """Writes a cell, which counts as done once its last file, the stamp, exists.
 
   Args:
-    workdir: of the experiment.
-    cell: which one.
+    workdir: the experiment's directory.
+    cell: the cell.
     config: digest of the experiment's config.
     weights: tree of arrays, stacked over seeds.
     masks: tree of bool arrays, stacked over seeds.
@@ -64,19 +64,19 @@ def write(
 
 
 def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
-  """Returns whether a cell is there, whole and of this experiment.
+  """Returns whether a cell is finished, and verifies its config and files.
 
   Args:
-    workdir: of the experiment.
-    cell: which one.
+    workdir: the experiment's directory.
+    cell: the cell.
     config: digest of the experiment's config.
 
   Returns:
-    False if it was never finished.
+    False if the cell is not finished.
 
   Raises:
-    WorkdirError: if it is of another config.
-    CheckpointError: if a file in it is not what was written.
+    WorkdirError: the cell belongs to a different config.
+    CheckpointError: one of its files has changed since it was written.
   """
   place = folder(workdir, cell)
   file = place / _STAMP
@@ -101,18 +101,18 @@ def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
 
 
 def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
-  """Reads the weights of a cell that is done.
+  """Reads the weights of a finished cell.
 
   Args:
-    workdir: of the experiment.
-    cell: which one.
-    like: the tree that was written, or its abstract values.
+    workdir: the experiment's directory.
+    cell: the cell.
+    like: a tree with the structure and shapes that were written; may be abstract.
 
   Returns:
-    A tree of numpy arrays.
+    A tree of NumPy arrays.
 
   Raises:
-    CheckpointError: if the cell is not there, or does not fit.
+    CheckpointError: the cell is missing, or its shapes differ.
   """
   file = folder(workdir, cell) / WEIGHTS
   if not file.exists():
@@ -135,17 +135,17 @@ def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
 
 
 def read_masks(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
-  """Reads the masks of a cell that is done; see `sj.load_masks`."""
+  """Reads the masks of a finished cell; see `sj.load_masks`."""
   return sj.load_masks(folder(workdir, cell) / MASKS, like)
 
 
 def read_metrics(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
-  """Reads the metrics of a cell that is done."""
+  """Reads the metrics of a finished cell."""
   return json.loads((folder(workdir, cell) / METRICS).read_text())
 
 
 def cells(workdir: pathlib.Path) -> list[Cell]:
-  """Returns all trained cells, whatever their config; tickets by level first."""
+  """Returns all trained cells: dense, tickets by level, one-shot tickets, controls."""
   found = [
     Cell(place.parent.name, int(place.name.removeprefix("level_")))
     for place in workdir.glob("*/level_*")

@@ -1,4 +1,4 @@
-"""What a lottery ticket experiment came to: curves, a table, plots."""
+"""Reports of a lottery ticket experiment: curves, a table and plots."""
 
 import itertools
 import pathlib
@@ -14,17 +14,17 @@ from sparsejax.training import WorkdirError
 
 
 class Outcome(NamedTuple):
-  """What a cell came to; arrays have one entry a seed.
+  """The result of a cell; arrays have one entry per seed.
 
   Attributes:
     density: live weights / weights of the pruned layers.
     early_stop: the step of the lowest validation loss.
-    accuracy: on the test images at the early stop, percent.
-    final_accuracy: the mean of the last looks at the test images, percent.
-    end_accuracy: after the last step, percent.
-    measured: (looks,) steps at which the test images were looked at.
-    curve: (seeds, looks) test accuracy at these, percent.
-    steps: of a training.
+    accuracy: test accuracy at the early stop, percent.
+    final_accuracy: the mean of the last measurements of the test accuracy, percent.
+    end_accuracy: test accuracy after the last step, percent.
+    measured: (measurements,) the steps at which the test accuracy was measured.
+    curve: (seeds, measurements) test accuracy at these steps, percent.
+    steps: the steps of the training.
   """
 
   density: np.ndarray
@@ -38,11 +38,11 @@ class Outcome(NamedTuple):
 
 
 def outcome(metrics: dict[str, Any], last: int = 10) -> Outcome:
-  """Reads a cell's metrics.
+  """Creates the outcome of a cell from its metrics.
 
   Args:
-    metrics: of `lottery_levels.read_metrics`.
-    last: looks at the test images that `final_accuracy` is the mean of.
+    metrics: the cell's metrics, from `read_level_metrics`.
+    last: the number of measurements that `final_accuracy` averages.
 
   Returns:
     An `Outcome`.
@@ -61,16 +61,17 @@ def outcome(metrics: dict[str, Any], last: int = 10) -> Outcome:
 
 
 def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
-  """Returns what is done in an experiment's directory, by cell.
+  """Reads the outcomes of all finished cells of an experiment.
 
   Args:
-    workdir: of the experiment.
+    workdir: the experiment's directory.
 
   Returns:
-    Outcomes, dense first, then tickets by level.
+    The outcomes by cell: the dense network, tickets by level, one-shot tickets, then
+    controls.
 
   Raises:
-    WorkdirError: if there is nothing.
+    WorkdirError: no cell is finished.
   """
   found = {
     cell: outcome(_levels.read_metrics(workdir, cell))
@@ -82,13 +83,13 @@ def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
 
 
 def table(outcomes: dict[Cell, Outcome]) -> str:
-  """Returns the table for people: means over seeds, and half their range.
+  """Formats the outcomes as a text table: means over seeds, and half their range.
 
   Args:
-    outcomes: of `read`.
+    outcomes: the outcomes from `read`.
 
   Returns:
-    Lines.
+    The lines of the table.
   """
   head = ("", "weights", "early stop", "accuracy there %", "last looks %", "seeds")
   lines: list[tuple[str, ...]] = [head]
@@ -114,20 +115,20 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
 
 
 def write(workdir: pathlib.Path) -> str:
-  """Draws the plots of an experiment into its directory.
+  """Writes the plots of an experiment to its directory, and returns its table.
 
-  `accuracy.png`, `last_accuracy.png` and `early_stop.png` against weights remaining,
-  and `pixels.png`: how many live weights each input has in the last ticket of a network
-  that begins with a dense layer.
+  The plots are `accuracy.png`, `last_accuracy.png` and `early_stop.png`, against the
+  weights remaining, and, for a network whose first layer is dense, `pixels.png`: the
+  number of live weights per input in the last ticket.
 
   Args:
-    workdir: of the experiment.
+    workdir: the experiment's directory.
 
   Returns:
-    The table, and what the tickets of different seeds share.
+    The table, followed by the last ticket's densities and its overlap between seeds.
 
   Raises:
-    WorkdirError: if there is nothing.
+    WorkdirError: no cell is finished.
   """
   outcomes = read(workdir)
   for name, label, field in (
@@ -149,7 +150,7 @@ def write(workdir: pathlib.Path) -> str:
 
 
 def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
-  """The picture of its first layer, and lines on its layers and seeds."""
+  """Plots a ticket's first layer, and describes its densities and overlap as text."""
   with np.load(_levels.folder(workdir, cell) / _levels.MASKS) as file:
     names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
     like = {

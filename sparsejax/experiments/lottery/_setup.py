@@ -1,4 +1,4 @@
-"""What follows from a lottery ticket experiment's config before the first step."""
+"""Builds the data, model, functions and optimizers of a lottery ticket experiment."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -30,21 +30,21 @@ _INIT, _AUGMENT, _DROPOUT = range(3)
 
 
 class Setup(NamedTuple):
-  """A complete config and what it means.
+  """The objects derived from a complete config.
 
   Attributes:
-    config: all fields, frozen and checked.
-    stamp: of `lottery_config.to_json`.
-    steps: of one training.
+    config: all fields, frozen and validated.
+    stamp: the fields that identify the experiment, from `to_json`.
+    steps: steps per training, including those before the rewind step.
     data: training images and labels, on the device.
     held_out: padded validation and test splits, on the device.
     init: `(key) -> (params, model_state)`.
-    loss: of `train_population`.
-    validate: of `train_population`.
-    measure: of `train_population`: `validation_accuracy`, `test_accuracy`,
-      `test_loss`.
-    dense: the optimizer of the first training.
-    restarted: that of all others.
+    loss: the loss for `train_population`.
+    validate: the validation loss for `train_population`.
+    measure: the measurements for `train_population`: `validation_accuracy`,
+      `validation_loss`, `test_accuracy`, `test_loss`.
+    dense: the optimizer of the dense training.
+    restarted: the optimizer of all later trainings.
     like: abstract `(params, model_state)` of one network.
     masks: abstract masks of one network.
   """
@@ -65,18 +65,22 @@ class Setup(NamedTuple):
 
 
 def prepare(config: Mapping[str, Any]) -> Setup:
-  """Loads the data and builds all functions; checks all that can be checked.
+  """Validates a config, loads the data, and builds all functions and optimizers.
+
+  Nothing is trained or written.
 
   Args:
-    config: some or all fields of `lottery_config.default_config`.
+    config: some or all fields of `default_config`.
 
   Returns:
-    A `Setup`; nothing is trained or written.
+    A `Setup`.
 
   Raises:
-    ConfigError: naming the field, its rule and its value.
-    DatasetNotFoundError: if the data set is not on this machine.
+    ConfigError: a field is invalid; the message names the field, its rule and its
+      value.
+    DatasetNotFoundError: the data set is not on this machine.
   """
+  # Load the data set and check it against the config.
   c = _config.complete(config)
   t = c.train
   if t.dataset in ("text", *data.NOT_IN_MEMORY):
@@ -104,6 +108,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     raise ConfigError(
       f"rewind_step must be below the {steps} steps of a training; got {c.rewind_step}"
     )
+  # Build the model, and check the leaves and rates of pruning on abstract values.
   try:
     module = models.create(
       t.model, num_classes=dataset.num_classes, **t.model_kwargs.to_dict()
@@ -119,6 +124,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   mean, scale = dataset.mean, 1 / dataset.std
   change = get_augmentation(t.augmentation)
 
+  # The functions of one network, which are vmapped over seeds.
   def normalize(images):
     return (images.astype(jnp.float32) - mean) * scale
 
@@ -157,6 +163,8 @@ def prepare(config: Mapping[str, Any]) -> Setup:
       for what, value in (("accuracy", f.correct), ("loss", f.loss))
     }
 
+  # Later trainings start at the rewind step of the schedule, except for fine-tuning,
+  # which keeps the last learning rate.
   rate = learning_rate_schedule(t, steps)
   last = np.asarray(rate(jnp.int32(steps - 1)), np.float32)
   later = {
@@ -189,12 +197,12 @@ def prepare(config: Mapping[str, Any]) -> Setup:
 
 
 def _sparse(inner, where):
-  # Masks are put in place from outside and never change while training.
+  # Masks are set by `with_masks` and do not change during training.
   return sj.static_sparse(inner, 1.0, update_every=None, where=where or None)
 
 
 def keys(config: Any) -> jax.Array:
-  """Returns one key a seed."""
+  """Returns one PRNG key per seed."""
   seeds = np.arange(config.train.num_seeds, dtype=np.int32) + np.int32(
     config.train.seed
   )

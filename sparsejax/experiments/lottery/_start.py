@@ -1,4 +1,4 @@
-"""What the networks of a lottery ticket experiment are trained from."""
+"""Initial weights and masks of the trainings of a lottery ticket experiment."""
 
 import functools
 import pathlib
@@ -15,31 +15,34 @@ from sparsejax.training import ConfigError
 
 PyTree = Any
 DENSE, INITIAL, REWIND = Cell("dense", 0), Cell("rewind", 0), Cell("rewind", 1)
-_CONTROL, _MASK = 101, 102  # what keys are folded with, beside a level
+_CONTROL, _MASK = 101, 102  # constants folded into keys
 
 
 def start(setup: Setup, path: pathlib.Path, cell: Cell) -> tuple[PyTree, PyTree]:
-  """Returns what a cell is trained from, all stacked over seeds.
+  """Returns the initial weights and masks of a cell, stacked over seeds.
 
   Args:
-    setup: of `lottery_setup.prepare`.
+    setup: the experiment's `Setup`, from `prepare`.
     path: the experiment's directory.
-    cell: any but the dense one; those that it needs are done.
+    cell: any cell except the dense one; the cells that it needs must be finished.
 
   Returns:
     `((params, model_state), masks)`.
 
   Raises:
-    CheckpointError: if what it needs is not there.
-    ConfigError: if the fraction to be pruned would leave a layer empty.
+    CheckpointError: a cell that it needs is missing.
+    ConfigError: the fraction to prune would leave a layer empty.
   """
   c = setup.config
   like = stacked(setup, setup.like)
   read = functools.partial(_levels.read_weights, path, like=like)
+  # A control starts from the ticket of its level.
   if cell.kind not in ("ticket", "one_shot"):
     ticket = Cell("ticket", cell.level)
     masks = _levels.read_masks(path, ticket, stacked(setup, setup.masks))
     return control(setup, cell, read(REWIND), masks)
+  # A ticket is pruned from the level before; a one-shot ticket from the dense network,
+  # by as much as in all rounds up to its level.
   rounds = 1
   before = Cell("ticket", cell.level - 1) if cell.level > 1 else DENSE
   if cell.kind == "one_shot":
@@ -53,20 +56,20 @@ def start(setup: Setup, path: pathlib.Path, cell: Cell) -> tuple[PyTree, PyTree]
 def prune_seeds(
   config: Any, initial: PyTree, final: PyTree, masks: PyTree, rounds: int = 1
 ) -> PyTree:
-  """Prunes each seed's network as the config says.
+  """Prunes each seed's network according to the config.
 
   Args:
     config: a complete config.
     initial: params (seeds, ...) at step 0.
     final: params (seeds, ...) after training.
     masks: bool (seeds, ...).
-    rounds: how many at once: `1 - (1 - rate)^rounds` goes.
+    rounds: the number of rounds to prune at once, by `1 - (1 - rate)^rounds`.
 
   Returns:
     Masks (seeds, ...).
 
   Raises:
-    ConfigError: if that would leave a layer empty.
+    ConfigError: this would leave a layer empty.
   """
 
   def at_once(rate):
@@ -102,17 +105,18 @@ def prune_seeds(
 def control(
   setup: Setup, cell: Cell, rewound: PyTree, masks: PyTree
 ) -> tuple[PyTree, PyTree]:
-  """Returns what a control is trained from, all stacked over seeds.
+  """Returns the initial weights and masks of a control, stacked over seeds.
 
-  reinit: other weights under the ticket's masks;  reinit_signs: the same with the
-  signs of the rewound ones;  reshuffle, constant: see `lottery.mask_one`;
-  random: the rewound weights under masks shuffled within layers;  random_reinit: both.
+  reinit: new random weights with the ticket's masks;  reinit_signs: the same with the
+  signs of the rewound weights;  reshuffle, constant: see `lottery.mask_one`;
+  random: the rewound weights with masks shuffled within layers;  random_reinit: new
+  random weights with shuffled masks.
 
   Args:
-    setup: of `lottery_setup.prepare`.
+    setup: the experiment's `Setup`, from `prepare`.
     cell: the control and its level.
     rewound: `(params, model_state)` that the ticket was rewound to.
-    masks: of the ticket.
+    masks: the masks of the ticket.
 
   Returns:
     `((params, model_state), masks)`.
@@ -137,15 +141,15 @@ def control(
 
 
 def held(setup: Setup, path: pathlib.Path, params: PyTree, masks: PyTree) -> PyTree:
-  """Returns params whose masked weights stand where the config's mask-0 action says.
+  """Sets the masked weights to the values of the config's mask-0 action.
 
-  Whether a weight moved away from zero is seen from the dense training: once pruned it
-  does not move.
+  Whether a weight moved away from zero is determined from the dense training, because a
+  pruned weight does not move.
 
   Args:
-    setup: of `lottery_setup.prepare`.
-    path: the experiment's directory; its dense training is done.
-    params: (seeds, ...), what the live weights start from.
+    setup: the experiment's `Setup`, from `prepare`.
+    path: the experiment's directory; its dense training must be finished.
+    params: (seeds, ...), the initial values of the live weights.
     masks: bool (seeds, ...).
 
   Returns:
@@ -165,10 +169,10 @@ def held(setup: Setup, path: pathlib.Path, params: PyTree, masks: PyTree) -> PyT
 
 
 def stacked(setup: Setup, tree: PyTree) -> PyTree:
-  """Returns the abstract values of a tree stacked over seeds.
+  """Returns the abstract values of a tree that is stacked over seeds.
 
   Args:
-    setup: of `lottery_setup.prepare`.
+    setup: the experiment's `Setup`, from `prepare`.
     tree: arrays of one network, abstract or not.
 
   Returns:

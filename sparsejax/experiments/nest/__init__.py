@@ -1,4 +1,4 @@
-"""Grow-and-prune synthesis (NeST) from a config."""
+"""Grow-and-prune synthesis (NeST), run from a config."""
 
 from sparsejax.experiments.nest._config import default_config
 from sparsejax.experiments.nest._milestones import load as load_milestone

@@ -1,4 +1,4 @@
-"""What a synthesis compiles for one set of widths, and what a network there costs."""
+"""The model and compiled programs for one set of widths, and a network's costs."""
 
 from typing import Any, NamedTuple
 
@@ -25,15 +25,15 @@ from sparsejax.training.data import get_augmentation
 
 
 class Capacity(NamedTuple):
-  """What is compiled for one set of widths.
+  """The model and the programs for one set of widths.
 
   Attributes:
-    features: the widths.
-    model: a flax module.
-    chain: of `growth.layers`.
-    program: trains it.
-    gradients: of `synthesis_growth.gradients`.
-    image: one of the data set's, abstract, with a leading axis of 1.
+    features: the widths of the hidden layers.
+    model: the flax module.
+    chain: the model's layers, from `growth.layers`.
+    program: the training program.
+    gradients: the gradient function for growth.
+    image: abstract value of one image, with a leading axis of 1.
   """
 
   features: tuple[int, ...]
@@ -45,18 +45,18 @@ class Capacity(NamedTuple):
 
 
 def make(config: Any, dataset: data.Dataset, doublings: int) -> Capacity:
-  """Builds a model and its programs; they compile on first use.
+  """Builds a model and its programs, which compile on first use.
 
   Args:
-    config: complete.
-    dataset: gives shapes and statistics.
+    config: a complete config.
+    dataset: the data set, for shapes and statistics.
     doublings: how often the config's widths are doubled.
 
   Returns:
-    The capacity.
+    The `Capacity`.
 
   Raises:
-    ConfigError: there is no such model, or it does not fit the images or growth.
+    ConfigError: the model is unknown, or does not fit the images or growth.
   """
   features = tuple(n * 2**doublings for n in config.features)
   shape = dataset.train.images.shape[1:]
@@ -96,7 +96,7 @@ def _optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
 def size(
   capacity: Capacity, state: TrainState
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """The live connections of each layer, and the live inputs and hidden units."""
+  """Counts each layer's live connections, and the live inputs and hidden units."""
   chain, masks = capacity.chain, sj.masks(state.opt_state)
   _, live = growth.unit_importance(masks, state.params, chain)
   connections = (_growth.connections(get(masks, layer.path)) for layer in chain)
@@ -104,7 +104,7 @@ def size(
 
 
 def describe(capacity: Capacity, state: TrainState) -> dict[str, Any]:
-  """What a network is made of and what it costs, as JSON values."""
+  """Returns the sizes and costs of a network as JSON values."""
   masks, params = sj.masks(state.opt_state), state.params
 
   def apply(params, x):

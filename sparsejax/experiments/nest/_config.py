@@ -1,4 +1,4 @@
-"""The fields of a grow-and-prune run, with their defaults and rules."""
+"""The config of a grow-and-prune run: its fields, defaults and rules."""
 
 import math
 from collections.abc import Mapping
@@ -12,53 +12,53 @@ from sparsejax.training.data import get_augmentation
 
 
 def default_config() -> config_dict.ConfigDict:
-  """Returns every field of a synthesis at its default, ready to be changed.
+  """Returns a config with all fields at their defaults.
 
   Returns:
-    A `ConfigDict`, locked: a misspelt field raises where it is set.
+    A locked `ConfigDict`, in which setting a misspelled field raises an error.
   """
   c = config_dict.ConfigDict()
   # Data, as in `training.default_config`.
   c.dataset = "digits"
   c.data_dir = ""
-  c.validation_fraction = 0.1  # of the training images: errors are taken on them; at 0
-  # on the training images, as they are distorted
+  c.validation_fraction = 0.1  # fraction of the training images that errors are
+  # measured on; 0 to measure them on the augmented training images
   c.augmentation = "none"
-  c.inputs = "standardized"  # or "unit": in [0, 1], so that black pixels give nothing
+  c.inputs = "standardized"  # or "unit": scaled to [0, 1], so that black pixels are 0
   # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
   c.model = "mlp"
   c.model_kwargs = config_dict.ConfigDict()
-  c.features = (32, 16)  # the capacity in which it grows; doubled where that is full
+  c.features = (32, 16)  # the initial capacity; doubled when no unused units are left
   # The seed.
-  c.width_ratio = 0.5  # of the capacity
-  c.density = 0.2  # of the possible connections
+  c.width_ratio = 0.5  # fraction of the capacity's units
+  c.density = 0.2  # fraction of the possible connections
   # Growth.
-  c.target_error = 5.0  # percent; growth ends there
+  c.target_error = 5.0  # percent; growth ends at this error
   c.growth_rounds = 4  # at most
-  c.growth_epochs = 2  # training after each
-  c.growth_connections = 0.3  # of the live ones, wake in each
-  c.growth_units = ()  # neurons or maps a round, for each hidden layer; () for none
-  c.growth_batches = 20  # of 500 images, whose mean gradient is looked at
+  c.growth_epochs = 2  # training epochs per round
+  c.growth_connections = 0.3  # connections grown per round, as a fraction of the live
+  c.growth_units = ()  # neurons or maps grown per round, per hidden layer; () for none
+  c.growth_batches = 20  # batches of 500 images per mean gradient
   c.connections_by = "gradient"  # or "random", the control
   c.units_by = "gradient"  # or "random"
-  c.pair_fraction = 0.1  # of the bridging gradients, wired in each new neuron
-  c.birth_strength = 0.5  # of a new neuron's weights, of the mean of those there
-  c.map_candidates = 16  # random kernels a feature map is chosen from
+  c.pair_fraction = 0.1  # fraction of the bridging gradients connected per new neuron
+  c.birth_strength = 0.5  # magnitude of a new neuron's weights, relative to the layer's
+  c.map_candidates = 16  # random kernels that a feature map is chosen from
   # Pruning.
-  c.milestones = (300,)  # connections, or one number a layer for each; at each of them
-  # the network is fine-tuned
-  c.milestone_rounds = (4,)  # pruning rounds on the way there
-  c.milestone_units = ()  # for each: inputs, then hidden units; () for any
-  c.prune_epochs = 2  # retraining after each
-  c.tolerated_error = 100.0  # percent; pruning ends where it cannot be reached again
-  c.patience = 1  # further retrainings before that
-  c.uses_power = 0.0  # prunes |w| / uses^power: 0.5 for multiply-adds
-  c.tune_epochs = 4  # at a milestone
-  # Optimizer: Adam, its rate a cosine in each round.
+  c.milestones = (300,)  # sizes at which the network is fine-tuned: connections, of the
+  # whole network or a tuple of one number per layer
+  c.milestone_rounds = (4,)  # pruning rounds before each milestone
+  c.milestone_units = ()  # per milestone: inputs, then hidden units; () for any
+  c.prune_epochs = 2  # training epochs per pruning round
+  c.tolerated_error = 100.0  # percent; pruning ends if the error stays above it
+  c.patience = 1  # how often a network is retrained before pruning ends
+  c.uses_power = 0.0  # ranks weights by |w| / uses^power; 0.5 saves multiply-adds
+  c.tune_epochs = 4  # training epochs at a milestone
+  # Optimizer: Adam, with a cosine learning rate schedule per round.
   c.learning_rate = 2e-3
-  c.final_rate = 0.25  # at the end of a round, of learning_rate
+  c.final_rate = 0.25  # learning rate at the end of a round, relative to its start
   c.weight_decay = 0.0
-  c.warm_up_steps = 10  # of a weight that wakes
+  c.warm_up_steps = 10  # warm-up of a grown weight, in steps
   c.batch_size = 128
   c.seed = 0
   return c.lock()
@@ -78,7 +78,7 @@ _FRACTIONS = ("width_ratio", "density", "pair_fraction", "final_rate")
 
 
 def complete(config: Mapping[str, Any]) -> Any:
-  """Fills a config up with the defaults and checks it.
+  """Completes a config with the defaults and validates it.
 
   Args:
     config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
@@ -87,7 +87,8 @@ def complete(config: Mapping[str, Any]) -> Any:
     All fields, a `FrozenConfigDict`.
 
   Raises:
-    ConfigError: naming the field, its rule and its value.
+    ConfigError: a field is invalid; the message names the field, its rule and its
+      value.
 
   Example:
     >>> complete({"density": 0.1}).density
@@ -149,7 +150,7 @@ def complete(config: Mapping[str, Any]) -> Any:
 
 
 def plan(config: Any) -> growth.Plan:
-  """Returns the plan of a complete config."""
+  """Returns the `growth.Plan` of a complete config."""
   units = config.milestone_units or ((),) * len(config.milestones)
   milestones = zip(config.milestones, config.milestone_rounds, units, strict=True)
   return growth.Plan(

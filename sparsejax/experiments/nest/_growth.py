@@ -1,4 +1,4 @@
-"""How a network of a synthesis grows: its gradients, the policies, the capacity."""
+"""Growth of a network in a synthesis: gradients, and the growth policies."""
 
 import functools
 import itertools
@@ -22,17 +22,18 @@ _GRADIENTS, _WIRES, _NOISE = range(3)
 def gradients(
   model: Any, chain: tuple[growth.Layer, ...], dataset: data_lib.Dataset, batches: int
 ) -> Callable[..., tuple[PyTree, list[jax.Array]]]:
-  """Compiles the mean gradients over so many batches of training images.
+  """Compiles a function that averages gradients over batches of training images.
 
   Args:
     model: a flax module.
-    chain: its layers.
-    dataset: gives shapes and statistics.
-    batches: of 500 images, drawn at random.
+    chain: the model's layers.
+    dataset: the data set, for shapes and statistics.
+    batches: the number of batches, of 500 random images each.
 
   Returns:
-    `(state, train, key) -> (gradients like the params, bridging gradients)`: the latter
-    one for each pair of dense layers that follow one another, None for other pairs.
+    `(state, train, key) -> (gradients like the params, bridging gradients)`. There is
+    one bridging gradient per pair of consecutive dense layers, and None for other
+    pairs.
   """
   apply = from_flax(model).apply
   pairs = list(itertools.pairwise(chain))
@@ -41,6 +42,7 @@ def gradients(
   size = min(_BATCH, examples)
   mean, scale = dataset.mean, 1 / dataset.std
 
+  # Run the model with a virtual kernel over each pair of dense layers.
   def bridged(bridges, *args):
     run = apply
     for (lower, upper), kernel in zip(pairs, bridges, strict=True):
@@ -82,22 +84,24 @@ def grow(
   loss: Callable[[PyTree], jax.Array],
   config: Any,
 ) -> TrainState:
-  """Applies policies 2, 3 and 1: units first, then connections between all units.
+  """Applies policies 2, 3 and 1: grows units, then connections between all units.
 
   Args:
-    state: of the training.
+    state: the training state.
     chain: the model's layers.
-    found: of `gradients`.
-    loss: `(params) -> scalar` on a batch, for new feature maps.
-    config: complete.
+    found: the result of the function that `gradients` returns.
+    loss: `(params) -> scalar` on a batch, to evaluate new feature maps.
+    config: a complete config.
 
   Returns:
-    The state with a grown network; its optimizer is as it was.
+    The state with the grown network; moments of the optimizer are unchanged.
   """
   wanted, bridges = found
   key = jax.random.fold_in(state.key, 0x67)
   key = jax.random.fold_in(key, state.step)
   params, masks = state.params, sj.masks(state.opt_state)
+  # Grow the units of each hidden layer: neurons between two dense layers, by bridging
+  # gradients; otherwise feature maps, by the best of random kernels.
   for i, count in enumerate(config.growth_units):
     wires = jax.random.fold_in(jax.random.fold_in(key, _WIRES), i)
     if not count:
@@ -105,7 +109,7 @@ def grow(
     if bridges[i] is not None:
       bridge = bridges[i]
       if config.units_by == "random":
-        # As many wires, as strong, between other units.
+        # The control: connect random pairs, with the same magnitudes.
         noise = jax.random.fold_in(jax.random.fold_in(key, _NOISE), i)
         for axis in (0, 1):
           other = jax.random.fold_in(noise, axis)
@@ -134,6 +138,7 @@ def grow(
         candidates=candidates,
         density=config.density,
       )
+  # Grow connections between all live units, new ones included.
   if config.connections_by == "random":
     leaves, treedef = jax.tree.flatten(wanted)
     keys = jax.random.split(jax.random.fold_in(key, _GRADIENTS), len(leaves))
@@ -146,21 +151,21 @@ def grow(
 
 
 def with_masks(state: TrainState, masks: PyTree) -> TrainState:
-  """The state with other masks, its dropped weights at zero."""
+  """Replaces the masks of a training state and sets masked weights to zero."""
   opt_state = sj.with_masks(state.opt_state, masks)
   params = sj.apply_masks(state.params, sj.masks(opt_state))
   return state._replace(params=params, opt_state=opt_state)
 
 
 def connections(masks: PyTree) -> int:
-  """How many weights are live."""
+  """Counts the live weights."""
   return sum(int(mask.sum()) for mask in jax.tree.leaves(masks))
 
 
 def missing_units(
   masks: PyTree, chain: tuple[growth.Layer, ...], wanted: tuple[int, ...]
 ) -> bool:
-  """Whether a hidden layer has fewer dormant units than are to grow."""
+  """Returns whether a hidden layer has fewer unused units than are to be grown."""
   for count, units in zip(wanted, growth.live_units(masks, chain)[:-1], strict=True):
     if units.size - int(units.sum()) < count:
       return True

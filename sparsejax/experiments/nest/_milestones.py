@@ -1,4 +1,4 @@
-"""The networks that a synthesis keeps, each a record and its arrays in files."""
+"""Files of the networks that a synthesis keeps: a record and arrays per milestone."""
 
 import json
 import os
@@ -22,13 +22,13 @@ def write(
   record: Mapping[str, Any],
   trees: Mapping[str, PyTree],
 ) -> None:
-  """Writes `milestone_i.npz`, then `milestone_i.json`, each whole or not at all.
+  """Writes `milestone_i.npz`, then `milestone_i.json`, each atomically.
 
   Args:
-    workdir: of the run.
-    index: of the milestone.
-    record: JSON values, `features` and `num_classes` among them.
-    trees: `params`, `masks` and `state`, as `load` gives them back.
+    workdir: the run's directory.
+    index: the index i of the milestone.
+    record: JSON values, including `features` and `num_classes`.
+    trees: the trees `params`, `masks` and `state`, which `load` returns.
   """
   arrays = {name: np.asarray(x) for name, x in arrays_by_path(trees).items()}
   write_archive(workdir / f"milestone_{index}.npz", arrays)
@@ -37,20 +37,23 @@ def write(
 
 
 def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
-  """Returns what `grow_and_prune` wrote of each milestone, in order."""
+  """Reads the records of all milestones that `grow_and_prune` has written.
+
+  The records are sorted by file name.
+  """
   found = sorted(pathlib.Path(workdir).glob("milestone_*.json"))
   return [json.loads(file.read_text()) for file in found]
 
 
 def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, PyTree]:
-  """Reads a network that `grow_and_prune` kept.
+  """Loads the network of a milestone of `grow_and_prune`.
 
   Args:
-    workdir: of the run.
-    index: of the milestone.
+    workdir: the run's directory.
+    index: the index of the milestone.
 
   Returns:
-    The flax module, its params (masked), its masks, and what else it keeps.
+    The flax module, its params (masked), its masks, and its other variables.
   """
   path = pathlib.Path(workdir)
   config = json.loads((path / "config.json").read_text())

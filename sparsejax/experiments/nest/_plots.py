@@ -1,4 +1,4 @@
-"""Pictures of a synthesis: connections over time, and the inputs still connected."""
+"""Plots of a synthesis: connections over epochs, and connections per input pixel."""
 
 import os
 import pathlib
@@ -15,10 +15,12 @@ _FAINT, _GRID = "#7a8191", "#e6e8ee"
 
 
 def write(workdir: os.PathLike | str) -> None:
-  """Draws `connections.png` and `inputs.png` of a finished run into its workdir.
+  """Writes `connections.png` and `inputs.png` to the directory of a finished run.
+
+  `inputs.png` is written only for square images and a dense first layer.
 
   Args:
-    workdir: of `grow_and_prune`.
+    workdir: the directory passed to `grow_and_prune`.
   """
   path = pathlib.Path(workdir)
   records = read_metrics(path)
@@ -37,14 +39,14 @@ def write(workdir: os.PathLike | str) -> None:
 def connections(
   records: list[dict[str, Any]], milestones: list[dict[str, Any]]
 ) -> figure.Figure:
-  """Draws each layer's connections over epochs: they rise, then fall.
+  """Plots each layer's live connections over epochs, with the milestones marked.
 
   Args:
-    records: of `metrics.read`.
-    milestones: of `synthesis_milestones.read`.
+    records: the run's metrics, from `read_metrics`.
+    milestones: the run's milestones, from `read_milestones`.
 
   Returns:
-    A figure of one panel, its counts in powers of ten.
+    A figure of one panel with a logarithmic vertical axis.
   """
   fig = figure.Figure(figsize=(7.5, 4.5), facecolor="white", layout="constrained")
   axes = fig.subplots()
@@ -68,13 +70,13 @@ def connections(
 
 
 def inputs(masks: list[np.ndarray]) -> figure.Figure:
-  """Draws how many connections each pixel of a square image has.
+  """Plots the number of connections of each pixel of a square image.
 
   Args:
-    masks: of the first dense layer, bool (pixels, features), one a panel.
+    masks: masks of the first dense layer, bool (pixels, features), one per panel.
 
   Returns:
-    A figure with a panel a mask; pixels that nobody looks at are white.
+    A figure with one panel per mask; pixels without connections are white.
   """
   fig = figure.Figure(
     figsize=(3.2 * len(masks), 3.6), facecolor="white", layout="constrained"

@@ -1,4 +1,4 @@
-"""Grow-and-prune synthesis from a config to compact networks: `grow_and_prune`."""
+"""The runner of grow-and-prune synthesis: `grow_and_prune`."""
 
 import functools
 import os
@@ -34,12 +34,12 @@ PyTree = Any
 
 
 class Network(NamedTuple):
-  """A network in its capacity.
+  """A network, and the capacity that it has grown to.
 
   Attributes:
-    doublings: of the config's capacity so far.
-    train: parameters, optimizer and masks.
-    error: in percent on the training images, as they were seen in the last epoch.
+    doublings: how often the config's capacity was doubled.
+    train: the training state: parameters, optimizer and masks.
+    error: error on the augmented training images of the last epoch, percent.
   """
 
   doublings: int
@@ -48,26 +48,26 @@ class Network(NamedTuple):
 
 
 class _StoppedError(Exception):
-  """The run is to end; it goes on after the last round that was saved."""
+  """Raised when a signal stops the run, which can resume from the last saved round."""
 
 
 def grow_and_prune(
   config: Mapping[str, Any], workdir: os.PathLike | str, verbose: bool = True
 ) -> list[dict[str, Any]]:
-  """Runs a synthesis, or goes on with it: `growth.synthesize` on real data.
+  """Runs or resumes a synthesis: `growth.synthesize` on a data set.
 
-  The workdir then holds `config.json`, `metrics.jsonl` with a record a round,
-  checkpoints, and for each milestone i `milestone_i.json` and `milestone_i.npz`.
-  Called again with the same config it goes on after the last finished round. SIGTERM
-  and SIGINT end it.
+  The workdir then contains `config.json`, `metrics.jsonl` with one record per round,
+  checkpoints, and, for each milestone i, `milestone_i.json` and `milestone_i.npz`. A
+  second call with the same config resumes after the last finished round. SIGTERM and
+  SIGINT stop the run.
 
   Args:
-    config: some or all fields of `synthesis_config.default_config`.
+    config: some or all fields of `default_config`.
     workdir: a directory for this run alone.
-    verbose: whether to print a line a round.
+    verbose: whether to print one line per round.
 
   Returns:
-    The records of the milestones that are reached, in order.
+    The records of the milestones reached so far, in order.
 
   Raises:
     TrainingError: before any work is done, if the config, the data set, the workdir or
@@ -88,7 +88,7 @@ def grow_and_prune(
 
 
 class _Run:
-  """The actions of one synthesis, and what they share."""
+  """The actions of a synthesis, as methods on their shared data and programs."""
 
   def __init__(self, config, stamp, path, stop, verbose):
     self.config, self.stamp, self.path, self.stop = config, stamp, path, stop
@@ -109,7 +109,7 @@ class _Run:
       (dataset.train, pad(dataset.validation), pad(dataset.test))
     )
     self.capacity = functools.cache(functools.partial(_capacity.make, config, dataset))
-    self.capacity(0)  # what does not fit shows here
+    self.capacity(0)  # raises now if the model does not fit the data
     self.stores: dict[int, Checkpoints] = {}
     self.rounds = 0
 
@@ -188,7 +188,7 @@ class _Run:
     return network._replace(train=place_arrays(state))
 
   def _batch_loss(self, network: Network):
-    """The loss on the first images, for new feature maps."""
+    """Returns the loss on the first 500 images, to evaluate new feature maps."""
     model, state = self.capacity(network.doublings).model, network.train
     images = self.train_data.images[:500].astype(jnp.float32) - self.dataset.mean
     labels = self.train_data.labels[:500]
@@ -228,7 +228,7 @@ class _Run:
 
   def train(self, network: Network, epochs: int, first: float, last: float):
     program, state = self.capacity(network.doublings).program, network.train
-    # The program donates its state, and the caller may still need this one.
+    # Copy the state, because the program donates it and the caller may still need it.
     state = jax.tree.map(jnp.copy, state)
     accuracy = np.nan
     for epoch in range(epochs):

@@ -1,4 +1,4 @@
-"""Results files: numbers that a script made, with everything that made them."""
+"""Results files: numbers computed by a script, together with their provenance."""
 
 from sparsejax.experiments.results._results import (
   annotate_provenance,

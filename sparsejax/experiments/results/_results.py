@@ -1,4 +1,4 @@
-"""Results files: figures that a script made, with all that made them."""
+"""Writing and merging of results files, which store numbers and their provenance."""
 
 import json
 import math
@@ -23,23 +23,23 @@ def row(
   source: str = "",
   note: str = "",
 ) -> dict[str, Any]:
-  """One row of a results file, with mean and standard error computed from the values.
+  """Creates a row of a results file, with the mean and standard error of its values.
 
   `sem = std(values, ddof=1) / sqrt(n)`; None for a single value.
 
   Args:
     case: a path such as `lenet300/sparse_momentum/density=0.05`.
-    metric: with its unit in the name, such as `test_error_percent`.
-    values: one a seed, or a single number; finite.
+    metric: the metric's name, including its unit, such as `test_error_percent`.
+    values: one finite number per seed, or a single number.
     paper: the published value.
-    source: where that stands.
-    note: what else a reader must know.
+    source: the source of the published value.
+    note: further information for the reader.
 
   Returns:
     A dict with the keys `KEYS`.
 
   Raises:
-    ValueError: there is no value, or one is not finite.
+    ValueError: there are no values, or one is not a finite number.
 
   Example:
     >>> r = row("xor/obs", "correct_of_100", [100, 98])
@@ -69,16 +69,16 @@ def write_results(
 ) -> None:
   """Writes `{"name", "command", "commit", "date", "hardware", "versions", "rows"}`.
 
-  The command is the one that runs now, folders cut from absolute paths; the file
-  appears whole or not at all.
+  The command is that of the current process, with folders removed from absolute paths.
+  The file is written atomically.
 
   Args:
-    path: of the JSON file; its folder is made.
-    name: such as `second_order`.
-    rows: from `row`.
+    path: the path of the JSON file; its folder is created if needed.
+    name: the name of the results, such as `second_order`.
+    rows: rows from `row`.
 
   Raises:
-    ValueError: a row's keys are not `KEYS`, or a case and metric stand there twice.
+    ValueError: a row's keys are not `KEYS`, or a case and metric occur twice.
 
   Example:
     >>> import tempfile
@@ -107,14 +107,14 @@ def write_results(
 def merge_with_existing(
   rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
 ) -> list[dict[str, Any]]:
-  """The rows, then those that a results file holds besides, for a table made in parts.
+  """Appends the other rows of an existing results file, for results made in parts.
 
   Args:
-    rows: of what was made now.
-    path: of the results file; it may not be there yet.
+    rows: the new rows, which replace those of the same case and metric.
+    path: the path of the results file; it need not exist.
 
   Returns:
-    Rows, the held ones with a note of the commit and the hardware that made them.
+    The new rows, then the existing ones, with a note of their commit and hardware.
 
   Example:
     >>> import tempfile
@@ -132,13 +132,13 @@ def merge_with_existing(
 
 
 def annotate_provenance(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """The rows of a results file, each with a note of what it was made by.
+  """Adds a note of the commit and hardware to each row of a results file.
 
   Args:
-    content: of the file.
+    content: the content of the file.
 
   Returns:
-    Its rows; those that have such a note stay as they are.
+    The rows; those that already have such a note are unchanged.
 
   Example:
     >>> content = {"commit": None, "hardware": "an abacus", "rows": [row("a", "b", 1)]}
