@@ -1,4 +1,4 @@
-"""Pictures and pages of runs."""
+"""HTML reports of runs."""
 
 from sparsejax.reports._page import FILE as PAGE_FILE
 from sparsejax.reports._page import write as write_page

@@ -1,4 +1,4 @@
-"""The charts of a report: what each draws from the records of runs."""
+"""The charts of a report, drawn from the records of runs."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from sparsejax.training import COLORS, cost_history
 
 
 def run_colors(n: int) -> list[str]:
-  """Returns a colour a run, the same in all charts of a page."""
+  """Returns one colour per run, the same in all charts of a page."""
   return [COLORS[i] for i in range(n)] if n <= len(COLORS) else ramp(n)
 
 
 def ramp(n: int) -> list[str]:
-  """Returns n colours from blue to orange, to be seen on light and on dark.
+  """Returns n colours from blue to orange, visible on light and dark backgrounds.
 
   Example:
     >>> ramp(2)
@@ -30,7 +30,7 @@ def ramp(n: int) -> list[str]:
 
 
 def curves(runs: Sequence[Found]) -> list[str]:
-  """Accuracy, loss, learning rate and speed over epochs, a line a run."""
+  """Charts accuracy, loss, learning rate and speed over epochs, one line per run."""
   several = len(runs) > 1
 
   def lines(name: str, dashes: str = "") -> list[Series]:
@@ -59,7 +59,10 @@ def curves(runs: Sequence[Found]) -> list[str]:
 
 
 def moves(runs: Sequence[Found]) -> list[str]:
-  """Turnover, exploration, density and multiply-adds over epochs, a line a run."""
+  """Charts turnover, exploration, density and multiply-adds over epochs.
+
+  There is one line per run.
+  """
   turnover, explored, density, cost = [], [], [], []
   for run, color in zip(runs, run_colors(len(runs)), strict=True):
     size = sum(run.sizes.values())
@@ -90,7 +93,7 @@ def moves(runs: Sequence[Found]) -> list[str]:
 
 
 def budgets(runs: Sequence[Found]) -> list[str]:
-  """Each layer's live weights over epochs, a chart a run, all on the same axis."""
+  """Charts each layer's live weights over epochs, one chart per run, on equal axes."""
   every = [_layers(run) for run in runs]
   values = [s.y[s.y > 0] for lines in every for s in lines]
   values = [v for v in values if v.size]
@@ -146,14 +149,17 @@ def _percent(series: Series) -> Series:
 
 
 def _positive(series: Series, part: float = 0.0) -> Series:
-  """What a logarithmic axis can show, and not below a part of the largest."""
+  """Replaces values by NaN that are not above `part` times the largest value.
+
+  With `part` zero, these are the values that a logarithmic axis cannot show.
+  """
   y = np.asarray(series.y, float)
   low = part * np.nanmax(y, initial=0.0)
   return series._replace(y=np.where(y > low, y, np.nan))
 
 
 def _upper(series: Sequence[Series]) -> tuple[float, float] | None:
-  """An axis for where the lines spend most of their time, not for the first leap."""
+  """Returns axis limits that leave out the low accuracies at the start of training."""
   means = [s.y.mean(1) for s in series if len(s.x)]
   if not means:
     return None

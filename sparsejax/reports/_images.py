@@ -1,4 +1,4 @@
-"""Masks and filters as PNGs whose opacity is the value, for any background."""
+"""Masks and filters as PNGs with values as opacity, for any background."""
 
 import base64
 import io
@@ -12,13 +12,13 @@ _MOST_FILTERS = 64
 
 
 def connections(mask: np.ndarray) -> np.ndarray:
-  """Returns how dense a layer is, place by place.
+  """Computes the density of a layer in blocks of inputs and outputs.
 
   Args:
-    mask: bool (..., in, out); of a convolution, all positions of a kernel together.
+    mask: bool (..., in, out); leading axes, such as a kernel's positions, are averaged.
 
   Returns:
-    float (rows, columns) in [0, 1], at most 128 each: the mean over blocks.
+    float (rows, columns) in [0, 1], at most 128 each: the mean of each block.
 
   Example:
     >>> connections(np.array([[True, False], [True, True]]))
@@ -37,15 +37,16 @@ def connections(mask: np.ndarray) -> np.ndarray:
 
 
 def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Lays the filters of a convolution on images out in a grid.
+  """Arranges the filters of an image convolution in a grid.
 
   Args:
     kernel: float (height, width, in, out).
     mask: bool, of the same shape.
 
   Returns:
-    float (rows, columns) in [-1, 1], the mean over `in` of at most 64 filters, over
-    the largest of them; NaN where all is dead and between filters.
+    float (rows, columns) in [-1, 1]: at most 64 filters, each averaged over the live
+    weights of `in`, divided by the largest magnitude; NaN where all weights are masked
+    and between filters.
   """
   live = np.where(mask, kernel, 0.0).sum(2) / np.maximum(mask.sum(2), 1)
   live = np.where(mask.any(2), live, np.nan)[..., :_MOST_FILTERS]
@@ -61,10 +62,10 @@ def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def png(values: np.ndarray) -> str:
-  """Encodes values as a picture: opacity their size, blue positive, orange negative.
+  """Encodes values as a PNG: opacity is the magnitude, blue positive, orange negative.
 
   Args:
-    values: float (rows, columns) in [-1, 1]; NaN is left blank.
+    values: float (rows, columns) in [-1, 1]; NaN is transparent.
 
   Returns:
     A `data:` URI.
@@ -73,7 +74,7 @@ def png(values: np.ndarray) -> str:
   values = np.where(blank, 0.0, values)
   pixels = np.zeros((*values.shape, 4), np.uint8)
   pixels[..., :3] = np.where((values >= 0)[..., None], _BLUE, _RED)
-  # What is live but small, or dead inside a frame, is to be seen as a place.
+  # A minimum opacity keeps the positions of small values visible.
   alpha = 0.07 + 0.93 * np.clip(np.abs(values), 0, 1)
   pixels[..., 3] = np.where(blank, 0, np.round(255 * alpha))
   buffer = io.BytesIO()

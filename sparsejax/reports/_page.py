@@ -1,4 +1,4 @@
-"""`report.html`: runs side by side on one page that needs nothing else."""
+"""`report.html`: a self-contained page that compares runs."""
 
 import datetime
 import importlib.resources
@@ -20,8 +20,8 @@ def write(out: pathlib.Path | str, runs: Sequence[Found]) -> None:
   """Writes the page of some runs.
 
   Args:
-    out: the file; its folder is made.
-    runs: of `report_run.read`.
+    out: the path of the file; its folder is created if needed.
+    runs: the runs, from `read_run`.
   """
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +32,10 @@ def page(runs: Sequence[Found]) -> str:
   """Returns the page of some runs.
 
   Args:
-    runs: of `report_run.read`, at least one.
+    runs: the runs, from `read_run`; at least one.
 
   Returns:
-    A whole HTML document: style, script and pictures are inside.
+    A complete HTML document with style, script and images inlined.
   """
   titles = list(dict.fromkeys(run_title(run.config) for run in runs))
   title = titles[0] if len(titles) == 1 else f"{len(runs)} runs"
@@ -83,7 +83,7 @@ def _masks(runs: Sequence[Found]) -> str:
     pictures = "".join(_pictures(run)) or '<p class="none">no checkpoint to read</p>'
     cells.append(f'<div class="card"><h3>{head}</h3>{pictures}</div>')
   if len(runs) == 1 and runs[0].masks:
-    # One run has the whole width: its pictures stand beside each other.
+    # A single run uses the whole width, with its images next to each other.
     return _grid("runs", list(_pictures(runs[0])))
   return _grid("runs", cells)
 

@@ -1,4 +1,4 @@
-"""What a report shows of a run, read from its directory."""
+"""Reading of runs from their directories, for reports."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ from sparsejax.training import (
   read_metrics,
 )
 
-MOST = 12  # more runs than that nobody compares on one page
+MOST = 12  # the maximum number of runs on one page
 
 _MASK = re.compile(r"opt_state/(?:.*/)?masks/(.+)")
 _PARAM = re.compile(r"params/(.+)")
@@ -33,21 +33,22 @@ _STATE = re.compile(r"model_state/(.+)")
 
 
 class Found(NamedTuple):
-  """A run as its directory tells it; of several seeds the arrays are the first one's.
+  """A run as read from its directory; arrays are those of the first seed.
 
   Attributes:
-    name: what sets the run apart from the others of the page.
-    path: of its directory.
-    config: all fields.
-    records: of `metrics.read`.
-    summary: of `summary.json`; empty if the run is not finished.
-    environment: of `environment.read`; empty in a run of an older version.
-    step: of the checkpoint that params and masks are from; None without one.
+    name: a name that distinguishes the run from the others on the page.
+    path: the run's directory.
+    config: all fields of its config.
+    records: the run's metrics, from `read_metrics`.
+    summary: the content of the result file; empty if the run is not finished.
+    environment: from `read_environment`; empty for runs of older versions.
+    step: the step of the checkpoint with the params and masks; None without one.
     params: arrays by path.
-    masks: bool arrays by path.
-    model_state: what the model keeps beside its params, arrays by path.
-    image_shape: of one image; None if it cannot be told.
-    uses: of `multiply_adds.uses`; empty if it cannot be told.
+    masks: bool arrays by path, True = live.
+    model_state: further variables of the model, arrays by path.
+    image_shape: the shape of one image; None if unknown.
+    uses: how often each kernel is used per example, from `kernel_uses`; empty if
+      unknown.
   """
 
   name: str
@@ -65,30 +66,30 @@ class Found(NamedTuple):
 
   @property
   def sizes(self) -> dict[str, int]:
-    """Weights of each sparsified layer."""
+    """The number of weights of each sparsified layer."""
     return {name: mask.size for name, mask in self.masks.items()}
 
   @property
   def live(self) -> dict[str, int]:
-    """Live weights of each sparsified layer, at the checkpoint."""
+    """The number of live weights of each sparsified layer, at the checkpoint."""
     return {name: int(mask.sum()) for name, mask in self.masks.items()}
 
 
 def read(
   workdirs: Sequence[pathlib.Path | str], say: Callable[[str], None] = lambda line: None
 ) -> list[Found]:
-  """Reads runs; nothing is trained, and nothing is written into their directories.
+  """Reads runs from their directories, which are not changed.
 
   Args:
-    workdirs: directories of runs, or folders that hold such, as `compare.py` makes
-      them. Folders with other things in them are passed over.
-    say: takes a line a run.
+    workdirs: directories of runs, or folders that contain such directories, as created
+      by `compare.py`. Other folders in them are ignored.
+    say: called with one line per run.
 
   Returns:
-    The runs, in the order given, each once.
+    The runs in the given order, without duplicates.
 
   Raises:
-    WorkdirError: naming a directory without a run, or if there are more than `MOST`.
+    WorkdirError: a directory contains no run, or there are more than `MOST` runs.
   """
   paths: list[pathlib.Path] = []
   for given in workdirs:
@@ -117,13 +118,13 @@ def read(
 
 
 def names(paths: Sequence[pathlib.Path]) -> list[str]:
-  """Returns what sets paths apart: the parts that not all of them have in common.
+  """Returns short names of paths, without their common leading and trailing parts.
 
   Args:
-    paths: absolute, all different.
+    paths: absolute paths, all different.
 
   Returns:
-    One name a path.
+    One name per path.
 
   Example:
     >>> names([pathlib.Path("/runs/rigl/seed=0"), pathlib.Path("/runs/set/seed=0")])
@@ -142,7 +143,7 @@ def names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def costs(run: Found) -> tuple[float, float] | None:
-  """Returns `costs.estimate` of a run, or None where they cannot be told."""
+  """Returns the `estimate_costs` of a run, or None if they are unknown."""
   history = cost_history(run.records)
   if not history or not run.masks or not set(history[0]) <= set(run.uses):
     return None
@@ -152,7 +153,10 @@ def costs(run: Found) -> tuple[float, float] | None:
 
 
 def _is_run(path: pathlib.Path) -> bool:
-  """Whether `train_and_evaluate` made it; experiments of other scripts look alike."""
+  """Returns whether a directory was written by `train_and_evaluate`.
+
+  Directories of other experiments are told apart by the fields of their configs.
+  """
   try:
     config = json.loads((path / "config.json").read_text())
   except (OSError, ValueError):
@@ -179,7 +183,7 @@ def _read(path: pathlib.Path, name: str) -> Found:
     environment=noted,
     step=step,
     params=params,
-    # In the order of the layers' first appearance in the model, as the paths have it.
+    # In the order of the params.
     masks={k: masks[k] for k in params if k in masks},
     model_state=_matching(_STATE, arrays),
     image_shape=image_shape,
@@ -197,10 +201,10 @@ def _matching(pattern: re.Pattern, arrays: dict[str, Any]) -> dict[str, np.ndarr
 
 
 def _arrays(path: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
-  """The newest checkpoint's arrays by path, read as they lie there.
+  """Returns the step and the arrays by path of the newest readable checkpoint.
 
-  Not by `Checkpoints`, which needs the program to be built, and may tidy up in the
-  directory of a run that is under way.
+  `Checkpoints` is not used, because it needs the training program, and may remove files
+  in the directory of a run that is still training.
   """
   folders = [
     p for p in (path / "checkpoints").glob("*/state") if p.parent.name.isdigit()
@@ -226,10 +230,10 @@ def _uses(config, noted) -> tuple[tuple[int, ...] | None, dict[str, int]]:
       shape, classes = dataset.train.images.shape[1:], dataset.num_classes
     kwargs = config["model_kwargs"]
     model = models.create(config["model"], num_classes=classes, **kwargs)
-    # A text has one axis, of tokens; an image three.
+    # Text has one axis, of integer tokens; images have three.
     dtype = "int32" if len(shape) == 1 else "float32"
     example = jax.ShapeDtypeStruct((1, *shape), dtype)
     return tuple(shape), kernel_uses(model, example)
-  except Exception as e:  # a page without this column is better than no page
+  except Exception as e:  # write the page without this column
     logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
     return (tuple(shape) if shape else None), {}

@@ -1,4 +1,4 @@
-"""Line charts as SVG whose colours a page's style decides."""
+"""Line charts as SVG, with colours set by the page's style."""
 
 import html
 import json
@@ -17,11 +17,11 @@ class Series(NamedTuple):
   """One line of a chart.
 
   Attributes:
-    label: in the legend.
+    label: the name in the legend.
     x: float (n,), ascending.
-    y: float (n,) or (n, seeds); the line is the mean, the band the range.
-    color: of CSS.
-    dashes: of SVG, such as `5 3`; none: a line without gaps.
+    y: float (n,) or (n, seeds); the line is the mean over seeds, the band the range.
+    color: a CSS colour.
+    dashes: an SVG dash pattern such as `5 3`; empty for a solid line.
   """
 
   label: str
@@ -42,20 +42,20 @@ def chart(
   note: str = "",
   x_label: str = "epoch",
 ) -> str:
-  """Draws lines over a common x axis.
+  """Draws a line chart.
 
   Args:
-    title: above.
-    series: at least one with a finite value, or a note stands in the chart's place.
-    show: writes a value of the y axis.
-    log: whether the y axis is logarithmic; values must be above 0.
-    limits: of the y axis; by default those of the values.
-    legend: whether to name the lines; dotted ones go without, as the note says.
-    note: after the title.
-    x_label: below.
+    title: the title above the chart.
+    series: the lines. If none has a finite value, a note replaces the chart.
+    show: formats a value of the y axis.
+    log: whether the y axis is logarithmic; values must then be above 0.
+    limits: limits of the y axis; by default the range of the values.
+    legend: whether to show a legend; dashed lines are not listed in it.
+    note: text after the title.
+    x_label: label of the x axis.
 
   Returns:
-    A `<figure>` of HTML with one `<svg>` in it.
+    An HTML `<figure>` with one `<svg>`.
   """
   lines = [_thinned(s) for s in series]
   lines = [s for s in lines if len(s.x)]
@@ -63,10 +63,11 @@ def chart(
   head = f"<figcaption>{html.escape(title)}{small}</figcaption>"
   if not lines:
     return f'<figure class="chart">{head}<p class="none">nothing recorded</p></figure>'
+  # Choose the ranges of both axes, and the ticks of the y axis.
   every = np.concatenate([s.y.ravel() for s in lines])
   low, high = limits or (float(every.min()), float(every.max()))
   if high - low <= 1e-3 * abs(high) and not log:
-    low, high = min(0.0, 1.2 * high), max(0.0, 1.2 * high)  # a line, not its noise
+    low, high = min(0.0, 1.2 * high), max(0.0, 1.2 * high)  # don't magnify noise
   scale = math.log10 if log else float
   ticks = log_ticks(low, high) if log else nice_ticks(low, high)
   if limits is None:
@@ -84,6 +85,7 @@ def chart(
     part = min(max((scale(float(y)) - y_low) / y_span, 0.0), 1.0)
     return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * part
 
+  # Draw the grid, the tick labels and the axis label.
   parts = []
   for tick in ticks:
     if low <= tick <= high:
@@ -102,6 +104,7 @@ def chart(
     f'<text x="{(WIDTH + start - _RIGHT) / 2:.0f}" y="{HEIGHT - 3}"'
     f' text-anchor="middle">{html.escape(x_label)}</text>'
   )
+  # Draw each series: the band of its seeds, then its mean, as a dot if it is one point.
   for s in lines:
     xs = [at_x(x) for x in s.x]
     if s.y.shape[1] > 1:
@@ -119,6 +122,7 @@ def chart(
     parts.append(
       f'<path class="line" style="stroke:{s.color}"{dashes} d="{_path(points)}"/>'
     )
+  # Embed the values as JSON, for the script that shows them under the pointer.
   frame = [start, WIDTH - _RIGHT, x_low, x_low + x_span]
   readings = [
     {
@@ -129,7 +133,7 @@ def chart(
     }
     for s in lines
   ]
-  # A "</" inside a script would end it.
+  # Escape "</", which would end the script element.
   values = json.dumps({"frame": frame, "series": readings}).replace("</", "<\\/")
   names = ""
   if legend:
@@ -149,12 +153,12 @@ def chart(
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-  """Returns round numbers that reach over a range.
+  """Returns round numbers that cover a range.
 
   Args:
-    low: of the range.
-    high: of the range, at least `low`.
-    most: about how many to return.
+    low: the lower end of the range.
+    high: the upper end of the range, at least `low`.
+    most: the approximate maximum number of ticks.
 
   Returns:
     Ascending multiples of 1, 2 or 5 times a power of ten, the first at most `low` and
@@ -174,15 +178,15 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-  """Returns round numbers for a logarithmic axis.
+  """Returns round numbers for a logarithmic axis that cover a range.
 
   Args:
-    low: of the range, above 0.
-    high: of the range, at least `low`.
+    low: the lower end of the range, above 0.
+    high: the upper end of the range, at least `low`.
 
   Returns:
-    Powers of ten that reach over the range, with their multiples by 2 and 5 between
-    them where there are few.
+    Powers of ten that cover the range, and also their multiples by 2 and 5 if the range
+    spans at most two powers of ten.
 
   Example:
     >>> log_ticks(15, 900)
@@ -201,7 +205,7 @@ def _path(points) -> str:
 
 
 def _thinned(s: Series) -> Series:
-  """Finite points only, and at most as many as can be told apart."""
+  """Removes points that are not finite, and thins the others to a maximum number."""
   x = np.asarray(s.x, float)
   y = np.asarray(s.y, float).reshape(len(x), -1 if len(x) else 1)
   finite = np.isfinite(y).all(1)

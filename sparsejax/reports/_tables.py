@@ -1,4 +1,4 @@
-"""The tables of a report: a row a quantity, a column a run."""
+"""The tables of a report, with one row per quantity and one column per run."""
 
 import html
 import json
@@ -16,7 +16,7 @@ _NOTHING = "–"
 
 
 def summary(runs: Sequence[Found]) -> str:
-  """What runs came to: accuracy, time, sizes, multiply-adds."""
+  """Formats the results of runs: accuracy, time, sizes and multiply-adds."""
   rows: dict[str, list[str]] = {}
   for run in runs:
     for name, value in _facts(run).items():
@@ -26,7 +26,7 @@ def summary(runs: Sequence[Found]) -> str:
 
 
 def layers(runs: Sequence[Found]) -> str:
-  """Shape, weights and density of each layer; folded away where there are many."""
+  """Formats shape, weights and density of each layer; long tables are collapsed."""
   parts = []
   for run in runs:
     if not run.masks:
@@ -59,7 +59,7 @@ def layers(runs: Sequence[Found]) -> str:
 
 
 def config(runs: Sequence[Found]) -> str:
-  """The configs; of several, first where they differ."""
+  """Formats the configs of runs; fields that differ between runs come first."""
   names = list(dict.fromkeys(name for run in runs for name in run.config))
   rows = {n: [_value(run.config.get(n, _NOTHING)) for run in runs] for n in names}
   if len(runs) == 1:
@@ -75,7 +75,7 @@ def config(runs: Sequence[Found]) -> str:
 
 
 def environment(runs: Sequence[Found]) -> str:
-  """What trained the runs."""
+  """Formats the command, commit, date, hardware and versions of runs."""
   rows: dict[str, list[str]] = {}
   for run in runs:
     parts = run.environment.get("parts", [])
@@ -96,12 +96,12 @@ def environment(runs: Sequence[Found]) -> str:
 
 
 def card(body: str, kind: str = "card") -> str:
-  """A box around a part of the page."""
+  """Wraps HTML in a `<div>` of the given class."""
   return f'<div class="{kind}">{body}</div>'
 
 
 def escaped(value: str) -> str:
-  """Text, safe inside HTML."""
+  """Escapes text for HTML."""
   return html.escape(value, quote=True)
 
 
@@ -151,7 +151,7 @@ def _table(
   text: bool = False,
   head: bool | None = None,
 ) -> str:
-  """A row a quantity, a column a run."""
+  """Formats a table with one row per quantity and one column per run."""
   top = ""
   if len(runs) > 1 if head is None else head:
     cells = "".join(
