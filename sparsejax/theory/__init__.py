@@ -1,4 +1,4 @@
-"""Theory made executable: strong tickets, double descent, interpolation SGD."""
+"""Executable theory: strong lottery tickets, double descent and interpolation SGD."""
 
 from sparsejax.theory._double_descent import (
   Fit,

@@ -1,7 +1,8 @@
 """Double descent of random Fourier features: minimum-norm least squares in float64.
 
-The test error falls, peaks where the number of features equals the number of examples,
-and falls again below its first minimum, while the solution's norm peaks and falls.
+With a growing number of features the test error falls, peaks where it equals the number
+of examples, and falls again below its first minimum. The norm of the solution peaks and
+falls too.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from sparsejax.core import check_number
 
 
 class Fit(NamedTuple):
-  """One least-squares fit."""
+  """The result of one least-squares fit."""
 
   test_error: float  # percent, by the largest output
   train_error: float  # percent
@@ -24,22 +25,23 @@ class Fit(NamedTuple):
 def random_fourier_features(
   x: np.ndarray, features: int, *, sigma: float = 5.0, seed: int = 0
 ) -> np.ndarray:
-  """Random features whose inner products tend to a Gaussian kernel.
+  """Computes random features whose inner products converge to a Gaussian kernel.
 
   `phi_k(x) = sqrt(2 / N) cos(v_k . x + b_k)`, `v_k ~ N(0, 1 / sigma^2)`,
   `b_k ~ U[0, 2 pi)`; `phi(x) . phi(y) -> exp(-|x - y|^2 / (2 sigma^2))`.
 
   Args:
     x: float array `(n, d)`.
-    features: `N`. Fewer features of a seed are not the first of more.
+    features: `N`, the number of features. Different numbers give different features,
+      also for the same seed.
     sigma: the kernel's width, in the units of `x`.
-    seed: of the features.
+    seed: the seed of the features.
 
   Returns:
     float64 `(n, N)`.
 
   Raises:
-    ValueError: `features` is below 1 or `sigma` not above 0.
+    ValueError: `features` is below 1, or `sigma` is not above 0.
 
   Example:
     >>> phi = random_fourier_features(np.zeros((1, 3)), 4000)
@@ -59,11 +61,13 @@ def random_fourier_features(
 
 
 def minimum_norm_fit(design: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """The least-squares solution of smallest norm, by QR of the longer side.
+  """Computes the least-squares solution of smallest norm by a QR decomposition.
 
   At least as many rows as columns: `A = Q R`, `R w = Q^T y`. Else `A^T = Q R`,
-  `w = Q R^-T y`, which fits exactly. Normal equations would square the condition
-  number, which is what the peak is made of.
+  `w = Q R^-T y`, which fits exactly.
+
+  Normal equations would square the condition number, which causes the peak of the test
+  error.
 
   Args:
     design: float array `(n, N)` of full rank.
@@ -94,18 +98,20 @@ def minimum_norm_fit(design: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def gaussian_kernel(x: np.ndarray, y: np.ndarray, *, sigma: float = 5.0) -> np.ndarray:
-  """`exp(-|x_i - y_j|^2 / (2 sigma^2))`, float64 `(len(x), len(y))`.
+  """Computes the Gaussian kernel matrix of two sets of points.
+
+  `exp(-|x_i - y_j|^2 / (2 sigma^2))`
 
   Args:
     x: float `(n, d)`.
     y: float `(m, d)`.
-    sigma: above 0.
+    sigma: the kernel's width, above 0.
 
   Returns:
     float64 `(n, m)`.
 
   Raises:
-    ValueError: shapes do not fit, or sigma is not above 0.
+    ValueError: shapes do not fit, or `sigma` is not above 0.
 
   Example:
     >>> gaussian_kernel(np.zeros((1, 2)), np.array([[3.0, 4.0]])).round(4).tolist()
@@ -127,20 +133,21 @@ def fit_features(
   sigma: float = 5.0,
   seed: int = 0,
 ) -> Fit:
-  """Fits one-hot labels on random Fourier features, or on their limit, the kernel.
+  """Fits one-hot labels with random Fourier features, or with the Gaussian kernel.
 
   Args:
-    train: inputs `(n, d)` and integer labels `(n,)`.
-    test: the same for testing.
-    features: `N`, or None for the Gaussian kernel machine (norm: in its own space).
+    train: training inputs `(n, d)` and integer labels `(n,)`.
+    test: test inputs `(m, d)` and integer labels `(m,)`.
+    features: `N`, the number of features, or None for the Gaussian kernel, their limit.
     sigma: the kernel's width.
-    seed: of the features.
+    seed: the seed of the features.
 
   Returns:
-    `Fit`. The norm is that of the coefficients of `sqrt(2 / N) cos(...)`.
+    `Fit`. The norm is that of the coefficients of `sqrt(2 / N) cos(...)`, or, for the
+    kernel, the norm in its reproducing kernel Hilbert space.
 
   Raises:
-    ValueError: `features` is below 1 or `sigma` not above 0.
+    ValueError: `features` is below 1, or `sigma` is not above 0.
 
   Example:
     >>> x, y = np.eye(4), np.arange(4)

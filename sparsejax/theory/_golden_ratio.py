@@ -1,8 +1,8 @@
-"""A weight as an expansion in the golden ratio's powers (Orseau et al.).
+"""Approximation of a weight by an expansion in powers of the golden ratio.
 
 Samples are log-uniform ("hyperbolic"): each interval `(phi^-(i+1), phi^-i]`, `i =
-1..k`, is equally likely. With one sample in each, taking it whenever it is not above
-the residual leaves at most `phi^-k` of a target in [0, 1].
+1..k`, is equally likely. Given one sample per interval, taking each sample that is not
+above the residual leaves at most `phi^-k` of a target in [0, 1] (Orseau et al.).
 """
 
 import math
@@ -13,7 +13,7 @@ PHI = (1 + math.sqrt(5)) / 2
 
 
 def intervals_needed(eps: float) -> int:
-  """`k = ceil(log_phi(1 / eps))`, so that `phi^-k <= eps`.
+  """Computes the number of intervals, `k = ceil(log_phi(1 / eps))`: `phi^-k <= eps`.
 
   Example:
     >>> [intervals_needed(eps) for eps in (1e-1, 1e-2, 1e-3)]
@@ -25,14 +25,15 @@ def intervals_needed(eps: float) -> int:
 
 
 def samples_needed(eps: float, delta: float, *, signed: bool = False) -> int:
-  """How many samples hit all `k` intervals with chance `1 - delta`.
+  """Computes how many samples hit all `k` intervals with probability `1 - delta`.
 
   `n = ceil(k ln(k / delta))`; twice as many if the samples' signs are random too.
 
   Args:
-    eps: the error allowed, in units of the targets' range.
-    delta: the chance of failure allowed for one target.
-    signed: samples carry a random sign, and only those of the target's sign serve.
+    eps: the allowed error, in units of the targets' range.
+    delta: the allowed probability of failure per target.
+    signed: whether samples have random signs, so that only those with the target's sign
+      can be used.
 
   Returns:
     The number of samples.
@@ -54,15 +55,17 @@ def samples_needed(eps: float, delta: float, *, signed: bool = False) -> int:
 
 
 def golden_ratio(samples: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-  """Marks the samples of each row's golden-ratio expansion.
+  """Selects the samples of each row's golden-ratio expansion.
 
   Args:
     samples: float array `(rows, n)`, magnitudes in `(phi^-(k+1), phi^-1]`, any signs.
     targets: float array `(rows,)`, in [-1, 1].
-    k: how many intervals; the first sample of the target's sign in each may be taken.
+    k: the number of intervals; in each, only the first sample with the target's sign is
+      considered.
 
   Returns:
-    Bool array `(rows, n)`. Where every interval is hit, the error is at most `phi^-k`.
+    Bool array `(rows, n)`. In rows with a sample in every interval, the error is at
+    most `phi^-k`.
 
   Raises:
     ValueError: `k` is below 1.
@@ -75,9 +78,12 @@ def golden_ratio(samples: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray
   """
   if k < 1:
     raise ValueError(f"k must be at least 1, got {k}.")
+  # The interval of each sample; 0 for samples of the wrong sign.
   masks = np.zeros(samples.shape, bool)
   interval = np.floor(-np.log(np.abs(samples)) / math.log(PHI) + 1e-12).astype(np.int8)
   interval[np.sign(samples) != np.where(targets < 0, -1.0, 1.0)[:, None]] = 0
+  # From the interval of the largest samples on, take a sample if the residual is not
+  # below it.
   residual = np.abs(targets).astype(np.float64)
   row = np.arange(len(targets))
   for i in range(1, k + 1):

@@ -1,7 +1,7 @@
-"""Mini-batch SGD where the training set can be interpolated: the critical batch size.
+"""Mini-batch SGD on interpolated training sets, and the critical batch size.
 
-For least squares with an exact solution the expected squared distance to it contracts
-at a rate that a batch of `m` improves linearly up to `m*`, and hardly at all beyond.
+For least squares with an exact solution, SGD contracts the expected squared distance to
+it. The rate improves linearly with the batch size `m` up to `m*`, and hardly beyond.
 """
 
 import math
@@ -15,20 +15,20 @@ from sparsejax.core import check_integer, check_key
 
 
 class Spectrum(NamedTuple):
-  """What the theory needs of a problem `(inputs (n, d))`, `H = mean_i x_i x_i^T`."""
+  """The spectrum of a problem with inputs `(n, d)`, `H = mean_i x_i x_i^T`."""
 
   beta: float  # max_i |x_i|^2
   largest: float  # lambda_1 of H
-  smallest: float  # lambda_k, the smallest one above zero
-  values: np.ndarray  # all those above zero, descending
+  smallest: float  # lambda_k, the smallest eigenvalue above zero
+  values: np.ndarray  # all eigenvalues above zero, descending
 
 
 def spectrum(inputs: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
-  """The norms and eigenvalues that decide how batches scale.
+  """Computes the norms and eigenvalues that determine the effect of the batch size.
 
   Args:
     inputs: float array `(n, d)`.
-    tolerance: eigenvalues below this part of the largest count as zero.
+    tolerance: eigenvalues below this fraction of the largest count as zero.
 
   Returns:
     `Spectrum`.
@@ -49,11 +49,13 @@ def spectrum(inputs: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
 
 
 def kernel_spectrum(kernel: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
-  """The same for a kernel matrix `(n, n)`: `H` shares its spectrum, divided by `n`.
+  """Computes the spectrum of a problem from its kernel matrix.
+
+  `H` has the eigenvalues of the kernel matrix, divided by `n`.
 
   Args:
     kernel: float `(n, n)`, symmetric.
-    tolerance: eigenvalues below it, times the largest, count as zero.
+    tolerance: eigenvalues below this fraction of the largest count as zero.
 
   Returns:
     A `Spectrum`.
@@ -72,13 +74,15 @@ def kernel_spectrum(kernel: np.ndarray, tolerance: float = 1e-10) -> Spectrum:
 
 
 def critical_batch_size(s: Spectrum) -> float:
-  """`m* = beta / (lambda_1 - lambda_k) + 1`.
+  """Computes the critical batch size.
+
+  `m* = beta / (lambda_1 - lambda_k) + 1`
 
   Args:
-    s: from `spectrum`.
+    s: a spectrum, from `spectrum`.
 
   Returns:
-    `m*`, examples; infinite if all eigenvalues are equal.
+    `m*`, in examples; infinite if all eigenvalues are equal.
 
   Example:
     >>> critical_batch_size(spectrum(np.array([[2.0, 0.0], [0.0, 1.0]])))
@@ -91,17 +95,19 @@ def critical_batch_size(s: Spectrum) -> float:
 
 
 def contraction(s: Spectrum, batch: float, step_size: float) -> float:
-  """`g(m, eta) = max_l [(1 - eta l)^2 + eta^2 l (beta - l) / m]`.
+  """Bounds the factor by which one step of SGD changes `E |w - w*|^2`.
 
-  Bounds the factor by which a step shrinks `E |w - w*|^2`; below 1 = converges.
+  `g(m, eta) = max_l [(1 - eta l)^2 + eta^2 l (beta - l) / m]`
+
+  SGD converges if the factor is below 1.
 
   Args:
-    s: from `spectrum`.
-    batch: `m`, at least 1.
+    s: a spectrum, from `spectrum`.
+    batch: `m`, the batch size, at least 1.
     step_size: `eta`.
 
   Returns:
-    The factor.
+    The factor `g`.
 
   Raises:
     ValueError: `batch` is below 1.
@@ -121,14 +127,14 @@ def contraction(s: Spectrum, batch: float, step_size: float) -> float:
 
 
 def optimal_step_size(s: Spectrum, batch: float) -> float:
-  """The step size of least contraction factor.
+  """Computes the step size with the smallest contraction factor.
 
   `m <= m*`: `m / (beta + (m - 1) lambda_k)`; else
   `2 m / (beta + (m - 1) (lambda_1 + lambda_k))`.
 
   Args:
-    s: from `spectrum`.
-    batch: `m`, at least 1.
+    s: a spectrum, from `spectrum`.
+    batch: `m`, the batch size, at least 1.
 
   Returns:
     `eta*(m)`.
@@ -150,14 +156,14 @@ def optimal_step_size(s: Spectrum, batch: float) -> float:
 
 
 def optimal_contraction(s: Spectrum, batch: float) -> float:
-  """The contraction factor at the optimal step size, in closed form.
+  """Computes the contraction factor at the optimal step size, in closed form.
 
   `m <= m*`: `1 - m lambda_k / (beta + (m - 1) lambda_k)`; else
   `1 - 4 m (m - 1) lambda_1 lambda_k / (beta + (m - 1) (lambda_1 + lambda_k))^2`.
 
   Args:
-    s: from `spectrum`.
-    batch: `m`, at least 1.
+    s: a spectrum, from `spectrum`.
+    batch: `m`, the batch size, at least 1.
 
   Returns:
     `g*(m)`.
@@ -183,18 +189,20 @@ def optimal_contraction(s: Spectrum, batch: float) -> float:
 
 
 def iterations_bound(s: Spectrum, batch: float, accuracy: float) -> int:
-  """Steps after which `E |w - w*|^2` is below `accuracy` times its start, at `eta*`.
+  """Computes after how many steps at `eta*` the error is below a fraction of its start.
+
+  The error is `E |w - w*|^2`.
 
   Args:
-    s: from `spectrum`.
-    batch: `m`, at least 1.
-    accuracy: in (0, 1).
+    s: a spectrum, from `spectrum`.
+    batch: `m`, the batch size, at least 1.
+    accuracy: the fraction of the initial error, in (0, 1).
 
   Returns:
     `ceil(ln(accuracy) / ln(g*))`.
 
   Raises:
-    ValueError: `batch` is below 1 or `accuracy` not in (0, 1).
+    ValueError: `batch` is below 1, or `accuracy` is not in (0, 1).
 
   Example:
     >>> iterations_bound(spectrum(np.array([[2.0, 0.0], [0.0, 1.0]])), 1, 1e-6)
@@ -215,17 +223,19 @@ def simulate(
   *,
   runs: int = 20,
 ) -> jax.Array:
-  """Runs SGD on `mean_i (x_i . d)^2 / 2`, `d` a random unit distance to the solution.
+  """Runs SGD on `mean_i (x_i . d)^2 / 2` from a random unit vector `d`.
 
   `d <- d - eta mean_{i in batch} x_i (x_i . d)`, batches drawn with replacement.
 
+  Here `d` is the difference between the weights and the solution.
+
   Args:
     inputs: float array `(n, d)`.
-    batch: `m`.
+    batch: `m`, the batch size.
     step_size: `eta`.
-    steps: how many.
-    key: a JAX random key.
-    runs: independent ones, in one `vmap`.
+    steps: the number of steps.
+    key: a PRNG key.
+    runs: the number of independent runs, which are vmapped.
 
   Returns:
     Float array `(runs, steps)`: `|d|^2` after each step.
@@ -249,7 +259,7 @@ def simulate(
   def run(key):
     start_key, key = jax.random.split(key)
     start = jax.random.normal(start_key, (dimension,), inputs.dtype)
-    # Only the rows' span can be learned: start inside it.
+    # Only components in the span of the rows can be learned, so start inside it.
     start = start if count >= dimension else inputs.T @ start[:count]
     start = start / jnp.linalg.norm(start)
     return jax.lax.scan(step, start, jax.random.split(key, steps))[1]

@@ -1,4 +1,4 @@
-"""A weight as the nearest one of many random samples (Malach et al.)."""
+"""Approximation of a weight by the nearest of many random samples (Malach et al.)."""
 
 import math
 
@@ -6,13 +6,15 @@ import numpy as np
 
 
 def samples_needed(eps: float, delta: float) -> int:
-  """How many samples hit a window of half-width `eps` with chance `1 - delta`.
+  """Computes how many samples hit a window with probability at least `1 - delta`.
 
   `n = ceil(ln(1 / delta) / eps)`, for samples uniform on [-1, 1].
 
+  The window has the half-width `eps`.
+
   Args:
-    eps: the error allowed, in units of the samples' range.
-    delta: the chance of failure allowed for one target.
+    eps: the allowed error; the samples' range is [-1, 1].
+    delta: the allowed probability of failure per target.
 
   Returns:
     The number of samples.
@@ -33,14 +35,14 @@ def samples_needed(eps: float, delta: float) -> int:
 
 
 def pick_one(samples: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """Marks the sample nearest to each row's target.
+  """Selects the sample nearest to each row's target.
 
   Args:
     samples: float array `(rows, n)`.
     targets: float array `(rows,)`.
 
   Returns:
-    Bool array `(rows, n)`, one True a row.
+    Bool array `(rows, n)` with one True per row.
 
   Example:
     >>> pick_one(np.array([[0.1, -0.4, 0.7]]), np.array([0.6])).tolist()

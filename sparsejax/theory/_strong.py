@@ -1,4 +1,4 @@
-"""Strong lottery tickets: prune a random network, never train it, into a given one."""
+"""Strong lottery tickets: pruning of untrained random networks to match a target."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,14 @@ CONSTRUCTIONS = ("subset_sum", "pick_one", "golden_ratio")
 
 
 class StrongTicket(NamedTuple):
-  """A pruned random network and how well it stands in for its target."""
+  """A pruned random network, and how well it approximates its target."""
 
   layers: list[LayerTicket]
   max_weight_error: float  # over all weights and biases, both signs
-  sup_error_bound: float  # over the unit ball, see strong_error.sup_error_bound
-  sup_error_found: float  # the largest one found there
-  overhead: float  # random second-layer weights a target weight
-  kept: float  # of these, how many the masks leave a target weight
+  sup_error_bound: float  # bound over the unit ball, see `sup_error_bound`
+  sup_error_found: float  # the largest error found in the unit ball
+  overhead: float  # random second-layer weights per target weight
+  kept: float  # live second-layer weights per target weight
 
 
 def approximate(
@@ -34,32 +34,33 @@ def approximate(
   seed: int = 0,
   signed_inputs: bool = True,
 ) -> StrongTicket:
-  """Prunes a random ReLU network of twice the depth into a given MLP.
+  """Prunes a random ReLU network of twice the depth to approximate a given MLP.
 
-  Every weight, bias included, is approximated within `eps` on its own; a layer's random
-  weights are scaled by its largest weight. With `N` weights to hit, each one may fail
-  with probability `delta / N`, which gives the samples a weight:
+  Every weight, biases included, is approximated within `eps` separately. The random
+  weights of a layer are scaled by its largest weight. With `N` weights to approximate,
+  each may fail with probability `delta / N`, which determines the samples per weight:
   `subset_sum` `1.2 log2(2 / min(eps, delta / N))`, `pick_one` `ln(N / delta) / eps`,
   `golden_ratio` `2 k ln(k N / delta)` with `k = log_phi(1 / eps)` (`eps` in units of
   the layer's scale).
 
   Args:
     target_params: dense layers `{"kernel": (in, out), "bias": (out,)}` in order, as a
-      sequence or as a mapping whose sorted keys are the order; ReLU between them.
-    eps: the largest error allowed in a weight.
-    delta: the chance of failure allowed for the whole network.
+      sequence, or as a mapping whose sorted keys are the order; ReLU between them.
+    eps: the allowed error per weight.
+    delta: the allowed probability of failure for the whole network.
     construction: "subset_sum" (Pensia et al.), "pick_one" (Malach et al.) or
       "golden_ratio" (Orseau et al.).
-    seed: the random network's.
-    signed_inputs: True covers the whole unit ball, with two groups of hidden neurons an
-      input of the first layer; False its non-negative part (pixels), with one.
+    seed: the seed of the random network.
+    signed_inputs: True covers the whole unit ball, with two groups of hidden neurons
+      per input of the first layer; False covers its nonnegative part, such as pixels,
+      with one group.
 
   Returns:
-    `StrongTicket`. Where the samples failed a weight, `max_weight_error` is above
-    `eps`.
+    `StrongTicket`. If the samples were insufficient for a weight, `max_weight_error` is
+    above `eps`.
 
   Raises:
-    ValueError: an argument breaks its rule.
+    ValueError: an argument is outside its range.
 
   Example:
     >>> layer = {"kernel": np.array([[0.3, -0.2]]), "bias": np.array([0.1, 0.0])}
@@ -78,6 +79,7 @@ def approximate(
     )
   for name, value in (("eps", eps), ("delta", delta)):
     check_number(name, value, "be in (0, 1)", lambda v: 0 < v < 1)
+  # Treat a bias as one more row of the kernel, and count the weights to approximate.
   target = _matrices(target_params)
   stacked = [
     np.concatenate([kernel, bias[None]]) if bias.any() else kernel
@@ -85,12 +87,14 @@ def approximate(
   ]
   signs = [2 if signed_inputs and i == 0 else 1 for i in range(len(stacked))]
   problems = sum(s * w.size for s, w in zip(signs, stacked, strict=True))
+  # Draw the random weights of each layer and choose their masks.
   layers = []
   for number, (weights, (kernel, _)) in enumerate(zip(stacked, target, strict=True)):
     plan = _plan(
       construction, weights, eps, delta / problems, (seed, number), signs[number]
     )
     layers.append(_solve(plan._replace(bias=len(weights) > len(kernel)), weights, eps))
+  # Measure the errors and the number of random weights.
   error = max(
     float(np.abs(layer.weights - w[None]).max())
     for layer, w in zip(layers, stacked, strict=True)
@@ -109,7 +113,7 @@ def approximate(
 
 
 def _matrices(params):
-  """Kernels and biases in float64; no bias is a bias of zeros."""
+  """Returns kernels and biases in float64; a missing bias is replaced by zeros."""
   target = []
   for layer in dense_layers(params):
     kernel = np.asarray(layer["kernel"], np.float64)
@@ -122,10 +126,10 @@ def _plan(construction, weights, eps, delta, seed, signs):
   largest = max(float(np.abs(weights).max()), eps)
   intervals = 0
   if construction == "subset_sum":
-    scale = 2 * largest  # targets lie in half the samples' range
+    scale = 2 * largest  # targets are in half the samples' range
     samples = _subset_sum.samples_needed(min(eps / scale, 0.5), delta)
   elif construction == "pick_one":
-    scale = largest + eps  # so that the outermost target's window is whole
+    scale = largest + eps  # the window around the largest target is inside the range
     samples = _pick_one.samples_needed(min(eps / scale, 0.5), delta)
   else:
     scale = largest
@@ -146,7 +150,7 @@ def _plan(construction, weights, eps, delta, seed, signs):
 
 
 def _solve(plan: LayerPlan, weights: np.ndarray, eps: float) -> LayerTicket:
-  """Draws each input's random weights and cuts them, a few inputs at a time."""
+  """Draws the random weights of each input and selects from them, one by one."""
   bytes_needed = math.ceil(plan.samples / 8)
   masks = np.zeros((plan.signs, *weights.shape, bytes_needed), np.uint8)
   chosen = np.zeros((plan.signs, *weights.shape))

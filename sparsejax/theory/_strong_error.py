@@ -1,4 +1,4 @@
-"""How far a ticket's network can be from its target, over the whole unit ball."""
+"""Errors of a strong ticket's network over the unit ball: a bound and a search."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ Matrices = Sequence[tuple[np.ndarray, np.ndarray]]  # kernel (in, out), bias (ou
 
 
 def run_target(target: Matrices, x: np.ndarray) -> np.ndarray:
-  """The target MLP in float64, ReLU between layers.
+  """Runs the target MLP in float64, with ReLU between layers.
 
   Example:
     >>> layer = (np.array([[2.0]]), np.array([1.0]))
@@ -24,19 +24,19 @@ def run_target(target: Matrices, x: np.ndarray) -> np.ndarray:
 
 
 def sup_error_bound(target: Matrices, layers: Sequence[LayerTicket]) -> float:
-  """A bound on `sup_{|x| <= 1} |f(x) - g(x)|`, Euclidean norms.
+  """Computes a bound on `sup_{|x| <= 1} |f(x) - g(x)|`, in Euclidean norms.
 
   Layer by layer, with `W` the target's and `V` the ticket's kernel, `r` a bound on the
   target's activations and `e` on the error so far:
-  `e <- |V| e + |W - V| r + |b - c|`, `r <- |W| r + |b|`; a ReLU lengthens neither. For
+  `e <- |V| e + |W - V| r + |b - c|`, `r <- |W| r + |b|`; a ReLU increases neither. For
   two signs, `|.|` of the pair is the root of the sum of squares.
 
   Args:
     target: kernels and biases.
-    layers: the ticket's.
+    layers: the ticket's layers.
 
   Returns:
-    The bound. (For tickets of one sign: over the ball's non-negative part.)
+    The bound. For tickets of one sign, it holds over the ball's nonnegative part.
 
   Example:
     >>> from sparsejax.theory._strong_network import LayerPlan
@@ -70,18 +70,18 @@ def empirical_sup_error(
   points: int = 512,
   steps: int = 30,
 ) -> float:
-  """The largest `|f(x) - g(x)|` found in the unit ball: a lower bound of the supremum.
+  """Searches the unit ball for the largest `|f(x) - g(x)|`, by random hill climbing.
 
-  Starts from random points and from the directions in which the first layer errs most,
-  and climbs: each step goes along a random direction of shrinking length and stays if
-  the error grew.
+  The result is a lower bound of the supremum. The search starts from random points and
+  from the directions in which the error of the first layer is largest. Each step moves
+  in a random direction, by a decreasing length, and is kept if the error increases.
 
   Args:
     target: kernels and biases.
-    layers: the ticket's.
-    seed: of the points.
-    points: how many climbers.
-    steps: how many steps each makes.
+    layers: the ticket's layers.
+    seed: the seed of the points and directions.
+    points: the number of random starting points.
+    steps: the number of steps per starting point.
 
   Returns:
     The largest error found.

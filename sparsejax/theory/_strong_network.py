@@ -1,10 +1,10 @@
-"""The random network of a strong ticket: drawn from a seed, cut by masks, and run.
+"""The random network of a strong ticket: drawing from a seed, masking and running.
 
 A target layer `y = W x` becomes two random layers. Input `i` feeds `n` hidden neurons
-`relu(a_ik x_i)` of positive `a`, and, where inputs may be negative, `n` more of
-negative `a`; each is joined to output `j` by `b_ikj`. As `relu(a x) = a x` wherever it
-is not 0, the masks `m` choose the weight `w_ij ~ sum_k m_ikj a_ik b_ikj` for either
-sign of `x_i`. A bias is the weight of one more input, which is always 1.
+`relu(a_ik x_i)` with positive `a`, and, if inputs can be negative, `n` more with
+negative `a`. Each is connected to output `j` by `b_ikj`. As `relu(a x) = a x` wherever
+it is not 0, the masks `m` select the weight `w_ij ~ sum_k m_ikj a_ik b_ikj` for each
+sign of `x_i`. A bias is the weight of an additional input, which is always 1.
 """
 
 import math
@@ -17,31 +17,31 @@ from sparsejax.theory._golden_ratio import PHI
 
 
 class LayerPlan(NamedTuple):
-  """All that the random weights of one target layer follow from."""
+  """The settings that determine the random weights of one target layer."""
 
   construction: str  # "subset_sum", "pick_one" or "golden_ratio"
-  seed: tuple[int, int]  # of the network, and the layer's number
-  inputs: int  # of the target layer, with the constant 1 of its bias
-  outputs: int
-  signs: int  # 2 where inputs may be negative, else 1
+  seed: tuple[int, int]  # the network's seed and the layer's index
+  inputs: int  # inputs of the target layer, including the constant 1 of its bias
+  outputs: int  # outputs of the target layer
+  signs: int  # 2 if inputs can be negative, else 1
   bias: bool  # whether the last input is the constant 1
-  samples: int  # n, hidden neurons an input and a sign
+  samples: int  # n, hidden neurons per input and sign
   intervals: int  # k of the golden ratio, else 0
-  scale: float  # of the second layer's random weights
+  scale: float  # scale of the second layer's random weights
 
 
 class LayerTicket(NamedTuple):
-  """A plan and the masks that cut a target layer out of it."""
+  """A plan, and the masks that approximate a target layer with its random weights."""
 
   plan: LayerPlan
   masks: np.ndarray  # uint8 (signs, inputs, outputs, ceil(n / 8)), packed bits
-  weights: np.ndarray  # float64 (signs, inputs, outputs), what the masks choose
+  weights: np.ndarray  # float64 (signs, inputs, outputs), the resulting weights
 
 
 def random_weights(
   plan: LayerPlan, sign: int, row: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The random weights around one input, drawn anew from the plan's seed.
+  """Draws the random weights of one input from the plan's seed.
 
   `subset_sum`: `a` uniform on (0, 1), `b` on `scale * [-1, 1]`, so that their product
   contains a uniform part. `pick_one`: `a = 1`, `b` uniform. `golden_ratio`: `a = 1`,
@@ -49,9 +49,9 @@ def random_weights(
   negative sign both are negated.
 
   Args:
-    plan: the layer's.
+    plan: the layer's plan.
     sign: 0 for positive inputs, 1 for negative ones.
-    row: the input's number.
+    row: the index of the input.
 
   Returns:
     `a`, float32 `(n,)`, and `b`, float32 `(n, outputs)`.
@@ -77,7 +77,7 @@ def random_weights(
 
 
 def unpack_masks(layer: LayerTicket, sign: int, row: int) -> np.ndarray:
-  """The masks of the second layer's weights around one input, bool `(n, outputs)`.
+  """Unpacks the masks of one input's second-layer weights, bool `(n, outputs)`.
 
   Example:
     >>> plan = LayerPlan("pick_one", (0, 0), 1, 1, 1, False, 3, 0, 1.0)
@@ -90,19 +90,21 @@ def unpack_masks(layer: LayerTicket, sign: int, row: int) -> np.ndarray:
 
 
 def run_network(layers: Sequence[LayerTicket], x: np.ndarray) -> np.ndarray:
-  """Runs the masked random network itself: random weights, masks and ReLUs, no more.
+  """Runs the masked random network itself, with its random weights, masks and ReLUs.
 
-  Memory is one input's hidden neurons; time is that of the wide network.
+  Hidden neurons are computed for one input at a time, so memory is small. The time is
+  that of the wide network.
 
   Args:
     layers: a ticket's layers.
-    x: float array `(batch, inputs)`; must not be negative where a layer's `signs` is 1.
+    x: float array `(batch, inputs)`; must not be negative if the first layer's `signs`
+      is 1.
 
   Returns:
     float64 `(batch, outputs)`, before any activation of the last layer.
 
   Raises:
-    ValueError: `x` holds negative values that the network was not built for.
+    ValueError: `x` has negative values, but the network was built without them.
 
   Example:
     >>> plan = LayerPlan("pick_one", (0, 0), 1, 1, 1, False, 1, 0, 1.0)
@@ -137,14 +139,16 @@ def run_network(layers: Sequence[LayerTicket], x: np.ndarray) -> np.ndarray:
 
 
 def run_effective(layers: Sequence[LayerTicket], x: np.ndarray) -> np.ndarray:
-  """The same function through the weights that the masks choose, at the target's cost.
+  """Computes the same function as `run_network`, at the target network's cost.
+
+  It uses the weights that result from the masks instead of the random ones.
 
   Args:
     layers: a ticket's layers.
     x: float array `(batch, inputs)`.
 
   Returns:
-    float64 `(batch, outputs)`; equal to `run_network` but for rounding.
+    float64 `(batch, outputs)`; equal to `run_network` up to rounding.
 
   Example:
     >>> plan = LayerPlan("pick_one", (0, 0), 1, 1, 2, False, 1, 0, 1.0)

@@ -1,22 +1,24 @@
-"""A weight as a sum of some of a few random samples (Pensia et al.; Lueker)."""
+"""Approximation of a weight by a sum of random samples (Pensia et al.; Lueker)."""
 
 import math
 
 import numpy as np
 
-_CHUNK_SUMS = 1 << 18  # sums held at a time: they should stay in the cache
+_CHUNK_SUMS = 1 << 18  # sums computed at a time, so that they fit into the cache
 
 
 def samples_needed(eps: float, delta: float) -> int:
-  """How many random samples each target gets.
+  """Computes how many random samples a target needs.
 
-  `n = ceil(1.2 log2(2 / min(eps, delta)))`. The form is Lueker's theorem, which leaves
-  the constant open; 1.2 is measured: at `eps` of one percent of the range two targets
-  in a million fail with 24 samples, and each further sample halves that.
+  `n = ceil(1.2 log2(2 / min(eps, delta)))`
+
+  The form is that of Lueker's theorem, which does not give the constant. 1.2 is
+  measured: with `eps` one percent of the range and 24 samples, two targets in a million
+  fail, and each further sample halves that number.
 
   Args:
-    eps: the error allowed, in units of the samples' range.
-    delta: the chance of failure allowed for one target.
+    eps: the allowed error, in units of the samples' range.
+    delta: the allowed probability of failure per target.
 
   Returns:
     The number of samples.
@@ -37,11 +39,12 @@ def samples_needed(eps: float, delta: float) -> int:
 
 
 def subset_sum(samples: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """The subset of each row's samples whose sum is nearest to the row's target.
+  """Finds the subset of each row's samples whose sum is nearest to the row's target.
 
-  Meet in the middle: all `2^(n/2)` sums of either half; one half's are sorted, and the
-  other half's complements are searched in them. Exact up to the last `n / 2` bits of a
-  double, in which a sum's subset is carried through the sort.
+  The algorithm meets in the middle: it computes all `2^(n/2)` sums of each half, sorts
+  those of one half, and searches them for the target minus those of the other half. The
+  result is exact up to the last `n / 2` bits of a double, which encode a sum's subset
+  during the sort.
 
   Args:
     samples: float array `(rows, n)`, `n` from 2 to 40.
@@ -80,17 +83,21 @@ def subset_sum(samples: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def _nearest(samples, targets):
+  # Compute the sums of both halves, and sort those of the right half. The lowest bits
+  # of each sum are replaced by the code of its subset, which the sort carries along.
   rows, n = samples.shape
   half = n // 2
   left, right = _all_sums(samples[:, :half]), _all_sums(samples[:, half:])
   codes = np.arange(right.shape[1], dtype=np.int64)[None]
   low_bits = np.int64((1 << (n - half)) - 1)
   tagged = np.sort(((right.view(np.int64) & ~low_bits) | codes).view(np.float64), 1)
-  # Rows are laid one after another on one line, so that one search serves all.
+  # Search all rows at once: an offset per row puts their sorted sums into one ascending
+  # array, in which the target minus each left sum is searched.
   reach = 2 * (np.abs(samples).sum(1).max() + np.abs(targets).max()) + 1
   offset = np.arange(rows, dtype=np.float64)[:, None] * (2 * reach)
   wanted = targets[:, None] - left
   order = np.searchsorted((tagged + offset).ravel(), (wanted + offset).ravel())
+  # The nearest right sum is the one above or below the position found, in the same row.
   first = np.arange(rows)[:, None] * right.shape[1]
   last = first + right.shape[1] - 1
   above = np.clip(order.reshape(left.shape), first, last)
@@ -102,6 +109,7 @@ def _nearest(samples, targets):
   nearer = np.where(
     error_above[row, best] <= error_below[row, best], above[row, best], below[row, best]
   )
+  # Decode the subsets: of the left half from its index, of the right from its low bits.
   code = flat[nearer].view(np.int64) & low_bits
   bits = np.concatenate(
     [
@@ -114,7 +122,10 @@ def _nearest(samples, targets):
 
 
 def _all_sums(samples):
-  """`(rows, 2^n)`; bit `k` of a column's number says whether sample `k` is in."""
+  """Returns all subset sums, `(rows, 2^n)`; bit k of a column's index = sample k is in.
+
+  The first bit is the lowest.
+  """
   sums = np.zeros((len(samples), 1))
   for k in range(samples.shape[1]):
     sums = np.concatenate([sums, sums + samples[:, k : k + 1]], axis=1)
@@ -124,13 +135,16 @@ def _all_sums(samples):
 def staged_subset_sum(
   samples: np.ndarray, targets: np.ndarray, eps: float, first: int = 16
 ) -> np.ndarray:
-  """As `subset_sum`, but uses more samples only where fewer leave an error above `eps`.
+  """Finds subset sums within `eps`, with no more samples per row than needed.
+
+  Like `subset_sum`, but rows whose error is above `eps` are solved again with more
+  samples.
 
   Args:
     samples: float array `(rows, n)`.
     targets: float array `(rows,)`.
-    eps: the error allowed.
-    first: samples tried at first; four more at a time after that.
+    eps: the allowed error.
+    first: the number of samples used at first; it grows by four at a time.
 
   Returns:
     Bool array `(rows, n)`.

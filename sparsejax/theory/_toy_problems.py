@@ -1,17 +1,17 @@
-"""Small problems with every pattern known: XOR and the three MONK's problems."""
+"""Small problems whose patterns are all known: XOR and the three MONK's problems."""
 
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 
-_VALUES = (3, 3, 2, 3, 4, 2)  # of a MONK's six attributes; 17 one-hot inputs
+_VALUES = (3, 3, 2, 3, 4, 2)  # values per attribute of MONK's; 17 one-hot inputs
 _TRAIN_ROWS = {1: 124, 2: 169, 3: 122}
 _NOISY_ROWS = {1: 0, 2: 0, 3: 6}
 
 
 class Problem(NamedTuple):
-  """Training rows and all patterns with their true labels."""
+  """A problem: its training rows, and all patterns with their true labels."""
 
   train_inputs: np.ndarray  # (n, d) float64
   train_labels: np.ndarray  # (n,) bool
@@ -20,7 +20,7 @@ class Problem(NamedTuple):
 
 
 def xor() -> Problem:
-  """The four patterns of exclusive or; training rows are all of them.
+  """Returns the four patterns of exclusive or, all of which are training rows.
 
   Example:
     >>> xor().labels.tolist()
@@ -32,19 +32,20 @@ def xor() -> Problem:
 
 
 def monk(problem: int, seed: int = 0) -> Problem:
-  """One of the MONK's problems: 17 one-hot inputs, 432 patterns.
+  """Returns one of the MONK's problems, with 17 one-hot inputs and 432 patterns.
 
   1: `a1 = a2 or a5 = 1`. 2: exactly two attributes have their first value.
   3: `(a5 = 3 and a4 = 1) or (a5 != 4 and a2 != 3)`, 6 training labels flipped.
-  The training rows (124, 169, 122) are drawn without replacement by these rules: the
+
+  The training rows (124, 169 and 122) are drawn here without replacement, because the
   published draws cannot be regenerated.
 
   Args:
     problem: 1, 2 or 3.
-    seed: of the draw.
+    seed: the seed of the draw.
 
   Returns:
-    `Problem`; the patterns carry noise-free labels, and are the published test set.
+    `Problem`. All patterns, with labels without noise, are the published test set.
 
   Raises:
     ValueError: `problem` is not 1, 2 or 3.
