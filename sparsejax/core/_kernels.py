@@ -20,14 +20,19 @@ _POSITION = re.compile(r"(rel)?pos|positions?|positional|relative")
 _WEIGHT = re.compile(r"kernels?|weights?|filters?|w[a-z]{0,3}")
 _SCALE = re.compile(r"scales?|gamma|gain|decay|log")
 _TABLE = re.compile(r"tables?|tokens?|latents|prompts?|codebooks?")
+# Learned vectors that are looked up or attended to.
+_LEARNED = re.compile(
+  r"anchors?|cent(er|roid)s?|codevectors?|freq(s|uency|uencies)?|points?"
+  r"|prototypes?|slots?"
+)
 # Words for layers, whose names may have words of other kinds: `embed_proj`.
 _LAYER = re.compile(r"conv|dense|einsum|fc|linear|modulation|proj(ection)?")
 _BLOCK = re.compile(r"ffn|mlp")
 # Last words of embeddings: `embed_tokens`, `embed_in`. Others, such as `embed_out`, are
 # layers.
 _EMBEDDED = re.compile(r"in|positions?|tables?|tokens?")
-# Patches and times are embedded by a product with a kernel: `patch_embed`.
-_PROJECTED = re.compile(r"patch(es)?|time(step)?")
+# Patches and times are embedded by a product with a kernel: `patch_embed`, `temb/w`.
+_PROJECTED = re.compile(r"patch(es)?|time(step)?|temb")
 
 Words = Sequence[str]
 
@@ -81,20 +86,20 @@ def why_dense(path: str, leaf: Any, most_axes: int = 0) -> str | None:
     return "not floating"
   shape = tuple(leaf.shape)
   own, parent = _own_and_module(path)
-  name, module = _words(own), _words(parent)
+  name, module = words(own), words(parent)
   if path.startswith("batch_stats/") or _is_statistic(name, module):
     return "statistics"
   if _is_normalization(own, name, module):
     return "normalization"
   if _is_bias(name, module, len(shape), most_axes):
     return "bias"
-  if _is_embedding(name, module):
+  if _is_embedding(own, name, module):
     return "embedding"
   if _is_scale(name, shape):
     return "scale"
   if len(shape) < 2:
     return "rank below 2"
-  return "leading axis of 1" if _is_broadcast(name, shape) else None
+  return "leading axis of 1" if _is_broadcast(own, name, shape) else None
 
 
 def _own_and_module(path: str) -> tuple[str, str]:
@@ -103,7 +108,8 @@ def _own_and_module(path: str) -> tuple[str, str]:
   return ("", "", *named)[-1], ("", "", *named)[-2]
 
 
-def _words(name: str) -> Words:
+def words(name: str) -> Words:
+  """Returns the words of a name in lower case: `LayerNorm_0` is ("layer", "norm")."""
   return tuple(word.lower() for word in _WORD.findall(name))
 
 
@@ -133,7 +139,7 @@ def _is_normalization(own: str, name: Words, module: Words) -> bool:
   return one and _last(_LAYER, module) < _last(_NORM, module)
 
 
-def _is_embedding(name: Words, module: Words) -> bool:
+def _is_embedding(own: str, name: Words, module: Words) -> bool:
   if "kernel" in name:  # a name of Dense and Conv layers, never of embeddings
     return False
   if _has(_LAYER, name) or _has(_BLOCK, name):
@@ -142,6 +148,11 @@ def _is_embedding(name: Words, module: Words) -> bool:
     return not _has(_PROJECTED, name)
   if _has(_POSITION, name) or (name and _TABLE.fullmatch(name[-1])):
     return True
+  if _is_learned(name):
+    return True
+  # A numbered weight such as `w1` belongs to a product, whatever its module.
+  if _has(_WEIGHT, name) and own[-1].isdigit():
+    return False
   if not module or _has(_LAYER, module) or _has(_PROJECTED, module):
     return False
   head = module[-1]
@@ -152,6 +163,14 @@ def _is_embedding(name: Words, module: Words) -> bool:
   if _has(_POSITION, module):
     return bool(_POSITION.fullmatch(head)) or head in ("bias", "enc", "encoding")
   return False
+
+
+def _is_learned(name: Words) -> bool:
+  """Returns whether it is like `slots` or `object_queries`, but not `queries` alone."""
+  if not name or _has(_WEIGHT, name):
+    return False
+  qualified = len(name) > 1 and name[-1] == "queries"
+  return qualified or bool(_LEARNED.fullmatch(name[-1]))
 
 
 def _is_bias(name: Words, module: Words, axes: int, most_axes: int) -> bool:
@@ -167,16 +186,20 @@ def _is_bias(name: Words, module: Words, axes: int, most_axes: int) -> bool:
 def _is_scale(name: Words, shape: tuple[int, ...]) -> bool:
   if _has(_LAYER, name) or _has(_BLOCK, name):
     return False
+  if "".join(name[:2]) == "timemix":  # RWKV's, one per channel
+    return True
   if _has(_SCALE, name):
     return not _has(_WEIGHT, name) or bool(_SCALE.fullmatch(name[-1]))
   # The `g` of weight normalization, which has one norm per output.
   return bool(name) and name[-1] == "g" and sum(n > 1 for n in shape) < 2
 
 
-def _is_broadcast(name: Words, shape: tuple[int, ...]) -> bool:
+def _is_broadcast(own: str, name: Words, shape: tuple[int, ...]) -> bool:
   """Returns whether an array is broadcast over a batch, such as a token (1, 1, d)."""
-  if not name or _has(_WEIGHT, name) or _has(_LAYER, name) or len(shape) < 3:
+  if not name or _has(_WEIGHT, name) or _has(_LAYER, name):
     return False
+  if len(shape) < 3:  # `h0` or `tau`; a name of one letter may be that of a matrix
+    return shape[:1] == (1,) and len(own) > 1 and "lora" not in name
   pointwise = len(shape) > 3 and shape[:-2] == (1,) * len(shape[:-2])
   if pointwise and min(shape[-2:]) > 1:  # a convolution of width 1
     return False

@@ -155,6 +155,110 @@ def test_what_nobody_declared_is_refused_by_name(path):
   )
 
 
+CONVOLUTIONS = {  # without a bias; inputs and outputs last, or first if `weight`
+  "Conv_0/kernel": (41, 11, 1, 32),
+  "conv2_d/w": (3, 5, 16, 32),
+  "conv_init/kernel": (7, 7, 3, 64),
+  "block1/unit1/conv_proj/kernel": (1, 1, 64, 256),
+  "proj/kernel": (1, 1, 16, 32),
+  "shortcut/kernel": (1, 1, 16, 32),
+  "layer1_0/kernel": (3, 3, 16, 16),
+  "stem/kernel": (4, 4, 3, 96),
+  "embedding/kernel": (16, 16, 3, 768),
+  "downsample/kernel": (2, 3, 96, 192),
+  "dwconv/kernel": (7, 7, 1, 96),
+  "mixed/0/kernel": (1, 7, 16, 16),
+  "temporal/kernel": (3, 1, 1, 8, 8),
+  "block/kernel": (3, 3, 3, 8, 8),
+  "attention/to_qkv/kernel": (1, 1, 64, 96),
+  "conv_qkv/kernel": (3, 3, 16, 48),
+  "value/w": (1, 1, 16, 4),
+  "conv": (3, 5, 16, 32),
+  "w": (3, 3, 16, 32),
+  "0/0": (5, 5, 1, 32),
+  "stages.0.blocks.0.conv_dw.weight": (96, 1, 7, 7),
+  "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+  "features.0.weight": (64, 3, 11, 11),
+  "attention.to_q.weight": (32, 16, 1, 1),
+  "patch_embed.proj.weight": (768, 3, 16, 16),
+}
+
+
+def _alone(paths):
+  """Each leaf as a tree of its own: a neighbor could tell what it is."""
+  for path, shape in paths.items():
+    tree = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name in reversed(path.split("/")):
+      tree = {name: tree}
+    yield path, len(shape), tree
+
+
+def test_convolutions_are_told_by_name_or_shape():
+  for path, rank, tree in _alone(CONVOLUTIONS):
+    first = path.endswith("weight")
+    expected = ((1,), (0,)) if first else ((rank - 2,), (rank - 1,))
+    assert sides(tree) == {path: expected}, path
+
+
+def test_a_bias_of_one_number_per_output_says_convolution():
+  for name, shape in {"v": (3, 5, 8, 16), "query": (3, 3, 8, 16)}.items():
+    tree = {name: {"w": jnp.ones(shape), "b": jnp.ones(16)}}
+    axes = layer_axes(tree, [False, True])
+    assert [(a.inputs, a.outputs) for a in axes] == [((2,), (3,))]
+  torch = {"v.weight": jnp.ones((8, 4, 3, 5)), "v.bias": jnp.ones(8)}
+  [axes] = layer_axes(torch, [False, True])
+  assert (axes.inputs, axes.outputs) == ((1,), (0,))
+
+
+NO_CONVOLUTIONS = {
+  "qkv/kernel": (64, 3, 4, 16),
+  "query/kernel": (16, 3, 4, 4),  # stacked by nn.scan along axis 1
+  "q_proj/kernel": (4, 4, 4, 4),
+  "up/kernel": (64, 3, 4, 16),
+  "up/weight": (64, 3, 4, 16),
+  "qkv/weight": (64, 3, 4, 4),
+  "Dense_0/kernel": (4, 4, 8, 8),  # stacked by two scans
+  "experts/w": (4, 4, 8, 8),
+  "blocks/kernel": (4, 3, 3, 8, 8),  # a stacked convolution
+}
+
+
+def test_what_may_be_no_convolution_is_refused():
+  for path, _, tree in _alone(NO_CONVOLUTIONS):
+    assert sides(tree) == {path: ((), ())}, path
+  # Eight layers of eight heads look like a kernel of 8 x 8, and `k` means little.
+  for out, query, key in [
+    ("out", "query", "key"),
+    ("o", "q", "k"),
+    ("proj", "qkv", "v"),
+  ]:
+    kernel, heads = jnp.ones((8, 8, 4, 32)), jnp.ones((8, 32, 8, 4))
+    tree = {out: {"kernel": kernel}, query: {"kernel": heads}, key: {"kernel": kernel}}
+    assert set(sides(tree).values()) == {((), ())}
+    assert sides({"k": kernel}) == {"k": ((2,), (3,))}
+
+
+def test_attention_without_a_bias_is_never_counted_as_a_convolution():
+  """16 inputs of 64 for each of 3 * 4 * 16 neurons, once its axes are declared."""
+  params = {"qkv": {"kernel": jax.random.normal(jax.random.key(0), (64, 3, 4, 16))}}
+  for structure in (sj.constant_fan_in(), sj.n_m(1, 4)):
+    with pytest.raises(ValueError, match="'qkv/kernel'"):
+      sj.rigl(optax.sgd(0.1), 0.25, structure=structure).init(params)
+  with pytest.raises(ValueError, match="'qkv/kernel'"):
+    sj.rigl(optax.sgd(0.1), 0.25, distribution=sj.erk).init(params)
+  tx = sj.rigl(
+    optax.sgd(0.1), 0.25, structure=sj.constant_fan_in(), input_axes={"qkv": 0}
+  )
+  assert (sj.masks(tx.init(params))["qkv"]["kernel"].sum(0) == 16).all()
+
+
+def test_names_of_pytorch_separated_by_dots():
+  tree = {"fc.weight": jnp.ones((6, 6)), "fc.bias": jnp.ones(6)}
+  assert sides(tree) == {"fc.weight": ((1,), (0,))}
+  tree = {"fc.weight": jnp.ones((6, 4)), "fc.bias": jnp.ones(4)}
+  assert sides(tree) == {"fc.weight": ((0,), (1,))}
+
+
 def test_per_neuron_growth_refuses_what_nobody_declared():
   params = {"proj": {"kernel": jnp.ones((8, 4, 4))}}
   with pytest.raises(ValueError, match=r"'proj/kernel'.*grow_per_neuron"):

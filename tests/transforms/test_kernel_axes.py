@@ -129,7 +129,7 @@ def test_layers_stacked_on_any_axis_train_as_on_the_first(name, stacked, monkeyp
   }
   found = []
   for params, axis in ((leading, (0,)), (other, stacked)):
-    for module in ("transforms.start", "scores.random"):
+    for module in ("transforms._start", "scores._random"):
       module = sys.modules[f"sparsejax.{module}"]
       monkeypatch.setattr(module, "uniform_like", _draw_rows_first(axis))
     jax.clear_caches()
