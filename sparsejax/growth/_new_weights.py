@@ -73,6 +73,7 @@ def warm_up(
 
   def update_fn(updates, state, params=None, **extra_args):
     updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
+    # Count each live weight's steps up to `steps`; a dropped weight starts again at 0.
     masks = find_masks(inner_state)
     ages = jax.tree.map(
       lambda age, m: jnp.where(m, jnp.minimum(age + 1, steps), 0), state.ages, masks

@@ -70,6 +70,7 @@ def criterion(
     raise TypeError(f"name must be a criterion's, got {name!r}.")
   if key is not None:
     check_key("key", key)
+  # Separate a sign suffix from the name of the criterion.
   rule, sign = name, 0
   for suffix, value in _SIGNS.items():
     if suffix and name.endswith(suffix):
@@ -81,6 +82,7 @@ def criterion(
     )
   if rule == "random" and key is None:
     raise ValueError("key must be given for the criterion 'random', got None.")
+  # Score each layer by itself: the scale `a` is computed from its live weights.
   starts, treedef = jax.tree.flatten(initial)
   ends = treedef.flatten_up_to(final)
   keys = [None] * len(starts) if key is None else leaf_keys(key, initial)

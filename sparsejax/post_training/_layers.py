@@ -419,6 +419,7 @@ class _Finder:
       self._rename(outer, inner)
       if outer in self.varies:
         self.varies.add(inner)
+    # Visit the body. A nested loop over stacked layers makes this loop unroll too.
     for inner in body.operations:
       if inner.name == "scan":
         if self._stacked(inner):
@@ -528,6 +529,7 @@ class _Finder:
     Raises:
       ValueError: two layers share some weights, but not all.
     """
+    # Uses of one parameter at the same positions are the same layer.
     made: dict[tuple[int, str], dict] = {}
     taken: dict[int, np.ndarray] = {}
     for view, use, shape in self.found:

@@ -45,6 +45,7 @@ def layers(runs: Sequence[Found]) -> str:
         ops,
       )
       lines.append("".join(f"<td>{escaped(cell)}</td>" for cell in cells))
+    # Collapse the table if there are several runs or many layers.
     head = ("layer", "shape", "weights", "live", "density", "multiply-adds")
     names = "".join(f"<th>{h}</th>" for h in head)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
@@ -106,6 +107,7 @@ def escaped(value: str) -> str:
 
 
 def _facts(run: Found) -> dict[str, str]:
+  # Method, density, accuracies and time; unfinished runs have no test results.
   c, done = run.config, run.summary
   facts = {"method": method_name(c["method"])}
   live, size = sum(run.live.values()), sum(run.sizes.values())
@@ -124,6 +126,7 @@ def _facts(run: Found) -> dict[str, str]:
   last = run.records[-1]["step"] if run.records else 0
   facts["steps"] = f"{last:,}" + ("" if done else " (not finished)")
   facts["time"] = format_duration(done["seconds"]) if done else _NOTHING
+  # Parameters, bytes and multiply-adds, as far as the checkpoint and the costs exist.
   formats = ("dense", "one bit a mask", "sparse rows")
   names = ("parameters", "live parameters", *(f"bytes: {name}" for name in formats))
   facts |= dict.fromkeys(names, _NOTHING)

@@ -77,6 +77,7 @@ def levenberg_marquardt(
     delta = jnp.linalg.solve(
       jnp.where(live, matrix, eye), jnp.where(mask, -gradient, 0)
     )
+    # Take the step only if it lowers the loss, and adapt the damping.
     trial = jnp.where(mask, w + delta, 0)
     trial_value = loss(trial)
     better = trial_value < value

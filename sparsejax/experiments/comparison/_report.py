@@ -160,6 +160,7 @@ def table(config: Any, outcomes: Outcomes) -> str:
         "" if training is None else f"{training:.1%}",
       )
     )
+  # Align the columns: the first to the left, the others to the right.
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
     "  ".join(

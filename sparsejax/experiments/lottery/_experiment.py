@@ -183,6 +183,7 @@ def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
   at = [n for n in range(c.measure_every, setup.steps, c.measure_every) if n > first]
   at += looks[-c.last_evaluations :].tolist()
 
+  # Called at each validation: the place to stop for a signal, and to show progress.
   def show(done, count, losses):
     if stop:
       raise KeyboardInterrupt

@@ -104,6 +104,7 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
         str(len(o.accuracy)),
       )
     )
+  # Align the columns: the first to the left, the others to the right.
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
     "  ".join(
@@ -151,12 +152,15 @@ def write(workdir: pathlib.Path) -> str:
 
 def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
   """Plots a ticket's first layer, and describes its densities and overlap as text."""
+  # Read the masks without building the model, with the names and shapes of their file.
   with np.load(_levels.folder(workdir, cell) / _levels.MASKS) as file:
     names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
     like = {
       n: jax.ShapeDtypeStruct(tuple(file[f"shape:{n}"].tolist()), bool) for n in names
     }
   masks = jax.tree.map(np.asarray, _levels.read_masks(workdir, cell, like))
+  # Plot the first seed's live weights per pixel, if the first layer is dense and has as
+  # many inputs as a square grey or RGB image has values.
   first = masks[min(masks)]
   side = round((first.shape[1] / 3) ** 0.5), round(first.shape[1] ** 0.5)
   shapes = [(side[1], side[1]), (side[0], side[0], 3)]
@@ -166,6 +170,7 @@ def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
       counts = analysis.input_connectivity(first[0], shape)
       analysis.plot_connectivity(counts, title).savefig(workdir / "pixels.png", dpi=160)
       break
+  # Describe the densities, and the mean overlap of all pairs of seeds.
   densities = analysis.layer_densities(masks)
   lines = [f"{cell.kind} {cell.level}: densities of the layers"]
   lines += [f"  {name}  {d:.2%}" for name, d in densities.items()]

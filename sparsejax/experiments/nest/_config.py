@@ -94,6 +94,7 @@ def complete(config: Mapping[str, Any]) -> Any:
     >>> complete({"density": 0.1}).density
     0.1
   """
+  # The rules of single fields.
   full = fill_config(default_config(), config)
   if full.dataset not in (*data.NAMES, *data.NOT_IN_MEMORY):
     raise ConfigError(
@@ -114,6 +115,7 @@ def complete(config: Mapping[str, Any]) -> Any:
   _require(full, "inputs", inputs, "standardized or unit")
   for name in ("connections_by", "units_by"):
     _require(full, name, full[name] in ("gradient", "random"), "gradient or random")
+  # Fields whose lengths must agree with the layers or with the milestones.
   hidden = len(full.features)
   _require(
     full,

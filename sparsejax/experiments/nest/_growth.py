@@ -55,6 +55,8 @@ def gradients(
     logits, _ = bridged(bridges, params, state.model_state, images, None)
     return cross_entropy(logits, labels)[0]
 
+  # Average the gradients with respect to the params and to virtual kernels of zero,
+  # over batches of a random permutation.
   @jax.jit
   def run(state, train, key):
     order = jax.random.permutation(key, examples)

@@ -122,6 +122,7 @@ class _Run:
       store.close()
 
   def go(self) -> None:
+    """Runs the synthesis from its last checkpoint or from the seed."""
     network, best, position = self._restore()
     claim_workdir(self.path, self.stamp)
     actions = growth.Actions(
@@ -132,6 +133,7 @@ class _Run:
       growth.synthesize(_config.plan(self.config), actions, network, best, position)
 
   def _seed(self) -> Network:
+    """Creates the sparse seed, with weights rescaled for its masks."""
     capacity, c = self.capacity(0), self.config
     state = capacity.program.init(np.full(1, c.seed, np.int32))
     key = jax.random.fold_in(jax.random.key(c.seed), 0x73)
@@ -144,6 +146,7 @@ class _Run:
     return Network(0, place_arrays(state._replace(params=params)))
 
   def _store(self, doublings: int) -> Checkpoints:
+    """Returns the checkpoints of a capacity, whose arrays have other shapes."""
     if doublings not in self.stores:
       folder = self.path / f"capacity_{doublings}"
       folder.mkdir(exist_ok=True)
@@ -151,6 +154,7 @@ class _Run:
     return self.stores[doublings]
 
   def _restore(self):
+    """Restores the newest checkpoint, of the largest capacity; else starts a seed."""
     folders = [int(f.name.split("_")[1]) for f in self.path.glob("capacity_*")]
     for doublings in sorted(folders, reverse=True):
       init = self.capacity(doublings).program.init
@@ -173,6 +177,7 @@ class _Run:
     return network, network, growth.Position()
 
   def grow(self, network: Network, round_: int) -> Network:
+    """Grows units and connections; doubles the capacity first if units are missing."""
     del round_
     c, units = self.config, self.config.growth_units
     capacity = self.capacity(network.doublings)
@@ -201,6 +206,7 @@ class _Run:
     return loss
 
   def _double(self, network: Network) -> Network:
+    """Copies a network into the model of twice the widths."""
     narrow, wide = (self.capacity(network.doublings + i) for i in range(2))
     fresh = wide.program.init(np.full(1, self.config.seed, np.int32))
     none = jax.tree.map(jnp.zeros_like, sj.masks(fresh.opt_state))
@@ -214,6 +220,7 @@ class _Run:
     connections: int | tuple[int, ...],
     units: tuple[int, ...],
   ):
+    """Prunes units, then connections, by the weights as batch normalization scales."""
     state, chain = network.train, self.capacity(network.doublings).chain
     masks, weights = sj.masks(state.opt_state), state.params
     if "batch_stats" in state.model_state:
@@ -227,6 +234,7 @@ class _Run:
     return network._replace(train=place_arrays(_growth.with_masks(state, masks)))
 
   def train(self, network: Network, epochs: int, first: float, last: float):
+    """Trains for some epochs, with a cosine learning rate schedule."""
     program, state = self.capacity(network.doublings).program, network.train
     # Copy the state, because the program donates it and the caller may still need it.
     state = jax.tree.map(jnp.copy, state)
@@ -245,6 +253,7 @@ class _Run:
     return Network(network.doublings, state, 100 * (1 - accuracy))
 
   def error(self, network: Network) -> float:
+    """Returns the validation error, or the training error without validation images."""
     if not len(self.validation.labels):
       return network.error
     return self._error(network, self.validation)
@@ -254,6 +263,7 @@ class _Run:
     return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
 
   def size(self, network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the live connections of each layer, and the live units."""
     return _capacity.size(self.capacity(network.doublings), network.train)
 
   def _record(self, network: Network) -> dict[str, Any]:
@@ -264,6 +274,7 @@ class _Run:
     return self.before + time.monotonic() - self.started
 
   def save(self, network, best, position: growth.Position, error: float) -> None:
+    """Writes the metrics and a checkpoint of a finished round."""
     self.rounds += 1
     step = int(network.train.step)
     record = {
@@ -291,6 +302,7 @@ class _Run:
     )
 
   def keep(self, network: Network, milestone: int) -> None:
+    """Writes the files of a milestone."""
     capacity, state = self.capacity(network.doublings), network.train
     record = {
       "features": list(capacity.features),
