@@ -136,11 +136,25 @@ def test_the_site_builds_without_warnings(tmp_path, tools):
     check=False,
   )
   assert done.returncode == 0, done.stderr[-4000:]
-  for name in tools["reference"].public():
-    page = tmp_path / "reference" / name.page / "index.html"
-    assert f'id="{name.identifier}"' in page.read_text()
+  public = tools["reference"].public()
+  for name in public:
+    page = (tmp_path / "reference" / name.page / "index.html").read_text()
+    entry = _entry(page, [n.identifier for n in public if n.page == name.page], name)
+    item = _item(name.identifier)
+    if inspect.isfunction(item):
+      assert "doc-signature" in entry, name.identifier
+      for argument in inspect.signature(item).parameters:
+        assert re.search(rf"<(code|span)[^>]*>{argument}</", entry), (name, argument)
   for page in tmp_path.glob("**/*.html"):
     assert "{{ " not in page.read_text(), page
+
+
+def _entry(page, identifiers, name):
+  """The part of a page of the reference that documents one name."""
+  starts = sorted(page.index(f'id="{i}"') for i in identifiers)
+  start = page.index(f'id="{name.identifier}"')
+  end = next((s for s in starts if s > start), len(page))
+  return page[start:end]
 
 
 def _item(identifier):

@@ -4,44 +4,13 @@ import griffe
 
 
 class Docstrings(griffe.Extension):
-  """Shows rules as they stand and examples as code, and finds what is imported."""
+  """Shows formulas verbatim and examples as code."""
 
   def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
     """Rewrites a docstring before it is parsed."""
     del kwargs
     if obj.docstring is not None:
       obj.docstring.value = rewritten(obj.docstring.value)
-
-  def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
-    """Lets an imported name be what it is at run time.
-
-    griffe takes `methods.rigl` for the module of that name. Python gives the
-    function, which the package imports from it.
-    """
-    del kwargs
-    modules = list(_modules(pkg))
-    for module in modules:
-      for name, member in list(module.members.items()):
-        if not isinstance(member, griffe.Alias):
-          continue
-        try:
-          target = member.final_target
-        except (griffe.AliasResolutionError, griffe.CyclicAliasError):
-          continue  # of another package
-        if not target.is_module:
-          module.members[name] = target
-    for module in modules:
-      for name, inner in list(module.modules.items()):
-        same = inner.members.get(name)
-        if same is not None and not same.is_alias and not same.is_module:
-          module.members[name] = same
-
-
-def _modules(module: griffe.Module):
-  yield module
-  for inner in module.modules.values():
-    if not inner.is_alias:
-      yield from _modules(inner)
 
 
 def rewritten(text: str) -> str:
