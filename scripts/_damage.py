@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, are foreign, or found no room: what is read then."""
+"""Trials of damaged or foreign checkpoints, and of disks without room."""
 
 import contextlib
 import os
@@ -65,7 +65,7 @@ def _half_deleted(folder, rng):
 
 
 def _swapped(folder, rng):
-  """A file of the checkpoint before it in the place of one of its own."""
+  """Replaces a checkpoint's file by the same file of the checkpoint before it."""
   older = folder.parent / "20"
   names = [p.relative_to(folder) for p in _files(folder)]
   both = [n for n in names if (older / n).exists()]
@@ -108,10 +108,10 @@ KINDS: dict[str, Callable] = {
 
 
 class Trials:
-  """Damages the newest of two checkpoints, or leaves it no room.
+  """Damages the newest of two checkpoints, or leaves no room to write it.
 
   Args:
-    folder: where; a pair of good checkpoints is made there first.
+    folder: folder of the trials; a pair of good checkpoints is written there first.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -120,13 +120,14 @@ class Trials:
     write(folder / "good", 20, 30)
 
   def __call__(self, number: int) -> dict[str, Any]:
-    """Runs one trial: of each kind in turn, the last two of a dozen on other disks.
+    """Runs one trial; the kinds take turns, and two of a dozen use other disks.
 
     Args:
-      number: chooses the kind and seeds the damage.
+      number: selects the kind and seeds the damage.
 
     Returns:
-      `ok`: whether the checkpoint before came back bit for bit, and the loss was said.
+      `ok`: whether the checkpoint before was restored bit for bit, and the loss
+      reported.
     """
     rng = np.random.default_rng([7, number])
     if number % 12 >= 10 and os.getuid() == 0:
@@ -150,7 +151,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _on_a_disk(path: pathlib.Path, kind: str) -> bool:
-  """Whether a checkpoint that cannot be written is one error and costs nothing."""
+  """Returns whether an unwritable checkpoint raises one error and loses nothing."""
   path.mkdir(parents=True, exist_ok=True)
   with _mounted(path, "1m"):
     write(path, 10)

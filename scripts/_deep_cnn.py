@@ -1,7 +1,7 @@
-"""Training cases of scripts/deep_cnn.py: resumable, from configs to records.
+"""Resumable training of the cases of scripts/deep_cnn.py.
 
-Several runs of one depth can go side by side (`jax.vmap`): a layer of one net is far
-too small for an accelerator, where twelve nets take hardly longer than one.
+Several runs of one depth can be vectorized (`jax.vmap`): a layer of one network is far
+too small for an accelerator, where twelve networks take hardly longer than one.
 """
 
 import json
@@ -29,15 +29,15 @@ from _deep_cnn_cases import (
 import sparsejax as sj
 from sparsejax.training import listen_for_signals
 
-# Between the states that a run goes on from after it was stopped.
+# Seconds between the states from which a stopped run resumes.
 SAVE_SECONDS = 120
 
 
 def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
-  """Trains (case, seed) pairs side by side, or goes on; records are kept as JSON.
+  """Trains or resumes (case, seed) pairs in one vectorized run; records are JSON files.
 
-  Pairs that are finished are left out. What goes side by side must be of one depth,
-  data set, batch, number of steps and activation statistics, and keep its masks.
+  Finished pairs are left out. The pairs must share depth, data set, batch size, number
+  of steps and activation statistics, and their masks must be fixed.
   """
   members = [m for m in members if not record_path(folder, *m).exists()]
   if not members:
@@ -59,11 +59,14 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
     return jnp.mean(losses), jnp.sum(jnp.argmax(logits, 1) == batch[1])
 
+  # Initialize every member: parameters, learning rates and masks, stacked over members.
   started = [
     start(one, seed, loss_fn, norm(jnp.asarray(images[:1])), images, labels, order)
     for one, seed, order in zip(cases, seeds, orders, strict=True)
   ]
   params, rates, masks = (_stack(parts) for parts in zip(*started, strict=True))
+  # The optimizer takes the members' rates as an argument. Fixed masks replace those
+  # that it draws, and the parameters are masked from the first step.
   tx = partial(make_tx, case, seed=seeds[0])
   state = jax.jit(_over(lambda p, r: tx(r).init(p)))(params, rates)
   if case.method in FIXED:
@@ -72,6 +75,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     state = sj.with_masks(state, empty)
   if case.method:
     params = jax.jit(_over(sj.apply_masks))(params, sj.masks(state))
+  # Start a record per member.
   records = []
   for i in range(len(cases)):
     rate = float(_pick(rates, i)["params"]["trunk"]["kernel"])
@@ -90,12 +94,14 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
 
   step = jax.jit(_over(step), donate_argnums=(0, 1))
   evaluate = _evaluation(model, norm)
-  # Its name holds how many go side by side: a state of others would not fit.
+  # The file name contains the number of members, because a state of another number
+  # would not fit.
   name = f".{len(cases)}.npz"
   partial_path = record_path(folder, cases[0], seeds[0]).with_suffix(name)
   partial_path.parent.mkdir(parents=True, exist_ok=True)
   if partial_path.exists():
     params, state, records = _restore(partial_path, params, state)
+  # The clock resumes with the time of the record.
   begun = time.monotonic() - records[0]["seconds"]
   every, saved = max(case.steps // 12, 1), time.monotonic()
   with listen_for_signals() as stop:
@@ -115,7 +121,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
           records, evaluate(params, splits.test, 400), strict=True
         ):
           record["test_curve"][str(count + 1)] = value
-        # Looking does not count.
+        # The time for evaluation does not count.
         begun = time.monotonic() - seconds
       if stop or time.monotonic() - saved > SAVE_SECONDS:
         _save(partial_path, params, state, records)
@@ -124,6 +130,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
         print(_line(cases, seeds, records, count + 1, every), flush=True)
       if stop:
         raise KeyboardInterrupt
+  # Evaluate the trained networks and write their records.
   accuracies = evaluate(params, splits.test, case.test)
   for i, (one, seed) in enumerate(members):
     records[i]["test_accuracy"] = accuracies[i]
@@ -141,14 +148,14 @@ def record_path(folder: pathlib.Path, case: Case, seed: int) -> pathlib.Path:
 
 
 def _order(seed: int, size: int, case: Case) -> np.ndarray:
-  """Which image comes when: as many shuffles as it takes."""
+  """Returns the order of the examples, as permutations of all images."""
   rng, need = np.random.default_rng(seed), case.steps * case.batch
   times = max(math.ceil(need / size), 2)
   return np.concatenate([rng.permutation(size) for _ in range(times)])
 
 
 def _over(f):
-  """`f` over runs; of one run without `vmap`, for a batched product is slower."""
+  """Maps `f` over runs; a single run avoids `vmap`, whose products are slower."""
 
   def over(*args):
     if jax.tree.leaves(args)[0].shape[0] > 1:

@@ -1,4 +1,4 @@
-"""What scripts/deep_cnn.py trains: cases, their models, optimizers and rates."""
+"""Cases of scripts/deep_cnn.py: their models, optimizers and learning rates."""
 
 import dataclasses
 from typing import Any
@@ -18,25 +18,26 @@ TRUNK = "trunk/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What is trained; `name` is the case of the results file.
+  """One training case; `name` is its case in the results file.
 
   Attributes:
-    name: a path.
-    depth: layers.
-    dataset: of `sparsejax.training.data`.
+    name: path of its records.
+    depth: number of layers.
+    dataset: name in `sparsejax.training.data`.
     kernel_init: see `VanillaCNN`.
     variances: sigma_w^2 and sigma_b^2.
     trained: see `VanillaCNN`.
     method: "" (dense), "support" (fixed, orthogonal), "random" (fixed), "isometric",
       "rigl".
-    method_kwargs: of the method.
-    density: of the trunk's kernels.
-    eta: the first step's fall of the loss, on which the learning rate is calibrated.
-    steps: of `batch` images.
-    batch: images.
-    seeds: how many are wanted.
-    test: test images; 0 for all.
-    curve: whether the accuracy over the steps goes into the results.
+    method_kwargs: further arguments of the method.
+    density: density of the trunk's kernels.
+    eta: the reduction of the loss by the first step, to which the learning rate is
+      calibrated.
+    steps: number of steps.
+    batch: images per step.
+    seeds: number of seeds.
+    test: number of test images; 0 for all.
+    curve: whether the results contain the accuracy over the steps.
     unroll: see `VanillaCNN`.
     lowering: see `VanillaCNN`.
   """
@@ -61,13 +62,14 @@ class Case:
 
 
 WARM_UP = 10
-# Over the read-out's inputs, each of mean square 1, whose number they add up to.
+# Divided by the number of the readout's inputs, whose mean square is 1 each and whose
+# contributions to a step add up.
 READOUT_RATE = 3.0
 FIXED = ("support", "random")  # methods whose masks stay
 
 
 def load(name: str, data_dir: str):
-  """Images float32 with the mean image taken off and of mean square 1, and labels."""
+  """Loads the splits, the mean image, and the scale to images of mean square 1."""
   splits = data.load(name, data_dir, validation_fraction=0.0)
   mean = splits.train.images.mean(0, dtype=np.float64)
   square = sum(
@@ -92,7 +94,7 @@ def make_model(case: Case) -> models.VanillaCNN:
 
 
 def make_rates(case: Case, params, rate: float):
-  """A learning rate a leaf: of the kernels, their biases, the read-out."""
+  """Returns one learning rate per leaf: for kernels, their biases, and the readout."""
   width = params["params"]["readout"]["kernel"].shape[0]
   trunk = 0.0 if case.trained == "readout" else rate
   readout = 0.0 if case.trained == "trunk" else READOUT_RATE / width
@@ -119,7 +121,7 @@ def make_tx(case: Case, rates, seed: int = 0) -> optax.GradientTransformation:
 
 
 def spectrum(seed: int, model, params) -> dict[str, float]:
-  """Of the end-to-end Jacobian at a random input of 4 x 4 pixels; of seed 0 alone."""
+  """Summarizes the Jacobian at a random input of 4 x 4 pixels, for seed 0 only."""
   if seed:
     return {}
   x = jax.random.normal(jax.random.key(7), (4, 4, model.channels)) * model.q0**0.5
@@ -133,14 +135,14 @@ def spectrum(seed: int, model, params) -> dict[str, float]:
 
 
 def shape(case: Case) -> Any:
-  """What runs side by side share; one that moves its masks shares with no other."""
+  """Returns what vectorized runs share; a case whose masks change shares with none."""
   if case.method not in ("", *FIXED):
     return case
   return case.depth, case.dataset, case.steps, case.batch, case.test, case.variances
 
 
 def common(cases) -> Case:
-  """What the model and the optimizer of all are made by."""
+  """Returns the case that defines the model and the optimizer of all members."""
   first, *others = cases
   if not others or set(cases) == {first}:
     return first
@@ -158,14 +160,14 @@ def common(cases) -> Case:
 
 
 def start(case, seed, loss_fn, example, images, labels, order):
-  """Parameters, learning rates and masks of the trunk of one run."""
+  """Returns parameters, learning rates and the trunk's masks of one run."""
   params = jax.jit(make_model(case).init)(jax.random.key(seed), example)
   kernel = params["params"]["trunk"]["kernel"]
   masks = jnp.ones(kernel.shape, bool)
   if case.method == "support":
     masks = initializers.orthogonal_support(kernel, stacked=True)
   elif case.method:
-    # The method's own first masks; they depend on its seed and density alone.
+    # The method's initial masks, which depend only on its seed and density.
     tx = make_tx(case, make_rates(case, params, 1.0), seed)
     masks = sj.masks(jax.jit(tx.init)(params))["params"]["trunk"]["kernel"]
   parts = [order[i * case.batch :][: case.batch] for i in range(4)]
@@ -175,11 +177,11 @@ def start(case, seed, loss_fn, example, images, labels, order):
 
 
 def _rate(case, loss_fn, params, batches) -> float:
-  """Calibrated on the trunk; where no gradient comes through, what dense nets take."""
+  """Calibrates the rate on the trunk; without a gradient, returns the dense rate."""
   scales = {"trunk/bias": 1 / case.depth, "readout": 0.0}
   dense = case.eta / (0.76 * case.depth)
 
-  # Masks are an argument of the loss: captured they would be a constant of 92 MB.
+  # Masks are an argument of the loss; captured, they would be a constant of 92 MB.
   def loss(params, batch):
     return loss_fn(_masked(params, batch[2]), batch[:2])[0]
 
@@ -190,7 +192,7 @@ def _rate(case, loss_fn, params, batches) -> float:
   except ValueError as e:
     print(f"{case.name}: {e}", flush=True)
     return dense
-  # A net that hardly passes a gradient would calibrate to anything.
+  # The calibration is meaningless for a network that hardly passes a gradient.
   return float(np.clip(rate, dense / 10, 20 * dense))
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a digits run, and what comes of the run that goes on."""
+"""Trials that kill a digits run with SIGKILL at a random moment, and resume it."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ from sparsejax.training import (
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _TEMPORARY = ".orbax-checkpoint-tmp"
-# What no two runs share.
+# Fields that differ between any two runs.
 _CLOCKS = ("seconds", "steps_per_second")
 
 
 def settings(epochs: int) -> dict[str, Any]:
-  """Fields of `configs/digits.py`, for a run that is often writing a checkpoint."""
+  """Returns fields of `configs/digits.py` for a run that often writes checkpoints."""
   return {
     "model_kwargs.features": (64, 32),
     "num_epochs": epochs,
@@ -44,11 +44,11 @@ def settings(epochs: int) -> dict[str, Any]:
 
 
 class Trials:
-  """Kills a run at a drawn moment, lets it go on, compares how it ends.
+  """Kills a run at a random moment, resumes it, and compares the result.
 
   Args:
-    folder: of the runs; an undisturbed one is made there first.
-    epochs: of each run; one takes 40 steps and ends with a checkpoint.
+    folder: folder of the runs; an undisturbed run is made there first.
+    epochs: epochs of each run; one has 40 steps and ends with a checkpoint.
   """
 
   def __init__(self, folder: pathlib.Path, epochs: int = 10):
@@ -58,7 +58,7 @@ class Trials:
     self._prepared = prepare(whole_config)
     self._target = abstract_state(self._prepared)
     folder.mkdir(parents=True, exist_ok=True)
-    # Compiled once for all runs, and imported once: what is tested is what is written.
+    # Compile and import once for all runs: only what a run writes is under test.
     os.environ |= {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
@@ -80,8 +80,7 @@ class Trials:
       number: seeds the moment of the kill.
 
     Returns:
-      `ok`, what differs if anything does, when the run was killed, and what it was
-      doing then.
+      `ok`, any differences, when the run was killed, and what it was doing then.
     """
     path = self._folder / f"killed{number}"
     rng = np.random.default_rng([8, number])
@@ -105,7 +104,7 @@ class Trials:
     return {**record, "inside_write": doing != "between writes", "doing": doing}
 
   def outcome(self, path: pathlib.Path) -> dict[str, str]:
-    """Digests of the last state's arrays, the metrics and the summary."""
+    """Returns digests of the last state's arrays, the metrics and the summary."""
     checkpoints = Checkpoints(path, config_to_json(self._prepared.config))
     try:
       restored = checkpoints.restore(self._target)
@@ -131,7 +130,7 @@ class Trials:
     return process
 
   def _wait(self, process, path: pathlib.Path, rng: np.random.Generator) -> str:
-    """Waits for a moment of a drawn kind; returns it in words."""
+    """Waits for a moment of a random kind; returns its description."""
     total = self._prepared.total_steps
     kind = rng.choice(["start", "step", "write", "write"])
     delay = float(rng.uniform(0, 0.1))
@@ -163,7 +162,7 @@ def _last_step(path: pathlib.Path) -> int:
 
 
 def _doing(path: pathlib.Path) -> str:
-  """What a killed run has left half done."""
+  """Describes what a killed run has left unfinished."""
   folders = list((path / "checkpoints").glob("*"))
   if any(_TEMPORARY in p.name for p in folders):
     return "writing a checkpoint"
@@ -173,7 +172,7 @@ def _doing(path: pathlib.Path) -> str:
 
 
 def _train(fields: dict[str, Any], path: pathlib.Path) -> None:
-  """A process of its own; what it shows goes into a file."""
+  """Runs training in a process of its own, with its output in a file."""
   with open(_log(path), "w", buffering=1) as log:
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())

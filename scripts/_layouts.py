@@ -1,4 +1,4 @@
-"""Whole digits runs on several layouts of devices, compared with one device's."""
+"""Trials that compare whole digits runs on several device layouts with one device."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ from sparsejax.training import (
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Two standard deviations of the difference of two seeds, by the config's docstring.
+# Two standard deviations of the difference of two seeds, from the config's docstring.
 NOISE = 0.8
 
 
 class Layout(NamedTuple):
-  """Processes, the devices of each, and the fields of the config that cut the run."""
+  """Numbers of processes and devices, and the config fields that shard the run."""
 
   processes: int
   devices: int
@@ -51,11 +51,11 @@ RUNS = [(variant, layout) for layout in LAYOUTS for variant in VARIANTS]
 
 
 class Trials:
-  """Trains twice on a layout, and compares: with each other, and with one device.
+  """Trains twice on a layout, and compares the runs with those on one device.
 
   Args:
-    folder: of the runs; those on one device are kept there.
-    epochs: of each run.
+    folder: folder of the runs, including those on one device.
+    epochs: epochs of each run.
   """
 
   def __init__(self, folder: pathlib.Path, epochs: int = 50):
@@ -67,7 +67,7 @@ class Trials:
     """Runs one trial.
 
     Args:
-      number: of `RUNS`.
+      number: index into `RUNS`.
 
     Returns:
       `ok`: whether both runs are bit for bit the same, at least 99 % of the masks'
@@ -76,7 +76,7 @@ class Trials:
     return self.compare(*RUNS[number])
 
   def compare(self, variant: str, name: str) -> dict[str, Any]:
-    """A trial; on the layout `nudged`, one device, a weight is changed at the start."""
+    """Runs a trial; `nudged` is one device with one initial weight changed."""
     layout = LAYOUTS.get(name, ALONE)
     place = self._folder / f"{variant}_{name.replace('/', '_')}"
     parts = [place / "first", place / "second"]
@@ -102,7 +102,7 @@ class Trials:
     }
 
   def _nudge(self, path: pathlib.Path, variant: str) -> None:
-    """Puts a start there whose first live weight is the next float above its own."""
+    """Writes a start whose first live weight is replaced by the next float."""
     if (path / "config.json").exists():
       return
     prepared = self._prepared(variant)
@@ -125,7 +125,7 @@ class Trials:
     return prepare(fields)
 
   def _end(self, path: pathlib.Path, variant: str, layout: Layout) -> dict[str, Any]:
-    """Trains, unless that is done; masks, accuracy, and a digest of the whole state."""
+    """Trains, unless that is done; returns masks, accuracy and a digest."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), f"--workdir={path}"]
     command.append(f"--config={ROOT / 'configs/digits.py'}:{variant}")
     command.append(f"--config.num_epochs={self._epochs}")
@@ -156,6 +156,6 @@ class Trials:
 
 
 def nudged(folder: pathlib.Path) -> Callable[[int], dict[str, Any]]:
-  """The scale of `Trials`: what one device makes of the least change of a weight."""
+  """Measures the scale of `Trials`: the effect of the least change of a weight."""
   trials = Trials(folder.with_name("layouts"))
   return lambda number: trials.compare(VARIANTS[number], "nudged")

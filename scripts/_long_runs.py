@@ -1,4 +1,4 @@
-"""Infinities at random steps, 100,000 steps in a row, 10,000 with every optimizer."""
+"""Trials with non-finite values, of 100,000 steps, and of 10,000 per optimizer."""
 
 import functools
 import pathlib
@@ -28,7 +28,7 @@ def _guarded(inner):
 
 
 def _poisoned(bad, value):
-  """Drop and grow by scores that are not finite at the bad steps."""
+  """Returns drop and grow rules by scores that are not finite at the bad steps."""
 
   def poison(score):
     def poisoned(inputs):
@@ -44,7 +44,7 @@ def _poisoned(bad, value):
   )
 
 
-# What is poisoned, and in what; momentum kept by the optimizer and by the method.
+# The methods under test, with momentum in the optimizer, or ("_own") in the method.
 MAKERS: dict[str, Callable] = {
   "rigl": lambda bad, value: sj.rigl(_guarded(_MOMENTUM), 0.3, update_every=EVERY),
   "set": lambda bad, value: sj.sparse_evolution(
@@ -66,18 +66,18 @@ MAKERS: dict[str, Callable] = {
 
 @functools.partial(jax.jit, static_argnames="method")
 def poisoned_run(method: str, seed, bad, value, place):
-  """A run whose loss, gradients, or scores are not finite at the bad steps.
+  """Runs training whose loss, gradients, or scores are not finite at the bad steps.
 
   Args:
-    method: of `MAKERS`.
-    seed: of weights and targets.
+    method: a name of `MAKERS`.
+    seed: seed of weights and targets.
     bad: bool (STEPS,).
     value: NaN or an infinity.
     place: 0 the loss, 1 one gradient, 2 no gradient (the scores, if any).
 
   Returns:
-    For each step: whether masks, zeros and weights are as they must be; and how many
-    steps and mask updates were skipped so far.
+    Per step: whether masks, zeros and weights are intact; and how many steps and mask
+    updates have been skipped so far.
   """
   tx = MAKERS[method](bad, value)
   keys = jax.random.split(jax.random.key(seed), 4)
@@ -105,7 +105,7 @@ def poisoned_run(method: str, seed, bad, value, place):
 
 
 def intact(params: Any, state: sj.SparseState, total: int = _TOTAL) -> jax.Array:
-  """Exact counts, exact zeros, finite weights: what every step must leave."""
+  """Returns whether counts and zeros are exact and weights finite."""
   live = jax.tree.map(lambda m: jnp.sum(m, dtype=jnp.int32), state.masks)
   masks, budgets = jax.tree.leaves(live), jax.tree.leaves(state.budgets)
   counts = [a == b for a, b in zip(masks, budgets, strict=True)]
@@ -118,7 +118,7 @@ def intact(params: Any, state: sj.SparseState, total: int = _TOTAL) -> jax.Array
 
 
 def non_finite(folder: pathlib.Path) -> Callable[[int], dict[str, Any]]:
-  """Trials of `poisoned_run`: masks intact at every step, every event counted."""
+  """Returns trials of `poisoned_run`: masks intact, and every event counted."""
 
   def trial(number: int) -> dict[str, Any]:
     rng = np.random.default_rng([5, number])
@@ -126,13 +126,13 @@ def non_finite(folder: pathlib.Path) -> Callable[[int], dict[str, Any]]:
     place = 2 if method == "scores" else int(rng.integers(2))
     value = rng.choice([np.nan, np.inf] if place == 2 else [np.nan, np.inf, -np.inf])
     bad = np.zeros(STEPS, bool)
-    # The last third is clean: mask updates must go on there.
+    # The last third has no bad steps: mask updates must resume there.
     bad[rng.choice(2 * STEPS // 3, 8, replace=False)] = True
     run = poisoned_run(method, number, bad, np.float32(value), place)
     good, steps, updates = jax.device_get(run)
     due = np.arange(1, STEPS + 1) % EVERY == 0
     counted = {
-      # A single dead weight's gradient is masked before the optimizer sees it.
+      # The gradient of a masked weight is masked before the optimizer gets it.
       0: steps[-1] == bad.sum(),
       1: steps[-1] <= bad.sum(),
       2: updates[-1] == (bad & due).sum(),
@@ -150,7 +150,7 @@ def non_finite(folder: pathlib.Path) -> Callable[[int], dict[str, Any]]:
 
 
 def soak(steps: int) -> Callable[[pathlib.Path], Callable[[int], dict[str, Any]]]:
-  """One run of many steps, each called from Python, a mask update at every tenth."""
+  """Returns trials of many steps called from Python, with a mask update every ten."""
 
   def make(folder: pathlib.Path):
     return lambda number: _soak(steps)
@@ -210,13 +210,13 @@ def _soak(steps: int) -> dict[str, Any]:
 
 
 def _memory() -> float:
-  """MiB resident now."""
+  """Returns the resident memory in MiB."""
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   return pages * resource.getpagesize() / 2**20
 
 
 def drift(steps: int) -> Callable[[pathlib.Path], Callable[[int], dict[str, Any]]]:
-  """Exact zeros and counts after many steps, with each optimizer, in two dtypes."""
+  """Returns trials of many steps, for exact zeros and counts with each optimizer."""
   table = runpy.run_path(str(ROOT / "tests/contract/conftest.py"))
   optimizers = table["OPTIMIZERS"]
   cases = [(name, dtype) for dtype in table["DTYPES"] for name in optimizers]
@@ -233,7 +233,7 @@ def drift(steps: int) -> Callable[[pathlib.Path], Callable[[int], dict[str, Any]
 
 
 def drifted(tx: optax.GradientTransformation, dtype: Any, steps: int):
-  """Trains that long in one compiled loop; whether zeros and counts are exact then."""
+  """Trains in one compiled loop; returns whether zeros and counts are exact."""
   keys = jax.random.split(jax.random.key(0), 3)
   kernels = zip(keys, _SHAPES.items(), strict=False)
   params = {n: jax.random.normal(k, s).astype(dtype) for k, (n, s) in kernels}

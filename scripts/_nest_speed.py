@@ -1,4 +1,4 @@
-"""What the networks of scripts/nest.py gain when their dead units are cut out."""
+"""Speed-ups of the networks of scripts/nest.py by removing their dead units."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from sparsejax.training import data
 sys.path.append(str(pathlib.Path(__file__).parent / "benchmarks"))
 compaction = importlib.import_module("compaction")
 
-# What scripts/benchmarks/compaction.py calls a metric, and what it is called here.
+# Names of the metrics in scripts/benchmarks/compaction.py, and their names here.
 METRICS = {
   "max_abs_difference": "max_abs_difference",
   "speedup_scan": "speedup_batch1",
@@ -29,7 +29,7 @@ METRICS = {
 def in_full_widths(
   network: _networks.Network, widths: tuple[int, ...]
 ) -> tuple[Callable, Any, Any]:
-  """`(apply, params, masks)` of the same function, in the paper's dense network."""
+  """Returns `(apply, params, masks)` of the same function in the paper's widths."""
   narrow, shape = network.module, network.image_shape
   wide: Any = narrow.clone(features=widths)
   chains = growth.layers(narrow, shape), growth.layers(wide, shape)
@@ -52,7 +52,7 @@ def in_full_widths(
 def rows(
   case: str, folder: pathlib.Path, milestone: int, widths: tuple[int, ...]
 ) -> list[dict]:
-  """Rows of one network on the test images, against a dense one of these widths."""
+  """Returns rows of one network on the test images, against the dense widths."""
   network = _networks.load(folder, milestone)
   config = json.loads((folder / "config.json").read_text())
   test = data.load(config["dataset"], config["data_dir"]).test

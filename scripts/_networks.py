@@ -1,4 +1,4 @@
-"""Trained networks, read back from the directories of runs."""
+"""Reads trained networks from the directories of their runs."""
 
 import json
 import pathlib
@@ -17,15 +17,15 @@ from sparsejax.training import WorkdirError, data
 
 
 class Network(NamedTuple):
-  """A network that a run ended with.
+  """A trained network at the end of its run.
 
   Attributes:
-    name: of its model.
+    name: name of its model.
     module: the flax module.
     apply: `(params, images) -> logits`, for inference.
     params: pytree of arrays.
-    masks: a bool array or None a leaf of the params.
-    image_shape: of one image.
+    masks: a bool array or None per leaf of the params.
+    image_shape: shape of one image.
   """
 
   name: str
@@ -40,8 +40,8 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
   """Reads a network of scripts/train.py or of scripts/grow_and_prune.py.
 
   Args:
-    workdir: of the run; of several seeds in one run the first one's network is read.
-    milestone: which of those that grow_and_prune kept; the last one by default.
+    workdir: directory of the run; if it has several seeds, the first one is read.
+    milestone: index of a milestone of grow_and_prune; the last one by default.
 
   Raises:
     WorkdirError: there is no such network.

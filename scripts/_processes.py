@@ -1,4 +1,4 @@
-"""Commands in several processes that are one run."""
+"""Runs commands in several processes that form one run."""
 
 import os
 import socket
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 def run(
   command: Sequence[str], number: int, devices: int, timeout: float = 600
 ) -> list[tuple[int, str]]:
-  """Runs a command in several processes of so many CPU devices, to the end.
+  """Runs a command to the end in several processes, each with some CPU devices.
 
-  They find each other by the environment; see `training.parallel`.
+  The processes find each other by environment variables; see `training.parallel`.
 
   Args:
-    command: the same in all.
-    number: of processes; one is alone.
-    devices: of each.
+    command: the command, the same in all processes.
+    number: number of processes; one runs alone.
+    devices: devices per process.
     timeout: seconds.
 
   Returns:
-    For each its exit status, and all that it printed.
+    The exit status and the output of each process.
 
   Raises:
-    subprocess.TimeoutExpired: they do not end; all are killed.
+    subprocess.TimeoutExpired: the processes do not end in time; all are killed.
   """
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -42,7 +42,7 @@ def run(
     )
     for i in range(number)
   ]
-  # All pipes are read at once: a full one would stop its writer.
+  # Read all pipes at once, because a full one would block its writer.
   try:
     outputs = [process.communicate(timeout=timeout)[0] for process in running]
   finally:

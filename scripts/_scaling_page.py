@@ -1,4 +1,4 @@
-"""The docs' page of what `scaling.py` finds."""
+"""The documentation page about the results of `scaling.py`."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ EXTRAPOLATED = (512, 4096)
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-  """docs/scaling.md, made of the rows of results/scaling.json."""
+  """Formats docs/scaling.md from the rows of results/scaling.json."""
   values = {(r["case"], r["metric"]): r["mean"] for r in rows}
   lines = [
     "# Memory and traffic on many devices",

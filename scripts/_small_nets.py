@@ -1,4 +1,4 @@
-"""XOR and the MONK's problems: full OBS against OBD and magnitude."""
+"""XOR and the MONK's problems: full OBS compared with OBD and magnitude."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ PUBLISHED = "Hassibi and Stork (1993), table of the MONK's problems"
 
 
 class Task(NamedTuple):
-  """A net of one hidden sigmoid layer on given rows, as functions of one vector."""
+  """A net with one hidden sigmoid layer on given rows, as functions of one vector."""
 
   weights: int
   residuals: Callable[[jax.Array], jax.Array]
@@ -72,7 +72,7 @@ def rules(task: Task) -> dict[str, PruningRule]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def run_rule(task, rule, weights, retrain_steps, live):
-  """Prunes every seed's weights `(seeds, n)` along `live`, one compiled program."""
+  """Prunes the weights `(seeds, n)` of all seeds along `live`, in one program."""
 
   def retrain(w, mask):
     return levenberg_marquardt(
@@ -97,7 +97,7 @@ def train(task, weights, steps):
 
 
 def xor(wanted: int):
-  """Rows of results, and `{rule: (predicted, actual)}` over the solving seeds."""
+  """Returns rows, and `{rule: (predicted, actual)}` over the solving seeds."""
   problem = xor_problem()
   task = make_task(problem, 2, 1e-4)
   start = jax.random.normal(jax.random.key(0), (2 * wanted, task.weights), jnp.float64)
@@ -130,10 +130,11 @@ def xor(wanted: int):
 
 
 def monk(number: int, draws: int, seeds: int = 8):
-  """Rows of results of one MONK's problem.
+  """Returns rows of results of one MONK's problem.
 
-  The headline is the first draw whose dense net has the published test accuracy (100,
-  100 and 97.2 %): on other draws of MONK-3 the dense net is better, and needs more.
+  The headline result is for the first draw whose dense net has the published test
+  accuracy (100, 100 and 97.2 %). On other draws of MONK-3 the dense net is better, and
+  needs more weights.
   """
   hidden, decay, paper = MONKS[number]
   published = {1: 100.0, 2: 100.0, 3: 97.2}[number]
@@ -152,7 +153,7 @@ def monk(number: int, draws: int, seeds: int = 8):
       nets = jnp.concatenate([weights[:, None], t.retrained], axis=1)
       train_accuracy = _accuracy(task, nets, problem.train_inputs, problem.train_labels)
       accuracy = _accuracy(task, nets, problem.inputs, problem.labels)
-      # The seed is chosen by the dense nets' training error, ties by their loss.
+      # Choose the seed by the dense nets' training error, and by their loss if equal.
       losses = np.asarray(jax.vmap(task.loss)(weights))
       chosen = min(range(seeds), key=lambda s: (-train_accuracy[s, 0], losses[s]))
       counts = task.weights - np.arange(task.weights)
@@ -184,6 +185,6 @@ def monk(number: int, draws: int, seeds: int = 8):
 
 
 def _accuracy(task, nets, inputs, labels):
-  """Percent, `(seeds, rounds)`."""
+  """Returns accuracies in percent, `(seeds, rounds)`."""
   predict = jax.jit(jax.vmap(jax.vmap(lambda w: task.predict(w, jnp.asarray(inputs)))))
   return 100 * np.mean(np.asarray(predict(nets)) == np.asarray(labels), axis=-1)

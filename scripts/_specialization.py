@@ -1,4 +1,4 @@
-"""Activations by class of trained networks, and how they are drawn."""
+"""Activations of trained networks by class, and their plot."""
 
 import json
 import pathlib
@@ -24,8 +24,7 @@ BATCH = 1000
 def write(workdir: pathlib.Path, network: _networks.Network) -> None:
   """Sums each hidden layer's activations by channel and class, over training images.
 
-  What ReLU leaves of a layer's outputs counts, before pooling, as in the authors'
-  program.
+  Activations are measured after ReLU and before pooling, as in the authors' code.
   """
 
   @jax.jit
@@ -52,12 +51,12 @@ def write(workdir: pathlib.Path, network: _networks.Network) -> None:
 
 
 def read(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-  """What `write` wrote: float64 (channels, classes) by layer, in the model's order."""
+  """Reads the file of `write`: float64 (channels, classes) by layer, in order."""
   return read_archive(workdir / FILE, "class_specialization")
 
 
 def first_images(workdir: pathlib.Path, count: int) -> np.ndarray:
-  """The first test images, as the network of a run sees them."""
+  """Returns the first test images, normalized as in a run's training."""
   dataset = _dataset(workdir)
   return _normalized(dataset, dataset.test.images[:count])
 
@@ -78,11 +77,11 @@ def _normalized(dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
 def plot(
   found: Mapping[tuple[str, float], Mapping[str, np.ndarray]], out: pathlib.Path
 ) -> None:
-  """Histograms of the largest class's share, a panel a layer, and means over density.
+  """Plots histograms of the largest class share by layer, and means by density.
 
   Args:
     found: shares of channels by `(model, density)`, then layer.
-    out: the picture.
+    out: path of the plot.
   """
   models = list(dict.fromkeys(model for model, _ in found))
   depth = max(len(layers) for layers in found.values())

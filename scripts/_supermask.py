@@ -1,4 +1,4 @@
-"""What scripts/supermask.py measures of networks inside random networks."""
+"""Measurements of scripts/supermask.py on masks of random networks."""
 
 import functools as ft
 import json
@@ -33,14 +33,14 @@ from sparsejax.training import (
 )
 
 DRAWS = 10  # of a Bernoulli supermask, as in the paper's program
-# Model, shape of an image, rounds of so many steps.
+# Model, shape of an image, number of rounds, steps per round.
 NETWORKS = (("lenet300", (784,), 15, 40), ("conv4", (28, 28, 1), 3, 2))
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
 ZHOU = "Zhou et al. (2019), as quoted in its abstract"
 
 
 class Program(NamedTuple):
-  """What the cases of one network share, so that they compile once."""
+  """The objects that the cases of one network share, so that they compile once."""
 
   dataset: data.Dataset
   loss: Callable
@@ -50,18 +50,20 @@ class Program(NamedTuple):
 
 
 def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
-  """Trains the mask of one network, and writes it with its seed.
+  """Trains the mask of one network, and writes the mask with the network's seed.
 
   Args:
-    config: of configs/*_supermask.py.
-    seed: of weights, scores and the order of the data.
-    file: where the seed and the mask go.
+    config: a config of configs/*_supermask.py.
+    seed: seed of weights, scores and the order of the data.
+    file: path of the file with the seed and the mask.
 
   Returns:
-    Metrics; raises if a weight changed, or the file does not give the network back.
+    Metrics. Raises RuntimeError if a weight changed, or if the file does not restore
+    the network.
   """
   full: Any = complete_config(config)
-  # What compiles: the rest of a config is in the members' weights and budgets.
+  # Cases with equal programs share their compilation; weights and budgets are
+  # arguments.
   same = {"density": 0.5, "model_kwargs": {"use_bias": False, "normalize": True}}
   program = _program(json.dumps({**config_to_json(full), **same}))
   model = from_flax(models.create(full.model, **full.model_kwargs.to_dict()))
@@ -70,6 +72,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
   def init(seed):
     return jax.jit(model.init)(jax.random.key(seed), jnp.zeros(shape))
 
+  # Initialize one member, and train it as a population of one.
   params, model_state = init(seed)
   before = supermasks.weights_hash(params)
   tx = make_optimizer(full, program.steps, seed)
@@ -86,12 +89,16 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     effective=forward_params_fn(full.method),
   ).members
   done = jax.tree.map(lambda x: x[0], done)
+  # Check that only the mask was trained, write it, and restore the network from the
+  # file.
   if supermasks.weights_hash(done.params) != before:
     raise RuntimeError("a weight changed while its mask was trained")
   masks = sj.masks(done.opt_state)
   supermasks.save_supermask(file, masks, seed, params, done.model_state)
   loaded = supermasks.load_supermask(file, lambda seed: init(seed)[0], done.model_state)
   exported = program.count_right(loaded.params, loaded.state, test)
+  # Evaluate the restored network, or for Bernoulli masks the mean over draws of the
+  # mask.
   if full.method != "bernoulli_supermask":
     seen = sj.effective(done.params, done.opt_state)
     few = data.take(test, np.arange(1000))
@@ -152,10 +159,10 @@ def _tuples(fields: dict) -> dict:
 
 
 def heuristics(seeds: int, epochs: int) -> list[dict]:
-  """Arguments of rows: masks by magnitudes and signs, on weights never trained.
+  """Returns arguments of rows: masks by magnitude and sign on untrained weights.
 
   The final weights are those of a dense LeNet-300-100 after a short training by Adam;
-  the masks are put on its initial weights, or on constants of their signs.
+  the masks are applied to its initial weights, or to constants with their signs.
   """
   config = training.default_config()
   config.update(dataset="mnist", model="lenet300", batch_size=128, num_seeds=seeds)
@@ -232,10 +239,9 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
 
 
 def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
-  """Arguments of rows: what choosing the top k costs of a step, where it is due.
+  """Returns arguments of rows: the share of a step that top-k selection takes.
 
-  Steps with a selection and steps without one are the same program, told apart by a
-  flag, and are timed in turns.
+  Steps with and without a selection are the same program with a flag, timed in turns.
   """
   found = []
   for name, shape, rounds, count in networks:
@@ -267,7 +273,7 @@ def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
         before = time.perf_counter()
         state = jax.block_until_ready(run_steps(state, images, jnp.asarray(due)))
         times[due].append((time.perf_counter() - before) / count)
-    # The first round compiles; the least is what other programs disturbed least.
+    # The first round compiles. The minimum is least disturbed by other programs.
     on, off = (min(times[due][1:]) for due in (True, False))
     found.append(
       {

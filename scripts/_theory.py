@@ -1,4 +1,4 @@
-"""What the scripts on second order and on theory share: MNIST, an MLP, plots."""
+"""MNIST, an MLP and plots, for the scripts on second-order methods and on theory."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#47
 
 
 def mnist(data_dir: str, train: int | None = None, test: int | None = None):
-  """MNIST as flat pixels in [0, 1] and integer labels: `(x, y), (x_test, y_test)`."""
+  """Loads MNIST as flat pixels in [0, 1] and integer labels, for training and test."""
   splits = data.load("mnist", data_dir, validation_fraction=0.0)
 
   def arrays(split, count):
@@ -30,7 +30,7 @@ def mnist(data_dir: str, train: int | None = None, test: int | None = None):
 
 
 def mlp_apply(params, x):
-  """The logits of an MLP with ReLU between its dense layers, in the keys' order."""
+  """Computes the logits of an MLP with ReLU between its layers, in the keys' order."""
   names = sorted(params)
   for name in names:
     x = x @ params[name]["kernel"] + params[name]["bias"][None]
@@ -56,9 +56,9 @@ def train_mlp(sizes: Sequence[int], x, y, seed: int, steps: int, batch: int = 60
     sizes: layer widths, inputs and outputs included.
     x: float32 array `(n, sizes[0])`.
     y: int32 array `(n,)`.
-    seed: of initial weights and batches.
-    steps: optimizer steps.
-    batch: examples a step.
+    seed: seed of initial weights and batches.
+    steps: number of optimizer steps.
+    batch: examples per step.
 
   Returns:
     `{"Dense_0": {"kernel", "bias"}, ...}`.
@@ -87,7 +87,7 @@ def train_mlp(sizes: Sequence[int], x, y, seed: int, steps: int, batch: int = 60
 
 
 def axes(rows: int, columns: int, width: float = 5.0, height: float = 4.0):
-  """A figure in the project's plain style."""
+  """Creates a figure with panels in the project's plain style."""
   plt.rcParams.update(
     {
       "font.size": 10,

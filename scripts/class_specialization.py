@@ -1,17 +1,18 @@
-r"""Do sparse networks use their channels otherwise? Class specialization on MNIST.
+"""Measures class specialization of dense and sparse networks on MNIST.
 
   python scripts/class_specialization.py --workdir=runs/specialization
 
-Trains LeNet-300-100 and LeNet-5, dense and by sparse momentum, and asks of each hidden
-channel which part of its activation its best class has (0.1: it serves all ten alike,
-1: a single one). The table has its means by layer and density, the analysis of variance
-layer x sparsity against the dense networks, and the speed-ups: those that the article
-estimates from multiply-adds, and that of the compacted network, measured.
+Trains LeNet-300-100 and LeNet-5, dense and by sparse momentum, and computes for each
+hidden channel the largest share of its activation that belongs to one class (0.1: it
+responds to all ten classes alike, 1: to a single one). The table has the means by layer
+and density, the analysis of variance layer x sparsity against the dense networks, and
+two speed-ups: the paper's estimate from multiply-adds, and the measured one of the
+compacted network.
 
-Five minutes on one CPU core. Runs that are finished are not done again and one that was
-stopped goes on; several processes may share the workdir with different --models.
---write_only trains nothing: it times the finished networks anew, in half a minute, and
-writes table and picture.
+Takes five minutes on one CPU core. Finished runs are not repeated, and a stopped run
+resumes; several processes may share the workdir with different --models. --write_only
+trains nothing: it times the finished networks again, in half a minute, and writes the
+table and the plot.
 """
 
 import json
@@ -60,7 +61,7 @@ def train(model: str, density: float, seed: int) -> None:
   print(f"{model}, density {density:g}, seed {seed}", flush=True)
   method = "dense" if density == 1 else "sparse_momentum"
   config = _command_line.load_config(ROOT / f"configs/mnist_{model}.py", method)
-  # The same for both, whatever their own tables are made by.
+  # Both networks use the same recipe here, unlike in their own tables.
   config.update(batch_size=100, update_every=540, log_every=540, lr_schedule="cosine")
   config.update(density=density, seed=seed)
   config.num_epochs = _EPOCHS.value or EPOCHS[model]
@@ -75,7 +76,7 @@ def finished(model: str, density: float) -> list[pathlib.Path]:
 
 
 def shares(model: str, density: float) -> list[dict[str, np.ndarray]]:
-  """The best class's share of each channel, by layer, a network each."""
+  """Returns the largest class share of each channel, by layer, for each network."""
   return [
     {layer: class_specialization(a) for layer, a in _specialization.read(path).items()}
     for path in finished(model, density)
@@ -83,7 +84,7 @@ def shares(model: str, density: float) -> list[dict[str, np.ndarray]]:
 
 
 def pooled(networks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """The channels of all networks together."""
+  """Concatenates the channels of all networks."""
   return {layer: np.concatenate([n[layer] for n in networks]) for layer in networks[0]}
 
 
@@ -104,7 +105,7 @@ def means(model: str, density: float) -> list[dict]:
 
 
 def variance(model: str, density: float) -> list[dict]:
-  """Analysis of variance against the dense networks, channels of all seeds together."""
+  """Returns the analysis of variance against the dense networks, over all seeds."""
   dense, sparse = pooled(shares(model, 1)), pooled(shares(model, density))
   case = f"{model}/density={density:g}/against_dense"
   note = f"two-way analysis of variance of {sum(map(len, dense.values()))} dense and "
@@ -125,7 +126,7 @@ def variance(model: str, density: float) -> list[dict]:
 
 
 def speed(model: str, density: float) -> list[dict]:
-  """Estimated and measured speed-ups of the first network."""
+  """Returns estimated and measured speed-ups of the first network."""
   path = finished(model, density)[0]
   network = _networks.load(path)
   images = jnp.asarray(_specialization.first_images(path, compaction.IMAGES))

@@ -1,11 +1,12 @@
-"""Double descent on MNIST: random Fourier features, minimum-norm least squares.
+"""Measures double descent on MNIST with random Fourier features and least squares.
 
   python scripts/double_descent.py --data_dir=... --out=plots
 
-Two CPU cores: about 1.5 minutes. Expect a first minimum near 400 features, a test error
-near 87 % at 1,000 features for 1,000 examples, and a tail that falls to the kernel's.
-The first 2,000 test images of the original file are harder: off the peak their error is
-2 to 6 points above that on all 10,000. Both are given.
+Takes about 1.5 minutes on two CPU cores. The solutions have minimum norm. Expect a
+first minimum near 400 features, a test error near 87 % at 1,000 features for 1,000
+examples, and a tail that decreases to the error of the kernel. The first 2,000 test
+images of the original file are harder: away from the peak their error is 2 to 6 points
+above that on all 10,000. Both are reported.
 """
 
 import collections
@@ -39,7 +40,7 @@ def main(_):
   else:
     test = original_order(*test)
   fits = collections.defaultdict(list)
-  # Many threads on factorizations this small mostly wait for each other.
+  # With factorizations this small, many threads mostly wait for each other.
   with threadpool_limits(1):
     for seed in range(seeds):
       rows = np.random.default_rng(seed).choice(len(train[1]), examples, replace=False)
@@ -71,7 +72,7 @@ def main(_):
 
 
 def original_order(x, y):
-  """MNIST's test images in their file's order; TFDS sorts them by a hash of it."""
+  """Returns MNIST's test images in the original order; TFDS sorts them by hash."""
   hashes = [hashlib.md5(f"test{i}".encode()).digest() for i in range(len(y))]
   numbers = sorted(range(len(y)), key=hashes.__getitem__)
   order = np.argsort(numbers)

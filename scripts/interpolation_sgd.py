@@ -1,10 +1,10 @@
-"""Interpolation SGD: steps against batch size, on both sides of the critical one.
+"""Measures SGD steps to interpolation, on both sides of the critical batch size.
 
   python scripts/interpolation_sgd.py --data_dir=... --out=plots
 
-Two CPU cores: under a minute. Expect steps times batch size nearly constant up to the
-critical batch size m* = 7, steps nearly constant far beyond it, and all below the
-bound.
+Takes under a minute on two CPU cores. Expect steps times batch size nearly constant up
+to the critical batch size m* = 7, steps nearly constant far beyond it, and all below
+the bound.
 """
 
 import _command_line

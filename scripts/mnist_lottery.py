@@ -1,14 +1,14 @@
-r"""Lottery tickets of LeNet-300-100 on MNIST: results/lottery.json.
+r"""Writes results/lottery.json, on lottery tickets of LeNet-300-100 on MNIST.
 
   python scripts/lottery.py --config=configs/mnist_lenet300_lottery.py --workdir=runs/lt
   python scripts/instability.py --config=configs/mnist_lenet300_lottery.py \
     --workdir=runs/lt --steps=0 --config.train.num_seeds=5
   python scripts/mnist_lottery.py --workdir=runs/lt --resnet_workdir=runs/wrn10
 
-The first command trains (half an hour on one quiet CPU core), the second adds the
-instability analysis, this one writes down what is there; that of a residual network is
-by configs/cifar10_wrn10_lottery.py. Differences to the dense
-network and to reinitialized tickets are taken seed by seed.
+The first command trains (half an hour on one idle CPU core), the second adds the
+instability analysis, and the third writes the finished results. The instability of a
+residual network comes from configs/cifar10_wrn10_lottery.py. Differences to the dense
+network and to reinitialized tickets are computed per seed.
 """
 
 import json
@@ -31,7 +31,8 @@ from sparsejax.training import TrainingError
 
 ROOT = _command_line.ROOT
 SOURCE = "Frankle & Carbin 2019, section 2, figures 3 and 4"
-# (level, metric, against the control): the paper's, an independent reproduction's.
+# (level, metric, against the control): value of the paper, of an independent
+# reproduction.
 PAPER = {
   (7, "early_stop_reduction_percent", False): (38.0, 21.4),
   (9, "accuracy_gain_points", False): (0.3, 0.21),
@@ -52,7 +53,7 @@ def case(outcome, kind: str) -> str:
 
 
 def own_rows(cell: Cell, o: Outcome, note: str) -> list[dict]:
-  """What a cell came to by itself."""
+  """Returns the rows of a cell by itself."""
   name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
   return [
     results.row(name, metric, np.asarray(values, float).tolist(), note=note)
@@ -65,21 +66,21 @@ def own_rows(cell: Cell, o: Outcome, note: str) -> list[dict]:
 
 
 def compared(name, ticket, other, level, control: bool, note: str) -> list[dict]:
-  """A ticket against the dense network or its control, the paper's values beside."""
+  """Returns the rows of a ticket against the dense network or a control."""
   n = min(len(ticket.accuracy), len(other.accuracy))
   gains = {
     "accuracy_gain_points": ticket.accuracy[:n] - other.accuracy[:n],
     "last_accuracy_gain_points": ticket.final_accuracy[:n] - other.final_accuracy[:n],
   }
   if control:
-    # Against the tickets' mean: the mean of the values is the ratio of the means.
+    # Divide by the tickets' mean, so that the mean of the values is the ratio of means.
     gains["early_stop_speedup"] = other.early_stop / ticket.early_stop.mean()
   else:
     share = ticket.early_stop / other.early_stop.mean()
     gains["early_stop_reduction_percent"] = 100 * (1 - share)
   table = []
   for metric, values in gains.items():
-    # The published values are of tickets found iteratively.
+    # The published values are those of tickets found iteratively.
     known = {} if name.endswith("one_shot") else PAPER
     paper, again = known.get((level, metric, control), (None, None))
     better = "later" if metric.startswith("early") else "worse"
@@ -123,7 +124,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def unstable(workdir: pathlib.Path, network: str, note: str) -> list[dict]:
-  """The rows of scripts/instability.py's steps."""
+  """Returns the rows of the steps of scripts/instability.py."""
   table = []
   for place in sorted(workdir.glob("instability_00/level_*/metrics.json")):
     values = json.loads(place.read_text())["instability"]

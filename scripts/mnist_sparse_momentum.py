@@ -1,13 +1,14 @@
-r"""Trains the MNIST table of sparse momentum: results/mnist_sparse_momentum.json.
+"""Trains the MNIST networks of sparse momentum and writes the table of their errors.
 
   python scripts/mnist_sparse_momentum.py --workdir=runs/mnist_sparse_momentum
 
-LeNet-300-100 and LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py and
-configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or six
-(LeNet-5) on one CPU core. Runs that are finished are not done again and
-one that was stopped goes on; several processes may share the workdir with different
---models or --densities. --write_only assembles the table from what is finished; cases
-of which the workdir has no run keep the row they have.
+The table is results/mnist_sparse_momentum.json. The networks are LeNet-300-100 and
+LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py and
+configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or six (LeNet-5)
+on one CPU core. Finished runs are not repeated, and a stopped run resumes; several
+processes may share the workdir with different --models or --densities. --write_only
+writes the table from finished runs; the rows of cases without a run in the workdir are
+left unchanged.
 """
 
 import json
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   for model in _MODELS.value:
     chosen = [float(d) for d in _DENSITIES.value or PAPER[model]]
-    # Seeds outside, so that every density has a first run early.
+    # Seeds are the outer loop, so that every density has a first run early.
     for seed in range(SEEDS[model]):
       for density in chosen:
         if not _WRITE_ONLY.value and not train(model, density, seed):

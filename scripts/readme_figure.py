@@ -1,10 +1,10 @@
-r"""Draws docs/assets/overview.png from a run of LeNet-300-100 and from the results.
+"""Draws docs/assets/overview.png from a run of LeNet-300-100 and from the results.
 
   python scripts/train.py --config=configs/mnist_lenet300.py --workdir=runs/lenet300
   python scripts/readme_figure.py --workdir=runs/lenet300
 
-Left: how sparse momentum moves budget between the layers. Middle: which pixels are left
-connected. Right: the test error over the density, beside the paper's.
+Left: the budgets that sparse momentum moves between layers. Middle: the pixels that
+stay connected. Right: the test error over the density, next to the paper's.
 """
 
 import json

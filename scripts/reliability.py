@@ -1,15 +1,15 @@
-"""What training survives, counted: kills, bad input, long runs, damage, layouts.
+"""Counts what training survives: kills, bad input, long runs, damage, device layouts.
 
   python scripts/reliability.py --workdir=reliability
 
-An hour on one busy CPU core for all but `layouts`, most of it for the kills, and as
-much for these; --cases=soak,checkpoint chooses, and the same command goes on with what
-is missing. Rows of cases that the workdir does not have stay as they are. Expect every
-trial of every case but `layouts` and `nudged` to pass: `resumed_bit_identical` equal to
-`tried` for `kill`, `named` for `bad_input`, `steps_exact` for `soak`, `recovered` for
-`checkpoint`, `masks_intact` for `non_finite`, `exact` for `drift`. Runs on different
-`layouts` differ about as much as two runs on one device of which one began with one
-weight `nudged` to the next float.
+All cases but `layouts` take an hour on one busy CPU core, most of it for the kills;
+`layouts` takes another hour. --cases=soak,checkpoint selects cases, and running the
+same command again adds the missing trials. Rows of cases that the workdir lacks are
+left unchanged. Expect every trial of every case but `layouts` and `nudged` to pass:
+`resumed_bit_identical` equal to `tried` for `kill`, `named` for `bad_input`,
+`steps_exact` for `soak`, `recovered` for `checkpoint`, `masks_intact` for `non_finite`,
+`exact` for `drift`. Runs on different `layouts` differ about as much as two runs on one
+device of which one starts with one weight `nudged` to the next float.
 """
 
 import json
@@ -38,17 +38,17 @@ ROOT = _command_line.ROOT
 
 
 class Case(NamedTuple):
-  """A kind of trouble.
+  """A kind of failure.
 
   Attributes:
-    metric: what a trial that went well counts as.
-    number: of trials.
-    quick: of them with --quick.
-    make: from a folder of its own to `trial(i) -> record`, whose `ok` is a bool, and
-      whose numbers and bools other than it are added up in the results.
-    what: one trial, in words.
-    each: the field that names a trial whose numbers are rows of their own, not added
-      up; none if empty.
+    metric: the name under which passed trials are counted.
+    number: number of trials.
+    quick: number of trials with --quick.
+    make: maps a folder to `trial(i) -> record`. The record's `ok` is a bool; its other
+      numbers and bools are summed in the results.
+    what: description of one trial.
+    each: the field that names a trial whose numbers become rows of their own instead of
+      being summed; empty for none.
   """
 
   metric: str
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 
 def bad_input(folder):
-  """A trial is a row of the table of tests/test_bad_input.py."""
+  """Returns trials that each run one row of the table of tests/test_bad_input.py."""
   table = runpy.run_path(str(ROOT / "tests/test_bad_input.py"))
   folder.mkdir(parents=True, exist_ok=True)
   rows, known = table["table"](), table["names"](str(folder))
@@ -155,7 +155,7 @@ def recorded(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def run(name: str, case: Case, workdir: pathlib.Path, number: int) -> None:
-  """Does the trials that are not recorded yet."""
+  """Runs the trials that are not recorded yet."""
   file = workdir / f"{name}.jsonl"
   left = sorted(set(range(number)) - {r["trial"] for r in recorded(file)})
   if not left:
@@ -172,7 +172,7 @@ def run(name: str, case: Case, workdir: pathlib.Path, number: int) -> None:
 
 
 def rows(name: str, case: Case, records: Iterable[dict[str, Any]]) -> list[dict]:
-  """A row for the trials, one for those that passed, one for each number in them."""
+  """Returns rows of the trials, the passed trials, and each recorded number."""
   records = list(records)
   counts: dict[str, float] = {case.metric: sum(r["ok"] for r in records)}
   counts["tried"] = len(records)

@@ -1,11 +1,11 @@
-r"""Executes the notebooks, and keeps each .ipynb the twin of its .py.
+"""Executes the notebooks, and keeps each .ipynb equal to its .py.
 
   python scripts/run_notebooks.py            # in quick mode, as CI does
   python scripts/run_notebooks.py --pair     # write the .ipynb files, run nothing
   python scripts/run_notebooks.py --full --only=4 --images=plots
 
 A notebook is written as notebooks/*.py (py:percent); its .ipynb has the same cells and
-no outputs. Quick mode sets SPARSEJAX_QUICK=1 and needs seconds a notebook. Needs the
+no outputs. Quick mode sets SPARSEJAX_QUICK=1 and takes seconds per notebook. Needs the
 `notebooks` extra.
 """
 
@@ -31,7 +31,7 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder for the figures, as PNG.")
 
 
 def twin(path: pathlib.Path) -> str:
-  """The text of the .ipynb that belongs to a .py: no outputs, the same every time."""
+  """Returns the text of the .ipynb for a .py, without outputs and deterministic."""
   notebook = jupytext.read(path)
   for number, cell in enumerate(notebook.cells):
     cell["id"] = f"cell-{number}"
@@ -41,7 +41,7 @@ def twin(path: pathlib.Path) -> str:
 
 
 def run(path: pathlib.Path) -> float:
-  """Executes a notebook, and gives the seconds it took."""
+  """Executes a notebook and returns the seconds it took."""
   notebook = nbformat.reads(twin(path), as_version=4)
   started = time.monotonic()
   NotebookClient(
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"Error: only must begin a notebook's name; got {_ONLY.value}")
   if not _FULL.value:
     os.environ["SPARSEJAX_QUICK"] = "1"
-    # Most of a quick run is compiling.
+    # Most of a quick run is compilation.
     flags_before = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags_before} --xla_backend_optimization_level=0"
   for path in paths:

@@ -1,13 +1,13 @@
-r"""Memory and traffic of a sparse step, from one device to thousands.
+"""Computes memory and traffic of a sparse step, from one device to thousands.
 
   python scripts/scaling.py --out=results/scaling.json --table=docs/scaling.md
 
-For layers of transformers of 1e9 and 1e11 parameters the training step's optimizer part
-(`tx.update` and `optax.apply_updates`) is compiled for 8 to 64 virtual devices, and the
-compiled program itself says what it holds on each device (`memory_analysis`) and which
-collectives a mask update has. Nothing is allocated and nothing is run. A program has a
-few layers; the whole network is so many times these, and more devices are extrapolated
-as shards of the same size law: both are said in each row.
+For layers of transformers of 1e9 and 1e11 parameters, the optimizer part of a training
+step (`tx.update` and `optax.apply_updates`) is compiled for 8 to 64 virtual devices.
+The compiled program reports its memory per device (`memory_analysis`) and the
+collectives of a mask update. Nothing is allocated or run. A program has a few layers
+and its numbers are multiplied up to the whole network; larger numbers of devices are
+extrapolated. Each row says so.
 """
 
 import functools
@@ -42,13 +42,13 @@ GIB = 2**30
 
 
 def kernels(width: int) -> dict[str, tuple[int, int]]:
-  """The kernels of one block, (inputs, outputs)."""
+  """Returns the kernels of one block, (inputs, outputs)."""
   square = {name: (width, width) for name in ("query", "key", "value", "out")}
   return square | {"up": (width, 4 * width), "down": (4 * width, width)}
 
 
 def optimizer() -> optax.GradientTransformationExtraArgs:
-  """AdamW under sparse momentum: the method that moves the most numbers."""
+  """Returns AdamW under sparse momentum, the method that moves the most data."""
   return sj.sparse_momentum(optax.adamw(1e-3), density=0.1, update_every=100)
 
 
@@ -59,7 +59,7 @@ def step(tx, params, state, grads):
 
 
 def abstract(width: int, mesh) -> dict:
-  """Parameters without values, cut over all devices along their inputs."""
+  """Returns abstract parameters, sharded over all devices along their inputs."""
   place = NamedSharding(mesh, P("data", None))
   return {
     name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)}
@@ -68,7 +68,7 @@ def abstract(width: int, mesh) -> dict:
 
 
 def compiled(width: int, devices: int):
-  """The compiled optimizer step of one block on so many devices."""
+  """Compiles the optimizer step of one block for a number of devices."""
   mesh = jax.make_mesh(
     (devices,),
     ("data",),
@@ -77,7 +77,7 @@ def compiled(width: int, devices: int):
   )
   tx, params = optimizer(), abstract(width, mesh)
   state = jax.eval_shape(tx.init, params)
-  # Moments and masks lie where their weights lie, as `init` puts them.
+  # Moments and masks have the sharding of their weights, as after `init`.
   place, whole = NamedSharding(mesh, P("data", None)), NamedSharding(mesh, P())
   state = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -96,7 +96,7 @@ COLLECTIVE = re.compile(
 
 
 def traffic(text: str) -> tuple[int, int]:
-  """The bytes that all collectives of a program bring, and how many are no reductions.
+  """Returns the bytes received by all collectives, and the part that is not reductions.
 
   Every collective counts as often as a selection may have passes.
   """
@@ -113,7 +113,7 @@ def traffic(text: str) -> tuple[int, int]:
 
 
 def rows_of(size: str, width: int, blocks: int, devices: tuple[int, ...]):
-  """Compiles one block on each number of devices, and says what it found."""
+  """Compiles one block for each number of devices, and returns rows of the results."""
   block = sum(int(np.prod(shape)) for shape in kernels(width).values())
   total, rows, shares = block * blocks, [], {}
   note = f"{blocks} times one compiled block of {block:,} weights; float32, AdamW"
@@ -171,7 +171,7 @@ def _blocks(size: str) -> int:
 
 
 def packing(width: int):
-  """What 1-bit masks cost: the step of one layer that unpacks and packs its mask."""
+  """Returns the cost of 1-bit masks: a layer's step that unpacks and packs its mask."""
   shape = (width, width)
   like = jax.ShapeDtypeStruct(shape, jnp.float32)
   bits = jax.ShapeDtypeStruct((width, width // 8), jnp.uint8)
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
   del argv
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max(COMPILED))
-  # What accelerators run: CPUs count by columns first, for their vector units.
+  # Compile the variant for accelerators; that for CPUs counts by columns first.
   lax.platform_dependent = lambda *x, default, **_: default(*x)
   sizes = list(SIZES)[:1] if _QUICK.value else list(SIZES)
   devices = COMPILED[:1] if _QUICK.value else COMPILED

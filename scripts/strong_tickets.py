@@ -1,9 +1,10 @@
-"""Strong lottery tickets: random networks pruned, never trained, into trained ones.
+"""Prunes random networks, without training, so that they match trained ones.
 
   python scripts/strong_tickets.py --data_dir=... --out=plots
 
-Two CPU cores: about three minutes. Expect every weight within 0.01, unchanged accuracy,
-30 to 60 random weights a weight by subset sum, and 1.03 samples a bit of precision.
+Takes about three minutes on two CPU cores. Expect every weight within 0.01, unchanged
+accuracy, 30 to 60 random weights per weight by subset sum, and 1.03 samples per bit of
+precision.
 """
 
 import time
@@ -55,7 +56,7 @@ def main(_):
 
 
 def match(name, params, construction, test):
-  """Rows of one net matched by one construction."""
+  """Returns rows of one net matched by one construction."""
   started, worked = time.time(), time.process_time()
   ticket = approximate(params, EPS, DELTA, construction)
   minutes = (time.time() - started) / 60
@@ -64,7 +65,7 @@ def match(name, params, construction, test):
   accuracy = 100 * np.mean(logits.argmax(1) == test[1])
   change = accuracy - (100 - float(_theory.error_percent(params, *test)))
   if construction == "subset_sum":
-    # The wide random network itself, ReLUs and all, on a few images.
+    # Evaluate the wide random network itself, with its ReLUs, on a few images.
     wide = run_network(ticket.layers, test[0][:20])
     np.testing.assert_allclose(wide, logits[:20], rtol=1e-9, atol=1e-9)
   samples = [layer.plan.samples for layer in ticket.layers]
@@ -106,7 +107,7 @@ def match(name, params, construction, test):
 
 
 def laws(targets):
-  """Median error against samples, success rates, and samples needed against eps."""
+  """Returns the median error by samples, success rates, and samples by precision."""
   rng = np.random.default_rng(0)
   goals = rng.uniform(-0.5, 0.5, targets)
   counts = list(range(4, 17 if QUICK.value else 23))

@@ -1,13 +1,13 @@
-"""Writes what README.md and docs/ quote of results/*.json, between its marks.
+"""Writes the tables and numbers of results/*.json into README.md and docs/.
 
-python scripts/tables.py
+  python scripts/tables.py
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published` has
-only the rows with a published value. What every method costs on a tree of parameters
-stands behind `<!-- costs: TREE -->`, on a GPU behind `<!-- costs: TREE gpu -->`. A mean
-in a sentence stands between `<!-- mean: NAME CASE METRIC -->` and `<!-- end -->`, not
-at the start of a line, where the mark would end the paragraph. A test holds the files
-equal to what this script would write.
+A table is written between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published`
+has only the rows with a published value. The costs of every method on a tree of
+parameters follow `<!-- costs: TREE -->`, and those on a GPU `<!-- costs: TREE gpu -->`.
+A mean in a sentence is written between `<!-- mean: NAME CASE METRIC -->` and
+`<!-- end -->`; the mark must not be at the start of a line, where it would end the
+paragraph. A test compares the files with the output of this script.
 """
 
 import json
@@ -30,7 +30,7 @@ def number(value: float | None) -> str:
 
 
 def find(name: str, case: str, metric: str) -> dict[str, Any] | None:
-  """One row of a results file, or None."""
+  """Returns one row of a results file, or None."""
   path = ROOT / f"results/{name}.json"
   if not path.exists():
     return None
@@ -39,7 +39,7 @@ def find(name: str, case: str, metric: str) -> dict[str, Any] | None:
 
 
 def value(name: str, case: str, metric: str, field: str = "mean") -> str:
-  """One number of a results file.
+  """Returns one number of a results file, as text.
 
   Raises:
     LookupError: there is no such row.
@@ -50,7 +50,7 @@ def value(name: str, case: str, metric: str, field: str = "mean") -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Rows as a Markdown table: case, metric, mean and error, n, paper."""
+  """Formats rows as a Markdown table: case, metric, mean and error, n, paper."""
   lines, bar = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"], r"\|"
   for row in rows:
     ours = number(row["mean"])
@@ -62,7 +62,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def results(name: str, published: bool = False) -> str:
-  """A results file as a table, with what made it below."""
+  """Formats a results file as a table, followed by its command and versions."""
   content = json.loads((ROOT / f"results/{name}.json").read_text())
   rows = [r for r in content["rows"] if r["paper"] is not None or not published]
   where = f"`{content['command']}`, {content['hardware']}"
@@ -70,7 +70,7 @@ def results(name: str, published: bool = False) -> str:
 
 
 def costs(tree: str, device: str = "") -> str:
-  """A line a method: its two kinds of step, its compilation, what it was before."""
+  """Formats one line per method: both kinds of step, compilation, earlier values."""
   columns = {
     "a step without a mask update": (f"off_step/{tree}/", "times_plain_step"),
     "before": (f"off_step/{tree}/", "times_plain_step_before"),
