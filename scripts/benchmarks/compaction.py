@@ -1,9 +1,10 @@
-"""Compacted networks against the dense ones with their masks multiplied in.
+"""Times compacted networks against the dense networks with masks applied.
 
-Three ways to run each: `scan`, 2,000 images one by one inside one `lax.scan`;
-`batch128`, 128 images a call, for the compact net with their pixels cut beforehand; and
-`call`, one image a call. Rounds take both networks in turn; the best of them counts.
-Beside what is measured stand the speed-ups that the sparse momentum article estimates.
+Each network runs in three ways: `scan`, 2,000 images one by one inside one `lax.scan`;
+`batch128`, 128 images per call, already reduced to the pixels that the compact network
+reads; and `call`, one image per call. Rounds alternate between the networks, and the
+best round counts. The table also has the speed-ups that the sparse momentum paper
+estimates.
 """
 
 import functools
@@ -35,7 +36,7 @@ DRAWN = (
 
 
 def prune(params, density: float, units: float):
-  """Masks of each kernel's largest magnitudes; of hidden layers whole units first."""
+  """Masks each kernel by magnitude; of hidden layers, whole units first."""
   kernels = [k for k in jax.tree.leaves(params) if k.ndim > 1]
   masks = {}
   for name, layer in params.items():
@@ -51,7 +52,7 @@ def prune(params, density: float, units: float):
 
 
 def calls(apply: Callable, params, images, batch) -> dict[str, Callable]:
-  """Compiled ways to run a network, each on its own arguments."""
+  """Returns compiled ways to run a network, each with its arguments bound."""
 
   @jax.jit
   def scan(params, images):
@@ -67,7 +68,7 @@ def calls(apply: Callable, params, images, batch) -> dict[str, Callable]:
 
 
 def best(pairs: dict[str, dict[str, Callable]], rounds: int, repeats: int) -> dict:
-  """Seconds of the best of interleaved rounds; short calls are repeated in a round."""
+  """Returns the seconds of the best of interleaved rounds of repeated calls."""
   seconds = {}
   for kind in KINDS:
     again = 1 if kind == "scan" else repeats
@@ -86,7 +87,7 @@ def best(pairs: dict[str, dict[str, Callable]], rounds: int, repeats: int) -> di
 
 
 def drawn(name: str, density: float, units: float) -> tuple[Callable, Any, Any, Any]:
-  """A network of drawn weights: `(apply, params, masks, image shape)`."""
+  """Draws a network with random weights: `(apply, params, masks, image shape)`."""
   shape = (28, 28, 1)
   model = models.create(name)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
@@ -104,7 +105,7 @@ def measure(
   rounds: int,
   repeats: int = 20,
 ) -> list[dict]:
-  """Rows of one network: estimated and measured speed-ups, and that it is the same."""
+  """Returns rows of one network: estimated and measured speed-ups, and errors."""
   params = sj.apply_masks(params, masks)
   small = compact(apply, params, masks, images[:1])
   got, want = small.apply(small.params, images), apply(params, images)
@@ -141,7 +142,7 @@ def measure(
 
 
 def cases(quick: bool) -> Cases:
-  """One a drawn network."""
+  """Returns one case per random network."""
   found: Cases = {}
   for name, density, units in DRAWN[:1] if quick else DRAWN:
     case = f"compaction/{name}/density={density:g}/units={units:g}"
@@ -152,12 +153,12 @@ def cases(quick: bool) -> Cases:
 def drawn_rows(
   case: str, name: str, density: float, units: float, quick: bool
 ) -> list[dict]:
-  """Rows of a drawn network, on random images."""
+  """Returns rows of a network with random weights, on random images."""
   return random_rows(case, *drawn(name, density, units), quick)
 
 
 def random_rows(case, apply, params, masks, shape, quick: bool) -> list[dict]:
-  """Rows of any network, on random images."""
+  """Returns rows of a given network, on random images."""
   count = BATCH if quick else IMAGES
   images = np.random.default_rng(0).random((count, *shape), np.float32)
   rounds = 1 if quick else 8

@@ -1,7 +1,7 @@
-"""A training epoch of the LeNets on this machine, by how they are computed.
+"""Times a training epoch of the LeNets, by convolution lowering.
 
-An epoch is 540 steps of 100 images, SGD with Nesterov momentum. It is measured by some
-of its steps, compiled before, in rounds that take all ways in turn:
+An epoch is 540 steps of 100 images, SGD with Nesterov momentum. It is extrapolated from
+some of its steps, compiled before, in rounds that alternate between all ways:
 
   slices, lax   `sparsejax.models.conv2d` and `max_pool` by that lowering
   dense         LeNet-300-100, which has no convolution
@@ -35,7 +35,7 @@ FULL, QUICK = (27, 3), (1, 1)
 
 
 def jax_case(model: nn.Module, images, labels, scan: bool) -> Callable[[], None]:
-  """A function that trains for `len(images)` steps."""
+  """Returns a function that trains for `len(images)` steps."""
   tx = optax.sgd(RATE, momentum=MOMENTUM, nesterov=True)
   params = jax.jit(model.init)(jax.random.key(0), images[0])
   images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -66,7 +66,7 @@ def jax_case(model: nn.Module, images, labels, scan: bool) -> Callable[[], None]
 
 
 def torch_case(name: str, images, labels) -> Callable[[], None]:
-  """The same in PyTorch."""
+  """Returns a function that does the same in PyTorch."""
   assert torch is not None
   torch.set_num_threads(os.cpu_count() or 1)
   t = torch.nn
@@ -93,7 +93,7 @@ def torch_case(name: str, images, labels) -> Callable[[], None]:
 
 
 def ways(model: str, steps: int) -> dict[str, Callable[[], None]]:
-  """A function for each way of computing a model, in the order of the table."""
+  """Returns a function per way of computing a model, in the order of the table."""
   rng = np.random.default_rng(0)
   images = rng.random((steps, BATCH, 28, 28, 1), dtype=np.float32)
   labels = rng.integers(0, 10, (steps, BATCH)).astype(np.int32)
@@ -111,13 +111,13 @@ def ways(model: str, steps: int) -> dict[str, Callable[[], None]]:
 
 
 def cases(quick: bool) -> timing.Cases:
-  """One a model."""
+  """Returns one case per model."""
   names = ("lenet300", "lenet5")
   return {f"convolution/{n}": functools.partial(rows, n, quick) for n in names}
 
 
 def rows(model: str, quick: bool) -> list[dict]:
-  """Seconds an epoch, and ratios to PyTorch and to XLA's convolution in a loop."""
+  """Returns seconds per epoch, and ratios to PyTorch and to a loop with XLA's."""
   steps, rounds = QUICK if quick else FULL
   scale = STEPS_PER_EPOCH / steps
   found = timing.interleaved(ways(model, steps), rounds)

@@ -1,4 +1,4 @@
-"""What a deep stack of convolutions costs, as ratios.
+"""Measures the cost of a deep stack of convolutions, as ratios.
 
 Compile time at 10,000 layers against 100, step time at 10,000 against 1,000, gradient
 steps against `lax.conv` in a scan, memory of `remat="sqrt"`, and initialization.
@@ -29,7 +29,7 @@ def shapes(depth: int, channels: int):
 
 
 def compiled(depth: int, channels: int, **options):
-  """A step of gradient descent, compiled, and the seconds that took."""
+  """Compiles a step of gradient descent; returns it with the seconds taken."""
 
   def step(x, kernel, bias):
     loss = lambda w, b: jnp.sum(conv_stack(x, w, b, **options) ** 2)
@@ -51,7 +51,7 @@ def operands(depth: int, channels: int):
 
 
 def ratios(programs: dict, rounds: int) -> dict[str, list[float]]:
-  """Seconds of each `{name: (program, operands)}`, in rounds that take all in turn."""
+  """Returns seconds of each `{name: (program, operands)}`, in interleaved rounds."""
   calls = {name: functools.partial(p, *args) for name, (p, args) in programs.items()}
   found = timing.interleaved(calls, rounds)
   return {name: seconds.tolist() for name, seconds in found.items()}
@@ -100,7 +100,7 @@ def speed_rows(rounds: int, depth: int = 100) -> list[dict]:
 
 
 def memory_rows(long: int) -> list[dict]:
-  """By XLA's own account of what the compiled program holds beside in and outputs."""
+  """Returns rows of XLA's own account of temporary memory, inputs and outputs aside."""
 
   def temporary(**options):
     analysis: Any = compiled(long, 16, **options)[0].memory_analysis()
@@ -111,7 +111,7 @@ def memory_rows(long: int) -> list[dict]:
     temporary(remat="sqrt"),
     temporary(lowering="lax"),
   )
-  # A gradient is as large as the parameters whatever is kept for it.
+  # Subtract the gradient, which is as large as the parameters in either case.
   gradient = 4 * sum(math.prod(leaf.shape) for leaf in shapes(long, 16)[1:])
   kept = (sqrt - gradient) / (plain - gradient)
   case = f"deep_cnn/memory/depth={long}/channels=16"
@@ -139,7 +139,7 @@ def init_rows(long: int, rounds: int) -> list[dict]:
 
 
 def cases(quick: bool) -> timing.Cases:
-  """A case a question; quick ones have a tenth of the depths."""
+  """Returns one case per question; quick ones have a tenth of the depths."""
   long, rounds = (1000, 1) if quick else (10_000, 2)
   return {
     "deep_cnn/compile": functools.partial(compile_rows, long, rounds),

@@ -1,20 +1,20 @@
-r"""Times sparse execution against dense execution: results/execution.json.
+"""Times sparse execution against dense execution: results/execution.json.
 
   python scripts/benchmarks/execution.py
   python scripts/benchmarks/execution.py --cases='product/2048x2048.*density=0.1$'
 
   product       forward and backward pass of one matrix product, `block_dot` against
-                `@`; forward alone with 8 rows, its live blocks given, as a server would
+                `@`; and the forward pass of 8 rows with given live blocks, to serve
   step/mlp2048x3, step/transformer
                 a whole training step with its optimizer, SGD with momentum, against
                 plain optax on the same dense network; mask updates every 100 steps
-                counted, as (99 steps without + 1 with) / 100
+                are included, as (99 steps without + 1 with) / 100
   step/conv     forward and backward pass of one 3 x 3 convolution
 
-What is compared runs in turns in one process; medians over rounds of ratios taken
-within each are written, and the milliseconds of both. Do nothing else meanwhile: about
-ten minutes on two quiet CPU cores. Rows of cases that are not run stay as they are in
-the results file. --quick tries all on tiny sizes and writes nothing.
+Both sides run alternately in one process. The results are medians over rounds of ratios
+within each round, and the milliseconds of both sides. Run nothing else meanwhile: it
+takes about ten minutes on two idle CPU cores. Rows of cases that are not run are left
+unchanged in the results file. --quick runs all cases at tiny sizes and writes nothing.
 """
 
 import functools
@@ -51,7 +51,7 @@ _LIST = flags.DEFINE_bool("list", False, "Name the cases and run none.")
 
 
 def cases(quick: bool, rounds: int) -> timing.Cases:
-  """Case -> function that returns its rows."""
+  """Returns a function per case that returns its rows."""
   found = {}
   size, batch = (256, 32) if quick else (2048, 1024)
   blocks = (
@@ -100,7 +100,7 @@ def _normal(seed: int, *shape: int) -> jax.Array:
 
 
 def _sparse_kernel(shape: tuple[int, ...], block: int, density: float) -> jax.Array:
-  """A kernel with the nearest number of live blocks, the dead ones -0.0."""
+  """Draws a kernel with the nearest number of live blocks; masked entries are -0.0."""
   *taps, inputs, outputs = shape
   live = np.zeros((*taps, inputs // block, outputs // block), bool)
   chosen = np.random.default_rng(0).permutation(live.size)
@@ -110,7 +110,7 @@ def _sparse_kernel(shape: tuple[int, ...], block: int, density: float) -> jax.Ar
 
 
 def _compare(name: str, calls: dict[str, Any], rounds: int, note: str) -> list[dict]:
-  """Rows of two calls, `dense` and `sparse`."""
+  """Returns rows of two calls, `dense` and `sparse`."""
   taken = timing.interleaved(calls, rounds)
   note = f"median of {rounds} rounds in turns; {note}"
   ratio = timing.median_ratio(taken["dense"], taken["sparse"])
@@ -130,7 +130,7 @@ def product(
   rounds: int,
   forward: bool = False,
 ) -> list[dict]:
-  """One product of x (batch, size) and a kernel (size, size)."""
+  """Times one product of x (batch, size) and a kernel (size, size)."""
   x, dy = _normal(2, batch, size), _normal(3, batch, size)
   kernel = _sparse_kernel((size, size), block, density)
   pair = (block, block)
@@ -171,7 +171,7 @@ def convolution(
   density: float,
   rounds: int,
 ) -> list[dict]:
-  """One 3 x 3 convolution, forward and backward."""
+  """Times one 3 x 3 convolution, forward and backward."""
   x = _normal(2, batch, image, image, channels)
   dy = _normal(3, batch, image, image, channels)
   kernel = _sparse_kernel((3, 3, channels, channels), block, density)
@@ -193,7 +193,7 @@ def convolution(
 
 
 def mlp(width: int, batch: int, block: int):
-  """An MLP of three hidden layers of one width; its last layer is dense."""
+  """Builds an MLP with three hidden layers of one width; its last layer is dense."""
   inputs, classes = width // 2, 10
   widths = (inputs, width, width, width)
   params = {
@@ -223,7 +223,7 @@ def mlp(width: int, batch: int, block: int):
 
 
 def transformer(width: int, sequences: int, block: int):
-  """A byte transformer of two blocks, on sequences of 64 bytes."""
+  """Builds a byte transformer of two blocks, for sequences of 64 bytes."""
   kwargs: dict[str, Any] = {"width": width, "depth": 2, "heads": 8, "length": 64}
   dot = sj.block_dot_general((block, block))
   nets = (
@@ -243,7 +243,7 @@ def transformer(width: int, sequences: int, block: int):
 def step(
   name: str, make, method: str, block: int, density: float, rounds: int
 ) -> list[dict]:
-  """A whole training step; the sparse network's products are by blocks."""
+  """Times a whole training step; the sparse network uses block products."""
   params, data, loss, where = make()
   inner = optax.sgd(0.01, momentum=0.9)
   tx = getattr(sj, method)(

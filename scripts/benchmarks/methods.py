@@ -1,8 +1,8 @@
-"""What every method costs beside a plain SGD-momentum step, on trees of real networks.
+"""Times every method against a plain SGD-momentum step, on trees of real networks.
 
-A method's one compiled program is stepped through cycles of four steps, of which the
-last updates the masks (`update_masks`); a plain step stands before each. Where masks
-act in the forward pass, the weights that the loss would see are part of the step.
+The one compiled program of a method runs in cycles of four steps, of which the last
+updates the masks (`update_masks`); a plain step precedes each. If masks are applied in
+the forward pass, the step includes computing the weights that the loss would use.
 """
 
 import functools
@@ -23,13 +23,13 @@ from sparsejax.training import METHODS, forward_params_fn, method_function
 
 CYCLE = 4
 DENSITY = 0.1
-# Cycles a tree; fewer where a step is longer. Updates scatter by a third.
+# Cycles per tree, fewer for long steps. Times of mask updates scatter by a third.
 CYCLES = {"resnet50": 15, "vit_b": 3}
 METRICS = ("off_step", "mask_update")
 
 
 def cases(quick: bool) -> timing.Cases:
-  """A case a tree and method, and one a tree for its masks alone."""
+  """Returns one case per tree and method, and one per tree for its masks alone."""
   found: timing.Cases = {}
   for tree in list(trees.TREES)[: 1 if quick else None]:
     found[f"masks/{tree}"] = functools.partial(mask_rows, tree, quick)
@@ -41,7 +41,7 @@ def cases(quick: bool) -> timing.Cases:
 
 
 def make(name: str, inner: optax.GradientTransformation) -> Any:
-  """A method whose masks are updated when it is said, by its own defaults otherwise."""
+  """Creates a method that updates masks on request, with its own defaults otherwise."""
   function = method_function(name)
   fields = {"update_every": 1000, "end_step": 100_000}
   accepted = inspect.signature(function).parameters
@@ -49,7 +49,7 @@ def make(name: str, inner: optax.GradientTransformation) -> Any:
 
 
 class Stepper:
-  """A compiled step that keeps its own donated state."""
+  """A compiled step that owns its donated state."""
 
   def __init__(self, tx: Any, params: Any, grads: Any, seen: Callable | None = None):
     tx = optax.with_extra_args_support(tx)
@@ -60,14 +60,14 @@ class Stepper:
       return params, state, seen(params, state) if seen else None
 
     self._grads = grads
-    # A copy: what is donated is gone.
+    # Copy the parameters, because the step donates its arguments.
     self._carry = jax.tree.map(lambda x: x.copy(), params), jax.jit(tx.init)(params)
     self.program, self.compile_seconds = timing.compiled(
       step, *self._carry, grads, jnp.array(False), donate_argnums=(0, 1)
     )
 
   def __call__(self, due: bool = False) -> Any:
-    """Takes a step; returns what must be there when it is done."""
+    """Takes a step; returns the arrays to wait for."""
     *carry, seen = self.program(*self._carry, self._grads, jnp.array(due))
     self._carry = tuple(carry)
     return carry[0], seen
@@ -75,7 +75,7 @@ class Stepper:
 
 @functools.lru_cache(maxsize=1)
 def start(tree: str, quick: bool) -> tuple[Any, Any, Any, Stepper]:
-  """Parameters, gradients, the inner optimizer and its plain step, shared by cases."""
+  """Returns parameters, gradients, the inner optimizer and its plain step."""
   shapes = trees.shapes(tree, quick)
   params, grads = trees.drawn(shapes, 0), trees.drawn(shapes, 1)
   inner = optax.sgd(0.1, momentum=0.9)
@@ -83,7 +83,7 @@ def start(tree: str, quick: bool) -> tuple[Any, Any, Any, Stepper]:
 
 
 def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
-  """Ratios of both kinds of step, compilation, and memory."""
+  """Returns ratios of both kinds of step, compile time, and memory."""
   params, grads, inner, plain = start(tree, quick)
   tx = make(name, inner)
   seen = forward_params_fn(name) if METHODS[name].forward else None
@@ -121,7 +121,7 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
 
 
 def mask_rows(tree: str, quick: bool) -> list[dict]:
-  """The masks as they are kept and packed to bits: memory, and time of a step."""
+  """Returns memory of masks, as bool and packed, and the time of a step."""
   params, grads, inner, _ = start(tree, quick)
   masks = sj.masks(jax.jit(sj.static_sparse(optax.sgd(0.1), DENSITY).init)(params))
   packed = sj.pack(masks)

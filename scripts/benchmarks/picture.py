@@ -1,4 +1,4 @@
-"""The picture of the benchmarks: selection over its size, every method's two steps."""
+"""Plots the benchmarks: selection by size, and both kinds of step of every method."""
 
 import pathlib
 
@@ -16,11 +16,11 @@ OTHERS = {
 
 
 def draw(rows: list[dict], out: pathlib.Path) -> None:
-  """Draws what there is of the rows.
+  """Plots the rows that are finished.
 
   Args:
-    rows: of results/benchmarks.json.
-    out: the picture.
+    rows: rows of results/benchmarks.json.
+    out: path of the plot.
   """
   found = {(row["case"], row["metric"]): row["mean"] for row in rows}
   fig = figure.Figure(figsize=(13, 4.6), facecolor="white", layout="constrained")
@@ -45,7 +45,7 @@ def _selection(axes, found) -> None:
       for (case, m), value in found.items()
       if m == metric and case.startswith("selection/")
     )
-    # All as the other's time over ours.
+    # Plot every ratio as the other's time over ours.
     values = [1 / v if metric.startswith("times") else v for _, v in points]
     if points:
       axes.plot([n for n, _ in points], values, "o-", ms=4, color=color, label=name)

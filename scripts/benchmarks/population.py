@@ -1,7 +1,8 @@
-"""A population of LeNet-300-100 tickets under vmap against one after another.
+"""Times a population of LeNet-300-100 tickets, vectorized against sequential.
 
-Tickets at 21 % of the weights, Adam, batches of 60; rounds of either way are taken in
-turns and the fastest of each counts. The members' weights are compared too.
+Tickets have 21 % of the weights and train by Adam in batches of 60. Rounds alternate
+between both ways, and the fastest round of each counts. The members' final weights are
+compared too.
 """
 
 import functools
@@ -24,7 +25,7 @@ FULL, QUICK = (100, 6), (2, 1)
 
 
 def cases(quick: bool) -> timing.Cases:
-  """One a size of the population."""
+  """Returns one case per population size."""
   return {
     f"population/lenet300/members={n}": functools.partial(rows, n, quick)
     for n in (MEMBERS[:1] if quick else MEMBERS)
@@ -32,7 +33,7 @@ def cases(quick: bool) -> timing.Cases:
 
 
 def setup(members: int):
-  """Loss, optimizer, tickets and data."""
+  """Returns loss, optimizer, tickets and data."""
   model = models.create("lenet300", initialization="glorot_normal")
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.random((6000, 28, 28, 1), np.float32))
@@ -56,7 +57,7 @@ def setup(members: int):
 
 
 def rows(members: int, quick: bool) -> list[dict]:
-  """Steps a second of all members together, either way."""
+  """Returns steps per second, summed over members, for both ways."""
   steps, rounds = QUICK if quick else FULL
   loss, tx, tickets, data = setup(members)
 

@@ -1,4 +1,4 @@
-r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
+"""Runs the benchmarks: results/benchmarks.json, and a plot for the docs.
 
   python scripts/benchmarks/run.py --workdir=runs/benchmarks
   python scripts/benchmarks/run.py --workdir=runs/gpu --out=results/benchmarks_gpu.json
@@ -7,24 +7,24 @@ r"""Runs the benchmarks: results/benchmarks.json, and a picture for the docs.
                 numpy.partition
   masks         memory of the masks of ResNet-50 and ViT-B
   methods       every method on these two trees: a step without and one with a mask
-                update beside plain SGD with momentum, time to compile, memory
+                update against plain SGD with momentum, time to compile, memory
   convolution   an epoch of the LeNets by each lowering
-  population    tickets of LeNet-300-100 under vmap against one after another
-  compaction    networks whose dead units are cut out: estimated and measured speed-ups
+  population    tickets of LeNet-300-100, vectorized against sequential
+  compaction    networks whose dead units are removed: estimated and measured speed-ups
   deep_cnn      stacks of 10,000 convolutions: compilation, steps, memory
-  plain_step    SGD with momentum itself, beside what moving its bytes would take
-  quick_start   scripts/train.py on the digits, from its start to its end
+  plain_step    SGD with momentum itself, against the time to move its bytes
+  quick_start   scripts/train.py on the digits, from start to end
 
-What is compared runs in turns in one process, and medians over rounds are written. Do
-nothing else meanwhile: about 25 minutes on two quiet CPU cores, half of it for
+Alternatives run alternately in one process, and medians over rounds are written. Run
+nothing else meanwhile: it takes about 25 minutes on two idle CPU cores, half of it for
 `methods`.
 
-A case that has its record in the workdir is not run again. --cases takes a regular
-expression, such as --cases='selection|methods/resnet50/(rigl|snfs)'; --list names them.
-Rows of cases that the workdir does not have stay as they are in the results file.
---networks adds trained ones to `compaction`: directories of scripts/train.py or of
-scripts/grow_and_prune.py. --before=COMMIT puts the values that the results file had
-then beside those of today. --quick tries all on tiny sizes and writes no results.
+A case with a record in the workdir is not repeated. --cases takes a regular expression,
+such as --cases='selection|methods/resnet50/(rigl|snfs)'; --list prints the names. Rows
+of cases that the workdir lacks are left unchanged in the results file. --networks adds
+trained networks to `compaction`, from directories of scripts/train.py or of
+scripts/grow_and_prune.py. --before=COMMIT adds the values of the results file at that
+commit next to the new ones. --quick runs all cases at tiny sizes and writes no results.
 """
 
 import functools
@@ -47,7 +47,8 @@ from absl import flags, logging
 from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
-# Large arrays last: where 1e8 scores have lain, mask updates take half as long again.
+# Large arrays come last: after arrays of 1e8 scores, mask updates take half as long
+# again.
 PARTS = (
   "methods",
   "convolution",
@@ -72,7 +73,7 @@ _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run none; write what there
 
 
 def cases() -> dict:
-  """Case -> function that returns its rows, in the order in which they are run."""
+  """Returns a function per case that returns its rows, in the order of the runs."""
   quick = _QUICK.value
   found = {"quick_start/digits": functools.partial(quick_start, quick)}
   for part in PARTS:
@@ -83,7 +84,7 @@ def cases() -> dict:
 
 
 def quick_start(quick: bool) -> list[dict]:
-  """Wall and processor seconds of the README's command, besides installing."""
+  """Measures wall and processor seconds of the README's command, once installed."""
   rounds = 1 if quick else 3
   wall, processor = [], []
   for _ in range(rounds):
@@ -111,7 +112,7 @@ def quick_start(quick: bool) -> list[dict]:
 
 
 def network(path: str) -> list[dict]:
-  """Rows of a trained network."""
+  """Returns rows of a trained network."""
   compaction, networks = (
     importlib.import_module(n) for n in ("compaction", "_networks")
   )
@@ -127,13 +128,13 @@ def network(path: str) -> list[dict]:
 
 
 def record(case: str) -> pathlib.Path:
-  """Where a case's rows are kept."""
+  """Returns the path of a case's record."""
   folder = pathlib.Path(_WORKDIR.value) / ("quick" if _QUICK.value else "full")
   return folder / f"{case}.json"
 
 
 def measure(found: dict) -> None:
-  """Runs the chosen cases that have no record, and says how they go."""
+  """Runs the chosen cases that have no record, and prints their progress."""
   chosen = [name for name in found if re.search(_CASES.value, name)]
   if not chosen:
     sys.exit(f"Error: --cases must match one at least; got {_CASES.value!r}.")
@@ -154,7 +155,7 @@ def measure(found: dict) -> None:
 
 
 def before(commit: str) -> list[dict]:
-  """Rows of the results file at a commit, their metrics marked as those of then."""
+  """Returns the rows of the results file at a commit, with their metrics renamed."""
   path = "results/benchmarks.json"
   command = ["git", "-C", str(ROOT), "show", f"{commit}:{path}"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -170,7 +171,7 @@ def before(commit: str) -> list[dict]:
 
 
 def table(found: dict) -> list[dict]:
-  """Rows of all records, then of what the results file holds besides."""
+  """Returns the rows of all records, then the other rows of the results file."""
   rows = []
   for name in found:
     if record(name).exists():

@@ -1,7 +1,8 @@
-"""Selection of the largest tenth, against `jnp.sort`, `lax.top_k`, `numpy.partition`.
+"""Times selection of the largest tenth against JAX's and NumPy's functions.
 
-The two on JAX's side take seconds where ours takes milliseconds: they have one round,
-after which nothing is left of them in memory.
+`jnp.sort` and `lax.top_k` take seconds where ours takes milliseconds, so they run for
+one round each, after which their memory is freed; `numpy.partition` alternates with
+ours.
 """
 
 import jax
@@ -12,13 +13,13 @@ import timing
 import sparsejax as sj
 from sparsejax.experiments import results
 
-# Scores, and how often ours and numpy's are timed.
+# Numbers of scores, and of timed rounds for ours and numpy's.
 SIZES = {10**4: 201, 10**5: 101, 10**6: 31, 10**7: 11, 10**8: 3}
 QUICK = {10**4: 11, 10**5: 3}
 
 
 def cases(quick: bool) -> timing.Cases:
-  """One a size."""
+  """Returns one case per size."""
 
   def case(size: int, rounds: int):
     name = f"selection/n={size:.0e}".replace("e+0", "e")
@@ -28,7 +29,7 @@ def cases(quick: bool) -> timing.Cases:
 
 
 def rows(case: str, size: int, rounds: int) -> list[dict]:
-  """Seconds, and ratios to the others."""
+  """Returns seconds of ours, and ratios of the others to it."""
   scores = jax.random.normal(jax.random.key(0), (size // 1000, 1000))
   k, host = size // 10, np.asarray(scores).ravel()
   ours, compile_seconds = timing.compiled(sj.top_k_mask, scores, jnp.int32(k))

@@ -1,4 +1,4 @@
-"""How the benchmarks take time: in rounds over all, so that load falls on all alike."""
+"""Timing of benchmarks in interleaved rounds, so that load affects all alike."""
 
 import functools
 import time
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# case -> what measures it and returns its rows.
+# Maps each case to the function that measures it and returns its rows.
 Cases = dict[str, Callable[[], list[dict]]]
 
 
 def once(call: Callable[[], Any]) -> float:
-  """Seconds of one call, what it returns waited for."""
+  """Returns the seconds of one call, with its result awaited."""
   start = time.perf_counter()
   jax.block_until_ready(call())
   return time.perf_counter() - start
@@ -23,7 +23,7 @@ def once(call: Callable[[], Any]) -> float:
 def interleaved(
   calls: Mapping[str, Callable[[], Any]], rounds: int, warm_up: bool = True
 ) -> dict[str, np.ndarray]:
-  """Seconds of each call in each round; a round before them warms up."""
+  """Returns the seconds of each call in each round, after a warm-up round."""
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for i in range(rounds + warm_up):
     for name, call in calls.items():
@@ -34,7 +34,7 @@ def interleaved(
 
 
 def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]:
-  """A function compiled for some arguments, and the seconds that XLA took for it."""
+  """Compiles a function for some arguments; returns it and the seconds taken by XLA."""
   lowered = jax.jit(function, **kwargs).lower(*args)
   start = time.perf_counter()
   program = lowered.compile()
@@ -42,13 +42,13 @@ def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]
 
 
 def median_ratio(values: np.ndarray, others: np.ndarray) -> float:
-  """Median over rounds of a ratio taken within each."""
+  """Returns the median over rounds of the ratio within each round."""
   return float(np.median(values / others))
 
 
 @functools.cache
 def bandwidth() -> float:
-  """Bytes a second that the device's memory moves: half a gigabyte read and written."""
+  """Returns the bytes per second of reading and writing half a gigabyte each."""
   numbers = jnp.zeros(2**27, jnp.float32)
   program, _ = compiled(lambda x: x + 1, numbers)
   seconds = interleaved({"copy": lambda: program(numbers)}, 11)["copy"]

@@ -1,4 +1,4 @@
-"""Parameter trees of well-known networks, as shapes."""
+"""Shapes of the parameter trees of well-known networks."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def resnet50() -> dict[str, Any]:
-  """ResNet-50's 54 kernels, its norms and its biases: 25.6 million numbers."""
+  """Returns ResNet-50's 54 kernels, norms and biases: 25.6 million numbers."""
   tree, channels = {}, 64
 
   def conv(name, *shape):
@@ -31,7 +31,7 @@ def resnet50() -> dict[str, Any]:
 
 
 def vit_b() -> dict[str, Any]:
-  """ViT-B/16's 74 kernels, norms, biases and embeddings: 86.6 million numbers."""
+  """Returns ViT-B/16's 74 kernels, norms, biases, embeddings: 86.6 million numbers."""
   width, hidden = 768, 3072
 
   def dense(*shape):
@@ -61,7 +61,7 @@ TREES = {"resnet50": resnet50, "vit_b": vit_b}
 
 
 def shapes(name: str, quick: bool) -> dict[str, Any]:
-  """A tree; a quick one has its first four parts, an eighth of the channels."""
+  """Returns the shapes of a tree; a quick tree is a small part of it."""
   tree = TREES[name]()
   if not quick:
     return tree
@@ -71,7 +71,7 @@ def shapes(name: str, quick: bool) -> dict[str, Any]:
 
 
 def drawn(tree: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Arrays of normal numbers, of a tree's shapes."""
+  """Returns arrays of normal numbers in a tree's shapes."""
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda s: jnp.asarray(rng.standard_normal(s, np.float32) * np.float32(0.05)),
@@ -81,7 +81,7 @@ def drawn(tree: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def size(tree: dict[str, Any]) -> int:
-  """How many numbers it has."""
+  """Returns the number of parameters."""
   return sum(math.prod(s) for s in jax.tree.leaves(tree, is_leaf=_is_shape))
 
 

@@ -1,10 +1,10 @@
-"""How mkdocstrings is to read this project, as a griffe extension."""
+"""A griffe extension that adapts this project's docstrings for mkdocstrings."""
 
 import griffe
 
 
 class Docstrings(griffe.Extension):
-  """Shows formulas verbatim and examples as code."""
+  """Formats the formulas and examples of docstrings as code."""
 
   def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
     """Rewrites a docstring before it is parsed."""
@@ -33,7 +33,7 @@ def rewritten(text: str) -> str:
 
 
 def is_rule(paragraph: str) -> bool:
-  """Whether a paragraph is a formula: no sentence, no section, and a sign in it."""
+  """Returns whether a paragraph is a formula: neither sentence nor section."""
   first = paragraph.partition("\n")[0]
   if paragraph.rstrip().endswith((".", ":")) or first.rstrip().endswith(":"):
     return False

@@ -1,4 +1,4 @@
-"""What mkdocs calls: adds the generated pages, fills numbers in."""
+"""Hooks of mkdocs that add the generated pages and fill in numbers."""
 
 import pathlib
 import sys
@@ -14,7 +14,7 @@ _DOCS = pages.ROOT / "docs"
 
 
 def on_config(config):
-  """Puts the generated pages into the navigation."""
+  """Adds the generated pages to the navigation."""
   sections = {name: part for entry in config.nav for name, part in entry.items()}
   sections["Methods"] += [f"methods/{name}.md" for name in reference.methods()]
   sections["Results"] += [f"results/{stem}.md" for stem in _stems()]
@@ -23,14 +23,14 @@ def on_config(config):
 
 
 def on_files(files, config):
-  """Makes the pages."""
+  """Generates the pages."""
   made = dict(reference.pages())
   for name in reference.methods():
     title = f"# {pages.method_name(name)}\n"
     made[f"methods/{name}.md"] = pages.method(name, _prose(f"methods/{name}", title))
   for stem in _stems():
     made[f"results/{stem}.md"] = pages.results(stem, _prose(f"results/{stem}", ""))
-  # Prose that waits for its results.
+  # Leave out prose about results that do not exist yet.
   for path in _DOCS.glob("results/*.md"):
     name = f"results/{path.name}"
     if name not in made and path.stem != "index":

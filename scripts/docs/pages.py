@@ -1,6 +1,6 @@
-"""The pages of methods and results, from docstrings and results files.
+"""Generates the pages of methods and results from docstrings and results files.
 
-Nothing here needs mkdocs; scripts/docs/hooks.py hands the pages to it.
+The module does not need mkdocs; scripts/docs/hooks.py passes the pages to it.
 """
 
 import functools
@@ -26,10 +26,10 @@ _table, find, _value = (_TABLES[name] for name in ("table", "find", "value"))
 
 
 def method(name: str, prose: str) -> str:
-  """A method's page: its rule, then what a person wrote, then what was measured.
+  """Returns the page of a method: its rule, the written text, and the measurements.
 
   Args:
-    name: of `reference.methods`.
+    name: a name of `reference.methods`.
     prose: Markdown that begins with the title.
   """
   title, _, text = prose.partition("\n")
@@ -51,7 +51,7 @@ def method(name: str, prose: str) -> str:
 
 
 def methods_index() -> str:
-  """A table of all methods."""
+  """Returns a table of all methods."""
   lines = [
     "| method | | gradients at a step | state, bytes a weight |",
     "|---|---|---|---|",
@@ -66,7 +66,7 @@ def methods_index() -> str:
 
 
 def measured(name: str) -> str:
-  """The rows of all results files that are of one method."""
+  """Returns the rows of all results files that belong to one method."""
   tables: list[str] = []
   for path in sorted(RESULTS.glob("*.json")):
     if path.stem.startswith("benchmarks"):
@@ -92,7 +92,7 @@ def measured(name: str) -> str:
 
 
 def costs(name: str) -> str:
-  """What a method takes in time and memory, as measured and as counted."""
+  """Returns the measured and counted costs of a method in time and memory."""
   lines = [
     f"- Gradients at an ordinary step: {gradients(name)}.",
     f"- State beside the optimizer's: {state(name)}",
@@ -117,7 +117,7 @@ def costs(name: str) -> str:
 
 
 def gradients(name: str) -> str:
-  """Of which weights gradients are computed at an ordinary step."""
+  """Describes the weights whose gradients are computed at an ordinary step."""
   if name in ("supermask", "soft_threshold"):
     return "of what your loss sees"
   if name in METHODS and METHODS[name].prunes_at_init:
@@ -129,7 +129,7 @@ def gradients(name: str) -> str:
 
 @functools.cache
 def state(name: str) -> str:
-  """Bytes a weight that a method's state adds to SGD with momentum, counted."""
+  """Counts the bytes per weight that a method's state adds to SGD with momentum."""
   if name in ("supermask", "soft_threshold"):
     return "none"
   n = 1024
@@ -150,7 +150,7 @@ def state(name: str) -> str:
 
 
 def results_index() -> str:
-  """A table of all results files."""
+  """Returns a table of all results files."""
   lines = ["| file | rows | with published values | made by |", "|---|---|---|---|"]
   for path in sorted(RESULTS.glob("*.json")):
     content = json.loads(path.read_text())
@@ -164,7 +164,7 @@ def results_index() -> str:
 
 
 def results(stem: str, prose: str) -> str:
-  """The page of a results file: what a person wrote, the table, where it is from."""
+  """Returns the page of a results file: the written text, the table, and its source."""
   content = json.loads((RESULTS / f"{stem}.json").read_text())
   head = prose.strip() or f"# {stem.replace('_', ' ').capitalize()}"
   rows = content["rows"]
@@ -189,7 +189,7 @@ _MARK = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")
 
 
 def filled(text: str) -> str:
-  """Puts numbers in the places of `{{ file case metric }}`, or `... paper }}`.
+  """Replaces `{{ file case metric }}`, or `... paper }}`, by numbers.
 
   Raises:
     LookupError: there is no such row.

@@ -1,6 +1,6 @@
-"""The pages of the API reference, from what the packages export.
+"""Generates the pages of the API reference from the exports of the packages.
 
-Nothing here needs mkdocs; scripts/docs/hooks.py hands the pages to it.
+The module does not need mkdocs; scripts/docs/hooks.py passes the pages to it.
 """
 
 import functools
@@ -29,12 +29,12 @@ _INTRODUCTIONS = {
   "core": "Finding, applying, packing, saving and replacing masks; what may be live.",
 }
 _LINK = re.compile(r"\]\[(sparsejax\.[\w.]+)\]")
-# Methods that no config names: they need more of a loop than an optimizer.
+# Methods that no config names, because they need more than an optimizer in the loop.
 _MORE_METHODS = ("global_saliency", "soft_threshold", "supermask")
 
 
 class Name(NamedTuple):
-  """A public name: where it is imported from, and the page that documents it."""
+  """A public name: its import path, and the page that documents it."""
 
   module: str
   name: str
@@ -42,13 +42,13 @@ class Name(NamedTuple):
 
   @property
   def identifier(self) -> str:
-    """What it is linked by."""
+    """The identifier for links."""
     return f"{self.module}.{self.name}"
 
 
 @functools.cache
 def public() -> tuple[Name, ...]:
-  """Every public name once, at the shortest path it is imported by.
+  """Returns every public name once, at its shortest import path.
 
   Public are the names in the `__all__` of `sparsejax` and of its packages, and the
   functions of modules among them.
@@ -67,7 +67,7 @@ def public() -> tuple[Name, ...]:
 
 
 def packages() -> list[str]:
-  """The packages with an `__all__`; those of `sparsejax.core` are at the top."""
+  """Returns the packages with an `__all__`; names of `sparsejax.core` come first."""
   names = [m.name for m in pkgutil.iter_modules(sj.__path__) if m.ispkg]
   names[names.index("core")] = "core.structures"
   modules = (f"sparsejax.{name}" for name in names)
@@ -75,7 +75,7 @@ def packages() -> list[str]:
 
 
 def members(name: Name) -> list[str]:
-  """The public functions and classes of a module that is itself a public name."""
+  """Returns the public functions and classes of a module that is a public name."""
   module = getattr(importlib.import_module(name.module), name.name)
   if not inspect.ismodule(module):
     return []
@@ -89,7 +89,7 @@ def members(name: Name) -> list[str]:
 
 
 def pages() -> dict[str, str]:
-  """The pages of the API reference: Markdown by path, the index first."""
+  """Returns the pages of the API reference: Markdown by path, the index first."""
   by_page: dict[str, list[Name]] = {page: [] for page in _GROUPS}
   for name in public():
     by_page.setdefault(name.page, []).append(name)
@@ -108,7 +108,7 @@ def pages() -> dict[str, str]:
     for name in names:
       text = summary(getattr(importlib.import_module(name.module), name.name))
       index.append(f"| [`{name.name}`][{name.identifier}] | {text} |")
-      # The anchor: mkdocstrings gives one to the place of definition only.
+      # mkdocstrings only makes an anchor for the place of definition; add one here.
       anchor = f"[](){{#{name.identifier}}}"
       body += [anchor, "", f"::: {name.identifier}", *_members(name), ""]
     made[f"reference/{page}.md"] = "\n".join(body) + "\n"
@@ -116,12 +116,12 @@ def pages() -> dict[str, str]:
 
 
 def methods() -> list[str]:
-  """The methods that have a page, in the order of the navigation."""
+  """Returns the methods that have a page, in the order of the navigation."""
   return list(dict.fromkeys([*METHODS, *_MORE_METHODS]))
 
 
 def identifier(item: Any) -> str:
-  """What a public function or class is linked by."""
+  """Returns the link identifier of a public function or class."""
   every = public()
   return next(
     n.identifier
@@ -131,7 +131,7 @@ def identifier(item: Any) -> str:
 
 
 def linked(text: str, up: str) -> str:
-  """Turns `[text][sparsejax.name]` into a link to the reference, `up` from the page.
+  """Replaces `[text][sparsejax.name]` by a link to the reference, `up` from the page.
 
   Raises:
     LookupError: the reference has no such name.
@@ -147,7 +147,7 @@ def linked(text: str, up: str) -> str:
 
 
 def summary(item: Any) -> str:
-  """The first line of a docstring, safe inside a table."""
+  """Returns the first line of a docstring, escaped for a table."""
   doc = inspect.getdoc(item) if callable(item) or inspect.ismodule(item) else ""
   return (doc or "").partition("\n")[0].replace("|", "\\|")
 
