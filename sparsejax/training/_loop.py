@@ -180,7 +180,9 @@ def _train(
       loss, accuracy = totals.means()
       seen = jax.device_get(_run.observe(state))
       moved = _run.turnover(state, moved.masks)
-      sj.check_sparse(state.params, state.opt_state)
+      # Weights may be NaN without finite gradients, which has an error of its own.
+      if not np.any(seen.stuck_steps):
+        sj.check_sparse(state.params, state.opt_state)
       unmoved += _optimizers.due_updates(config, total, begin, count)
       ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
       # Show the numbers and write them to `metrics.jsonl`.

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 from sparsejax import training
+from sparsejax.training import TrainState
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _run as run_lib
@@ -34,9 +35,7 @@ def _specs(layout):
     "odd": {"kernel": jnp.zeros((64, 7))},
     "experts": {"kernel": jnp.zeros((4, 16, 24))},
   }
-  state = run_lib.step.TrainState(
-    jnp.zeros(()), jnp.zeros(()), params, {}, {"mu": params}
-  )
+  state = TrainState(jnp.zeros(()), jnp.zeros(()), params, {}, {"mu": params})
   places = mesh_lib.of_state(layout, jax.eval_shape(lambda: state))
   assert places.params == places.opt_state["mu"]
   assert places.step.spec == P()
