@@ -122,6 +122,7 @@ def load(path):
       return load(folder)
   config = nn.FrozenDict(json.loads((path / "config.json").read_text()))
   params: dict = {}
+  # Rename the tensors to the modules' names, and transpose the kernels.
   for name, array in load_file(path / "model.safetensors").items():
     if name.startswith("pooler") or name.endswith("position_ids"):
       continue  # mean pooling uses neither
@@ -266,6 +267,7 @@ def main(argv=None):
   parser.add_argument("--seed", type=int, default=0, help="of the calibration text")
   args = parser.parse_args(argv)
 
+  # Embed the held-out sentences with the dense network, as the reference.
   model, params, tokenizer = load(args.model)
   apply_fn = lambda params, inputs: model.apply({"params": params}, *inputs)
   held_out, rest = sentences(args.seed)
@@ -290,6 +292,7 @@ def main(argv=None):
   sparse = np.asarray(jax.jit(apply_fn)(pruned.params, test))
   print("cosine {:.4f}, nearest neighbour {:.3f}".format(*agreement(dense, sparse)))
   if args.steps:
+    # Fine-tune the pruned network against the dense network's embeddings.
     batches = calibration(tokenizer, rest, 16)
     tuned = fine_tune(apply_fn, params, pruned, batches, args.steps)
     sparse = np.asarray(jax.jit(apply_fn)(tuned, test))

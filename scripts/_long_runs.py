@@ -168,6 +168,7 @@ def _soak(steps: int) -> dict[str, Any]:
   total = round(0.25 * sum(m * n for m, n in shapes.values()))
   inner = optax.adam(1e-3)
   tx = sj.sparse_momentum(inner, 0.25, update_every=10, drop_fraction=0.2)
+  # Count compilations: the function body runs once per trace.
   traces = 0
 
   @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
@@ -189,6 +190,7 @@ def _soak(steps: int) -> dict[str, Any]:
   exact, start = jnp.int32(0), 0.0
   for i in range(steps):
     params, state, exact = step(params, state, exact, keys[2])
+    # Memory is measured from a tenth of the steps on, after caches have filled.
     if i + 1 == steps // 10:
       jax.block_until_ready(exact)
       start = _memory()

@@ -55,6 +55,7 @@ def one_net(params, x, y, test, found, points):
   loss = jax.jit(_theory.cross_entropy)
   dense_loss = float(loss(params, x, y))
   found["lenet300/dense"].append(error(params))
+  # Prepare what all densities share: scores, and the Hessians of layer-wise OBS.
   kernels = {name: layer["kernel"] for name, layer in params.items()}
   every = jax.tree.map(lambda k: jnp.ones(k.shape, bool), kernels)
   total = sum(k.size for k in kernels.values())
@@ -68,6 +69,7 @@ def one_net(params, x, y, test, found, points):
   for density in DENSITIES:
     live = round(density * total)
     case = f"lenet300/kept={density:g}/"
+    # Prune by scores, over all layers together and with uniform densities.
     for name, score in scores.items():
       masks = {
         "": best(score, every, live),
@@ -82,6 +84,7 @@ def one_net(params, x, y, test, found, points):
           gone = [jnp.sum(jnp.where(mask[n], 0, saliency[n])) for n in kernels]
           actual = float(loss(pruned, x, y)) - dense_loss
           points["obd"].append((float(sum(gone)), actual))
+    # Layer-wise OBS, and SparseGPT, which compensate for the removed weights.
     for suffix in ("", "/uniform"):
       pruned = prune(params, prepared, live, uniform=bool(suffix))
       found[case + "layerwise_obs" + suffix].append(error(pruned.params))

@@ -145,6 +145,8 @@ def monk(number: int, draws: int, seeds: int = 8):
     start = 0.5 * jax.random.normal(
       jax.random.key(1), (seeds, task.weights), jnp.float64
     )
+    # Train all seeds on one draw of training rows, then prune by each rule with
+    # retraining.
     weights = train(task, start, 300)
     live = jnp.arange(task.weights - 1, 0, -1)
     chosen, names = None, ("obs", "obd", "magnitude") if not headline else ("obs",)
@@ -156,6 +158,7 @@ def monk(number: int, draws: int, seeds: int = 8):
       # Choose the seed by the dense nets' training error, and by their loss if equal.
       losses = np.asarray(jax.vmap(task.loss)(weights))
       chosen = min(range(seeds), key=lambda s: (-train_accuracy[s, 0], losses[s]))
+      # Count the fewest weights at which the accuracy is at least the dense net's.
       counts = task.weights - np.arange(task.weights)
       left = [int(counts[a >= a[0]].min()) for a in accuracy]
       dense = accuracy[chosen, 0]

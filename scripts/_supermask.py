@@ -177,6 +177,7 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
     )
   )
   state = initial_state(prepared, train)
+  # Train the dense networks of all seeds in one run.
   initial = jax.tree.map(jnp.copy, state.params)  # the state is donated
   for epoch in range(epochs):
     stop = np.int32((epoch + 1) * prepared.steps_per_epoch)
@@ -189,6 +190,7 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
 
   everything = jax.tree.map(lambda m: jnp.ones_like(m[0]), sj.masks(state.opt_state))
 
+  # Mask the initial weights by a criterion over initial and final weights.
   def masked(name, density, constant):
     def one(before, after, key):
       scores = lottery.criterion(name, before, after, everything, key)
@@ -215,6 +217,7 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
       " heuristics",
     }
   ]
+  # Report every criterion at its best density.
   for name in ("large_final_same_sign", "large_final", "large_init", "random"):
     for constant in (False, True):
       best = max(
@@ -252,6 +255,7 @@ def selection(networks: Sequence[tuple] = NETWORKS) -> list[dict]:
     images = jax.random.normal(jax.random.key(0), (128, *shape))
     labels = jnp.zeros(128, jnp.int32)
 
+    # The step takes `due` as an argument, so that both kinds of step are one program.
     @jax.jit
     def start(images, model=model, tx=tx):
       params, rest = model.init(jax.random.key(0), images)

@@ -292,6 +292,7 @@ def main(argv: list[str]) -> None:
   del argv
   plots = pathlib.Path(_PLOTS.value)
   plots.mkdir(parents=True, exist_ok=True)
+  # Spectra of Jacobians at initialization.
   rows, spectra = [], {}
   for name, (kind, variances) in SPECTRA.items():
     for depth in DEPTHS:
@@ -310,6 +311,7 @@ def main(argv: list[str]) -> None:
   if not _WRITE_ONLY.value:
     for group in groups():
       train(group, _DATA_DIR.value, folder())
+  # Training losses over depth and weight variance, for the plot of the depth scale.
   losses = np.full((len(SCALE_DEPTHS), len(SCALE_VARIANCES)), np.nan)
   for i, j in np.ndindex(*losses.shape):
     depth, variance = SCALE_DEPTHS[i], SCALE_VARIANCES[j]
@@ -323,6 +325,7 @@ def main(argv: list[str]) -> None:
       rows.append(
         results.row(name.removesuffix("/loss"), "train_loss", value, note=note)
       )
+  # Collect the rows of all finished cases and draw the plots.
   for case in CASES:
     rows += rows_of(case)
   if spectra:

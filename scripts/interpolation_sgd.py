@@ -50,6 +50,8 @@ def main(_):
   rows = [results.row("synthetic", "critical_batch_size", critical)]
   runs = 20 if QUICK.value else 200
   steps, bounds = [], []
+  # Count the steps at each batch size, with its optimal step size, until the mean
+  # distance is below the required one; the bound must not be exceeded.
   for batch in BATCHES:
     bounds.append(iterations_bound(s, batch, ACCURACY))
     with jax.enable_x64(True):
@@ -76,6 +78,7 @@ def main(_):
       results.row(case, "step_size", optimal_step_size(s, batch)),
     ]
   if not QUICK.value:
+    # Add the critical batch size of a Gaussian kernel on MNIST.
     (x, _), _ = _theory.mnist(DATA_DIR.value, train=1000)
     with threadpool_limits(1):
       kernel = kernel_spectrum(gaussian_kernel(x, x))

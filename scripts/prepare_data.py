@@ -32,6 +32,7 @@ def main() -> int:
     help="where to; default: TFDS_DATA_DIR, then TFDS's own default",
   )
   args = parser.parse_args()
+  # Report the data sets that are prepared already; only the others need TensorFlow.
   missing = []
   for name in args.names:
     try:

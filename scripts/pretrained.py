@@ -61,6 +61,7 @@ def main(_):
       **kwargs,
     )
 
+  # One-shot pruning by every method, then variants of SparseGPT.
   for name, (density, structure) in DENSITIES.items():
     for method in METHODS:
       case = f"minilm_l6/{name}/{method}"
@@ -86,6 +87,7 @@ def main(_):
         found = [(*example.agreement(dense, embed(pruned.params)), None)]
         print(case, found, flush=True)
         _write(case, found, f"{SENTENCES.value} sentences, {note}")
+  # Fine-tuning of SparseGPT's networks.
   for name, (density, structure) in DENSITIES.items():
     case = f"minilm_l6/{name}/sparse_gpt/fine_tuned"
     if case in done:

@@ -184,6 +184,7 @@ def packing(width: int):
     return jnp.where(sj.unpack(bits, params), update, -params)
 
   found = {}
+  # Compile the masking of one update with either format, and read XLA's cost analysis.
   for name, function, first in (
     ("bytes", from_bytes, mask),
     ("bits", from_bits, bits),

@@ -61,6 +61,7 @@ def match(name, params, construction, test):
   ticket = approximate(params, EPS, DELTA, construction)
   minutes = (time.time() - started) / 60
   worked = (time.process_time() - worked) / 60
+  # Compare the accuracy of the pruned random network with the trained one's.
   logits = run_effective(ticket.layers, test[0])
   accuracy = 100 * np.mean(logits.argmax(1) == test[1])
   change = accuracy - (100 - float(_theory.error_percent(params, *test)))
@@ -112,12 +113,14 @@ def laws(targets):
   goals = rng.uniform(-0.5, 0.5, targets)
   counts = list(range(4, 17 if QUICK.value else 23))
   samples = rng.uniform(-1, 1, (targets, counts[-1]))
+  # Error of the best subset sum, by the number of samples.
   errors = {}
   for n in counts:
     masks = subset_sum(samples[:, :n], goals)
     errors[n] = np.abs((samples[:, :n] * masks).sum(1) - goals)
   medians = {n: float(np.median(e)) for n, e in errors.items()}
   fitted = [n for n in counts if n >= 8]
+  # The error halves with every `slope` samples.
   slope = -1 / np.polyfit(fitted, np.log2([medians[n] for n in fitted]), 1)[0]
   print(f"subset sum: {slope:.3f} samples a bit", flush=True)
   note = f"{targets} targets on [-1/2, 1/2], samples on [-1, 1]"
@@ -128,6 +131,7 @@ def laws(targets):
       rows.append(
         results.row(f"subset_sum/eps={eps:g}/n={n}", "success_rate", rate, note=note)
       )
+  # Samples that each construction needs for 95 % of the targets, by precision.
   all_eps = 10.0 ** -np.arange(1, 3.6, 0.5)
   needed = {name: [] for name in CONSTRUCTIONS}
   for eps in all_eps:
@@ -141,6 +145,7 @@ def laws(targets):
     drawn = rng.integers(0, k, (targets, n))
     first = [max(first_hit(row == i) for i in range(k)) for row in drawn]
     needed["golden_ratio"].append(np.quantile(first, 0.95))
+  # Fit powers of log(1 / eps), and straight lines in it.
   logs = np.log(1 / all_eps)
   for name, values in needed.items():
     values = np.array(values, float)

@@ -59,7 +59,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.
 
 def main(argv: list[str]) -> int:
   del argv
-  logging.set_verbosity(logging.WARNING)  # jax tells of each platform it looks for
+  # Hide jax's messages about the platforms that it looks for.
+  logging.set_verbosity(logging.WARNING)
   try:
     initialize_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))

@@ -254,6 +254,8 @@ def step(
     structure=sj.block((block, block)),
   )
 
+  # Compile a plain optax step and a sparse step whose products skip masked blocks. When
+  # masks are updated, the gradients of all weights are needed.
   def dense(params, state, data):
     grads = jax.grad(loss)(params, data, False)
     updates, state = inner.update(grads, state, params)
@@ -284,6 +286,7 @@ def step(
     .compile(),
   }
 
+  # Run a dense step, a sparse step and a sparse step with a mask update in turns.
   def call(way, *flag):
     runs[way] = list(programs[way](*runs[way], data, *flag))
     return runs[way]
@@ -296,6 +299,7 @@ def step(
     },
     rounds,
   )
+  # Average the sparse step over one period of mask updates.
   ours = ((EVERY - 1) * taken["sparse"] + taken["update"]) / EVERY
   note = f"SGD with momentum; by {method}, mask updates every {EVERY} steps counted; "
   note += f"median of {rounds} rounds in turns"

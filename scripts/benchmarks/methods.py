@@ -88,6 +88,7 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   tx = make(name, inner)
   seen = forward_params_fn(name) if METHODS[name].forward else None
   step = Stepper(tx, params, grads, seen)
+  # Time both kinds of step, each relative to the plain step just before it.
   cycles = 2 if quick else CYCLES[tree]
   ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}
   for cycle in range(cycles + 1):
@@ -109,6 +110,7 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
     )
   compile_seconds = step.compile_seconds
   rows.append(results.row(f"compile/{tree}/{name}", "seconds", compile_seconds))
+  # Memory per parameter: the state beyond the optimizer's, and XLA's temporary arrays.
   state = _bytes(jax.eval_shape(tx.init, params))
   dense = _bytes(jax.eval_shape(inner.init, params))
   analysis: Any = step.program.memory_analysis()

@@ -60,6 +60,7 @@ class VGG16(nn.Module):
         f"features must hold {13 + len(hidden)} widths for version {self.version!r}; "
         f"got {len(widths)}."
       )
+    # Five stages of convolutions, each followed by max pooling.
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
     index = 0
     for _, convolutions in _STAGES:
@@ -78,6 +79,7 @@ class VGG16(nn.Module):
         )(x)
         x = nn.relu(norm(name=f"norm{index}")(x))
       x = max_pool(x, lowering=self.lowering)
+    # Dense layers; the hidden ones are normalized after ReLU.
     x = x.reshape(x.shape[0], -1)
     for i, features in enumerate((*widths[13:], self.num_classes), 1):
       if i > 1:

@@ -270,8 +270,11 @@ class Units:
     """
     axes, batch = operation.params["dimension_numbers"]
     values, out = operation.inputs, operation.outputs[0]
+    # Contracted axes keep the same indices in both operands.
     contracted = zip(*axes, strict=True)
     self._paired += [(values[0], a, values[1], b) for a, b in contracted]
+    # Batch and free axes keep the same indices in the operand and in the result, whose
+    # axes are the batch axes, then the left and the right operand's free axes.
     apart, place = [], len(batch[0])
     for side, value in enumerate(values):
       roots = self._union.find(self.of[value])
@@ -291,6 +294,7 @@ class Units:
       for i in self.facts.variables(operation):
         self._union.join(self.of[i], _FIXED)
       return np.full(shape, _FIXED)
+    # All positions of a channel share one unit, because the kernel slides over them.
     dims, groups = p["dimension_numbers"], p["feature_group_count"]
     units = self.of[operation.inputs[0]]
     channel, feature = dims.lhs_spec[1], dims.out_spec[1]

@@ -274,6 +274,8 @@ class Replay:
     kept, out = self.units.kept[value], self.units.kept[operation.outputs[0]]
     mine = len(kept) - len(axes[side])
     start = mine if side == 0 else len(batch[0])
+    # Contracted and batch axes keep the operand's indices; the kernel's other axes keep
+    # those of the output.
     sets = {
       w: kept[x]
       for pair in (axes, batch)
@@ -333,6 +335,7 @@ class Replay:
           values[inner] = x
         return values
 
+      # One iteration: `slices` has the scanned values and the stacked parameters.
       def layer(carry, slices):
         values, weights = slices
         inside = {**begun, **dict(zip(start, carry, strict=True)), **values}

@@ -139,6 +139,8 @@ def _concatenate(values: Values, operation: Operation) -> Step:
       parts.append((values.constant(i, sets), sets))
     else:
       parts.append((values.read(i), None))
+  # Constants are stored for one example and repeated along the axes that grow with the
+  # batch.
   batch = values.facts.batch[out]
   grows = [a for a in range(len(kept)) if a in batch and not (stack and a == axis)]
 

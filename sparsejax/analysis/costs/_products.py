@@ -33,10 +33,10 @@ def count(program, live, names, varies, times, found) -> None:
     times: how often the program runs.
     found: the products by the number of their output; updated in place.
   """
-  # Values that depend on neither parameters nor inputs have flags of their own.
   live, names = dict(live), dict(names)
   producers = {i: o for o in program.operations for i in o.outputs}
   fixed = _fixed_values(program)
+  # Start from the masks of the parameters and from the values of the constants.
   for i, constant in program.constants.items():
     if not jnp.issubdtype(constant.dtype, jax.dtypes.extended):
       live[i] = np.asarray(constant) != 0
@@ -92,6 +92,7 @@ def _selects(operation, side: int, fixed, program, producers) -> bool:
     axes = spec[1:] if side == 1 and p["batch_group_count"] == 1 else ()
   if not axes:
     return False
+  # A known value selects if all its elements are 0 or 1, with at most one 1 per row.
   if not isinstance(value, int) or value in fixed:
     array = _array(value, program, producers)
     rows = array != 0

@@ -199,6 +199,7 @@ class _Builder:
         # Only the `cond` that follows reads this index, and `branch` resolves it.
         env[eqn.outvars[0]] = -1
         continue
+      # Inline calls, and conditionals whose branch is known.
       inner = None
       if name in _CALLS:
         inner = params.get("jaxpr", params.get("call_jaxpr"))
@@ -210,6 +211,7 @@ class _Builder:
         ):
           env[var] = out
         continue
+      # Keep loops as one operation, with their body as a program.
       if name == "scan":
         body = params["jaxpr"]
         params = {**params, "body": self.program(body.jaxpr, body.consts, 0)}

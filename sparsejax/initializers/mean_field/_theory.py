@@ -189,6 +189,7 @@ def critical_line(
     square, slope = _quadrature.averages(activation, q)
     return CriticalPoint(1 / slope, max(q - square / slope, 0.0), q)
 
+  # Given q*, both variances follow from the formulas.
   if q_star is not None:
     if q_star < 0:
       raise ValueError(f"q_star must be at least 0, got {q_star}.")
