@@ -264,7 +264,8 @@ def check_stacked(stacked: Any) -> None:
   if _has_axes(stacked):
     _check_by_path("stacked", stacked)
   else:
-    check_where("stacked", stacked)
+    rule = "a tree of bools, a regex, {regex: axis} or a function of (path, leaf)"
+    check_where("stacked", stacked, rule)
 
 
 def _check_by_path(name: str, value: Any) -> None:

@@ -50,6 +50,9 @@ def _some_states(opt_state: PyTree) -> list[SparseState]:
 def masks(opt_state: PyTree) -> PyTree:
   """Finds the masks in any nested optax state.
 
+  The arrays are those of the state, so a step that donates the state deletes them; copy
+  them first with `jax.tree.map(jnp.copy, sj.masks(state))` if they must outlive it.
+
   Args:
     opt_state: the state of an optimizer made by this package, alone or inside
       `optax.chain`, `optax.partition`, `optax.MultiSteps` and the like.

@@ -132,11 +132,13 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
       raise ValueError(f"{name} must be a tree that fits params: {e}") from None
   if not any(chosen) and where is None:
     shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
+    held = f"params hold {_few(paths)} of shapes {shapes[:6]}"
+    if paths == [""]:
+      held = f"params are one array of shape {shapes[0]}"
     raise ValueError(
       f"{name} must select at least one leaf, got none: by default these are "
-      f"floating-point kernels of rank 2 or more, and params hold {_few(paths)} of "
-      f"shapes {shapes[:6]}. Other leaves are chosen by {name}=, all of them by "
-      f"{name}=lambda path, leaf: True."
+      f"floating-point kernels of rank 2 or more, and {held}. Other leaves are chosen "
+      f"by {name}=, all of them by {name}=lambda path, leaf: True."
     )
   if not any(chosen):
     raise ValueError(
@@ -146,12 +148,17 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
   return chosen
 
 
-def check_where(name: str, where: Where) -> None:
+def check_where(
+  name: str,
+  where: Where,
+  rule: str = "a tree of bools, a regex or a function of (path, leaf)",
+) -> None:
   """Raises unless a value is a choice of leaves; see `matches`.
 
   Args:
     name: the argument's name.
     where: the value to check.
+    rule: what it must be, in words.
 
   Raises:
     TypeError: the value is not a choice of leaves.
@@ -164,10 +171,7 @@ def check_where(name: str, where: Where) -> None:
   else:
     for flag in jax.tree.leaves(where):
       if not isinstance(flag, bool):
-        raise TypeError(
-          f"{name} must be a tree of bools, a regex or a function of (path, leaf), "
-          f"got {flag!r}."
-        )
+        raise TypeError(f"{name} must be {rule}, got {flag!r}.")
 
 
 def check_arrays(name: str, tree: PyTree) -> None:

@@ -1,5 +1,7 @@
 """The uniform, Erdős–Rényi and ERK distributions of live weights over layers."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ from jax.core import Tracer
 
 from sparsejax.core import (
   Distribution,
+  LayerAxes,
   apportion,
   check_callable,
   check_integer,
+  check_known,
   check_mapping,
   check_scalar,
 )
@@ -43,7 +47,7 @@ def uniform(shapes: Shapes, density) -> Array:
     >>> sj.uniform({"a": (10, 10), "b": (10, 5)}, 0.1)
     Array([10,  5], dtype=int32)
   """
-  _check_shapes(shapes, 0)
+  _check_shapes(shapes, 0, "uniform")
   return _distribute(sizes_of(shapes), shapes, density)
 
 
@@ -74,7 +78,7 @@ def erdos_renyi(shapes: Shapes, density) -> Array:
     >>> sj.erdos_renyi({"a": (100, 100), "b": (100, 10)}, 0.1)
     Array([710, 390], dtype=int32)
   """
-  _check_shapes(shapes, 2)
+  _check_shapes(shapes, 2, "erdos_renyi")
   weights = [sum(_in_out(s)) * int(np.prod(s[:-2])) for s in shapes.values()]
   return _distribute(weights, shapes, density)
 
@@ -103,7 +107,7 @@ def erk(shapes: Shapes, density) -> Array:
     >>> sj.erk({"conv": (3, 3, 8, 8), "dense": (64, 10)}, 0.25)
     Array([ 70, 234], dtype=int32)
   """
-  _check_shapes(shapes, 2)
+  _check_shapes(shapes, 2, "erk")
   weights = [sum(s[:-2]) + sum(_in_out(s)) for s in shapes.values()]
   return _distribute(weights, shapes, density)
 
@@ -121,33 +125,67 @@ def total_budget(shapes: Shapes, density):
   return max(1, round(float(density) * size))
 
 
-def layer_budgets(distribution: Distribution, shapes: Shapes, density) -> Array:
+class _TooFewAxes(ValueError):
+  """A shape of too few axes, as that of a kernel whose axes are not known.
+
+  Attributes:
+    path: the path of the layer.
+    who: the name of the distribution.
+  """
+
+  def __init__(self, message: str, path: str, who: str):
+    super().__init__(message)
+    self.path, self.who = path, who
+
+
+def layer_budgets(
+  distribution: Distribution,
+  shapes: Shapes,
+  density,
+  axes: Sequence[LayerAxes] = (),
+) -> Array:
   """Calls a distribution, which may be the user's, and validates its result.
 
   Args:
     distribution: `(shapes, density) -> budgets`.
     shapes: the layers' kernel shapes by path.
     density: fraction kept.
+    axes: those from which `shapes` were made, if known, for the error message.
 
   Returns:
     int32 (layers,), summing to `total_budget(shapes, density)`. Traced budgets are
     clipped to the layers' sizes and scaled to this sum, by largest remainder.
 
   Raises:
+    TypeError: the result is not an array.
     ValueError: the result is not one integer per layer. For a density that is not
       traced, also: a budget is below 0 or above the layer's size, or the sum differs
       from the total.
   """
-  if isinstance(density, Tracer):
-    given, total = distribution(shapes, density), total_budget(shapes, density)
-  else:
-    # Evaluates the budgets under `jit` too, so that their values can be checked.
-    with jax.ensure_compile_time_eval():
+  try:
+    if isinstance(density, Tracer):
       given, total = distribution(shapes, density), total_budget(shapes, density)
-  budgets = jnp.asarray(given)
+    else:
+      # Evaluates the budgets under `jit` too, so that their values can be checked.
+      with jax.ensure_compile_time_eval():
+        given, total = distribution(shapes, density), total_budget(shapes, density)
+  except _TooFewAxes as e:
+    # Names the shape of the leaf and what declares its axes.
+    leaf = [
+      a for a in axes if len(a.layer) > 1 and f"{e.path}/".startswith(f"{a.path}/")
+    ]
+    check_known(leaf, f"the distribution {e.who}")
+    raise
+  try:
+    budgets = jnp.asarray(given)
+  except (TypeError, ValueError):
+    raise TypeError(
+      f"distribution must give an integer per layer, {len(shapes)} in all, got "
+      f"{given!r}."
+    ) from None
   if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
     raise ValueError(
-      f"distribution must give an integer a layer, {len(shapes)} in all, got "
+      f"distribution must give an integer per layer, {len(shapes)} in all, got "
       f"{budgets.dtype}{list(budgets.shape)}."
     )
   sizes = np.asarray(sizes_of(shapes))
@@ -228,7 +266,7 @@ def _apportion(weights, total, sizes, spread: bool = True) -> Array:
 _apportion_jit = jax.jit(apportion)
 
 
-def _check_shapes(shapes: Shapes, rank: int) -> None:
+def _check_shapes(shapes: Shapes, rank: int, who: str) -> None:
   check_mapping("shapes", shapes, "from a path to a kernel's shape")
   if not shapes:
     raise ValueError("shapes must hold at least one layer, got an empty mapping.")
@@ -238,10 +276,12 @@ def _check_shapes(shapes: Shapes, rank: int) -> None:
     for n in shape:
       check_integer("shapes", n, 1)
     if len(shape) < rank:
-      raise ValueError(
+      raise _TooFewAxes(
         f"shapes must have {rank} axes or more, got {shape} for {path!r}. Of a kernel "
         "whose inputs and outputs are not known only the size is given: declare them "
-        "by input_axes, or what stacks layers by stacked."
+        "by input_axes, or what stacks layers by stacked.",
+        path,
+        who,
       )
 
 

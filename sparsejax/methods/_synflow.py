@@ -117,6 +117,8 @@ def synflow(
     ladder = amounts(axes, density, rounds, distribution, structure)
     ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
     dtype = _widest(apply_fn, params, make_inputs)
+    if dtype is None:
+      _check_runs(apply_fn, params, make_inputs, input_shape)
 
     @jax.jit
     def prune(params, ladder):
@@ -188,6 +190,23 @@ def _widest(apply_fn, params, make_inputs) -> Any:
         continue
       return dtype
   return None
+
+
+def _check_runs(apply_fn, params, make_inputs, input_shape) -> None:
+  """Raises TypeError if the model does not take the floating-point ones of a shape."""
+  with jax.enable_x64(False):
+    inputs = make_inputs(None)
+    try:
+      jax.eval_shape(lambda p: apply_fn(_magnitudes(p, None), inputs), params)
+    except (TypeError, ValueError) as e:
+      if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise
+      raise TypeError(
+        f"input_shape must give inputs that apply_fn takes, got {input_shape!r}, which "
+        f"stands for ones of {inputs.dtype}; for tokens pass "
+        f"jax.ShapeDtypeStruct({tuple(inputs.shape)}, jnp.int32) or an array. apply_fn "
+        f"raised: {e}"
+      ) from e
 
 
 def _magnitudes(params: PyTree, dtype: Any) -> PyTree:

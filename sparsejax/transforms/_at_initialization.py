@@ -144,7 +144,7 @@ def amounts(
   ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
     return [total_budget(shapes, d) for d in ladder]
-  budgets = [layer_budgets(distribution, shapes, d) for d in ladder]
+  budgets = [layer_budgets(distribution, shapes, d, axes) for d in ladder]
   if structure is None:
     return budgets
   check_axes(structure, axes)

@@ -11,7 +11,6 @@ from sparsejax.core import (
   PyTree,
   SparseState,
   align,
-  check_arrays,
   count,
   live_in,
   path_string,
@@ -59,6 +58,7 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
     params: the params that the optimizer trains, or others that should be equally
       sparse, such as their running average; in the container given to `init` (under
       nnx, in any container). Both parts of `optax.LookaheadParams` are checked.
+      A whole module of equinox is accepted; leaves that are not arrays are ignored.
     opt_state: the state of an optimizer made by this package, possibly nested, from the
       same step as the params. Masks may be packed; states and params may be stacked
       over seeds.
@@ -83,10 +83,11 @@ are not: what comes after a sparse optimizer must leave its updates as they are,
 weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
   """
   find_masks(opt_state)  # raises if there are no masks to check
-  check_arrays("params", params)
   trees = {"params": params}
   if isinstance(params, optax.LookaheadParams):
     trees = {"params.fast": params.fast, "params.slow": params.slow}
+  # A whole module of equinox also holds functions and numbers, which have no masks.
+  trees = jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, trees)
   states = sparse_states(opt_state)
   # In a trace, add one `checkify.check` per leaf; otherwise compute all numbers in one
   # program and raise for the first that is not zero.
@@ -99,6 +100,10 @@ weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
     messages = [message for _, message in _faults(trees, states)]
     number, message = next((n, m) for n, m in zip(numbers, messages, strict=True) if n)
     raise ValueError(message.format(number=number))
+
+
+def _is_array(leaf) -> bool:
+  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 @jax.jit

@@ -97,7 +97,7 @@ def prune_to(
       total = total_budget(shapes, target)
       budget = split_layers(scores, total, everything, budgets)
     else:
-      budget = layer_budgets(distribution, shapes, target)
+      budget = layer_budgets(distribution, shapes, target, axes)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
     # Select the best weights of each layer.
     if structure is None:

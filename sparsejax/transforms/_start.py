@@ -61,7 +61,7 @@ def start(kernels, seed, traced, *, density, distribution, axes, structure=None)
     budgets = jnp.asarray([int(np.prod(s)) for s in shapes.values()], jnp.int32)
     return live, from_vector(budgets, like), seed
   # One budget per layer, rounded to what the structure allows.
-  budgets = layer_budgets(distribution, shapes, density)
+  budgets = layer_budgets(distribution, shapes, density, axes)
   if structure is not None:
     budgets = structure.fit(shapes, budgets)
   budgets = from_vector(budgets, like)

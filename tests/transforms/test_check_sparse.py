@@ -1,5 +1,6 @@
 """`check_sparse`, and what `init` refuses: sparse optimizers in the wrong place."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -327,3 +328,24 @@ def test_acprop_is_itself_where_nothing_grows():
     updates, state = step(grads, state, params)
     expected, other = alone(grads, other, params)
     np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=1e-6)
+
+
+def test_a_whole_module_of_equinox():
+  """Its functions and integers have no masks, as in `update`."""
+  model = eqx.nn.MLP(8, 4, 6, 1, key=jax.random.key(0))
+  arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+  tx = sparse()
+  state = tx.init(arrays)
+  grads = jax.tree.map(jnp.ones_like, arrays)
+  updates, state = tx.update(grads, state, model)
+  model = eqx.apply_updates(model, updates)
+  sj.check_sparse(model, state)
+  spoiled = eqx.combine(
+    jax.tree.map(lambda p: p + 1, eqx.filter(model, eqx.is_array)), rest
+  )
+  with pytest.raises(ValueError, match="params must be 0 where masked"):
+    sj.check_sparse(spoiled, state)
+  with pytest.raises(
+    ValueError, match="params must have the structure they had at init"
+  ):
+    sj.check_sparse({"head": 3}, state)
