@@ -192,7 +192,7 @@ def _evaluation(model, norm):
 
     return _over(one)(params)
 
-  # A CPU's cache holds few images; an accelerator waits for each layer's start.
+  # Few images fit into a CPU's cache; on an accelerator launching layers dominates.
   n = 50 if jax.default_backend() == "cpu" else 400
 
   def evaluate(params, split, count) -> list[float]:
