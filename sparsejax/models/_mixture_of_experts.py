@@ -32,10 +32,11 @@ class MixtureOfExperts(nn.Module):
   y = sum_i G(x)_i E_i(x),  G = softmax(top_k(H)),
   H_i = (x W_g)_i + N(0, 1) softplus((x W_n)_i),  E_i(x) = gelu(x U_i) D_i
 
-  The noise is only added in training. An expert takes at most ceil(capacity_factor k
-  length / experts) tokens of a sequence, first choices before second ones and earlier
-  tokens before later ones. The contribution of a full expert is left out, so that the
-  token passes only through the residual connection around the layer.
+  Noise is only added in training, and 0.01 is added to its scale. An expert takes at
+  most ceil(capacity_factor k length / experts) tokens of a sequence, first choices
+  before second ones and earlier tokens before later ones. The contribution of a full
+  expert is left out, so that the token passes only through the residual connection
+  around the layer.
 
   The experts' kernels are stacked along their first axis: `stacked="experts"` gives one
   budget per expert, and the rule `{"experts": ("model", None, None)}` of
