@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax.core import Moments, PyTree, align, choose
+from sparsejax.core import Moments, PyTree, align, choose, stacked_axes
 
 # The names of fields that contain a running average of the gradient. `nu` and
 # `acc_grads` have the params' shapes too, but are no such average.
@@ -231,50 +231,68 @@ def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
   return complete(find_moments(state, array, [True]), array, [True])
 
 
-# A second moment below this counts as zero: with `eps_root` = 1e-16 it is at most
-# 1e-16 / (1 - b2) where all gradients were zero.
-_EMPTY = 1e-12
-# The factor by which the first gradient must raise the second moment.
-_GROWTH = 1000.0
-
-
-def bounded_first_steps(
-  updates: PyTree, before: Moments, after: Moments, first: jax.Array
+def fill_dead_second_moments(
+  inner_state: PyTree, grads: PyTree, params: PyTree, masks: PyTree, budgets: PyTree
 ) -> PyTree:
-  """Bounds ACProp's first step of grown weights by using the new second moment.
+  """Gives masked weights the mean second moment of their layer's live weights.
 
-  u' = u sqrt(v_before / v_after) where v_before < 1e-12 and v_after > 1000 v_before,
-  else u
+  v' = v where live; elsewhere max(mean of the layer's live v, g^2)
 
-  `optax.contrib.acprop` divides by the previous second moment. Under methods that mask
-  gradients, that of a newly grown weight is about 1e-16, and its first step would be
-  some thousands of times the learning rate. Divided by the second moment after the
-  step, it is the step of AdaBelief: (1 - b1) / sqrt(1 - b2) = 3.2 times the learning
-  rate.
+  `optax.contrib.acprop` divides the gradient by the root of the previous second moment.
+  Where gradients are masked, that of a masked weight decays to 1e-13 and less, and bias
+  correction does not help, for it counts the optimizer's steps and not the weight's:
+  the first two steps of a grown weight could be thousands of learning rates long.
+
+  With v', a weight grown in this step moves by at most one learning rate, since
+  v' >= g^2 (except in the very first step of training, in which ACProp divides by 1).
+  Its later steps are divided as those of an average weight of its layer. v' is filled
+  in at every step, so it is also there for weights that are grown outside of
+  `sparsify`, as in `deep_r`; their first gradient comes one step later, so their first
+  step is already one of the later ones.
 
   Args:
-    updates: the updates of the inner optimizer.
-    before: its moments before the step.
-    after: its moments after the step.
-    first: bool scalar, whether this is the first step, in which ACProp divides by 1.
+    inner_state: the inner optimizer's state before its step.
+    grads: gradients, zero where a weight is masked after this step's mask update.
+    params: the params.
+    masks: tree of bool, the masks before this step's mask update.
+    budgets: tree of int32, whose shapes tell stacked leaves.
 
   Returns:
-    The updates, of the same structure and dtypes.
+    The state with v' in place of v in each `optax.ScaleByBeliefState`, which is the
+    state of ACProp (and of AdaBelief, for which `sparsify` does not call this).
 
   References:
     Zhuang et al. 2021, "Momentum centering and asynchronous update for adaptive
     gradient methods", algorithm 3.
   """
-  leaves, treedef = jax.tree.flatten(updates)
-  out = []
-  for u, old, new in zip(
-    leaves, align(updates, before.second), align(updates, after.second), strict=True
-  ):
-    if old is None or new is None:
-      out.append(u)
-      continue
-    empty = old < jnp.asarray(_EMPTY, old.dtype)
-    young = empty & (new > jnp.asarray(_GROWTH, old.dtype) * old) & ~first
-    ratio = jnp.sqrt(old / jnp.where(young, new, jnp.ones_like(new)))
-    out.append(jnp.where(young, u * ratio.astype(u.dtype), u))
-  return treedef.unflatten(out)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  budget_leaves = iter(jax.tree.leaves(budgets))
+  layers = {
+    path: (mask, g, next(budget_leaves))
+    for (path, _), mask, g in zip(
+      leaves, align(params, masks), jax.tree.leaves(grads), strict=True
+    )
+    if mask is not None
+  }
+
+  def fill(path, v):
+    if path not in layers:
+      return v
+    mask, g, budget = layers[path]
+    axes = tuple(i for i in range(v.ndim) if i not in stacked_axes(budget))
+    wide = wide_zeros(v).dtype
+    finite = mask & jnp.isfinite(v)  # one overflow must not reach the whole layer
+    total = jnp.sum(
+      jnp.where(finite, v, jnp.zeros_like(v)).astype(wide), axes, keepdims=True
+    )
+    count = jnp.sum(finite, axes, keepdims=True, dtype=jnp.int32)
+    mean = (total / jnp.maximum(count, 1).astype(wide)).astype(v.dtype)
+    return jnp.where(mask, v, jnp.maximum(mean, jnp.square(g.astype(v.dtype))))
+
+  def fill_state(node):
+    if not isinstance(node, optax.ScaleByBeliefState):
+      return node
+    return node._replace(nu=jax.tree_util.tree_map_with_path(fill, node.nu))
+
+  is_belief = lambda node: isinstance(node, optax.ScaleByBeliefState)
+  return jax.tree.map(fill_state, inner_state, is_leaf=is_belief)

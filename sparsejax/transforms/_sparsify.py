@@ -42,9 +42,9 @@ from sparsejax.core.structures import Structure
 from sparsejax.distributions import check_density, check_distribution, uniform
 from sparsejax.transforms._inner import check_inner, check_params
 from sparsejax.transforms._moments import (
-  bounded_first_steps,
   complete,
   factories_of,
+  fill_dead_second_moments,
   find_moments,
   holds_momentum,
   wide_zeros,
@@ -120,9 +120,10 @@ def sparsify(
       optimizer receives them; scores get dense gradients either way. If True, masks
       are updated before the inner optimizer's step, with its moments from before that
       step; if False after it, with its moments from after it. If True, a grown weight
-      starts with the moments of a weight whose gradients were zero. Under
-      `optax.contrib.acprop`, which divides by the previous second moment, its first
-      step would be thousands of learning rates long; `bounded_first_steps` limits it.
+      starts with the moments of a weight whose gradients were zero. Only under
+      `optax.contrib.acprop`, which divides by the previous second moment, it starts
+      with the mean second moment of its layer's live weights, and its first step is
+      at most one learning rate long; see `fill_dead_second_moments`.
     momentum_decay: where the inner optimizer has no momentum, keep a running average
       m = decay m + g of the gradients, in float32 or wider, and pass it to scores as
       `inputs.moments`; None keeps none. Gradient entries that are not finite are left
@@ -320,16 +321,13 @@ def sparsify(
       # on gradients that are zero where the new masks are False.
       masks, budgets, skipped, after = update_topology(state.inner_state, average)
       live = align(params, masks)
-      updates, inner_state = inner.update(
-        _where_live(live, grads, zeros=True), state.inner_state, params, **extra_args
-      )
-      # ACProp would take huge first steps with newly grown weights.
+      masked, inner_state = _where_live(live, grads, zeros=True), state.inner_state
+      # ACProp divides by second moments that newly grown weights do not have yet.
       if divides_by_previous:
-        old, new = (
-          find_moments(s, params, chosen, factories)
-          for s in (state.inner_state, inner_state)
+        inner_state = fill_dead_second_moments(
+          inner_state, masked, params, old_masks, state.budgets
         )
-        updates = bounded_first_steps(updates, old, new, step == 1)
+      updates, inner_state = inner.update(masked, inner_state, params, **extra_args)
       average = _accumulate(average, grads, chosen)
     else:
       # The inner optimizer first, on dense gradients; then the masks, with the moments

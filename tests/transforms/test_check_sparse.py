@@ -1,5 +1,7 @@
 """`check_sparse`, and what `init` refuses: sparse optimizers in the wrong place."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.experimental import checkify
 
 import sparsejax as sj
 from sparsejax import supermasks
+from sparsejax.transforms._moments import fill_dead_second_moments
 
 contrib = optax.contrib
 SGD = optax.sgd(0.1)
@@ -294,27 +297,92 @@ def test_sparse_inside_sparse_is_refused_at_init():
       sj.sparse_momentum(inner, 0.25).init(parameters())
 
 
-def test_acprop_takes_grown_weights_no_further_than_adabelief_does():
-  """Its previous second moment is about 1e-16 there: a step of 1e4 rates without."""
-  params = {"kernel": normal(0, (16, 16))}
-  for tx, late in (
-    (sj.rigl(contrib.acprop(1.0, weight_decay=0.0), 0.25, update_every=5), 5),
-    (sj.deep_r(contrib.acprop(1.0, weight_decay=0.0), 0.25, update_every=5), 6),
-  ):
-    state, p = tx.init(params), params
-    step = jax.jit(tx.update)
-    for i in range(1, 8):
-      before = sj.masks(state)["kernel"]
-      grads = {"kernel": 0.01 * normal(i, (16, 16))}
-      updates, state = step(grads, state, p)
-      p = optax.apply_updates(p, updates)
-      if i == 5:
-        grown = sj.masks(state)["kernel"] & ~before
-        assert int(grown.sum()) > 3
-      if i == late:
-        size = jnp.abs(updates["kernel"])[grown]
-        # (1 - b1) / sqrt(1 - b2), as the gradient is the whole moment; bias aside.
-        assert 0.01 < float(size.max()) < 3.2
+GROW = sj.chain(sj.drop(sj.magnitude, 0.3), sj.grow(sj.random))
+ACPROP = contrib.acprop(1e-3, weight_decay=0.0)
+
+
+def acprop_gradients(step):
+  key = jax.random.fold_in(jax.random.key(5), step)
+  return jax.random.normal(key, (32, 32))
+
+
+@pytest.mark.parametrize(
+  "tx",
+  [
+    sj.sparsify(ACPROP, GROW, 0.3, update_every=1000, mask_gradients=True),
+    sj.sparse_evolution(ACPROP, 0.3, update_every=1000),
+    sj.rigl(ACPROP, 0.3, update_every=1000),
+    sj.deep_r(ACPROP, 0.3, update_every=1000),
+  ],
+  ids=["sparsify", "sparse_evolution", "rigl", "deep_r"],
+)
+def test_acprop_takes_grown_weights_no_further_than_live_ones(tx):
+  """Without a second moment: 31 learning rates, then up to 14,729 at once."""
+  params = {"kernel": normal(0, (32, 32))}
+  state = tx.init(params)
+
+  def step(carry, j):
+    params, state = carry
+    old = sj.masks(state)["kernel"]
+    updates, state = tx.update({"kernel": acprop_gradients(j)}, state, params)
+    new = sj.masks(state)["kernel"]
+    params = optax.apply_updates(params, updates)
+    # In learning rates; a step to zero is none of the optimizer's.
+    moved = new & (params["kernel"] != 0)
+    size = jnp.where(moved, jnp.abs(updates["kernel"]) / 1e-3, 0)
+    return (params, state), (old, new, size)
+
+  start = (sj.apply_masks(params, sj.masks(state)), state)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(3010)))
+  old, new, size = map(np.asarray, run(start)[1])
+  in_deep_r = hasattr(state, "positive")
+  for t in (999, 1999, 2999):
+    grown = new[t] & ~old[t]
+    assert grown.sum() > 0
+    assert in_deep_r or 0.5 < size[t][grown].max() <= 1
+    # N(0, 1) in units of its deviation: 1024 of them, over ten steps, stay below six.
+    assert size[t : t + 10][:, grown].max() < 6
+
+
+def test_acprop_divides_a_grown_weight_by_the_mean_of_its_layer():
+  """Against NumPy's ACProp: g / sqrt(max(mean v, g^2) / (1 - b2^t))."""
+  tx = sj.sparsify(ACPROP, GROW, 0.3, update_every=1000, mask_gradients=True)
+  params = {"kernel": normal(0, (32, 32))}
+  state = tx.init(params)
+  live = np.asarray(sj.masks(state)["kernel"])
+  step = jax.jit(tx.update)
+  m, v = np.zeros(live.sum()), np.zeros(live.sum())
+  gradients = np.asarray(jax.vmap(acprop_gradients)(jnp.arange(1000)))
+  for g in gradients:
+    updates, state = step({"kernel": jnp.asarray(g)}, state, params)
+    params = optax.apply_updates(params, updates)
+    mean = v.mean()
+    v = 0.999 * v + 0.001 * (g[live] - m) ** 2 + 1e-16
+    m = 0.9 * m + 0.1 * g[live]
+  grown = np.asarray(sj.masks(state)["kernel"]) & ~live
+  g = gradients[-1][grown]
+  expected = -1e-3 * g / np.sqrt(np.maximum(mean, g**2) / (1 - 0.999**999))
+  np.testing.assert_allclose(updates["kernel"][grown], expected, rtol=1e-3)
+
+
+def test_second_moments_are_filled_per_layer():
+  """Two layers in one leaf, and an AdaBelief state inside of `optax.masked`."""
+  inner = optax.masked(contrib.scale_by_acprop(), {"w": True, "b": False})
+  params = {"w": jnp.zeros((2, 2, 2)), "b": jnp.zeros(3)}
+  v = jnp.array([[[1.0, 3.0], [9.0, 9.0]], [[100.0, jnp.inf], [9.0, 9.0]]])
+  masks = jnp.array([[[1, 1], [0, 0]], [[1, 1], [0, 0]]], bool)
+  grads = {"w": jnp.array([[[5.0, 5], [0, 4]], [[5, 5], [0, 4]]]), "b": jnp.ones(3)}
+  state = inner.init(params)
+  state = jax.tree.map(lambda x: v if x.shape == v.shape else x, state)
+  budgets = {"w": jnp.array([2, 2]), "b": None}
+  filled: Any = fill_dead_second_moments(
+    state, grads, params, {"w": masks, "b": None}, budgets
+  )
+  # Means 2 and 100 of live finite entries; squares 0 and 16 of the gradients.
+  np.testing.assert_array_equal(
+    filled.inner_state.nu["w"],
+    [[[1.0, 3.0], [2.0, 16.0]], [[100.0, np.inf], [100.0, 100.0]]],
+  )
 
 
 def test_acprop_is_itself_where_nothing_grows():
