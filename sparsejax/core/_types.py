@@ -13,9 +13,12 @@ class Moments(NamedTuple):
   """The running averages of the gradient that the inner optimizer keeps.
 
   Attributes:
-    first: first moments (momentum), a tree like the params.
-    second: second moments, a tree like the params. An entry is None where the inner
-      optimizer does not divide by a second moment, as Adam and its relatives do.
+    first: first moments (momentum), a tree like the params. All come from one state of
+      the inner optimizer or from the average that `sparsify` keeps; if neither has
+      those of all sparsified leaves, every entry is None.
+    second: second moments, a tree like the params, from the same state. Every entry is
+      None unless the inner optimizer divides all sparsified leaves by a second moment,
+      as Adam and its relatives do.
   """
 
   first: PyTree

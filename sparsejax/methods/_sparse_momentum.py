@@ -89,8 +89,8 @@ def sparse_momentum(
     drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
       a schedule. The paper decays it by a cosine:
       `optax.cosine_decay_schedule(0.5, steps)`.
-    momentum_decay: coefficient of the running average of gradients that is kept where
-      `inner` has no momentum.
+    momentum_decay: coefficient of the running average of gradients that is kept unless
+      one state of `inner` has the momentum of all sparsified leaves.
     drop_score: the score of live weights; the lowest are dropped.
     drop_scope: see `drop`.
     redistribute_by: see `redistribute`; with None each layer keeps its budget.

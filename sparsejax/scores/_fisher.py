@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import PyTree, ScoreInputs
-from sparsejax.scores._momentum import never_negative
+from sparsejax.scores._momentum import never_negative, of_all_or_none
 
 
 def fisher(inputs: ScoreInputs) -> PyTree:
   """Estimates the cost of deleting each weight, with the Fisher diagonal as curvature.
 
-  s = v w^2 / 2, v the second moment of Adam and its relatives, or else (dL/dw)^2, and
-  that too where a second moment is negative, which a mean of squares never is
+  s = v w^2 / 2, with v the second moment of Adam and its relatives; (dL/dw)^2 in all
+  layers if one has no second moment, or has a negative one, which a mean of squares
+  never is
 
   v averages squared batch gradients over steps. At batch size n it is n times smaller
   than the mean of the examples' squared gradients; the ranking is the same. For the
@@ -34,7 +35,7 @@ def fisher(inputs: ScoreInputs) -> PyTree:
   """
   params, treedef = jax.tree.flatten(inputs.params)
   grads = jax.tree.leaves(inputs.grads)
-  second = treedef.flatten_up_to(inputs.moments.second)
+  second = of_all_or_none(treedef.flatten_up_to(inputs.moments.second))
   scores_are_finite = never_negative(second)
   scores = []
   for w, g, v in zip(params, grads, second, strict=True):

@@ -20,9 +20,10 @@ alone can mislead; this table lists how the states of optax's optimizers are rea
 | all others | | - | - |
 
 "Divided already" means that the optimizer divides by the second moment before it
-averages. Where there is no first moment, `sparsify` can keep an average of its own
-(`momentum_decay`). Optimizers from elsewhere are read by the names in the first three
-rows; scores check by value that a second moment is not negative (`scores.momentum`).
+averages. Where no state has the first moments of all leaves, `sparsify` can keep an
+average of its own (`momentum_decay`). Optimizers from elsewhere are read by the names
+in the first three rows; scores check by value that a second moment is not negative
+(`scores.momentum`).
 """
 
 import functools
@@ -67,33 +68,45 @@ def find_moments(
   with momentum divides before it averages, so its `nu`, which is in another state, is
   not used.
 
+  Scores compare leaves with each other, and moments of different states are not
+  comparable: SGD's trace is a sum, Adam's `mu` a mean, Adopt's `mu` is divided already,
+  and two Adams may have different decays. So all moments come from one state, the first
+  that has a first moment of every chosen leaf; second moments are used for all leaves
+  or for none.
+
   Args:
     inner_state: the state of any optax optimizer.
     params: the params with which the state was initialized.
     chosen: one bool per leaf of `params`.
     factories: the result of `factories_of` for the optimizer; it tells apart optimizers
-      that share a type of state. If an optimizer contains two of these, such as
-      `optax.partition` of adam and adopt, all leaves are read as adopt's: without a
-      second moment.
+      that share a type of state. If an optimizer contains adopt and another, its states
+      are all read as adopt's: without a second moment.
 
   Returns:
-    `Moments` with None at leaves that are not chosen or have no moment.
+    `Moments` with None at leaves that are not chosen. `first` is None everywhere if no
+    state has a first moment of every chosen leaf, `second` likewise.
   """
   divided = not factories.isdisjoint(("scale_by_adopt", "adopt"))
   maximum = not factories.isdisjoint(("scale_by_adamax", "adamax", "adamaxw"))
-  pairs = list(_pairs(inner_state))
-  firsts, seconds = [], []
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  for (path, param), flag in zip(leaves, chosen, strict=True):
-    if not flag:
+  chosen_params = choose(params, chosen)
+  treedef = jax.tree.structure(chosen_params)
+  none = treedef.unflatten([None] * treedef.num_leaves)
+  leaves = jax.tree_util.tree_leaves_with_path(chosen_params)
+  shaped = lambda x, leaf: getattr(x, "shape", None) == leaf.shape
+  for by_path_first, by_path_second in _pairs(inner_state):
+    firsts = [by_path_first.get(path) for path, _ in leaves]
+    seconds = [by_path_second.get(path) for path, _ in leaves]
+    if not all(shaped(m, p) for m, (_, p) in zip(firsts, leaves, strict=True)):
       continue
-    first, second = _moments_of(pairs, path, param)
-    if second is not None and maximum:
-      second = jnp.square(second)
-    firsts.append(first)
-    seconds.append(None if divided else second)
-  treedef = jax.tree.structure(choose(params, chosen))
-  return Moments(treedef.unflatten(firsts), treedef.unflatten(seconds))
+    first = treedef.unflatten(firsts)
+    if divided or not all(
+      shaped(v, p) for v, (_, p) in zip(seconds, leaves, strict=True)
+    ):
+      return Moments(first, none)
+    if maximum:
+      seconds = [jnp.square(v) for v in seconds]
+    return Moments(first, treedef.unflatten(seconds))
+  return Moments(none, none)
 
 
 def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
@@ -124,19 +137,6 @@ def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
       yield by_path(fields[n]), second
   for _, child in children:
     yield from _pairs(child)
-
-
-def _moments_of(pairs, path, param):
-  """Returns a param's first and second moment: the first pair that has its shape."""
-  for firsts, seconds in pairs:
-    first = firsts.get(path)
-    if first is None or getattr(first, "shape", None) != param.shape:
-      continue
-    second = seconds.get(path)
-    if second is not None and second.shape != param.shape:
-      second = None
-    return first, second
-  return None, None
 
 
 def factories_of(optimizer: Any) -> frozenset[str]:
@@ -213,14 +213,16 @@ def complete(moments: Moments, params: PyTree, chosen: list[bool]) -> bool:
 
 
 def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
-  """Returns whether a state initialized with optax's placeholder has first moments.
+  """Returns whether exactly one state within a placeholder state has first moments.
+
+  If several have, only the params tell whether one of them has those of all leaves.
 
   Args:
     inner_state: the state that an optimizer's `init` returned for the placeholder.
     placeholder: see `is_placeholder`.
 
   Returns:
-    Whether the placeholder is in a field with the name of a first moment.
+    Whether the placeholder is, in one state only, in a field of a first moment.
   """
   kind, array = type(placeholder), jax.ShapeDtypeStruct((1,), "float32")
   state = jax.tree.map(
@@ -228,7 +230,7 @@ def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
     inner_state,
     is_leaf=lambda node: isinstance(node, kind),
   )
-  return complete(find_moments(state, array, [True]), array, [True])
+  return sum(() in first for first, _ in _pairs(state)) == 1
 
 
 def fill_dead_second_moments(

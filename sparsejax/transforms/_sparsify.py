@@ -124,10 +124,11 @@ def sparsify(
       `optax.contrib.acprop`, which divides by the previous second moment, it starts
       with the mean second moment of its layer's live weights, and its first step is
       at most one learning rate long; see `fill_dead_second_moments`.
-    momentum_decay: where the inner optimizer has no momentum, keep a running average
-      m = decay m + g of the gradients, in float32 or wider, and pass it to scores as
-      `inputs.moments`; None keeps none. Gradient entries that are not finite are left
-      out of it.
+    momentum_decay: unless one state of the inner optimizer has the momentum of all
+      sparsified leaves, keep a running average m = decay m + g of the gradients, in
+      float32 or wider, and pass it to scores as `inputs.moments`; None keeps none. So
+      leaves whose optimizers differ (`optax.partition` of sgd and adam) have scores
+      of one kind. Gradient entries that are not finite are left out of it.
     structure: which patterns of live weights are allowed, such as `sj.n_m(2, 4)`; None
       for any. Budgets are rounded to numbers that the structure allows.
 

@@ -1,6 +1,7 @@
 """Moments are what they are taken for, under every optimizer of optax."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -239,3 +240,98 @@ def test_an_unknown_second_moment_that_is_negative_is_none():
   given = given._replace(moments=sj.Moments(m, v))
   np.testing.assert_allclose(sj.momentum(given)["a"], [[0.5, 1.0]], rtol=1e-6)
   assert sj.fisher(given)["b"].tolist() == [[4.5, 32.0]]
+
+
+# Two layers with optimizers of their own, whose moments are not of one kind.
+UNLIKE = {
+  "sgd": optax.sgd(1e-6, momentum=0.9),
+  "sgd without momentum": optax.sgd(1e-6),
+  "lion": optax.lion(1e-6),
+  "adopt": contrib.adopt(1e-6),
+  "adan": optax.adan(1e-6),
+  "adamax": optax.adamax(1e-6),
+  "adam of other decays": optax.adam(1e-6, b1=0.5, b2=0.9),
+}
+
+
+def beside_adam(name):
+  labels = {"a": {"kernel": "a"}, "b": {"kernel": "b"}}
+  return optax.partition({"a": UNLIKE[name], "b": optax.adam(1e-6)}, labels)
+
+
+def by_fisher(inner):
+  shares = sj.redistribute(sj.fisher)
+  transform = sj.chain(sj.drop(sj.magnitude, 0.5), shares, sj.grow(sj.random))
+  return sj.sparsify(inner, transform, 0.4, update_every=2)
+
+
+def by_momentum(inner):
+  return sj.sparse_momentum(inner, 0.4, update_every=2)
+
+
+@pytest.mark.parametrize("method", [by_momentum, by_fisher])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_equal_gradients_share_equally_under_unlike_optimizers(name, method):
+  """Equal layers, so half of the weights each, whatever the gradients' scale."""
+  params, gradients = layers(1.0)
+  tx = method(beside_adam(name))
+  start = tx.init(params)
+  mask = sj.masks(start)["a"]["kernel"]
+  start = sj.with_masks(start, {"a": {"kernel": mask}, "b": {"kernel": mask}})
+  step = jax.jit(tx.update)
+  for scale in (0.01, 1.0, 100.0):
+    p, state = sj.apply_masks(params, sj.masks(start)), start
+    for i in range(4):
+      grads = {"kernel": scale * gradients(i)["a"]["kernel"]}
+      grads = {"a": grads, "b": grads}
+      updates, state = step(grads, state, p)
+      p = optax.apply_updates(p, updates)
+    live = [int(sj.masks(state)[k]["kernel"].sum()) for k in ("a", "b")]
+    assert sum(live) == 2 * int(mask.sum())
+    assert abs(live[0] - live[1]) <= 8, (scale, live)
+
+
+def test_moments_of_one_state_for_all_leaves_or_none():
+  params, _ = layers(1.0)
+  both = [True, True]
+  adam = optax.adam(1e-3)
+  labels = {"a": {"kernel": "a"}, "b": {"kernel": "b"}}
+  for inner in (beside_adam("sgd"), optax.partition({"a": adam, "b": adam}, labels)):
+    found = find_moments(inner.init(params), params, both, factories_of(inner))
+    assert not jax.tree.leaves(found)
+  # Adam holds both; that another state holds one of them too does not matter.
+  inner = optax.chain(optax.masked(optax.trace(0.9), {"a": True, "b": False}), adam)
+  state: Any = inner.init(params)
+  found = find_moments(state, params, both, factories_of(inner))
+  assert len(jax.tree.leaves(found.second)) == 2
+  # Only the chosen leaves count.
+  inner = beside_adam("sgd")
+  found = find_moments(inner.init(params), params, [False, True], factories_of(inner))
+  assert len(jax.tree.leaves(found.second)) == 1
+
+
+def test_second_moments_of_some_layers_are_not_used():
+  m = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array([[3.0, 4.0]])}
+  v = {"a": jnp.array([[4.0, 4.0]]), "b": None}
+  given = sj.ScoreInputs(m, m, sj.Moments(m, v), None, jax.random.key(0), jnp.int32(1))
+  assert sj.momentum(given)["a"].tolist() == [[1.0, 2.0]]
+  assert sj.fisher(given)["a"].tolist() == [[0.5, 8.0]]  # g^2 w^2 / 2
+
+
+def test_momentum_without_an_average_is_refused_by_name():
+  params, gradients = layers(1.0)
+  transform = sj.chain(sj.drop(sj.magnitude, 0.5), sj.grow(sj.momentum))
+  for inner in (beside_adam("sgd"), optax.sgd(0.1)):
+    tx = sj.sparsify(inner, transform, 0.4, update_every=1)
+    with pytest.raises(ValueError, match="momentum_decay must be a number where no"):
+      tx.update(gradients(0), tx.init(params), params)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam of other decays"])
+def test_tree_map_params_under_unlike_optimizers(name):
+  params, _ = layers(1.0)
+  tx = by_momentum(beside_adam(name))
+  state: Any = tx.init(params)
+  assert len(jax.tree.leaves(state.average)) == 2
+  same = optax.tree_map_params(tx, lambda x: x, state)
+  assert jax.tree.structure(same) == jax.tree.structure(state)
