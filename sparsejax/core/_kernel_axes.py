@@ -73,6 +73,7 @@ InputAxes = Mapping[str, Axes] | Callable[[str, Array], Axes | None] | None
 Stacked = Where | Mapping[str, int | tuple[int, ...]]
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class LayerAxes:
   """The meaning of the axes of one sparsified leaf; static.
