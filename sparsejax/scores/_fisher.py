@@ -36,11 +36,11 @@ def fisher(inputs: ScoreInputs) -> PyTree:
   params, treedef = jax.tree.flatten(inputs.params)
   grads = jax.tree.leaves(inputs.grads)
   second = of_all_or_none(treedef.flatten_up_to(inputs.moments.second))
-  scores_are_finite = never_negative(second)
+  usable = never_negative(second)
   scores = []
   for w, g, v in zip(params, grads, second, strict=True):
     curvature = g.astype(w.dtype) ** 2
     if v is not None:
-      curvature = jnp.where(scores_are_finite, v.astype(w.dtype), curvature)
+      curvature = jnp.where(usable, v.astype(w.dtype), curvature)
     scores.append(curvature * w**2 / 2)
   return treedef.unflatten(scores)

@@ -43,7 +43,7 @@ def momentum(inputs: ScoreInputs) -> PyTree:
       "set it in sj.sparsify, for instance to 0.9."
     )
   second = of_all_or_none(treedef.flatten_up_to(inputs.moments.second))
-  scores_are_finite = never_negative(second)
+  usable = never_negative(second)
 
   def score(m, v):
     if v is None:
@@ -52,7 +52,7 @@ def momentum(inputs: ScoreInputs) -> PyTree:
       dtype = jnp.promote_types(jnp.promote_types(m.dtype, v.dtype), jnp.float32)
     size, v = jnp.abs(m).astype(dtype), v.astype(dtype)
     root = jnp.sqrt(jnp.maximum(v, 0)) + jnp.asarray(_EPS, dtype)
-    return size / jnp.where(scores_are_finite, root, jnp.ones_like(root))
+    return size / jnp.where(usable, root, jnp.ones_like(root))
 
   return treedef.unflatten(score(m, v) for m, v in zip(first, second, strict=True))
 
