@@ -260,3 +260,9 @@ def test_random_neurons_are_wired_as_strongly_as_those_by_gradients(compiled):
   # Other inputs, not others of the same neurons.
   first = [np.asarray(get(masks, chain[0].path)) for masks in grown.values()]
   assert (first[0] != first[1]).any()
+
+
+def test_milestones_are_read_in_the_order_of_their_indices(tmp_path):
+  for index in (0, 2, 10):
+    synthesis_milestones.write(tmp_path, index, {"index": index}, {})
+  assert [r["index"] for r in synthesis_milestones.read(tmp_path)] == [0, 2, 10]

@@ -39,9 +39,11 @@ def write(
 def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
   """Reads the records of all milestones that `grow_and_prune` has written.
 
-  The records are sorted by file name.
+  The records are in the order of the milestones' indices.
   """
-  found = sorted(pathlib.Path(workdir).glob("milestone_*.json"))
+  found = pathlib.Path(workdir).glob("milestone_*.json")
+  # By number: as text, 10 would come before 2.
+  found = sorted(found, key=lambda file: int(file.stem.removeprefix("milestone_")))
   return [json.loads(file.read_text()) for file in found]
 
 
