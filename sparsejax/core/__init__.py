@@ -90,6 +90,7 @@ from sparsejax.core._tree import (
   check_masks,
   check_where,
   choose,
+  is_array,
   merge,
   named_leaves,
   path_string,

@@ -94,7 +94,7 @@ class LayerAxes:
 
   @property
   def known(self) -> bool:
-    """Whether the input and output axes are known."""
+    """True if the input and output axes are known."""
     return bool(self.inputs)
 
   @property

@@ -174,10 +174,15 @@ def check_where(
         raise TypeError(f"{name} must be {rule}, got {flag!r}.")
 
 
+def is_array(leaf: Any) -> bool:
+  """Returns whether a leaf is an array or an abstract value."""
+  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
 def check_arrays(name: str, tree: PyTree) -> None:
   """Raises TypeError unless every leaf of a tree is an array or an abstract value."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+    if not is_array(leaf):
       advice = ""
       if name == "params":
         advice = (

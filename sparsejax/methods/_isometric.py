@@ -36,6 +36,7 @@ from sparsejax.transforms import (
   drop,
   grow,
   keep,
+  mask_update_due,
   masks_containing_support,
   sparsify,
 )
@@ -145,11 +146,7 @@ def isometric(
     after: Any = after
     # Make the matrices orthogonal in exactly those steps in which `sparsify` updates
     # the masks.
-    due, step = update_masks, after.count
-    if due is None and update_every is not None:
-      due = (step > start_step) & ((step - start_step) % update_every == 0)
-      if end_step is not None:
-        due = due & (step <= end_step)
+    due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
     if retract and due is not None:
       support, _ = after.transform_state
       chosen = [m is not None for m in align(params, after.masks)]

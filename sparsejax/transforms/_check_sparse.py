@@ -12,6 +12,7 @@ from sparsejax.core import (
   SparseState,
   align,
   count,
+  is_array,
   live_in,
   path_string,
   sparse_states,
@@ -87,7 +88,7 @@ weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
   if isinstance(params, optax.LookaheadParams):
     trees = {"params.fast": params.fast, "params.slow": params.slow}
   # A whole module of equinox also holds functions and numbers, which have no masks.
-  trees = jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, trees)
+  trees = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, trees)
   states = sparse_states(opt_state)
   # In a trace, add one `checkify.check` per leaf; otherwise compute all numbers in one
   # program and raise for the first that is not zero.
@@ -100,10 +101,6 @@ weights that are averaged, restored or evaluated elsewhere need sj.apply_masks.
     messages = [message for _, message in _faults(trees, states)]
     number, message = next((n, m) for n, m in zip(numbers, messages, strict=True) if n)
     raise ValueError(message.format(number=number))
-
-
-def _is_array(leaf) -> bool:
-  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 @jax.jit

@@ -29,6 +29,7 @@ from sparsejax.core import (
   check_stacked,
   check_where,
   choose,
+  is_array,
   is_placeholder,
   layer_axes,
   path_string,
@@ -406,20 +407,16 @@ def without_statics(params, updates):
     The params; arrays are unchanged.
   """
   leaves, treedef = jax.tree.flatten(params)
-  if all(map(_is_array, leaves)):
+  if all(map(is_array, leaves)):
     return params
   try:
     entries = treedef.flatten_up_to(updates)
   except ValueError:
     return params  # `check_update` raises for these
   return treedef.unflatten(
-    None if update is None and not _is_array(leaf) else leaf
+    None if update is None and not is_array(leaf) else leaf
     for leaf, update in zip(leaves, entries, strict=True)
   )
-
-
-def _is_array(leaf) -> bool:
-  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def check_update(updates, state, params, update_masks) -> None:

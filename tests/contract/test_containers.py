@@ -1,4 +1,4 @@
-"""What a state is made of: boxes, optax's placeholders, bytes, buffers of its own."""
+"""States with boxes, optax placeholders, serialization, and their own buffers."""
 
 import functools
 import re
@@ -160,7 +160,7 @@ def test_nnx_metadata_under_a_mesh():
 
 
 def test_tree_map_params_reaches_all_that_is_like_the_params(methods):
-  """What has a parameter's shape is mapped, and nothing else is."""
+  """`optax.tree_map_params` maps exactly the arrays shaped like params."""
   params = _params()
   for name, method in methods.items():
     tx = method(SGD)

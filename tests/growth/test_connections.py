@@ -1,4 +1,4 @@
-"""Which weights are connected is read off the program, not off the order of layers."""
+"""Growth reads from the traced program which weights are connected."""
 
 import flax.linen as nn
 import jax

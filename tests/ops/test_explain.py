@@ -1,4 +1,4 @@
-"""What `explain` says of a loss."""
+"""`explain` lists the products of a loss and the path that each takes."""
 
 import jax
 import jax.numpy as jnp

@@ -18,7 +18,7 @@ SGD = optax.sgd(0.1, momentum=0.9)
 
 
 def _marked(tree):
-  """Which weights are -0.0, by path."""
+  """Returns a bool array per path, True where the weights are -0.0."""
   flat = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path): np.signbit(np.asarray(x)) & (np.asarray(x) == 0)

@@ -1,4 +1,4 @@
-"""What enters each layer equals what hand-made hooks record."""
+"""Input statistics equal those that hand-made hooks record."""
 
 import equinox as eqx
 import flax.linen as nn

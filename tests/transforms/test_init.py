@@ -110,7 +110,7 @@ CORNERS = {
 
 @pytest.mark.parametrize("name", list(CORNERS))
 def test_corners_of_pytrees(name, tmp_path):
-  """What JAX takes for a tree, and flax, optax and haiku make, is kept as it is."""
+  """`sj.init` keeps the containers of JAX, flax, optax and haiku."""
   tree, tx = CORNERS[name], STATIC(SGD)
   params, state = sj.init(tx, tree)
   assert jax.tree.structure(params) == jax.tree.structure(tree)
