@@ -14,19 +14,21 @@ from sparsejax.methods._one_shot import one_shot
 from sparsejax.methods._rigl import rigl
 from sparsejax.methods._snfs import snfs
 from sparsejax.methods._snip import snip
-from sparsejax.methods._soft_threshold import (
+from sparsejax.methods._sparse_evolution import sparse_evolution
+from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
+from sparsejax.methods._static_sparse import static_sparse
+from sparsejax.methods._synflow import synflow
+from sparsejax.methods.forward import (
+  init_scores,
   init_thresholds,
   soft_threshold,
   soft_threshold_masks,
+  sr_ste,
+  straight_through,
+  supermask,
+  supermask_masks,
+  top_kast,
 )
-from sparsejax.methods._sparse_evolution import sparse_evolution
-from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
-from sparsejax.methods._sr_ste import sr_ste
-from sparsejax.methods._static_sparse import static_sparse
-from sparsejax.methods._straight_through import straight_through
-from sparsejax.methods._supermask import init_scores, supermask, supermask_masks
-from sparsejax.methods._synflow import synflow
-from sparsejax.methods._top_kast import top_kast
 
 __all__ = [
   "ac_dc",

@@ -1,0 +1,27 @@
+"""Methods that change the weights of the forward pass only; params stay dense."""
+
+from sparsejax.methods.forward._soft_threshold import (
+  init_thresholds,
+  soft_threshold,
+  soft_threshold_masks,
+)
+from sparsejax.methods.forward._sr_ste import sr_ste
+from sparsejax.methods.forward._straight_through import straight_through
+from sparsejax.methods.forward._supermask import (
+  init_scores,
+  supermask,
+  supermask_masks,
+)
+from sparsejax.methods.forward._top_kast import top_kast
+
+__all__ = [
+  "init_scores",
+  "init_thresholds",
+  "soft_threshold",
+  "soft_threshold_masks",
+  "sr_ste",
+  "straight_through",
+  "supermask",
+  "supermask_masks",
+  "top_kast",
+]
