@@ -9,13 +9,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import ticker
 
-from sparsejax.analysis import class_contributions
+from sparsejax.analysis import (
+  COLORS,
+  DISPLAY_NAMES,
+  class_contributions,
+  new_figure,
+  style_axes,
+)
 from sparsejax.core import read_archive, write_archive
 from sparsejax.models import Conv
-from sparsejax.training import COLORS, DISPLAY_NAMES, FAINT, INK, data
-from sparsejax.training import remove_spines as plain
+from sparsejax.training import data
 
 FILE = "class_contributions.npz"
 BATCH = 1000
@@ -85,12 +90,8 @@ def plot(
   """
   models = list(dict.fromkeys(model for model, _ in found))
   depth = max(len(layers) for layers in found.values())
-  fig = figure.Figure(
-    figsize=(3.4 * (depth + 1), 2.9 * len(models)),
-    facecolor="white",
-    layout="constrained",
-  )
-  panels = fig.subplots(len(models), depth + 1, squeeze=False)
+  size = 3.4 * (depth + 1), 2.9 * len(models)
+  fig, panels = new_figure(len(models), depth + 1, size, squeeze=False)
   for row, model in zip(panels, models, strict=True):
     nets = {d: layers for (name, d), layers in found.items() if name == model}
     names = list(next(iter(nets.values())))
@@ -102,10 +103,10 @@ def plot(
           layers[layer], bins, density=True, histtype="step", lw=1.8, color=color,
           label=label,
         )  # fmt: skip
-      _dress(axes, f"{DISPLAY_NAMES[model]}, {layer}")
-      axes.set_xlabel("share of its best class", color=FAINT, size=9)
+      axes.set_title(f"{DISPLAY_NAMES[model]}, {layer}")
+      axes.set_xlabel("share of its best class")
       axes.set_yticks([])
-    row[0].legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    row[0].legend(fontsize=8.5)
     for axes in row[len(names) : -1]:
       axes.set_visible(False)
     densities = sorted(nets)
@@ -116,13 +117,10 @@ def plot(
     row[-1].xaxis.set_major_locator(ticker.FixedLocator(densities))
     row[-1].xaxis.set_minor_locator(ticker.NullLocator())
     row[-1].xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:.0%}"))
-    row[-1].legend(frameon=False, fontsize=8.5, labelcolor=INK)
-    row[-1].set_xlabel("weights kept", color=FAINT, size=9)
-    _dress(row[-1], "Mean over channels")
+    row[-1].legend(fontsize=8.5)
+    row[-1].set_xlabel("weights kept")
+    row[-1].set_title("Mean over channels")
+    for axes in row:
+      style_axes(axes, labelsize=8.5)
   out.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(out, dpi=120)
-
-
-def _dress(axes, text: str) -> None:
-  axes.set_title(text, loc="left", size=10, weight="bold", color=INK)
-  plain(axes, 8.5)

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+from sparsejax.analysis import new_figure, style_axes
 from sparsejax.training import data
-
-matplotlib.use("agg")
-INK, MUTED = "#1b1f24", "#6b7280"
-COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#475569")
 
 
 def mnist(data_dir: str, train: int | None = None, test: int | None = None):
@@ -87,34 +82,16 @@ def train_mlp(sizes: Sequence[int], x, y, seed: int, steps: int, batch: int = 60
 
 
 def axes(rows: int, columns: int, width: float = 5.0, height: float = 4.0):
-  """Creates a figure with panels in the project's plain style."""
-  plt.rcParams.update(
-    {
-      "font.size": 10,
-      "axes.spines.top": False,
-      "axes.spines.right": False,
-      "axes.edgecolor": MUTED,
-      "axes.labelcolor": INK,
-      "axes.grid": True,
-      "grid.color": "#e5e7eb",
-      "grid.linewidth": 0.6,
-      "legend.frameon": False,
-      "axes.titlelocation": "left",
-      "axes.titlesize": 11,
-      "xtick.color": INK,
-      "ytick.color": INK,
-    }
-  )
-  return plt.subplots(
-    rows, columns, figsize=(width * columns, height * rows), layout="constrained"
-  )
+  """Creates a figure with panels of a given size."""
+  return new_figure(rows, columns, (width * columns, height * rows))
 
 
 def save(figure, folder: str, name: str) -> str:
-  """Writes `folder/name.png` and returns its path."""
+  """Styles the panels, writes `folder/name.png`, and returns its path."""
+  for panel in figure.axes:
+    style_axes(panel)
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, f"{name}.png")
   figure.savefig(path, dpi=150)
-  plt.close(figure)
   print(f"wrote {path}", flush=True)
   return path

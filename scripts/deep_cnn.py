@@ -30,12 +30,13 @@ from absl import flags
 
 from sparsejax import models
 from sparsejax.analysis import (
-  PLOT_COLORS,
+  COLORS,
   Spectrum,
   end_to_end,
-  plain_figure,
+  new_figure,
   plot_depth_scale,
   plot_spectra,
+  style_axes,
 )
 from sparsejax.experiments import results
 from sparsejax.initializers import mean_field
@@ -130,7 +131,6 @@ SPECTRA = {
 DEPTHS = (10, 100, 1000, 10_000)
 # The plot of the depth scale: trunks of several depths and sigma_w^2, trained briefly.
 SCALE_DEPTHS, SCALE_STEPS = (20, 50, 100, 200, 400), 40
-COLORS = PLOT_COLORS[:4]
 SCALE_VARIANCES = (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.4, 1.7)
 
 
@@ -265,9 +265,9 @@ def rows_of(case: Case) -> list[dict]:
 
 def plot_curves(path: pathlib.Path) -> None:
   """Plots training and test accuracy against steps, one color per depth."""
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   drawn = False
-  for color, depth in zip(COLORS, (1250, 2500, 5000, 10_000), strict=True):
+  for color, depth in zip(COLORS, (1250, 2500, 5000, 10_000), strict=False):
     file = folder() / f"mnist/depth={depth}/delta_orthogonal/seed=0.json"
     if not file.exists():
       continue
@@ -284,7 +284,8 @@ def plot_curves(path: pathlib.Path) -> None:
     return
   axes.set_xlabel("steps of 16 images")
   axes.set_ylabel("MNIST accuracy, %: test (dots), train")
-  axes.legend(frameon=False, loc="lower right")
+  axes.legend(loc="lower right")
+  style_axes(axes)
   figure.savefig(path, dpi=150)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 from threadpoolctl import threadpool_limits
 
+from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import results
 from sparsejax.theory import fit_features
 
@@ -90,13 +91,13 @@ def plot(fits, examples):
   ):
     values = np.array([[getattr(f, field) for f in fits[w]] for w in widths])
     mean = values.mean(1)
-    axis.plot(widths, mean, "o-", color=_theory.COLORS[0], ms=4, label="mean of seeds")
+    axis.plot(widths, mean, "o-", color=COLORS[0], ms=4, label="mean of seeds")
     axis.fill_between(
-      widths, values.min(1), values.max(1), color=_theory.COLORS[0], alpha=0.2, lw=0
+      widths, values.min(1), values.max(1), color=COLORS[0], alpha=0.2, lw=0
     )
     kernel = np.mean([getattr(f, field) for f in fits[None]])
-    axis.axhline(kernel, color=_theory.COLORS[2], lw=1, label="Gaussian kernel, N → ∞")
-    axis.axvline(examples, color=_theory.MUTED, ls=":", lw=1)
+    axis.axhline(kernel, color=COLORS[2], lw=1, label="Gaussian kernel, N → ∞")
+    axis.axvline(examples, color=FAINT, ls=":", lw=1)
     axis.set(xscale="log", ylabel=label, xlabel="random Fourier features N")
     axis.set_xticks([100, 200, 400, 1000, 2000, 4000, 16000])
     axis.set_xticks([], minor=True)
@@ -108,7 +109,7 @@ def plot(fits, examples):
     (examples, 70),
     xytext=(8, 0),
     textcoords="offset points",
-    color=_theory.MUTED,
+    color=FAINT,
     fontsize=9,
   )
   top.set_title("Double descent: the peak stands where the fit becomes exact")

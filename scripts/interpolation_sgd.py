@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from threadpoolctl import threadpool_limits
 
+from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import results
 from sparsejax.theory import (
   critical_batch_size,
@@ -98,18 +99,16 @@ def main(_):
 def plot(steps, bounds, critical):
   figure, axis = _theory.axes(1, 1, width=6.4, height=4.2)
   batches = np.array(BATCHES)
-  axis.plot(batches, bounds, "--", color=_theory.MUTED, label="bound, at the best step")
-  axis.plot(batches, steps, "o-", color=_theory.COLORS[0], label="steps taken")
-  axis.plot(
-    batches, steps[0] / batches, ":", color=_theory.COLORS[1], label="linear speed-up"
-  )
-  axis.axvline(critical, color=_theory.COLORS[2], lw=1)
+  axis.plot(batches, bounds, "--", color=FAINT, label="bound, at the best step")
+  axis.plot(batches, steps, "o-", color=COLORS[0], label="steps taken")
+  axis.plot(batches, steps[0] / batches, ":", color=COLORS[1], label="linear speed-up")
+  axis.axvline(critical, color=COLORS[2], lw=1)
   axis.annotate(
     f"critical batch size m* = {critical:.1f}",
     (critical, max(bounds)),
     xytext=(6, -4),
     textcoords="offset points",
-    color=_theory.COLORS[2],
+    color=COLORS[2],
   )
   axis.set(xscale="log", yscale="log", xlabel="batch size m")
   axis.set_ylabel("steps to 10⁻⁶ of the squared distance")

@@ -13,12 +13,16 @@ import pathlib
 import _command_line
 import numpy as np
 from absl import flags, logging
-from matplotlib import figure, ticker
+from matplotlib import ticker
 
-from sparsejax.analysis import input_connectivity
+from sparsejax.analysis import (
+  COLORS,
+  FAINT,
+  input_connectivity,
+  new_figure,
+  style_axes,
+)
 from sparsejax.reports import read_run
-from sparsejax.training import COLORS, FAINT, INK
-from sparsejax.training import remove_spines as plain
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.", required=True)
 _OUT = flags.DEFINE_string(
@@ -31,26 +35,22 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.ERROR)
   (run,) = read_run([_WORKDIR.value])
-  fig = figure.Figure(figsize=(12, 3.7), facecolor="white", layout="constrained")
-  left, middle, right = fig.subplots(1, 3, width_ratios=(1.25, 0.9, 1.15))
+  fig, panels = new_figure(1, 3, (12, 3.7), width_ratios=(1.25, 0.9, 1.15))
+  left, middle, right = panels
   budgets(left, run)
   name, mask = next(iter(run.masks.items()))
   assert run.image_shape is not None
   pixels = input_connectivity(mask, run.image_shape).sum(-1)
   middle.imshow(pixels, cmap="Blues")
-  middle.set_axis_off()
-  title(middle, f"Live weights of each pixel, {name.removesuffix('/kernel')}")
+  middle.set(xticks=[], yticks=[])
+  middle.set_title(f"Live weights of each pixel, {name.removesuffix('/kernel')}")
   errors(right)
-  for axes in (left, right):
-    plain(axes, 9)
+  for axes in panels:
+    style_axes(axes, "" if axes is middle else "y")
   out = pathlib.Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(out, dpi=130)
   print(f"Wrote {out}.")
-
-
-def title(axes, text: str) -> None:
-  axes.set_title(text, loc="left", size=11, weight="bold", color=INK, pad=10)
 
 
 def budgets(axes, run) -> None:
@@ -68,9 +68,9 @@ def budgets(axes, run) -> None:
   axes.set_xlim(0, epochs[-1])
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
   axes.yaxis.set_minor_locator(ticker.NullLocator())
-  axes.set_xlabel("epoch", color=FAINT, size=9.5)
+  axes.set_xlabel("epoch")
   density = sum(run.live.values()) / sum(run.sizes.values())
-  title(axes, f"Live weights by layer, {density:.0%} in all")
+  axes.set_title(f"Live weights by layer, {density:.0%} in all")
 
 
 def errors(axes) -> None:
@@ -88,9 +88,9 @@ def errors(axes) -> None:
   axes.xaxis.set_major_locator(ticker.FixedLocator(x))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:.0%}"))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
-  axes.set_xlabel("weights kept", color=FAINT, size=9.5)
-  axes.legend(frameon=False, fontsize=9.5, labelcolor=INK)
-  title(axes, "LeNet-300-100 on MNIST: test error, %")
+  axes.set_xlabel("weights kept")
+  axes.legend(fontsize=9.5)
+  axes.set_title("LeNet-300-100 on MNIST: test error, %")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import results
 
 DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
@@ -58,11 +59,11 @@ def plot(points, net_points, rows):
       pairs = np.stack(pairs, 1) if isinstance(pairs, tuple) else np.array(pairs)
       if not np.isfinite(pairs).all():
         continue
-      color = _theory.COLORS[styles[name]]
+      color = COLORS[styles[name]]
       axis.plot(*pairs.T, "o", ms=4, alpha=0.7, color=color, label=labels[name])
       ends += [pairs.min(), pairs.max()]
     ends = [max(min(ends), 1e-7) * 0.7, max(ends) * 1.4]
-    axis.plot(ends, ends, "-", color=_theory.MUTED, lw=1, label="predicted = actual")
+    axis.plot(ends, ends, "-", color=FAINT, lw=1, label="predicted = actual")
     axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axis.set(xlabel="predicted rise of the loss", ylabel="actual rise of the loss")
     axis.legend(loc="upper left")
@@ -76,9 +77,9 @@ def plot(points, net_points, rows):
       ]
       kept = 100 * np.array(_one_shot.DENSITIES)
       label = labels[name] + (", uniform layers" if suffix else "")
-      color = _theory.COLORS[styles[name]]
+      color = COLORS[styles[name]]
       right.plot(kept, values, style, color=color, ms=4, label=label)
-  right.axhline(table["lenet300/dense"], color=_theory.MUTED, lw=1, label="dense")
+  right.axhline(table["lenet300/dense"], color=FAINT, lw=1, label="dense")
   right.set(xscale="log", yscale="log", xlabel="weights kept, %")
   right.set_ylabel("test error, %, no retraining")
   right.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])

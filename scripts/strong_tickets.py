@@ -14,6 +14,7 @@ import _theory
 import numpy as np
 from absl import flags
 
+from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import results
 from sparsejax.theory import (
   CONSTRUCTIONS,
@@ -167,14 +168,14 @@ def first_hit(hits):
 def plot(medians, needed):
   figure, (left, right) = _theory.axes(1, 2, width=5.2, height=4.0)
   counts = np.array(list(medians))
-  left.plot(counts, list(medians.values()), "o", ms=5, color=_theory.COLORS[0])
-  left.plot(counts, 2.0 ** (-counts / 1.03), "-", lw=1, color=_theory.MUTED)
+  left.plot(counts, list(medians.values()), "o", ms=5, color=COLORS[0])
+  left.plot(counts, 2.0 ** (-counts / 1.03), "-", lw=1, color=FAINT)
   left.annotate(
     "$2^{-n/1.03}$",
     (counts[-5], 2.0 ** (-counts[-5] / 1.03)),
     xytext=(8, 8),
     textcoords="offset points",
-    color=_theory.MUTED,
+    color=FAINT,
   )
   left.set(yscale="log", xlabel="samples n", ylabel="median error of the best subset")
   left.set_title("Subset sum gains a bit a sample")
@@ -184,9 +185,9 @@ def plot(medians, needed):
     "pick_one": "pick one (Malach et al.)",
     "golden_ratio": "golden ratio (Orseau et al.)",
   }
-  for color, (name, label) in zip(_theory.COLORS, labels.items(), strict=False):
+  for color, (name, label) in zip(COLORS, labels.items(), strict=False):
     right.plot(1 / all_eps, values[name], "o-", ms=5, color=color, label=label)
-  right.plot(1 / all_eps, 3 / all_eps, ":", color=_theory.MUTED, label="ln(20) / ε")
+  right.plot(1 / all_eps, 3 / all_eps, ":", color=FAINT, label="ln(20) / ε")
   right.set(xscale="log", yscale="log", xlabel="1 / ε")
   right.set_ylabel("samples a weight, 95 % success")
   right.set_title("log(1/ε) against 1/ε")

@@ -25,6 +25,7 @@ import _theory
 import numpy as np
 from absl import flags, logging
 
+from sparsejax.analysis import COLORS, DISPLAY_NAMES
 from sparsejax.experiments import results
 
 ROOT = _command_line.ROOT
@@ -129,11 +130,11 @@ def rows() -> list[dict]:
 
 def plot(table: list[dict]) -> None:
   found = {r["case"]: r for r in table if r["metric"] == "test_accuracy_percent"}
-  models = {"lenet300": "LeNet-300-100", "conv4_mnist": "Conv-4"}
+  models = ("lenet300", "conv4_mnist")
   figure, panels = _theory.axes(1, len(models))
-  for axis, (model, title) in zip(panels, models.items(), strict=True):
+  for axis, model in zip(panels, models, strict=True):
     axis.set_visible(any(case.startswith(model) for case in found))
-    for init, color in zip(INITIALIZATIONS, _theory.COLORS, strict=False):
+    for init, color in zip(INITIALIZATIONS, COLORS, strict=False):
       kept = [k for k in sorted(KEPT) if f"{model}/{init}/kept={k:g}" in found]
       chosen = [found[f"{model}/{init}/kept={k:g}"] for k in kept]
       values = [r["values"] for r in chosen]
@@ -145,7 +146,7 @@ def plot(table: list[dict]) -> None:
       low, high = [min(v) for v in values], [max(v) for v in values]
       axis.fill_between(percent, low, high, alpha=0.15, lw=0, color=color)
     axis.set(xlabel="weights kept, %", ylabel="test accuracy, %", xlim=(0, 100))
-    axis.set_title(f"{title} on MNIST, weights never trained")
+    axis.set_title(f"{DISPLAY_NAMES[model]} on MNIST, weights never trained")
     axis.legend(loc="lower center")
   _theory.save(figure, _PLOTS.value, "supermask")
 

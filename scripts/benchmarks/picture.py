@@ -3,9 +3,9 @@
 import pathlib
 
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import ticker
 
-from sparsejax.training import COLORS, FAINT, GRID, INK, method_name
+from sparsejax.analysis import COLORS, FAINT, method_name, new_figure, style_axes
 
 TREES = {"resnet50": "ResNet-50", "vit_b": "ViT-B"}
 OTHERS = {
@@ -23,17 +23,13 @@ def draw(rows: list[dict], out: pathlib.Path) -> None:
     out: path of the plot.
   """
   found = {(row["case"], row["metric"]): row["mean"] for row in rows}
-  fig = figure.Figure(figsize=(13, 4.6), facecolor="white", layout="constrained")
-  left, middle, right = fig.subplots(1, 3, width_ratios=(1, 1.1, 1.1))
+  fig, panels = new_figure(1, 3, (13, 4.6), width_ratios=(1, 1.1, 1.1))
+  left, middle, right = panels
   _selection(left, found)
   _methods(middle, found, "off_step", "A step without a mask update")
   _methods(right, found, "mask_update", "A step with a mask update")
-  for axes in (left, middle, right):
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=9)
-    for side in ("top", "right", "left"):
-      axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
+  for axes, grid in zip(panels, "yxx", strict=True):
+    style_axes(axes, grid)
   out.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(out, dpi=120)
 
@@ -51,10 +47,9 @@ def _selection(axes, found) -> None:
       axes.plot([n for n, _ in points], values, "o-", ms=4, color=color, label=name)
       axes.set(xscale="log", yscale="log")
   axes.axhline(1, color=FAINT, lw=1, ls=":")
-  axes.grid(axis="y", color=GRID, linewidth=0.8)
-  axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-  axes.set_xlabel("scores", color=FAINT, size=9.5)
-  _title(axes, "Largest tenth: their time over ours")
+  axes.legend(fontsize=9)
+  axes.set_xlabel("scores")
+  axes.set_title("Largest tenth: their time over ours")
 
 
 def _methods(axes, found, kind: str, text: str) -> None:
@@ -84,12 +79,7 @@ def _methods(axes, found, kind: str, text: str) -> None:
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xlim(left=min(1, axes.get_xlim()[0]))
-  axes.grid(axis="x", color=GRID, linewidth=0.8)
   if names:
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
-  axes.set_xlabel("times a plain SGD-momentum step", color=FAINT, size=9.5)
-  _title(axes, text)
-
-
-def _title(axes, text: str) -> None:
-  axes.set_title(text, loc="left", size=11, weight="bold", color=INK, pad=10)
+    axes.legend(fontsize=9, loc="best")
+  axes.set_xlabel("times a plain SGD-momentum step")
+  axes.set_title(text)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import optax
 import reference
 
-from sparsejax.training import METHODS, method_name
+from sparsejax.analysis import method_name
+from sparsejax.training import METHODS
 from sparsejax.training import method_function as function
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

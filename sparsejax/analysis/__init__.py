@@ -1,11 +1,17 @@
 """Analyses of networks: costs, compaction, isometry, tickets and their plots."""
 
 from sparsejax.analysis._isometry import Spectrum, end_to_end, single_layers
-from sparsejax.analysis._isometry_plots import COLORS as PLOT_COLORS
-from sparsejax.analysis._isometry_plots import (
-  plain_figure,
-  plot_depth_scale,
-  plot_spectra,
+from sparsejax.analysis._isometry_plots import plot_depth_scale, plot_spectra
+from sparsejax.analysis._plot_style import (
+  COLORS,
+  DISPLAY_NAMES,
+  FAINT,
+  INK,
+  line_colors,
+  method_name,
+  new_figure,
+  run_title,
+  style_axes,
 )
 from sparsejax.analysis._specialization import (
   class_contributions,

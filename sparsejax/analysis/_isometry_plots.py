@@ -6,28 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsejax.analysis._isometry import Spectrum
-
-_INK, _FAINT, _GRID = "#1f2430", "#7a8191", "#e6e8ee"
-# Okabe and Ito's palette, which is distinguishable with color blindness.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-
-def plain_figure() -> Any:
-  """Creates a figure with one panel in the project's plain style.
-
-  Returns:
-    A matplotlib figure and its axes. Needs the `train` extra.
-  """
-  from matplotlib import figure as figures  # not among the core's dependencies
-
-  figure = figures.Figure(figsize=(6.4, 4.4), facecolor="white", layout="constrained")
-  axes = figure.subplots()
-  axes.grid(color=_GRID, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(colors=_FAINT, length=0, labelsize=9)
-  for side in ("top", "right"):
-    axes.spines[side].set_visible(False)
-  return figure, axes
+from sparsejax.analysis._plot_style import COLORS, INK, new_figure, style_axes
 
 
 def plot_spectra(
@@ -55,7 +34,7 @@ def plot_spectra(
     raise ValueError(
       f"spectra must hold 1 to {len(COLORS)} initializations, got {len(spectra)}."
     )
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   for i, (name, by_depth) in enumerate(spectra.items()):
     # Every second line is dashed, so that both of two coinciding lines are visible.
     color, dashes = COLORS[i], ("-", "--")[i % 2]
@@ -69,10 +48,10 @@ def plot_spectra(
     axes.plot(depths, middle, dashes, color=color, lw=2, marker="o", ms=4, label=name)
   axes.set_xscale("log")
   axes.set_ylim(floor, None)
-  axes.set_xlabel("depth, layers", color=_FAINT)
-  axes.set_ylabel("singular values, log10", color=_FAINT)
-  axes.set_title("Spectrum of the end-to-end Jacobian", loc="left", color=_INK)
-  figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
+  axes.set(xlabel="depth, layers", ylabel="singular values, log10")
+  axes.set_title("Spectrum of the end-to-end Jacobian")
+  style_axes(axes)
+  figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
   return figure
 
 
@@ -108,7 +87,7 @@ def plot_depth_scale(
       f"losses must be of shape {(len(depths), len(weight_variances))}, got "
       f"{losses.shape}."
     )
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   values = np.clip(np.nan_to_num(losses, nan=chance), None, chance)
   mesh = axes.pcolormesh(
     np.asarray(weight_variances),
@@ -126,9 +105,8 @@ def plot_depth_scale(
   axes.plot(weight_variances, reach, "--", color=COLORS[1], linewidth=2, label="6 ξ")
   axes.set_yscale("log")
   axes.set_ylim(max(bottom, min(depths) / 1.4), max(depths) * 1.2)
-  axes.grid(visible=False)
-  axes.set_xlabel("σw²", color=_FAINT)
-  axes.set_ylabel("depth, layers", color=_FAINT)
-  axes.set_title("What can be trained, and the theory's edge", loc="left", color=_INK)
+  axes.set(xlabel="σw²", ylabel="depth, layers")
+  axes.set_title("What can be trained, and the theory's edge")
+  style_axes(axes, grid="")
   axes.legend(loc="upper right", frameon=True)
   return figure

@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsejax.analysis._isometry_plots import COLORS, plain_figure
+from sparsejax.analysis._plot_style import (
+  COLORS,
+  FAINT,
+  INK,
+  new_figure,
+  style_axes,
+)
 
-_INK, _FAINT = "#1f2430", "#7a8191"
 _ORDER = ("ticket", "reinit", "random", "one_shot")
 _NAMES = {
   "ticket": "winning ticket",
@@ -50,7 +55,7 @@ def plot_tickets(
   """
   if not curves or len(curves) > len(COLORS):
     raise ValueError(f"curves must hold 1 to {len(COLORS)} names, got {len(curves)}.")
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   names = sorted(curves, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
   ticks: set[float] = set()
   for color, name in zip(COLORS, names, strict=False):
@@ -65,17 +70,16 @@ def plot_tickets(
     ticks.update(np.round(x, 1).tolist())
   if len(dense):
     axes.axhline(
-      float(np.mean(dense)), color=_INK, lw=1.2, ls=(0, (5, 3)), label="dense"
+      float(np.mean(dense)), color=INK, lw=1.2, ls=(0, (5, 3)), label="dense"
     )
-    axes.axhspan(min(dense), max(dense), color=_INK, alpha=0.08, lw=0)
+    axes.axhspan(min(dense), max(dense), color=INK, alpha=0.08, lw=0)
   axes.set_xscale("log")
   axes.invert_xaxis()
   axes.set_xticks(sorted(ticks), [f"{t:g}" for t in sorted(ticks)], rotation=60)
   axes.set_xticks([], minor=True)
-  axes.set_xlabel("weights remaining, %", color=_FAINT)
-  axes.set_ylabel(ylabel, color=_FAINT)
-  axes.set_title(title, loc="left", color=_INK)
-  axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+  axes.set(xlabel="weights remaining, %", ylabel=ylabel, title=title)
+  axes.legend(fontsize=9)
+  style_axes(axes)
   return figure
 
 
@@ -101,23 +105,22 @@ def plot_instability(values: Mapping[int, Sequence[float]], stable: float = 2.0)
   """
   if not values:
     raise ValueError("values must hold at least one step, got none.")
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   steps = sorted(values)
   several = [np.asarray(values[s], float) for s in steps]
   low, high = [v.min() for v in several], [v.max() for v in several]
   axes.fill_between(steps, low, high, color=COLORS[0], alpha=0.15, linewidth=0)
   means = [v.mean() for v in several]
   axes.plot(steps, means, color=COLORS[0], linewidth=2, marker="o", ms=4)
-  axes.axhline(
-    stable, color=_FAINT, lw=1, ls=(0, (5, 3)), label=f"stable: {stable:g} %"
-  )
+  axes.axhline(stable, color=FAINT, lw=1, ls=(0, (5, 3)), label=f"stable: {stable:g} %")
   axes.set_xscale("symlog", linthresh=max(1, min([s for s in steps if s] or [1])))
   axes.set_xticks(steps, [f"{s:,}" for s in steps])
   axes.set_xticks([], minor=True)
   axes.set_ylim(bottom=min(0.0, *low))
-  axes.set_xlabel("step from which the data differ", color=_FAINT)
-  axes.set_ylabel("instability, points of error", color=_FAINT)
-  axes.legend(frameon=False, labelcolor=_INK)
+  axes.set(xlabel="step from which the data differ")
+  axes.set(ylabel="instability, points of error")
+  axes.legend()
+  style_axes(axes)
   return figure
 
 
@@ -135,14 +138,10 @@ def plot_connectivity(counts: np.ndarray, title: str = "") -> Any:
     >>> figure = plot_connectivity(np.arange(16).reshape(4, 4))
   """
   counts = np.asarray(counts)
-  figure, axes = plain_figure()
+  figure, axes = new_figure()
   image = axes.imshow(counts if counts.ndim == 2 else counts.sum(-1), cmap="viridis")
-  axes.grid(visible=False)
-  axes.set_xticks([])
-  axes.set_yticks([])
-  for spine in axes.spines.values():
-    spine.set_visible(False)
+  axes.set(xticks=[], yticks=[], title=title)
+  style_axes(axes, grid="")
   bar = figure.colorbar(image, ax=axes, label="live weights")
   bar.outline.set_visible(False)
-  axes.set_title(title, loc="left", color=_INK)
   return figure

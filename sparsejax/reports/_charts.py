@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sparsejax.analysis import COLORS
 from sparsejax.analysis.costs import forward_multiply_adds
 from sparsejax.reports import _svg
 from sparsejax.reports._run import Found
 from sparsejax.reports._svg import Series
-from sparsejax.training import COLORS, cost_history
+from sparsejax.training import cost_history
 
 
 def run_colors(n: int) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsejax.analysis import input_connectivity
+from sparsejax.analysis import input_connectivity, run_title
 from sparsejax.reports import _charts, _images, _tables
 from sparsejax.reports._run import Found
 from sparsejax.reports._tables import escaped
-from sparsejax.training import run_title, write_text
+from sparsejax.training import write_text
 
 FILE = "report.html"
 

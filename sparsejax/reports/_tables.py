@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sparsejax.analysis import method_name
 from sparsejax.analysis.costs import forward_multiply_adds, sizes
 from sparsejax.reports import _charts, _run
 from sparsejax.reports._run import Found
-from sparsejax.training import format_duration, format_percent, method_name
+from sparsejax.training import format_duration, format_percent
 
 _NOTHING = "–"
 

@@ -47,16 +47,6 @@ from sparsejax.training._run import place as place_arrays
 from sparsejax.training._run import start as initial_state
 from sparsejax.training._run import target as abstract_state
 from sparsejax.training._step import Totals, TrainState, cross_entropy, train_step
-from sparsejax.training._style import (
-  COLORS,
-  FAINT,
-  GRID,
-  INK,
-  method_name,
-  remove_spines,
-)
-from sparsejax.training._style import NAMES as DISPLAY_NAMES
-from sparsejax.training._style import title as run_title
 from sparsejax.training._supermask import use_variant as use_supermask_variant
 from sparsejax.training._workdir import check as check_workdir
 from sparsejax.training._workdir import claim as claim_workdir

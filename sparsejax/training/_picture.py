@@ -3,12 +3,18 @@
 import pathlib
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from sparsejax.training import _metrics, _result, _run, _style
-from sparsejax.training._style import COLORS, FAINT, GRID, INK
+from sparsejax.analysis import (
+  FAINT,
+  INK,
+  line_colors,
+  method_name,
+  run_title,
+  style_axes,
+)
+from sparsejax.training import _metrics, _result, _run
 
 FILE = "report.png"
 
@@ -23,11 +29,11 @@ def write(path: pathlib.Path, run: _run.Run, result: _result.Result) -> None:
   """
   masks = _run.named(_result.first_seed(result)[1])
   c = run.config
-  method = _style.method_name(c.method)
+  method = method_name(c.method)
   drawn = draw(
     _metrics.read(path),
     sizes={name: int(mask.size) for name, mask in masks.items()},
-    title=_style.title(c),
+    title=run_title(c),
     subtitle=f"{method}, density {result.density:.3g}, {result.total_steps:,} steps",
     score=_result.percent(result.test_accuracy),
   )
@@ -66,21 +72,16 @@ def draw(
   _accuracy(left, records)
   _live(right, records, sizes)
   for axes in (left, right):
-    axes.set_xlabel("epoch", color=FAINT, size=9.5)
+    axes.set_xlabel("epoch")
     axes.margins(x=0)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0, labelsize=9)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-    for side in ("top", "right", "left"):
-      axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
+    style_axes(axes)
   return fig
 
 
 def _accuracy(axes, records: list[dict[str, Any]]) -> None:
   """Draws training and validation accuracy over epochs."""
-  axes.set_title("Accuracy", loc="left", size=11, color=INK, pad=10)
+  axes.set_title("Accuracy")
   lowest = []
   for label, name, color in (
     ("training", "train_accuracy", "#aab1c0"),
@@ -95,22 +96,19 @@ def _accuracy(axes, records: list[dict[str, Any]]) -> None:
     # from chance at the start, keeps the differences between them visible.
     low = min(lowest)
     axes.set_ylim(max(0, low - 0.25 * (1 - low)), 1 + 0.01 * (1 - low))
-    axes.legend(loc="lower right", frameon=False, fontsize=9.5, labelcolor=INK)
+    axes.legend(loc="lower right", fontsize=9.5)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
 
 
 def _live(axes, records: list[dict[str, Any]], sizes: dict[str, int]) -> None:
   """Draws the live weights of each layer over epochs, on a logarithmic axis."""
-  axes.set_title("Live weights by layer", loc="left", size=11, color=INK, pad=10)
+  axes.set_title("Live weights by layer")
   with_live = [r for r in records if "live" in r]
   if not with_live:
     return
   epochs = np.array([r["epoch"] for r in with_live])
-  colors = COLORS
-  if len(sizes) > len(colors):  # too many for distinct colors: by depth, dark to light
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
   ends = {}
-  for name, color in zip(sizes, colors, strict=False):
+  for name, color in zip(sizes, line_colors(len(sizes)), strict=True):
     counts = np.array([np.atleast_1d(r["live"][name]) for r in with_live], float)
     _line(axes, epochs, counts, color, name)
     ends[name] = counts[-1].mean(), color

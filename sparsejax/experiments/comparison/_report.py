@@ -10,23 +10,15 @@ import numpy as np
 from absl import logging
 from matplotlib import figure, ticker
 
+from sparsejax.analysis import COLORS, INK, method_name, run_title, style_axes
 from sparsejax.experiments import results
 from sparsejax.experiments.comparison import _published
 from sparsejax.experiments.comparison._grid import Cell, Outcome, model_name
-from sparsejax.training import (
-  COLORS,
-  FAINT,
-  INK,
-  METHODS,
-  ConfigError,
-  method_name,
-  remove_spines,
-  run_title,
-)
+from sparsejax.training import METHODS, ConfigError
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
-_MARKERS = "osD"  # together with the colours, these distinguish 21 methods
+_MARKERS = "osD"  # together with the colors, these distinguish 36 methods
 
 # The texts that `rows` writes and `keep` reads.
 _CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
@@ -185,7 +177,7 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   fig = figure.Figure(figsize=(8.6, 5.2), facecolor="white")
   axes = fig.subplots()
   fig.subplots_adjust(left=0.09, right=0.76, top=0.88, bottom=0.12)
-  axes.set_title(title, loc="left", size=13, weight="bold", color=INK, pad=14)
+  axes.set_title(title)
   # One line per method, with its published values as hollow markers.
   methods = list(dict.fromkeys(cell.method for cell in outcomes if cell.density < 1))
   for i, method in enumerate(methods):
@@ -214,7 +206,7 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   axes.xaxis.set_major_locator(ticker.FixedLocator(densities))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{100 * v:g}%"))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
-  axes.set_xlabel("weights kept", color=FAINT, size=10)
+  axes.set_xlabel("weights kept")
   # The vertical axis is the logarithm of the error, so that 98 and 98.5 % are as far
   # apart as 92 and 94 %.
   axes.set_yscale("function", functions=(_height, _accuracy))
@@ -223,8 +215,8 @@ def draw(config: Any, outcomes: Outcomes, title: str = "") -> figure.Figure:
   locator = ticker.MaxNLocator(5) if few else ticker.FixedLocator(_TICKS)
   axes.yaxis.set_major_locator(locator)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-  axes.set_ylabel("test accuracy, %", color=FAINT, size=10)
-  remove_spines(axes, 9.5)
+  axes.set_ylabel("test accuracy, %")
+  style_axes(axes, labelsize=9.5)
   handles, labels = axes.get_legend_handles_labels()
   if handles:
     fig.legend(

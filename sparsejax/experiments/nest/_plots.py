@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
+from sparsejax.analysis import FAINT, line_colors, new_figure, style_axes
 from sparsejax.experiments.nest import _milestones
 from sparsejax.training import read_metrics
-
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fc7")
-_FAINT, _GRID = "#7a8191", "#e6e8ee"
 
 
 def write(workdir: os.PathLike | str) -> None:
@@ -48,24 +46,22 @@ def connections(
   Returns:
     A figure of one panel with a logarithmic vertical axis.
   """
-  fig = figure.Figure(figsize=(7.5, 4.5), facecolor="white", layout="constrained")
-  axes = fig.subplots()
+  fig, axes = new_figure(size=(7.5, 4.5))
   epochs = [r["epoch"] for r in records]
   total = [r["connections"] for r in records]
   axes.plot(epochs, total, color="black", linewidth=2, label="all")
-  for i, name in enumerate(records[0]["live"]):
+  live = records[0]["live"]
+  for name, color in zip(live, line_colors(len(live)), strict=True):
     counts = [max(r["live"][name], 1) for r in records]
-    color = _COLORS[i % len(_COLORS)]
     label = name.removesuffix("/kernel")
     axes.plot(epochs, counts, color=color, linewidth=1.5, label=label)
   for m in milestones:
-    axes.axvline(m["epochs"], color=_FAINT, linewidth=0.8, linestyle=":")
+    axes.axvline(m["epochs"], color=FAINT, linewidth=0.8, linestyle=":")
     text = f"{m['parameters']:,}\n{m['test_error_percent']:.2f} %"
     axes.annotate(text, (m["epochs"], max(total)), ha="right", va="top", size=8)
   axes.set(yscale="log", xlabel="epoch", ylabel="live connections")
-  axes.grid(color=_GRID)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False)
+  axes.legend()
+  style_axes(axes)
   return fig
 
 
@@ -78,15 +74,13 @@ def inputs(masks: list[np.ndarray]) -> figure.Figure:
   Returns:
     A figure with one panel per mask; pixels without connections are white.
   """
-  fig = figure.Figure(
-    figsize=(3.2 * len(masks), 3.6), facecolor="white", layout="constrained"
-  )
-  panels = np.atleast_1d(fig.subplots(1, len(masks)))
-  for axes, mask in zip(panels, masks, strict=True):
+  fig, panels = new_figure(1, len(masks), (3.2 * len(masks), 3.6), squeeze=False)
+  for axes, mask in zip(panels[0], masks, strict=True):
     counts = mask.sum(axis=1)
     side = round(len(counts) ** 0.5)
     image = np.where(counts > 0, counts, np.nan).reshape(side, side)
     axes.imshow(image, cmap="viridis")
-    axes.set_title(f"{int((counts > 0).sum())} of {len(counts)} pixels", size=10)
+    axes.set_title(f"{int((counts > 0).sum())} of {len(counts)} pixels")
     axes.set(xticks=[], yticks=[])
+    style_axes(axes, grid="")
   return fig
