@@ -74,6 +74,41 @@ def masks(opt_state: PyTree) -> PyTree:
   return merged_masks(_some_states(opt_state))
 
 
+def soft_masks(opt_state: PyTree) -> PyTree:
+  """Finds the factors by which `sj.effective` multiplies the weights.
+
+  s_i >= 0, float, or the mask m_i where a method has no soft masks
+
+  Soft masks change at every step and become hard in the course of training.
+  `sj.masks(opt_state)` gives the hard masks that follow from them, with the exact
+  counts of the budgets: True = live = may be nonzero once the soft masks are hardened.
+  Counts, `sj.summary` and `sj.check_sparse` read these. The sparse network itself is
+  `sj.apply_masks(sj.effective(params, opt_state), sj.masks(opt_state))`.
+
+  Args:
+    opt_state: the state of an optimizer made by this package, possibly nested, as in
+      `masks`.
+
+  Returns:
+    A tree like the params, with None at leaves that are not sparsified, a float array
+    in the weight's dtype at leaves with a soft mask, and the bool mask at others.
+
+  Raises:
+    ValueError: `opt_state` has no state of a sparsified optimizer.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, sparsejax as sj
+    >>> tx = sj.straight_through(optax.sgd(0.1), density=0.5)
+    >>> sj.soft_masks(tx.init({"kernel": jnp.array([[1.0, 2.0]])}))
+    {'kernel': Array([[False,  True]], dtype=bool)}
+  """
+  found = [
+    unpack_tree(state.masks) if state.soft_masks is None else state.soft_masks
+    for state in _some_states(opt_state)
+  ]
+  return found[0] if len(found) == 1 else _merge(found)
+
+
 def merged_masks(
   states: list[SparseState],
   function: Callable[[SparseState, Array], Array] = lambda state, mask: mask,

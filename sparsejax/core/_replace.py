@@ -27,7 +27,8 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
   initialization, in another run, or in a file (`sj.load_masks`). The next update sets
   the masked weights to exactly zero. The masks never change in an optimizer with
   `update_every=None`, nor while `update_masks=False` is passed to its `update`.
-  Otherwise the method continues from these masks, with their budgets.
+  Otherwise the method continues from these masks, with their budgets. Soft masks become
+  1 where live and 0 elsewhere; the next update computes them anew.
 
   Args:
     opt_state: the state of an optimizer made by this package, alone or inside
@@ -85,9 +86,14 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     )
     # A state with packed masks gets packed masks again.
     held = jax.tree.leaves(node.masks, is_leaf=is_packed)
+    soft = node.soft_masks
+    if soft is not None:
+      values = zip(jax.tree.leaves(new), jax.tree.leaves(soft), strict=True)
+      hard = [shard_like(m.astype(s.dtype), s) for m, s in values]
+      soft = jax.tree.structure(soft).unflatten(hard)
     if any(is_packed(mask) for mask in held):
       new = pack_tree(new)
-    return node._replace(masks=new, budgets=unboxed(budgets))
+    return node._replace(masks=new, budgets=unboxed(budgets), soft_masks=soft)
 
   state = jax.tree.map(
     replace, opt_state, is_leaf=lambda node: isinstance(node, SparseState)

@@ -106,6 +106,10 @@ class SparseState(NamedTuple):
     inner_state: the state of the inner optimizer.
     dense_gradients: a `DenseGradients` for the next update. None, in states that were
       made without it, counts as always.
+    soft_masks: float arrays of at least 0 in place of the masks, by which
+      `sj.effective` multiplies the weights; `sj.soft_masks` returns them. The masks
+      then say which weights are live once the soft masks are hardened. None for methods
+      without soft masks.
   """
 
   count: Array
@@ -117,6 +121,7 @@ class SparseState(NamedTuple):
   transform_state: PyTree
   inner_state: PyTree
   dense_gradients: PyTree = None
+  soft_masks: PyTree = None
 
 
 class ForwardState(SparseState):

@@ -35,6 +35,7 @@ from sparsejax.transforms._redistribute import Rule, nonzeros, redistribute, sur
 from sparsejax.transforms._sparsify import sparsify
 from sparsejax.transforms._sparsify_forward import (
   effective,
+  map_layers,
   map_masked,
   sparsify_forward,
 )

@@ -44,6 +44,8 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
   - Methods that mask in the forward pass (`sj.straight_through`, `sj.sr_ste`,
     `sj.top_kast`, `supermasks.edge_popup`): the budgets. Their params stay dense, and
     `sj.effective` is zero where masked by construction.
+  - Those of them with soft masks (`sj.soft_masks`): the budgets, and that soft masks
+    are finite and at least 0. Live is what is live in the hard masks, `sj.masks`.
   - `sj.soft_threshold` and `sj.supermask` keep no masks in a state: nothing is checked.
   - `lottery.freeze_masked` keeps the values of masked weights on purpose; do not use
     this function with it.
@@ -124,6 +126,12 @@ def _faults(
         f"difference of {{number}} for {path_string(path)!r}."
       )
       faults.append((jnp.sum(difference, dtype=jnp.int32), message))
+    for path, soft in jax.tree_util.tree_leaves_with_path(state.soft_masks):
+      message = (
+        "opt_state must hold soft masks that are finite and at least 0, got {number} "
+        f"others for {path_string(path)!r}."
+      )
+      faults.append((count(~((soft >= 0) & jnp.isfinite(soft))), message))
     if isinstance(state, ForwardState):
       continue
     # Before the first update params may be dense. Under nnx the counter is inside a

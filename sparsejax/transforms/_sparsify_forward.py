@@ -1,6 +1,6 @@
 """Sparse optimizers whose masks act in the forward pass only; params stay dense."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from sparsejax.core import (
   Distribution,
   ForwardState,
   InputAxes,
+  LayerAxes,
   MaskTransform,
   PyTree,
   SparseState,
@@ -18,10 +19,12 @@ from sparsejax.core import (
   Where,
   align,
   check_callable,
+  choose,
   is_placeholder,
+  layer_axes,
+  soft_masks,
   updated,
 )
-from sparsejax.core import masks as find_masks
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import uniform
 from sparsejax.transforms._sparsify import check_update, sparsify, without_statics
@@ -32,9 +35,14 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
 
   e = w where live, else 0;  de/dw = 1 everywhere
 
+  Under a method with soft masks s (`sj.soft_masks`), e = s w, still with de/dw = 1: the
+  method turns dL/de into the gradients that its paper prescribes.
+
   Call it inside the loss: `loss(sj.effective(params, opt_state), batch)`. Its result
-  has exact zeros and exact counts, while `params` stay dense. For a checkpoint to be
-  served, store `sj.apply_masks(params, sj.masks(opt_state))`. With an optimizer made by
+  has exact zeros and exact counts, while `params` stay dense; only soft masks that are
+  not hardened yet (`sj.continuous_sparsification`) have no zeros. For a checkpoint to
+  be served, store `sj.apply_masks(sj.effective(params, opt_state), masks)` with
+  `masks = sj.masks(opt_state)`. With an optimizer made by
   `sparsify`, whose masked weights are already zero, it returns the values of `params`,
   and masked weights get gradients too.
 
@@ -63,7 +71,7 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
     (Array(4., dtype=float32), Array([[ 0., -4.]], dtype=float32))
   """
   leaves, treedef = jax.tree.flatten(params)
-  entries = align(params, find_masks(opt_state), strict=False)
+  entries = align(params, soft_masks(opt_state), strict=False)
   both = zip(leaves, entries, strict=True)
   return treedef.unflatten(p if m is None else _through(p, m) for p, m in both)
 
@@ -71,7 +79,11 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
 # The tangent of the weight passes through unchanged, at masked entries too.
 @jax.custom_jvp
 def _through(weight, mask):
-  return jnp.where(mask, weight, jnp.zeros_like(weight))
+  if mask.dtype == bool:
+    return jnp.where(mask, weight, jnp.zeros_like(weight))
+  # A product alone would give -0.0 for negative weights, and NaN for infinite ones.
+  product = weight * mask.astype(weight.dtype)
+  return jnp.where(mask > 0, product, jnp.zeros_like(weight))
 
 
 @_through.defjvp
@@ -95,6 +107,7 @@ def sparsify_forward(
   structure: Structure | None = None,
   gradients: Callable[[PyTree, PyTree, SparseState], PyTree] | None = None,
   movable: Callable[[SparseState], PyTree] | None = None,
+  soften: Callable[[PyTree, SparseState, Sequence[LayerAxes]], PyTree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Trains dense weights with masks that act in the forward pass only.
 
@@ -122,6 +135,11 @@ def sparsify_forward(
       optimizer receives them; None leaves them unchanged.
     movable: `state -> masks`, the weights that may change; the updates of all others
       are zeroed, whatever momentum or weight decay adds. None for all.
+    soften: `(weights, state, axes) -> soft masks`, called at every step with the
+      sparsified leaves after the step and the new state; `axes` has a `LayerAxes` per
+      leaf, in flattening order. It returns the soft masks of the next forward pass:
+      float arrays of at least 0 in place of `state.masks`; see `sj.soft_masks`. None
+      for a method that masks by `state.masks` alone.
 
   Returns:
     An optax transformation with a `ForwardState`; see `sparsify`. Transformations after
@@ -159,6 +177,7 @@ def sparsify_forward(
   for name, value, what, arguments in (
     ("gradients", gradients, "a function of (gradients, params, state)", 3),
     ("movable", movable, "a function of the state", 1),
+    ("soften", soften, "a function of (weights, state, axes)", 3),
   ):
     if value is not None:
       check_callable(name, value, what, arguments)
@@ -171,6 +190,14 @@ def sparsify_forward(
   # the inner optimizer's state, for `update_fn` below.
   masking = masked_by(optax.GradientTransformation(inner.init, untouched))
 
+  # Returns the state with the soft masks that belong to its masks and these params.
+  def softened(params, state):
+    if soften is None:
+      return state
+    chosen = [m is not None for m in align(params, state.masks)]
+    axes = layer_axes(params, chosen, stacked, input_axes)
+    return state._replace(soft_masks=soften(choose(params, chosen), state, axes))
+
   # Runs the mask transform on the initial weights. Compiled as one program: run
   # eagerly, every loop inside would be compiled separately.
   @jax.jit
@@ -179,15 +206,27 @@ def sparsify_forward(
     # Counted as update number zero, so that the first step draws other random numbers.
     state = state._replace(count=jnp.full_like(state.count, -1))
     _, state = masking.update(grads, state, params, update_masks=jnp.asarray(True))
-    return state.masks, state.budgets, state.skipped, state.transform_state
+    state = softened(params, state)
+    return (
+      state.masks,
+      state.budgets,
+      state.skipped,
+      state.transform_state,
+      state.soft_masks,
+    )
 
   def init_fn(params):
     state: Any = masking.init(params)
     if is_placeholder(params):
-      return ForwardState(*state)
-    masks, budgets, skipped, after = first_masks(params, state)
+      soft = None if soften is None else params
+      return ForwardState(*state._replace(soft_masks=soft))
+    masks, budgets, skipped, after, soft = first_masks(params, state)
     state = state._replace(
-      masks=masks, budgets=budgets, skipped=skipped, transform_state=after
+      masks=masks,
+      budgets=budgets,
+      skipped=skipped,
+      transform_state=after,
+      soft_masks=soft,
     )
     return ForwardState(*state)
 
@@ -211,7 +250,9 @@ def sparsify_forward(
     state = state._replace(inner_state=inner_state)
     masked: Any
     _, masked = masking.update(grads, state, after, update_masks=update_masks)
-    return updates, ForwardState(*masked)
+    # `sparsify` knows no soft masks; `soften` may use the old ones.
+    masked = masked._replace(soft_masks=state.soft_masks)
+    return updates, ForwardState(*softened(after, masked))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -234,3 +275,25 @@ def map_masked(
   columns = [align(params, tree) for tree in masks]
   rows = zip(leaves, jax.tree.leaves(params), *columns, strict=True)
   return treedef.unflatten(row[0] if row[2] is None else function(*row) for row in rows)
+
+
+def map_layers(
+  function: Callable[..., jax.Array],
+  axes: Sequence[LayerAxes],
+  tree: PyTree,
+  *others: PyTree,
+) -> PyTree:
+  """Computes `function(layer_axes, *arrays)` for each sparsified leaf.
+
+  Args:
+    function: takes the `LayerAxes` and the arrays of one leaf and returns an array.
+    axes: one `LayerAxes` per leaf, in flattening order.
+    tree: the sparsified leaves.
+    *others: trees with the same leaves; boxes around arrays may differ.
+
+  Returns:
+    The results, in the containers of `tree`.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+  columns = [jax.tree.leaves(other) for other in others]
+  return treedef.unflatten(map(function, axes, leaves, *columns))
