@@ -180,10 +180,17 @@ def results(stem: str, prose: str) -> str:
   sources = dict.fromkeys(row["source"] for row in rows if row["source"])
   if sources:
     parts += ["", "Published values:", "", *(f"- {source}" for source in sources)]
-  notes = dict.fromkeys(row["note"] for row in rows if row["note"])
+  notes = dict.fromkeys(filter(None, map(_note, rows)))
   if notes and len(notes) <= 12:
     parts += ["", "Notes:", "", *(f"- {note}" for note in notes)]
   return "\n".join(parts) + "\n"
+
+
+def _note(row: dict) -> str:
+  """Returns a row's note, with its commit and hardware if they are not the file's."""
+  note, made = row["note"], row.get("provenance")
+  where = f"at commit {made['commit']}, {made['hardware']}" if made else ""
+  return "; ".join(filter(None, (note, where)))
 
 
 _MARK = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")

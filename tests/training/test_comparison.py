@@ -115,7 +115,7 @@ def test_runs_on_text_are_collected(tmp_path):
   live = {"mlp1/up/kernel": 8 * 32, "mlp1/down/kernel": 32 * 8}
   (run / metrics.FILE).write_text(json.dumps({"live": live}) + "\n")
   [found] = comparison.collect(config, tmp_path).values()
-  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, "")}
+  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, ())}
 
 
 def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
@@ -130,19 +130,25 @@ def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
     comparison_report.rows(config, comparison_report.keep(config, outcomes, out))
     == written
   )
-  changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, commit="abc")}}
+  changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, commits=("abc",))}}
   merged = comparison_report.keep(config, changed, out)
   assert list(merged) == [snip, dense]
   assert [o.accuracy for o in merged[snip].values()] == [
     written[0]["values"][0],
     12.5,
   ]
-  assert comparison_report.rows(config, merged)[0]["note"].endswith("trained at abc")
+  row = comparison_report.rows(config, merged)[0]
+  assert row["note"].endswith("trained at abc")
+  assert (row["seeds"], row["commits"]) == ([0, 1], ["abc"])
   longer = {snip: {2: outcomes[snip][1]._replace(steps=1)}}
   with pytest.raises(errors.ConfigError, match="as long as the workdir's; got"):
     comparison_report.keep(config, longer, out)
   config.model = "lenet300"
   assert comparison_report.keep(config, {}, out) == {}
+  old = {"rows": [{"case": "mlp/snip/density=0.1", "values": [1.0], "note": "9 steps"}]}
+  out.write_text(json.dumps(old))
+  with pytest.raises(errors.ConfigError, match=r"with the field seeds; got mlp/snip/"):
+    comparison_report.keep(config, {}, out)
 
 
 def test_what_is_finished_is_not_done_again(two_runs):

@@ -50,3 +50,20 @@ def test_bad_rows_are_named(tmp_path):
     results.write_results(tmp_path / "x.json", "x", [one, one])
   with pytest.raises(ValueError, match="keys"):
     results.write_results(tmp_path / "x.json", "x", [{"case": "a"}])
+  with pytest.raises(ValueError, match=r"fields must be of .*, got \['comits'\]"):
+    results.row("a", "b", 1.0, comits=["abc"])
+
+
+def test_rows_keep_their_fields_and_where_they_were_made(tmp_path):
+  path = tmp_path / "x.json"
+  made = {"commit": "abc", "hardware": "an abacus"}
+  one = results.row("a", "b", 1.0, note="at commit of the paper", steps=3)
+  other = results.row("c", "b", 2.0, provenance=made)
+  results.write_results(path, "x", [one, other])
+  first, second = results.merge_with_existing([], path)
+  assert first["steps"] == 3
+  assert first["note"] == "at commit of the paper"
+  written = json.loads(path.read_text())
+  assert first["provenance"]["hardware"] == written["hardware"]
+  assert second["provenance"] == made
+  results.write_results(path, "x", [first, second])

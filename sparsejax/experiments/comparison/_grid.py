@@ -45,14 +45,14 @@ class Outcome(NamedTuple):
       they cannot be counted.
     training: multiply-adds of the whole run divided by a dense run's, or None.
     steps: training steps of the run.
-    commit: commit of the program that trained it, or an empty string.
+    commits: commits of the programs that trained it; empty if they are unknown.
   """
 
   accuracy: float
   inference: float | None
   training: float | None
   steps: int
-  commit: str
+  commits: tuple[str, ...]
 
 
 def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
@@ -285,10 +285,11 @@ def _outcome(run, index, uses, sizes, method) -> Outcome:
       error = type(e).__name__
       logging.warning("Multiply-adds of %s are missing: %s: %s", run, error, e)
   commit = run / "commit"
+  trained_at = commit.read_text().strip() if commit.exists() else ""
   return Outcome(
     accuracy=100 - summary["test_error_percent"][index],
     inference=inference,
     training=training,
     steps=summary["step"],
-    commit=commit.read_text().strip() if commit.exists() else "",
+    commits=(trained_at,) if trained_at else (),
   )

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +19,6 @@ Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
 _MARKERS = "osD"  # together with the colors, these distinguish 36 methods
 
-# The texts that `rows` writes and `keep` reads.
-_CASE = re.compile(r"(?P<model>.+)/(?P<method>\w+)/density=(?P<density>[\d.]+)")
-_NOTE = re.compile(
-  r"(?P<steps>\d+) steps; seeds (?P<seeds>[\d, ]+)(; multiply-adds of the dense"
-  r" network's: (?P<inference>[\d.]+)% to infer, (?P<training>[\d.]+)% to train"
-  r" \(estimated\))?(; trained at (?P<commits>.+))?"
-)
-
 _TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 99.9)
 
 
@@ -39,20 +30,22 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
     outcomes: the outcomes from `collect`.
 
   Returns:
-    One row per cell, from `results.row`.
+    One row per cell, from `results.row`, with the fields that `keep` reads.
   """
   model, table = model_name(config), []
   for cell, found in outcomes.items():
     paper, source = _published.accuracy(config.dataset, model, *cell)
     several = list(found.values())
-    commits = sorted({c for o in several if o.commit for c in o.commit.split(", ")})
+    commits = sorted({commit for o in several for commit in o.commits})
     inference, training = _costs(several)
-    counted = (
-      ""
-      if inference is None
-      else f"; multiply-adds of the dense network's: {inference:.2%} to infer,"
-      f" {training:.2%} to train (estimated)"
-    )
+    note = f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
+    if inference is not None:
+      note += (
+        f"; multiply-adds of the dense network's: {inference:.2%} to infer,"
+        f" {training:.2%} to train (estimated)"
+      )
+    if commits:
+      note += f"; trained at {', '.join(commits)}"
     table.append(
       results.row(
         f"{model}/{cell.method}/density={cell.density:g}",
@@ -60,9 +53,14 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
         [o.accuracy for o in several],
         paper=paper,
         source=source,
-        note=f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
-        + counted
-        + (f"; trained at {', '.join(commits)}" if commits else ""),
+        note=note,
+        model=model,
+        method=cell.method,
+        density=cell.density,
+        steps=several[0].steps,
+        seeds=list(found),
+        commits=commits,
+        multiply_adds={"inference": inference, "training": training},
       )
     )
   return table
@@ -86,31 +84,37 @@ def keep(
     Outcomes by cell, in the order of `METHODS`, then by seed.
 
   Raises:
-    ConfigError: the file's runs of a cell have a different number of steps.
+    ConfigError: the file's runs of a cell have a different number of steps, or its
+      rows lack the fields of a comparison, as in files of older versions.
   """
   merged = {cell: dict(found) for cell, found in outcomes.items()}
   entries = json.loads(held.read_text())["rows"] if held.exists() else []
   for entry in entries:
-    match = _CASE.fullmatch(entry["case"])
-    told = _NOTE.fullmatch(entry["note"])
-    if not match or not told or match["model"] != model_name(config):
-      continue
-    cell = Cell(match["method"], float(match["density"]))
-    seeds = [int(seed) for seed in told["seeds"].split(", ")]
-    here = merged.setdefault(cell, {})
-    steps = {o.steps for o in here.values()} | {int(told["steps"])}
-    if len(steps) > 1:
+    if "seeds" not in entry:
       raise ConfigError(
-        f"{held} must hold runs as long as the workdir's; got {told['steps']} steps of"
-        f" {entry['case']} beside {min(steps - {int(told['steps'])})}"
+        f"{held} must hold rows of a comparison, with the field seeds; got"
+        f" {entry['case']} without it, which is of another experiment or version"
       )
-    costs = (None, None)
-    if told["inference"]:
-      costs = float(told["inference"]) / 100, float(told["training"]) / 100
-    for seed, accuracy in zip(seeds, entry["values"], strict=True):
-      here.setdefault(
-        seed, Outcome(accuracy, *costs, int(told["steps"]), told["commits"] or "")
+    if entry["model"] != model_name(config):
+      continue
+    cell = Cell(entry["method"], entry["density"])
+    here = merged.setdefault(cell, {})
+    steps = {o.steps for o in here.values()} - {entry["steps"]}
+    if steps:
+      raise ConfigError(
+        f"{held} must hold runs as long as the workdir's; got {entry['steps']} steps of"
+        f" {entry['case']} beside {min(steps)}"
       )
+    costs = entry["multiply_adds"]
+    outcome = Outcome(
+      accuracy=0.0,
+      inference=costs["inference"],
+      training=costs["training"],
+      steps=entry["steps"],
+      commits=tuple(entry["commits"]),
+    )
+    for seed, accuracy in zip(entry["seeds"], entry["values"], strict=True):
+      here.setdefault(seed, outcome._replace(accuracy=accuracy))
   order = list(METHODS)
   return {
     cell: dict(sorted(merged[cell].items()))

@@ -12,6 +12,18 @@ import numpy as np
 from sparsejax.training import environment
 
 KEYS = ("case", "metric", "mean", "sem", "n", "values", "paper", "source", "note")
+# What programs read back from a row, where its script records it: of comparisons the
+# first seven, and of rows from another file where they were made.
+FIELDS = (
+  "model",
+  "method",
+  "density",
+  "steps",
+  "seeds",
+  "commits",
+  "multiply_adds",
+  "provenance",
+)
 
 
 def row(
@@ -22,6 +34,7 @@ def row(
   paper: float | None = None,
   source: str = "",
   note: str = "",
+  **fields: Any,
 ) -> dict[str, Any]:
   """Creates a row of a results file, with the mean and standard error of its values.
 
@@ -33,13 +46,15 @@ def row(
     values: one finite number per seed, or a single number.
     paper: the published value.
     source: the source of the published value.
-    note: further information for the reader.
+    note: further information for the reader; no program reads it.
+    **fields: JSON values for programs, by names in `FIELDS`.
 
   Returns:
-    A dict with the keys `KEYS`.
+    A dict with the keys `KEYS`, then those of `fields`.
 
   Raises:
-    ValueError: there are no values, or one is not a finite number.
+    ValueError: there are no values, or one is not a finite number; or a field is not
+      one of `FIELDS`.
 
   Example:
     >>> r = row("xor/obs", "correct_of_100", [100, 98])
@@ -60,8 +75,10 @@ def row(
   if n > 1:
     variance = math.fsum((v - mean) ** 2 for v in several) / (n - 1)
     sem = math.sqrt(variance / n)
+  if unknown := set(fields) - set(FIELDS):
+    raise ValueError(f"fields must be of {FIELDS}, got {sorted(unknown)}.")
   entries = (case, metric, mean, sem, n, several, paper, source, note)
-  return dict(zip(KEYS, entries, strict=True))
+  return dict(zip(KEYS, entries, strict=True)) | fields
 
 
 def write_results(
@@ -78,7 +95,8 @@ def write_results(
     rows: rows from `row`.
 
   Raises:
-    ValueError: a row's keys are not `KEYS`, or a case and metric occur twice.
+    ValueError: a row's keys are not `KEYS` and further ones of `FIELDS`, or a case and
+      metric occur twice.
 
   Example:
     >>> import tempfile
@@ -89,8 +107,9 @@ def write_results(
   """
   seen = set()
   for entry in rows:
-    if tuple(entry) != KEYS:
-      raise ValueError(f"rows must have the keys {KEYS}, got {tuple(entry)}.")
+    names = tuple(entry)
+    if names[: len(KEYS)] != KEYS or not set(names[len(KEYS) :]) <= set(FIELDS):
+      raise ValueError(f"rows must have the keys {KEYS}, got {names}.")
     key = (entry["case"], entry["metric"])
     if key in seen:
       raise ValueError(f"rows must hold each case and metric once, got {key} twice.")
@@ -114,14 +133,14 @@ def merge_with_existing(
     path: the path of the results file; it need not exist.
 
   Returns:
-    The new rows, then the existing ones, with a note of their commit and hardware.
+    The new rows, then the existing ones, each with its `provenance`.
 
   Example:
     >>> import tempfile
     >>> file = f"{tempfile.mkdtemp()}/toy.json"
     >>> write_results(file, "toy", [row("a", "seconds", 1.5), row("b", "seconds", 3)])
     >>> rows = merge_with_existing([row("a", "seconds", 1.0)], file)
-    >>> [(r["case"], r["mean"], "at commit" in r["note"]) for r in rows]
+    >>> [(r["case"], r["mean"], "provenance" in r) for r in rows]
     [('a', 1.0, False), ('b', 3.0, True)]
   """
   mine = {(r["case"], r["metric"]) for r in rows}
@@ -132,22 +151,20 @@ def merge_with_existing(
 
 
 def annotate_provenance(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Adds a note of the commit and hardware to each row of a results file.
+  """Adds to each row of a results file the commit and hardware that made it.
 
   Args:
     content: the content of the file.
 
   Returns:
-    The rows; those that already have such a note are unchanged.
+    The rows, with the field `provenance`, `{"commit", "hardware"}`; rows that have it
+    already are unchanged.
 
   Example:
     >>> content = {"commit": None, "hardware": "an abacus", "rows": [row("a", "b", 1)]}
-    >>> annotate_provenance(content)[0]["note"]
-    'at commit unknown, an abacus'
+    >>> annotate_provenance(content)[0]["provenance"]
+    {'commit': 'unknown', 'hardware': 'an abacus'}
   """
-  where = f"at commit {(content['commit'] or 'unknown')[:12]}, {content['hardware']}"
-  note = lambda r: "; ".join(filter(None, (r["note"], where)))
-  return [
-    dict(r) if "at commit" in r["note"] else {**r, "note": note(r)}
-    for r in content["rows"]
-  ]
+  commit = (content["commit"] or "unknown")[:12]
+  here = {"commit": commit, "hardware": content["hardware"]}
+  return [dict(r) | {"provenance": r.get("provenance", here)} for r in content["rows"]]
