@@ -39,6 +39,9 @@ def get_config(variant: str = "sparse_momentum") -> config_dict.ConfigDict:
     # three tenths 97.2 %, and three tenths five times as often 97.6 %.
     c.update_every = 100
     c.drop_fraction = c.final_drop_fraction = 0.3
+  elif variant == "mest":
+    # Growth at random, as in DSR.
+    c.update_every = 100
   elif variant == "deep_r":
     # At 2 % of the weights this l1 penalty reaches 98.0 %, 1e-5 97.6 % and 5e-4 94.6 %.
     c.method_kwargs = config_dict.ConfigDict({"l1": 1e-4})

@@ -7,8 +7,10 @@ from sparsejax.methods._dsr import drop_below, dsr
 from sparsejax.methods._global_magnitude import global_magnitude
 from sparsejax.methods._global_saliency import global_saliency
 from sparsejax.methods._gradual_magnitude import cubic, gradual_magnitude
+from sparsejax.methods._granet import granet
 from sparsejax.methods._grasp import grasp
 from sparsejax.methods._isometric import isometric
+from sparsejax.methods._mest import mest
 from sparsejax.methods._movement_pruning import movement_pruning
 from sparsejax.methods._one_shot import one_shot
 from sparsejax.methods._rigl import rigl
@@ -41,10 +43,12 @@ __all__ = [
   "global_magnitude",
   "global_saliency",
   "gradual_magnitude",
+  "granet",
   "grasp",
   "init_scores",
   "init_thresholds",
   "isometric",
+  "mest",
   "movement_pruning",
   "near_dense",
   "one_shot",

@@ -25,6 +25,7 @@ from sparsejax.scores._hessian import (
 )
 from sparsejax.scores._hutchinson import hutchinson
 from sparsejax.scores._magnitude import magnitude
+from sparsejax.scores._magnitude_and_gradient import magnitude_and_gradient
 from sparsejax.scores._momentum import momentum
 from sparsejax.scores._movement import movement
 from sparsejax.scores._noisy import noisy, normal_like
@@ -44,6 +45,7 @@ __all__ = [
   "hutchinson",
   "hutchinson_diagonal",
   "magnitude",
+  "magnitude_and_gradient",
   "mlp_gauss_newton_diagonal",
   "momentum",
   "movement",

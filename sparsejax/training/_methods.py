@@ -49,6 +49,8 @@ METHODS: dict[str, Method] = {
     {"drop_fraction": 0.5, "final_drop_fraction": 0.005}, dense_gradients=True
   ),
   "rigl": Method(_RIGL),
+  # The soft memory bound; `method_kwargs={"soft_bound": False}` for the hard one.
+  "mest": Method(_RIGL),
   "isometric": Method({"drop_fraction": 0.3, "end_fraction": 0.75}),
   "snfs": Method(_RIGL, dense_gradients=True),
   "sparse_evolution": Method({**_RIGL, "distribution": "erdos_renyi"}),
@@ -69,6 +71,14 @@ METHODS: dict[str, Method] = {
   # Dense to sparse.
   "gradual_magnitude": Method(_CUBIC),
   "global_magnitude": Method({**_CUBIC, **_GLOBAL}),
+  "granet": Method(
+    {
+      "drop_fraction": 0.5,
+      "final_drop_fraction": 0.0,
+      "end_fraction": 0.75,
+      **_GLOBAL,
+    }
+  ),
   "movement_pruning": Method(_CUBIC),
   "one_shot": Method({"start_fraction": 0.5}),
   "ac_dc": Method({"start_fraction": 0.1, "end_fraction": 0.85}),

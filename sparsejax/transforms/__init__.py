@@ -25,6 +25,7 @@ from sparsejax.transforms._drop import (
   fraction_rule,
 )
 from sparsejax.transforms._exploration import exploration_rate, track_exploration
+from sparsejax.transforms._extend import extend
 from sparsejax.transforms._grow import grow, grow_per_neuron
 from sparsejax.transforms._init import init, masked_start
 from sparsejax.transforms._initialize_grown import initialize_grown
@@ -49,6 +50,7 @@ __all__ = [
   "drop",
   "effective",
   "exploration_rate",
+  "extend",
   "grow",
   "grow_per_neuron",
   "init",

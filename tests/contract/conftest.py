@@ -80,6 +80,9 @@ METHODS = [
   Method("global_magnitude", totals=(50, 24, 20)),
   Method("global_saliency", totals=(50, 24, 20)),
   Method("movement_pruning", totals=(50, 24, 20)),
+  Method("granet", totals=(50, 24, 20)),
+  Method("mest", {"drop_fraction": 0.5}, totals=(20, 30, 20)),
+  Method("mest", {"soft_bound": False}, suffix="_hard"),
   Method("ac_dc", totals=(50, 20, 20), moves=(3,)),
   Method(
     "rigl",

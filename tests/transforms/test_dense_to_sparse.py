@@ -120,3 +120,41 @@ def test_refused(make, message):
     make()
   with pytest.raises(TypeError, match="functions from an optimizer"):
     sj.by_path(STILL, {"a": 0.5})
+
+
+def test_granet_prunes_then_drops_and_regrows():
+  params = {"a": jnp.array([[8.0, -7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])}
+  grads = {"a": jnp.array([[0.0, 5.0, 0.0, 0.0, 1.0, 0.0, 0.0, -9.0]])}
+  tx = sj.granet(STILL, 0.25, update_every=1, end_step=2)
+  # The cubic gives 3 of 8 (.34375), then 2. First 8, 7 and 6 stay, the last two of them
+  # are dropped, and the gradients 9 and 5 return the 1 and the 7, with their values.
+  # Then the 1 is pruned, the 7 dropped, and the 1 returns.
+  masks = [[1, 1, 0, 0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0, 0, 0, 1]]
+  assert history(tx, grads, 3, params) == [masks[0], masks[1], masks[1]]
+  # Over both layers: all of `b` is smaller than all of `a`.
+  tx = sj.granet(STILL, 0.25, update_every=1, end_step=1, drop_fraction=0.0)
+  assert history(tx, PARAMS, 1) == [[[1, 1, 0, 0], [0, 0, 0, 0]]]
+  # Sparse from the start, by the budgets of ERK, which makes small layers dense.
+  tx = sj.granet(STILL, 0.5, update_every=1, end_step=9, initial_density=0.75)
+  shapes = {"a": jnp.ones((16, 16)), "b": jnp.ones((16, 4))}
+  state = tx.init(shapes)
+  assert [int(m.sum()) for m in jax.tree.leaves(state.masks)] == [176, 64]
+
+
+@pytest.mark.parametrize(
+  ("structure", "density"), [(sj.n_m(2, 4), None), (sj.block((2, 2)), 0.25)]
+)
+def test_granet_under_structures(structure, density):
+  rng = np.random.default_rng(0)
+  params = {"a": jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)}
+  grads = {"a": jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)}
+  kwargs = {"distribution": sj.uniform, "structure": structure, "update_every": 1}
+  tx = sj.granet(STILL, density, end_step=3, **kwargs)
+  *_, end = history(tx, grads, 4, params)
+  mask = np.asarray(end[0]).reshape(8, 6)
+  if density is None:
+    assert (mask.reshape(2, 4, 6).sum(1) == 2).all()
+  else:
+    blocks = mask.reshape(4, 2, 3, 2).sum((1, 3))
+    assert sorted(set(blocks.ravel())) == [0, 4]
+    assert mask.sum() == 12

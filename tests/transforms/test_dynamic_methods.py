@@ -196,3 +196,57 @@ def test_exploration_rate():
 def test_refused(make, error, message):
   with pytest.raises(error, match=message):
     make()
+
+
+def test_mest_hard_bound_drops_by_weight_and_gradient():
+  tx = sj.mest(
+    optax.sgd(0.0),
+    0.75,
+    update_every=1,
+    drop_fraction=0.3,
+    gradient_weight=0.02,
+    soft_bound=False,
+  )
+  params = row(4.0, 1.0, 2.0, 0.0)
+  state = start(tx, params, row(1, 1, 1, 0, dtype=bool))
+  # s = 4, 1 + 2, 2: the third is dropped, and one of the last two is grown.
+  _, state = stepped(tx, params, state, row(0.0, -100.0, 0.0, 7.0))
+  assert bits(state)[:2] == [1, 1]
+  assert sum(bits(state)) == 3
+
+
+def test_mest_soft_bound_grows_first_and_ends_at_the_budget():
+  tx = sj.mest(SGD, 0.5, update_every=2, end_step=6, drop_fraction=0.5)
+  params = row(4.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+  state = tx.init({"w": params})
+  state = sj.with_masks(state, {"w": (params > 0).at[0, 2:4].set(True)})
+  push = jnp.full((1, 8), -1.0)
+  live = []
+  for _ in range(7):
+    before = bits(state)
+    old = params
+    params, state = stepped(tx, params, state, push)
+    live.append(sum(bits(state)))
+    if sum(before) == 6 and live[-1] == 4:
+      # The last mask update keeps the four largest |w|, for all gradients are equal.
+      order = np.argsort(-np.abs(np.asarray(old)[0]), kind="stable")
+      assert sorted(order[:4]) == np.flatnonzero(bits(state)).tolist()
+  # Two more than the budget of four after the first two mask updates.
+  assert live == [4, 6, 6, 6, 6, 4, 4]
+  assert int(state.budgets["w"]) == 4
+
+
+def test_extend_raises_budgets_up_to_the_layer():
+  params = {"a": jnp.ones((2, 4)), "b": jnp.ones((1, 4)), "c": jnp.ones((1, 4))}
+  nothing = jax.tree.map(lambda _: None, params)
+  masks = jax.tree.map(lambda p: jnp.ones_like(p, bool), params)
+  inputs = sj.ScoreInputs(
+    params, params, sj.Moments(nothing, nothing), masks, jax.random.key(0), jnp.int32(1)
+  )
+  budgets = {"a": jnp.int32(4), "b": jnp.int32(3), "c": jnp.int32(4)}
+  topology = sj.Topology(masks, budgets, jnp.asarray(True))
+  new, _ = sj.extend(0.5).update(inputs, topology, ())
+  assert [int(b) for b in new.budgets.values()] == [6, 4, 4]
+  assert new.masks is masks
+  new, _ = sj.extend(lambda step: jnp.nan).update(inputs, topology, ())
+  assert not new.finite
