@@ -66,15 +66,15 @@ def bad_input(folder):
   rows, known = table["table"](), table["names"](str(folder))
 
   def trial(i):
-    expression, message = rows[i]
-    found = table["complaint"](expression, known)
-    return {"ok": found.startswith(message), "input": expression, "found": found[:200]}
+    found = table["complaint"](rows[i], known)
+    return {"ok": not found, "input": rows[i].expression, "found": found[:200]}
 
   return trial
 
 
 def bad_inputs() -> int:
-  return len((ROOT / "tests/bad_input.txt").read_text().splitlines()) // 2
+  lines = (ROOT / "tests/bad_input.txt").read_text().splitlines()
+  return sum(not line.startswith("#") for line in lines) // 2
 
 
 TABLE = {
