@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.ops import _record
+from sparsejax.ops import _pallas, _record
 from sparsejax.ops._blocks import check_block, check_kernel
 from sparsejax.ops._share import live_share
 from sparsejax.ops._visit import Static, product, sharded
 
 Array = jax.Array
+Implementation = Literal["xla", "pallas"] | None
+
+# The share of live blocks up to which the Pallas kernels are used. It has not been
+# measured: a block costs more in them than in a dense product, which is at most twice.
+_PALLAS_SHARE = 0.5
 
 
 def block_dot(
@@ -24,6 +29,7 @@ def block_dot(
   live: Array | None = None,
   precision: Any = None,
   preferred_element_type: Any = None,
+  implementation: Implementation = None,
 ) -> Array:
   """Multiplies by a block-sparse kernel and skips its dead blocks.
 
@@ -38,7 +44,8 @@ def block_dot(
   The product is dense where skipping blocks is not faster: above a measured share of
   live blocks; for blocks with fewer than 32 inputs or outputs; unless `live` is given,
   for products with fewer than 2^25 multiply-adds or fewer than 16 rows; and on
-  platforms that were not measured, which are all but the CPU. NaN or infinity in x
+  platforms that were not measured, which are all but the CPU, unless `implementation`
+  asks for the Pallas kernels. NaN or infinity in x
   times a skipped block gives 0 here, and NaN in a dense product. Under `vmap` over the
   kernel both the loop and the dense product are computed; use `lax.scan` for stacked
   layers. Reverse-mode derivatives of any order are supported; the second ones use dense
@@ -59,6 +66,11 @@ def block_dot(
     precision: as in `jax.lax.dot_general`.
     preferred_element_type: the floating-point dtype of y; None for that of x. Sums are
       computed in float32 or wider in any case.
+    implementation: how the live blocks are multiplied. None is the fastest one that was
+      measured for the platform. "xla" is a loop over blocks on CPUs and the dense
+      product elsewhere, today the same as None. "pallas" is a kernel for GPUs (through
+      Triton) and TPUs, for blocks with sides of 16, 32, 64, ...; on a CPU it runs in
+      interpret mode, for tests.
 
   Returns:
     Array (..., outputs).
@@ -66,7 +78,8 @@ def block_dot(
   Raises:
     TypeError: `block` is not a pair of integers; `kernel` is not floating point; the
       dtypes of x and kernel differ; or `preferred_element_type` is not floating point.
-    ValueError: the shapes do not fit, or the block does not divide the kernel.
+    ValueError: the shapes do not fit, the block does not divide the kernel, or
+      `implementation` is unknown.
 
   Example:
     >>> import jax.numpy as jnp
@@ -75,6 +88,7 @@ def block_dot(
     Array([[-2., -3.,  0.,  0.]], dtype=float32)
   """
   block = check_block(block)
+  _check_implementation(implementation)
   check_kernel(kernel, block)
   if kernel.ndim != 2 or x.ndim < 1 or x.shape[-1] != kernel.shape[0]:
     raise ValueError(
@@ -99,8 +113,15 @@ def block_dot(
   # Takes the dense product if blocks cannot be faster or are not supported, and records
   # the reason for `explain`.
   rows = math.prod(x.shape[:-1])
-  share = live_share(rows, kernel.shape, block, kernel.dtype.itemsize, live is not None)
   reason = "" if rows else "x is empty"
+  pallas = implementation == "pallas"
+  if pallas:
+    share = _PALLAS_SHARE
+    reason = reason or _pallas.unsupported(block, kernel.dtype, out)
+  else:
+    share = live_share(
+      rows, kernel.shape, block, kernel.dtype.itemsize, live is not None
+    )
   if not share:
     reason = reason or "the block or the batch is too small to gain"
   if reason := reason or sharded(x, kernel):
@@ -118,12 +139,22 @@ def block_dot(
     precision=precision,
     out_dtype=out,
     sum_dtype=jnp.dtype("float64" if jnp.float64 in (x.dtype, out) else "float32"),
+    pallas=pallas,
   )
   y = product(static, x.reshape(static.x_shape), kernel, live)
   return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
+def _check_implementation(implementation: Any) -> None:
+  if implementation not in (None, "xla", "pallas"):
+    raise ValueError(
+      f"implementation must be None, 'xla' or 'pallas', got {implementation!r}."
+    )
+
+
+def block_dot_general(
+  block: tuple[int, int], implementation: Implementation = None
+) -> Callable[..., Array]:
   """Returns a `jax.lax.dot_general` for flax layers that skips a kernel's dead blocks.
 
   y = block_dot(x, kernel, block), the contracted axes as inputs, the others as outputs
@@ -138,13 +169,14 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
 
   Args:
     block: (bi, bo), inputs and outputs of one block, as in `sparsejax.block`.
+    implementation: as in `block_dot`.
 
   Returns:
     A function with the arguments of `jax.lax.dot_general`.
 
   Raises:
     TypeError: block is not a pair of integers.
-    ValueError: a side of the block is below 1.
+    ValueError: a side of the block is below 1, or `implementation` is unknown.
 
   Example:
     >>> import flax.linen as nn, jax, jax.numpy as jnp, sparsejax as sj
@@ -154,6 +186,7 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
     (32, 256)
   """
   block = check_block(block)
+  _check_implementation(implementation)
 
   def dot_general(
     lhs,
@@ -210,6 +243,7 @@ def block_dot_general(block: tuple[int, int]) -> Callable[..., Array]:
       block,
       precision=precision,
       preferred_element_type=preferred_element_type,
+      implementation=implementation,
     )
     return y.reshape(*lhs.shape[: lhs.ndim - n], *rhs.shape[n:])
 

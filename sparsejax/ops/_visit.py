@@ -17,7 +17,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
-from sparsejax.ops import _record
+from sparsejax.ops import _pallas, _record
 from sparsejax.ops._blocks import Plan, plan
 
 Array = jax.Array
@@ -51,6 +51,8 @@ class Static(NamedTuple):
     out_dtype: the dtype of the output.
     sum_dtype: the dtype of the sums in the loop.
     window: the `Window` of a convolution; None for a matrix product.
+    pallas: whether Pallas kernels take the place of the loop. The loop is used on CPUs
+      only, the Pallas kernels on every platform.
   """
 
   block: tuple[int, int]
@@ -60,6 +62,7 @@ class Static(NamedTuple):
   out_dtype: Any
   sum_dtype: Any
   window: Window | None = None
+  pallas: bool = False
 
   @property
   def rows(self) -> int:
@@ -288,14 +291,49 @@ def _visit_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fou
   return dx if dx is None else dx.astype(dy.dtype), dw
 
 
+# --- The same by Pallas kernels.
+
+
+def _pallas_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+  """Computes the output by a Pallas kernel."""
+  return _pallas.product(
+    x,
+    kernel,
+    _visited_blocks(found),
+    static.block,
+    transposed=False,
+    precision=static.precision,
+    out_dtype=static.out_dtype,
+  )
+
+
+def _pallas_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
+  """Computes the gradients of x and kernel by Pallas kernels, None if not asked for."""
+  live = _visited_blocks(found)
+  dx = dw = None
+  if asked[0]:
+    dx = _pallas.product(
+      dy,
+      kernel,
+      live,
+      static.block,
+      transposed=True,
+      precision=static.precision,
+      out_dtype=dy.dtype,
+    )
+  if asked[1]:
+    dw = _pallas.weight_gradient(x, dy, live, static.block, static.precision)
+  return dx, dw
+
+
 # --- The choice between them, by platform and by the number of live blocks.
 
 
 def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
   """Returns the plan of a kernel.
 
-  On platforms other than the CPU the product is always dense. There the plan counts all
-  blocks as visited and wanted, and lists none.
+  On platforms other than the CPU the product is dense without Pallas kernels. There the
+  plan counts all blocks as visited and wanted, and lists none.
   """
   kernel = lax.stop_gradient(kernel)
 
@@ -312,6 +350,8 @@ def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
     return Plan(_zeros((blocks,), jnp.int32, kernel), starts, number, number)
 
   args = (kernel,) if live is None else (kernel, live)
+  if static.pallas:
+    return read(*args)
   return lax.platform_dependent(*args, cpu=read, default=nothing)
 
 
@@ -321,10 +361,14 @@ def _forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
   def densely():
     return _dense(static, x, kernel)
 
+  visit = _pallas_forward if static.pallas else _visit_forward
+
   def choose():
-    by_blocks = lambda: _visit_forward(static, x, kernel, found)
+    by_blocks = lambda: visit(static, x, kernel, found)
     return lax.cond(found.visited <= static.limit, by_blocks, densely)
 
+  if static.pallas:
+    return choose()
   return lax.platform_dependent(cpu=choose, default=densely)
 
 
@@ -334,11 +378,13 @@ def _backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
   def densely():
     return _dense_gradients(static, asked, x, kernel, dy)
 
+  visit = _pallas_backward if static.pallas else _visit_backward
+
   def by_blocks():
-    return _visit_backward(static, asked, x, kernel, dy, found)
+    return visit(static, asked, x, kernel, dy, found)
 
   def x_by_blocks():
-    dx, _ = _visit_backward(static, (True, False), x, kernel, dy, found)
+    dx, _ = visit(static, (True, False), x, kernel, dy, found)
     return dx, _dense_gradients(static, (False, True), x, kernel, dy)[1]
 
   # `few`: the loop is faster for the blocks that the forward pass visits, and so for
@@ -352,6 +398,8 @@ def _backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
     rest = lambda: lax.cond(few, x_by_blocks, densely)
     return lax.cond(all_few, by_blocks, rest)
 
+  if static.pallas:
+    return choose()
   return lax.platform_dependent(cpu=choose, default=densely)
 
 
