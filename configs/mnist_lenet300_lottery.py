@@ -7,7 +7,7 @@ Launch (after `python scripts/prepare_data.py mnist`):
 Five seeds and 15 levels down to 3.58 % of the weights, for 17 epochs of 916 steps each:
 about half an hour on one idle CPU core. The paper trains for 50,000 steps:
 `--config.train.num_epochs=55`. The expected results are in results/lottery.json, which
-scripts/mnist_lottery.py writes from this config.
+`python -m scripts.reproduce.lottery_tickets` writes from this config.
 """
 
 from ml_collections import config_dict

@@ -19,12 +19,12 @@ deleted.
 import pathlib
 import sys
 
-import _command_line
 import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
+from sparsejax.experiments import command_line
 from sparsejax.experiments.comparison import (
   collect_cells,
   comparison_table,
@@ -51,7 +51,7 @@ def make_config(method: str):
   """Returns the config's variant for a method, with the command line's overrides."""
   flag = flags.FLAGS["config"]
   path, *_ = config_flags.get_config_filename(flag).split(":")
-  return _command_line.override(_command_line.load_config(path, method))
+  return command_line.override(command_line.load_config(path, method))
 
 
 def train(workdir: pathlib.Path) -> None:
@@ -101,4 +101,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  _command_line.run(main)
+  command_line.run(main)

@@ -12,11 +12,11 @@ connections over time, and `inputs.png` which pixels are still read.
 
 import sys
 
-import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
+from sparsejax.experiments import command_line
 from sparsejax.experiments.nest import grow_and_prune, write_plots
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -40,4 +40,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  _command_line.run(main)
+  command_line.run(main)

@@ -14,12 +14,12 @@ The script writes the plot `instability.png`.
 import pathlib
 import sys
 
-import _command_line
 import numpy as np
 from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import analysis
+from sparsejax.experiments import command_line
 from sparsejax.experiments.lottery import run_instability
 from sparsejax.training import TrainingError
 
@@ -49,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  _command_line.run(main)
+  command_line.run(main)

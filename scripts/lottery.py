@@ -23,10 +23,10 @@ files replace:
 import pathlib
 import sys
 
-import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
+from sparsejax.experiments import command_line
 from sparsejax.experiments.lottery import default_config, run_experiment, write_report
 from sparsejax.training import TrainingError, current_commit
 
@@ -61,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  _command_line.run(main)
+  command_line.run(main)

@@ -30,11 +30,11 @@ defaults, which the config files replace:
 import signal
 import sys
 
-import _command_line
 from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax import training
+from sparsejax.experiments import command_line
 from sparsejax.training.parallel import initialize_processes
 
 __doc__ = str(__doc__) + "".join(
@@ -71,4 +71,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  _command_line.run(main)
+  command_line.run(main)

@@ -1,7 +1,7 @@
 """Each call of bad_input.txt is refused by an error that names what is wrong.
 
 The table gives, for each expression, the type of the error and the argument that its
-message names. `scripts/reliability.py` counts the rows.
+message names.
 """
 
 import collections

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import sparsejax as sj
+from scripts.site import pages, reference, tables
 from sparsejax.training._methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,16 +26,6 @@ GUIDES = sorted(
 )
 
 
-@pytest.fixture(scope="module")
-def tools():
-  """The modules of scripts/docs."""
-  sys.path.insert(0, str(ROOT / "scripts/docs"))
-  try:
-    yield {n: importlib.import_module(n) for n in ("reference", "pages")}
-  finally:
-    sys.path.remove(str(ROOT / "scripts/docs"))
-
-
 @pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.stem)
 def test_code_of_the_guides_runs(path):
   code = "\n".join(_BLOCK.findall(path.read_text()))
@@ -43,10 +34,8 @@ def test_code_of_the_guides_runs(path):
     exec(compile(code, str(path), "exec"), {})
 
 
-def test_every_public_name_is_documented(tools):
-  reference = tools["reference"]
-  pages = reference.pages()
-  written = "".join(pages.values())
+def test_every_public_name_is_documented():
+  written = "".join(reference.pages().values())
   documented = re.findall(r"^::: (\S+)$", written, re.MULTILINE)
   assert len(documented) == len(set(documented))
   public = {id(getattr(sj, name)): name for name in sj.__all__}
@@ -60,17 +49,17 @@ def test_every_public_name_is_documented(tools):
       assert wanted in documented or same, f"{package}.{name} is in no page"
 
 
-def test_nothing_documented_is_missing_or_without_a_docstring(tools):
-  for name in tools["reference"].public():
+def test_nothing_documented_is_missing_or_without_a_docstring():
+  for name in reference.public():
     item = _item(name.identifier)
     if callable(item) or inspect.ismodule(item):
       first = (inspect.getdoc(item) or "").partition("\n")[0]
       assert first.endswith((".", "?")), f"{name.identifier}: {first!r}"
 
 
-def test_arguments_are_those_of_the_signature(tools):
+def test_arguments_are_those_of_the_signature():
   """Every argument is told of, in an Args section that names no other."""
-  for name in tools["reference"].public():
+  for name in reference.public():
     item = _item(name.identifier)
     if not inspect.isfunction(item):
       continue
@@ -84,24 +73,24 @@ def test_arguments_are_those_of_the_signature(tools):
       assert len(wanted) <= 1, f"{name.identifier} has no Args"
 
 
-def test_every_method_has_a_page_that_says_when_to_use_it(tools):
-  methods = tools["reference"].methods()
+def test_every_method_has_a_page_that_says_when_to_use_it():
+  methods = reference.methods()
   assert set(METHODS) <= set(methods)
   for name in methods:
     path = ROOT / f"docs/methods/{name}.md"
     assert path.exists(), f"write {path.relative_to(ROOT)}"
     text = path.read_text()
     assert "## When to use it\n" in text
-    made = tools["pages"].method(name, text)
+    made = pages.method(name, text)
     assert "```text\n" in made
     assert "## What it costs" in made
-  pages = {path.stem for path in (ROOT / "docs/methods").glob("*.md")}
-  assert pages == {*methods, "index"}
+  written = {path.stem for path in (ROOT / "docs/methods").glob("*.md")}
+  assert written == {*methods, "index"}
 
 
-def test_numbers_come_from_the_results(tools):
-  filled = tools["pages"].filled
-  row = tools["pages"].find("benchmarks", "selection/n=1e7", "times_numpy_partition")
+def test_numbers_come_from_the_results():
+  filled = pages.filled
+  row = tables.find("benchmarks", "selection/n=1e7", "times_numpy_partition")
   text = filled("{{ benchmarks selection/n=1e7 times_numpy_partition }} times")
   assert text == f"{row['mean']:.2f} times"
   with pytest.raises(LookupError, match=r"results/benchmarks.json has no row a b"):
@@ -110,11 +99,7 @@ def test_numbers_come_from_the_results(tools):
 
 def test_rules_are_shown_as_they_stand():
   pytest.importorskip("griffe", reason="needs the docs extra")
-  sys.path.insert(0, str(ROOT / "scripts/docs"))
-  try:
-    docstrings = importlib.import_module("docstrings")
-  finally:
-    sys.path.remove(str(ROOT / "scripts/docs"))
+  docstrings = importlib.import_module("scripts.site.docstrings")
   text = docstrings.rewritten(
     "Adds.\n\ny = x * 2\n\nArgs:\n  x: it.\n\nExample:\n  >>>"
   )
@@ -124,7 +109,7 @@ def test_rules_are_shown_as_they_stand():
   assert docstrings.rewritten(plain) == plain
 
 
-def test_the_site_builds_without_warnings(tmp_path, tools):
+def test_the_site_builds_without_warnings(tmp_path):
   pytest.importorskip("mkdocs", reason="needs the docs extra")
   pytest.importorskip("mkdocstrings", reason="needs the docs extra")
   done = subprocess.run(
@@ -136,7 +121,7 @@ def test_the_site_builds_without_warnings(tmp_path, tools):
     check=False,
   )
   assert done.returncode == 0, done.stderr[-4000:]
-  public = tools["reference"].public()
+  public = reference.public()
   for name in public:
     page = (tmp_path / "reference" / name.page / "index.html").read_text()
     entry = _entry(page, [n.identifier for n in public if n.page == name.page], name)

@@ -1,13 +1,15 @@
-"""Modules are private, packages import downwards, and no folder is crowded."""
+"""Modules are private, packages import downwards, scripts are importable modules."""
 
 import ast
 import pathlib
+import re
 import subprocess
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "sparsejax"
+SCRIPTS = ROOT / "scripts"
 # Each package may import from those in the lines above its own.
 LAYERS = (
   ("core",),
@@ -79,9 +81,43 @@ def test_private_modules_are_imported_within_their_package_only():
         assert parts[1] == package, f"{path} imports {name}"
 
 
-def test_packages_offer_what_they_name_and_no_folder_is_crowded():
+def test_packages_offer_what_they_name():
   for init in LIBRARY.rglob("__init__.py"):
-    assert len(list(init.parent.glob("*.py"))) <= 26, init.parent
     tree = ast.parse(init.read_text())
     named = [n for n in tree.body if isinstance(n, ast.Assign)]
     assert any(getattr(n.targets[0], "id", "") == "__all__" for n in named), init
+
+
+@pytest.mark.parametrize("place", [LIBRARY, SCRIPTS], ids=lambda p: p.name)
+def test_no_folder_is_crowded(place):
+  for folder in {path.parent for path in place.rglob("*.py")}:
+    modules = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+    assert len(modules) <= 25, folder
+
+
+def test_modules_are_imported_by_name():
+  """No script or test edits the search path, or runs a file in place of an import."""
+  edits = re.compile("|".join(("sys" + r"\.path", "syspath", "run" + "py")))
+  for path in [*SCRIPTS.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+    if path != pathlib.Path(__file__):
+      assert not edits.search(path.read_text()), path
+
+
+def test_scripts_of_users_need_the_library_only():
+  """A script that is run by path imports no other script."""
+  for path in SCRIPTS.glob("*.py"):
+    tree = ast.parse(path.read_text())
+    froms = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    names = [
+      alias.name
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Import)
+      for alias in node.names
+    ]
+    beside = {p.stem for p in SCRIPTS.iterdir()} | {"scripts"}
+    assert not {str(name).split(".")[0] for name in froms + names} & beside, path
+
+
+def test_nothing_runs_the_tests():
+  for path in [*SCRIPTS.rglob("*.py"), *MODULES]:
+    assert not re.search(r"tests/|import pytest", path.read_text()), path

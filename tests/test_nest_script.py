@@ -1,24 +1,19 @@
-"""What scripts/nest.py times is the network that it trained."""
-
-import importlib
-import pathlib
+"""The network that NeST's script times is the one that it trained."""
 
 import jax
 import numpy as np
 import pytest
 
+from scripts.reproduce import networks
+from scripts.reproduce.nest import speed
 from sparsejax import models
-
-SCRIPTS = pathlib.Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.mark.parametrize(
   ("name", "narrow", "wide"),
   [("mlp", (6, 4), (9, 5)), ("lenet5", (2, 3, 4), (4, 5, 8))],
 )
-def test_a_network_in_full_widths_computes_the_same(monkeypatch, name, narrow, wide):
-  monkeypatch.syspath_prepend(SCRIPTS)
-  speed, networks = map(importlib.import_module, ("_nest_speed", "_networks"))
+def test_a_network_in_full_widths_computes_the_same(name, narrow, wide):
   module, shape = models.create(name, features=narrow), (28, 28, 1)
   images = jax.random.normal(jax.random.key(1), (3, *shape))
   params = module.init(jax.random.key(0), images)["params"]

@@ -1,4 +1,4 @@
-"""Each notebook has its twin, without outputs; scripts/run_notebooks.py runs them."""
+"""Each notebook has its twin, without outputs; scripts/site/notebooks.py runs them."""
 
 import json
 import pathlib

@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ from sparsejax.experiments import results
 from sparsejax.training._methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILES = sorted([*ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/benchmarks/*.py")])
+FILES = sorted(ROOT.glob("scripts/**/*.py"))
 MAIN = 'if __name__ == "__main__":'
 SCRIPTS = [path for path in FILES if MAIN in path.read_text()]
-BENCHMARKS = "scripts/benchmarks/run.py"
+BENCHMARKS = ("-m", "scripts.benchmarks")
 
 
 def _calls(path):
@@ -34,19 +35,27 @@ def _run(*command, code=0):
   return done
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def _launched(path):
+  """The user's commands are run by path, those of the project as modules."""
+  relative = path.relative_to(ROOT)
+  if path.parent.name == "scripts":
+    return relative.as_posix()
+  return "-m " + ".".join(relative.with_suffix("").parts).removesuffix(".__main__")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_a_script_says_how_it_is_launched(path):
   text = ast.get_docstring(ast.parse(path.read_text()))
   assert text.splitlines()[0].endswith((".", "?"))
-  assert f"python {path.relative_to(ROOT).as_posix()}" in text
+  assert re.search(rf"python {re.escape(_launched(path))}\s", text)
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_flags_are_taken_in_one_way_and_explained(path):
   calls = dict(_calls(path))
   defined = [(name, node) for name, node in _calls(path) if "DEFINE_" in name]
   assert "app.run" not in calls
-  assert bool(defined) == ("_command_line.run" in calls)
+  assert bool(defined) == ("command_line.run" in calls)
   for name, node in defined:
     words = [ast.unparse(a) for a in node.args[1:]]
     words += [ast.unparse(k.value) for k in node.keywords if k.arg == "help_string"]
@@ -61,18 +70,18 @@ def test_flags_are_taken_in_one_way_and_explained(path):
 
 
 def test_help_is_a_success_and_a_mistake_is_a_line():
-  out = _run(BENCHMARKS, "--help").stdout
+  out = _run(*BENCHMARKS, "--help").stdout
   assert out.lstrip().startswith("Runs the benchmarks:")
   for flag in ("--cases", "--networks", "--[no]quick"):
     assert flag in out
-  error = _run(BENCHMARKS, "--cases=selection", "--nope", code=1).stderr
+  error = _run(*BENCHMARKS, "--cases=selection", "--nope", code=1).stderr
   assert error.splitlines()[0].startswith("Error: Unknown command line flag 'nope'")
-  error = _run(BENCHMARKS, "selection", code=1).stderr
+  error = _run(*BENCHMARKS, "selection", code=1).stderr
   assert error == "Error: unknown arguments: selection\n"
 
 
 def test_benchmarks_are_of_every_method():
-  cases = _run(BENCHMARKS, "--list").stdout.split()
+  cases = _run(*BENCHMARKS, "--list").stdout.split()
   assert len(cases) == len(set(cases))
   for size in ("1e4", "1e5", "1e6", "1e7", "1e8"):
     assert f"selection/n={size}" in cases
@@ -95,7 +104,7 @@ def test_benchmarks_keep_the_rows_of_other_cases(tmp_path):
   record.parent.mkdir(parents=True)
   record.write_text(json.dumps([results.row("selection/n=1e4", "seconds", 1.0)]))
   _run(
-    BENCHMARKS,
+    *BENCHMARKS,
     "--write_only",
     f"--workdir={tmp_path}",
     f"--out={out}",

@@ -3,41 +3,40 @@
 import json
 import pathlib
 import re
-import runpy
 
 import pytest
 
+from scripts.site import scaling_page, tables
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TABLES = runpy.run_path(str(ROOT / "scripts/tables.py"))
 
 
-@pytest.mark.parametrize("path", TABLES["files"](), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", tables.files(), ids=lambda p: p.name)
 def test_tables_equal_the_results(path):
   text = path.read_text()
-  assert TABLES["filled"](text) == text, "run: python scripts/tables.py"
+  assert tables.filled(text) == text, "run: python -m scripts.site.tables"
 
 
 def test_the_page_of_scaling_equals_its_results():
-  page = runpy.run_path(str(ROOT / "scripts/_scaling_page.py"))["page"]
   rows = json.loads((ROOT / "results/scaling.json").read_text())["rows"]
-  assert (ROOT / "docs/scaling.md").read_text() == page(rows)
+  assert (ROOT / "docs/scaling.md").read_text() == scaling_page.page(rows)
 
 
 def test_a_mean_in_a_sentence_is_that_of_its_row():
-  row = TABLES["find"]("benchmarks", "selection/n=1e7", "speedup_over_jnp_sort")
+  row = tables.find("benchmarks", "selection/n=1e7", "speedup_over_jnp_sort")
   mark = "<!-- mean: benchmarks selection/n=1e7 {} -->{}<!-- end --> times"
-  text = TABLES["filled"](mark.format("speedup_over_jnp_sort", "0"))
+  text = tables.filled(mark.format("speedup_over_jnp_sort", "0"))
   assert text == mark.format("speedup_over_jnp_sort", f"{row['mean']:.2f}")
   with pytest.raises(LookupError, match=r"results/benchmarks.json has no row .* speed"):
-    TABLES["filled"](mark.format("speed", "0"))
+    tables.filled(mark.format("speed", "0"))
 
 
 def test_costs_are_a_line_a_method():
-  text = TABLES["filled"]("<!-- costs: resnet50 -->\nold\n<!-- end -->")
+  text = tables.filled("<!-- costs: resnet50 -->\nold\n<!-- end -->")
   head, _, *lines = text.splitlines()[1:-1]
   cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
   column = head.split(" | ").index("with one") - 1
-  row = TABLES["find"]("benchmarks", "mask_update/resnet50/rigl", "times_plain_step")
+  row = tables.find("benchmarks", "mask_update/resnet50/rigl", "times_plain_step")
   assert cells["rigl"][column].strip(" |") == f"{row['mean']:.2f}"
   assert cells["static_sparse"][column].strip(" |") == ""  # its masks never change
   assert "old" not in text

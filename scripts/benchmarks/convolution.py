@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
 
+from scripts.benchmarks import timing
 from sparsejax import models
 from sparsejax.experiments import results
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 
+from scripts.benchmarks import timing
 from sparsejax import initializers
 from sparsejax.experiments import results
 from sparsejax.models import conv_stack

@@ -1,7 +1,7 @@
 """Times sparse execution against dense execution: results/execution.json.
 
-  python scripts/benchmarks/execution.py
-  python scripts/benchmarks/execution.py --cases='product/2048x2048.*density=0.1$'
+  python -m scripts.benchmarks.execution
+  python -m scripts.benchmarks.execution --cases='product/2048x2048.*density=0.1$'
 
   product       forward and backward pass of one matrix product, `block_dot` against
                 `@`; and the forward pass of 8 rows with given live blocks, to serve
@@ -19,27 +19,23 @@ unchanged in the results file. --quick runs all cases at tiny sizes and writes n
 
 import functools
 import itertools
-import pathlib
 import re
 import sys
 import time
 from typing import Any
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
-
-import _command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
 from absl import flags, logging
 
 import sparsejax as sj
+from scripts import ROOT
+from scripts.benchmarks import timing
 from sparsejax import models, ops
-from sparsejax.experiments import results
+from sparsejax.experiments import command_line, results
 
-ROOT = _command_line.ROOT
 EVERY = 100  # steps from one mask update to the next
 METHODS = ("rigl", "sparse_evolution", "sparse_momentum", "static_sparse")
 
@@ -340,4 +336,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _command_line.run(main)
+  command_line.run(main)

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
-import trees
 
 import sparsejax as sj
+from scripts.benchmarks import timing, trees
 from sparsejax.experiments import results
 from sparsejax.training import METHODS, forward_params_fn, method_function
 

@@ -2,11 +2,9 @@
 
 import functools
 
-import methods
 import numpy as np
-import timing
-import trees
 
+from scripts.benchmarks import methods, timing, trees
 from sparsejax.experiments import results
 
 

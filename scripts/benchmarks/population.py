@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
 
 import sparsejax as sj
+from scripts.benchmarks import timing
 from sparsejax import lottery, models
 from sparsejax.experiments import results
 from sparsejax.training import cross_entropy

@@ -8,9 +8,9 @@ ours.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 
 import sparsejax as sj
+from scripts.benchmarks import timing
 from sparsejax.experiments import results
 
 # Numbers of scores, and of timed rounds for ours and numpy's.

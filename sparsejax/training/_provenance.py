@@ -41,10 +41,13 @@ def environment() -> dict[str, Any]:
 def _command():
   """Returns the command line without the folders of absolute paths."""
   script = pathlib.Path(sys.argv[0])
-  words = [
-    "python",
-    "/".join(script.parts[-2:]) if script.is_absolute() else str(script),
-  ]
+  spec = getattr(sys.modules["__main__"], "__spec__", None)
+  if spec is not None and spec.origin == sys.argv[0]:
+    # `python -m package.module` gives the path of the module as the first argument.
+    words = ["python", "-m", spec.name.removesuffix(".__main__")]
+  else:
+    path = "/".join(script.parts[-2:]) if script.is_absolute() else str(script)
+    words = ["python", path]
   words += [re.sub(r"(^|=)/\S*/", r"\1", argument) for argument in sys.argv[1:]]
   return shlex.join(words)
 

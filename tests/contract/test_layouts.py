@@ -3,12 +3,13 @@
 import functools
 import importlib.util
 import pathlib
-import runpy
 import sys
 
 import jax
 import numpy as np
 import pytest
+
+from scripts.reliability import processes
 
 HERE = pathlib.Path(__file__).parent
 
@@ -45,9 +46,8 @@ def test_eight_devices(name, layout):
 
 @pytest.mark.slow
 def test_two_processes_of_four_devices(tmp_path):
-  run = runpy.run_path(str(HERE.parents[1] / "scripts/_processes.py"))["run"]
   command = [sys.executable, str(HERE / "two_processes.py"), str(tmp_path)]
-  for code, output in run(command, 2, 4, timeout=1_200):
+  for code, output in processes.run(command, 2, 4, timeout=1_200):
     assert code == 0, output
   for process in range(2):
     with np.load(tmp_path / f"{process}.npz") as found:

@@ -1,8 +1,8 @@
 """The loops of the README and the guides, run as they stand in `examples/`."""
 
+import importlib
 import pathlib
 import re
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ LOOPS = ("loop", "nnx_optimizer", "pmap", "train_state")
 @pytest.fixture(scope="module")
 def run(request):
   """What an example's names are bound to at its end."""
-  return runpy.run_path(str(EXAMPLES / f"{request.param}.py"))
+  return vars(importlib.import_module(f"examples.{request.param}"))
 
 
 def _check(params, masks):

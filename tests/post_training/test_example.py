@@ -1,15 +1,12 @@
 """The example of a pretrained encoder, on a small random one."""
 
-import pathlib
-import runpy
-
 import flax.linen as nn
 import jax
 import numpy as np
 
+from examples import prune_pretrained
 from sparsejax import post_training
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = {
   **{"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2},
   **{"intermediate_size": 32, "num_hidden_layers": 2, "layer_norm_eps": 1e-12},
@@ -18,8 +15,7 @@ CONFIG = {
 
 
 def test_padding_counts_for_nothing_and_fine_tuning_keeps_masks():
-  example = runpy.run_path(str(ROOT / "examples/prune_pretrained.py"))
-  model = example["SentenceEncoder"](nn.FrozenDict(CONFIG))
+  model = prune_pretrained.SentenceEncoder(nn.FrozenDict(CONFIG))
   tokens = np.random.default_rng(0).integers(1, 50, (16, 8)).astype(np.int32)
   mask = np.ones_like(tokens)
   mask[:, 5:] = 0
@@ -34,7 +30,7 @@ def test_padding_counts_for_nothing_and_fine_tuning_keeps_masks():
   one, two = (apply_fn(params, (t, mask)) for t in (tokens, other))
   np.testing.assert_allclose(one, two, atol=1e-5)
   seen = [
-    post_training.input_statistics(apply_fn, params, [batch], example["LAYERS"])
+    post_training.input_statistics(apply_fn, params, [batch], prune_pretrained.LAYERS)
     for batch in ((tokens, mask), (tokens[:, :5], mask[:, :5]))
   ]
   assert len(seen[0]) == 12
@@ -43,13 +39,13 @@ def test_padding_counts_for_nothing_and_fine_tuning_keeps_masks():
 
   batches = [(tokens, mask)]
   pruned = post_training.prune(
-    apply_fn, params, batches, 0.5, "magnitude", where=example["LAYERS"]
+    apply_fn, params, batches, 0.5, "magnitude", where=prune_pretrained.LAYERS
   )
   with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
-    tuned = example["fine_tune"](apply_fn, params, pruned, batches, 40, 1e-2)
+    tuned = prune_pretrained.fine_tune(apply_fn, params, pruned, batches, 40, 1e-2)
   dense = np.asarray(apply_fn(params, batches[0]))
   before, after = (
-    example["agreement"](dense, np.asarray(apply_fn(p, batches[0])))[0]
+    prune_pretrained.agreement(dense, np.asarray(apply_fn(p, batches[0])))[0]
     for p in (pruned.params, tuned)
   )
   assert after > before + 0.05

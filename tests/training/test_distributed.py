@@ -3,16 +3,15 @@
 import json
 import pathlib
 import re
-import runpy
 import sys
 
 import jax
 import pytest
 
+from scripts.reliability import processes
 from sparsejax import training
 from sparsejax.training.parallel import _distributed as distributed
 
-ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("two_processes.py")
 MANUAL = {
   "SPARSEJAX_COORDINATOR": "first:1234",
@@ -135,8 +134,7 @@ def test_an_error_of_a_process_alone_is_its_own():
 def found(tmp_path_factory):
   """What two processes of two devices each report, and their folder."""
   folder = tmp_path_factory.mktemp("two")
-  run = runpy.run_path(str(ROOT / "scripts/_processes.py"))["run"]
-  for code, output in run([sys.executable, str(WORKER), str(folder)], 2, 2):
+  for code, output in processes.run([sys.executable, str(WORKER), str(folder)], 2, 2):
     assert code == 0, output
   texts = [(folder / f"found{i}.json").read_text() for i in range(2)]
   return folder, [json.loads(text) for text in texts]

@@ -1,6 +1,8 @@
+import importlib.machinery
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,13 @@ def test_commit_ignores_what_no_run_reads(checkout, name):
 def test_commit_is_none_outside_of_a_checkout(tmp_path, monkeypatch):
   monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
   assert provenance.commit() is None
+
+
+def test_a_command_run_as_a_module_is_named_by_its_import_path(monkeypatch):
+  path = "/a/scripts/reproduce/nest/__main__.py"
+  name = "scripts.reproduce.nest.__main__"
+  spec = importlib.machinery.ModuleSpec(name, None, origin=path)
+  monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+  monkeypatch.setattr("sys.argv", [path, "--workdir=/b/nest"])
+  command = provenance.environment()["command"]
+  assert command == "python -m scripts.reproduce.nest --workdir=nest"

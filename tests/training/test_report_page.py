@@ -3,9 +3,7 @@
 import html
 import json
 import os
-import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 
@@ -14,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scripts.benchmarks import compaction
+from scripts.reproduce import networks
 from sparsejax import models
 from sparsejax.reports import _charts as report_charts
 from sparsejax.reports import _images as report_images
@@ -26,7 +26,6 @@ from sparsejax.training import _environment as environment
 from sparsejax.training import _errors as errors
 from sparsejax.training import _metrics as metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -103,8 +102,7 @@ def pages(folder):
 
 @pytest.mark.parametrize("run", ["rigl/seed=0", "set/seed=0"])  # one seed, two
 def test_a_network_is_read_and_compacted(folder, run):
-  load = runpy.run_path(str(ROOT / "scripts/_networks.py"))["load"]
-  network = load(folder / "grid" / run)
+  network = networks.load(folder / "grid" / run)
   assert (network.name, network.image_shape) == ("mlp", (8, 8, 1))
   kernel, mask = (t["dense1"]["kernel"] for t in (network.params, network.masks))
   assert kernel.shape == (64, 16)
@@ -118,11 +116,10 @@ def test_a_network_is_read_and_compacted(folder, run):
   np.testing.assert_allclose(network.apply(network.params, images), x, rtol=1e-4)
   if run.startswith("set"):
     return
-  measure = runpy.run_path(str(ROOT / "scripts/benchmarks/compaction.py"))["measure"]
   masks = {**network.masks, "dense2": {"kernel": None, "bias": None}}
   masks["dense1"]["kernel"] = mask.copy()
   masks["dense1"]["kernel"][:, :8] = False  # half of the units are constants
-  rows = measure(
+  rows = compaction.measure(
     "net",
     network.apply,
     network.params,
@@ -137,7 +134,7 @@ def test_a_network_is_read_and_compacted(folder, run):
   assert found["estimated_speedup_optimal_sparse"] > 4
   assert {"speedup_scan", "speedup_batch128", "speedup_call"} <= set(found)
   with pytest.raises(errors.WorkdirError, match="milestone must be one of the 0"):
-    load(folder / "grid" / run, 0)
+    networks.load(folder / "grid" / run, 0)
 
 
 def test_a_run_is_read_from_its_directory(folder):

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
+from scripts.reproduce import networks
 from sparsejax import growth, models
 from sparsejax.experiments.nest import _capacity as synthesis_capacity
 from sparsejax.experiments.nest import _config as synthesis_config
@@ -101,16 +101,15 @@ def test_milestones_are_networks(run):
 
 def test_a_script_reads_the_network_of_a_milestone(run):
   path, milestones = run
-  load = runpy.run_path(str(ROOT / "scripts/_networks.py"))["load"]
   for index, milestone in ((None, milestones[1]), (0, milestones[0])):
-    network = load(path, index)
+    network = networks.load(path, index)
     assert network.image_shape == (8, 8, 1)
     live = [m for m in jax.tree.leaves(network.masks) if m.ndim > 1]
     assert sum(int(m.sum()) for m in live) == milestone["connections"]
     logits = network.apply(network.params, jnp.ones((2, 8, 8, 1)))
     assert logits.shape == (2, 10)
   with pytest.raises(errors.WorkdirError, match="milestone must be one of the 2"):
-    load(path, 2)
+    networks.load(path, 2)
 
 
 def test_it_goes_on_where_it_was_stopped(run, compiled, tmp_path, monkeypatch):

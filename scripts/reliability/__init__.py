@@ -1,0 +1,1 @@
+"""Trials of kills, damaged checkpoints, long runs and device layouts."""

@@ -1,0 +1,1 @@
+"""One package per paper; each runs as a module and writes a results file."""

@@ -1,0 +1,1 @@
+"""Dettmers and Zettlemoyer (2019): class specialization of channels."""

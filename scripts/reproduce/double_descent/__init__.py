@@ -1,0 +1,1 @@
+"""Belkin et al. (2019): double descent with random features."""

@@ -1,0 +1,1 @@
+"""Ma, Bassily and Belkin (2018): SGD in the interpolated regime."""

@@ -1,0 +1,1 @@
+"""Frankle and Carbin (2019), the lottery ticket hypothesis: MNIST."""

@@ -1,0 +1,1 @@
+"""Dai, Yin and Jha (2017), NeST: growing and pruning the LeNets."""

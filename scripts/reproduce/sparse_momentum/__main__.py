@@ -1,0 +1,113 @@
+"""Trains the MNIST networks of sparse momentum and writes the table of their errors.
+
+  python -m scripts.reproduce.sparse_momentum --workdir=runs/mnist_sparse_momentum
+
+The table is results/mnist_sparse_momentum.json. The networks are LeNet-300-100 and
+LeNet-5 (Caffe), by the recipes of configs/mnist_lenet300.py and
+configs/mnist_lenet5.py. A run takes about two minutes (LeNet-300-100) or six (LeNet-5)
+on one CPU core. Finished runs are not repeated, and a stopped run resumes; several
+processes may share the workdir with different --models or --densities. --write_only
+writes the table from finished runs; the rows of cases without a run in the workdir are
+left unchanged.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import flags, logging
+
+from scripts import ROOT
+from sparsejax import training
+from sparsejax.experiments import command_line, results
+from sparsejax.training import current_commit
+
+# Error in percent and standard error, from the data in the authors' repository.
+PAPER = {
+  "lenet300": {0.01: 2.36, 0.02: 1.99, 0.05: 1.53, 0.10: 1.33},
+  "lenet5": {0.01: 0.83, 0.02: 0.76, 0.05: 0.69},
+}
+PAPER_SEM = {
+  "lenet300": {0.01: 0.044, 0.02: 0.019, 0.05: 0.02},
+  "lenet5": {0.01: 0.04, 0.02: 0.022, 0.05: 0.021},
+}
+SEEDS = {"lenet300": 5, "lenet5": 3}
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/mnist_sparse_momentum.json"), "The table."
+)
+_MODELS = flags.DEFINE_multi_enum("models", list(PAPER), list(PAPER), "Which models.")
+_DENSITIES = flags.DEFINE_list("densities", None, "Which densities; all by default.")
+_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs a run; the config's.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+
+
+def run_dir(model: str, density: float, seed: int) -> pathlib.Path:
+  return pathlib.Path(_WORKDIR.value) / f"{model}/density={density:g}/seed={seed}"
+
+
+def train(model: str, density: float, seed: int) -> bool:
+  workdir = run_dir(model, density, seed)
+  if (workdir / "summary.json").exists():
+    return True
+  print(f"{model}, density {density:g}, seed {seed}", flush=True)
+  path = ROOT / f"configs/mnist_{model}.py"
+  config = command_line.load_config(path, "sparse_momentum")
+  config.update(density=density, seed=seed, log_every=540)
+  if _EPOCHS.value:
+    config.num_epochs = _EPOCHS.value
+  finished = training.train_and_evaluate(config, workdir).finished
+  if finished:
+    (workdir / "commit").write_text(current_commit(12) or "")
+  return finished
+
+
+def rows() -> list[dict]:
+  out = pathlib.Path(_OUT.value)
+  held = json.loads(out.read_text())["rows"] if out.exists() else []
+  before = {row["case"]: row for row in held}
+  table = []
+  for model, densities in PAPER.items():
+    for density, paper in densities.items():
+      dirs = [run_dir(model, density, seed) for seed in range(SEEDS[model])]
+      done = [d for d in dirs if (d / "summary.json").exists()]
+      case = f"{model}/density={density:g}"
+      if not done:
+        table += [before[case]] if case in before else []
+        continue
+      summaries = [json.loads((d / "summary.json").read_text()) for d in done]
+      commits = sorted({(d / "commit").read_text() for d in done if d.exists()})
+      batch = json.loads((done[0] / "config.json").read_text())["batch_size"]
+      sem = PAPER_SEM[model].get(density)
+      table.append(
+        results.row(
+          case=case,
+          metric="test_error_percent",
+          values=[s["test_error_percent"][0] for s in summaries],
+          paper=paper,
+          source="Dettmers & Zettlemoyer 2019, MNIST data of the authors' repository",
+          note=f"{summaries[0]['step']} steps of {batch} images; seeds "
+          f"{', '.join(d.name.removeprefix('seed=') for d in done)}; trained at "
+          f"{', '.join(commits)}; paper's standard error {sem}",
+        )
+      )
+  return table
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  for model in _MODELS.value:
+    chosen = [float(d) for d in _DENSITIES.value or PAPER[model]]
+    # Seeds are the outer loop, so that every density has a first run early.
+    for seed in range(SEEDS[model]):
+      for density in chosen:
+        if not _WRITE_ONLY.value and not train(model, density, seed):
+          sys.exit(130)
+  results.write_results(_OUT.value, "mnist_sparse_momentum", rows())
+  print(f"Wrote {_OUT.value}.")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

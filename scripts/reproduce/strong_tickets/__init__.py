@@ -1,0 +1,1 @@
+"""Strong lottery tickets: Malach, Pensia, Orseau et al. (2020)."""

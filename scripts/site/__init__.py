@@ -1,0 +1,1 @@
+"""Tables, figures, notebooks and generated pages of the documentation."""

@@ -1,0 +1,147 @@
+"""Writes the tables and numbers of results/*.json into README.md and docs/.
+
+  python -m scripts.site.tables
+
+A table is written between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published`
+has only the rows with a published value. The costs of every method on a tree of
+parameters follow `<!-- costs: TREE -->`, and those on a GPU `<!-- costs: TREE gpu -->`.
+A mean in a sentence is written between `<!-- mean: NAME CASE METRIC -->` and
+`<!-- end -->`; the mark must not be at the start of a line, where it would end the
+paragraph. A test compares the files with the output of this script.
+"""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from scripts import ROOT
+
+_TABLE = re.compile(
+  r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+_COSTS = re.compile(r"(<!-- costs: (\w+)( gpu)? -->\n).*?(<!-- end -->)", re.DOTALL)
+_MEAN = re.compile(r"(<!-- mean: (\w+) (\S+) (\w+) -->).*?(<!-- end -->)")
+
+
+# Scripts that have moved since results files with their commands were written.
+_MOVED = {
+  "scripts/benchmarks/execution.py": "-m scripts.benchmarks.execution",
+  "scripts/benchmarks/run.py": "-m scripts.benchmarks",
+  "scripts/class_specialization.py": "-m scripts.reproduce.class_specialization",
+  "scripts/deep_cnn.py": "-m scripts.reproduce.deep_cnn",
+  "scripts/double_descent.py": "-m scripts.reproduce.double_descent",
+  "scripts/interpolation_sgd.py": "-m scripts.reproduce.interpolation_sgd",
+  "scripts/mnist_lottery.py": "-m scripts.reproduce.lottery_tickets",
+  "scripts/mnist_sparse_momentum.py": "-m scripts.reproduce.sparse_momentum",
+  "scripts/nest.py": "-m scripts.reproduce.nest",
+  "scripts/reliability.py": "-m scripts.reliability",
+  "scripts/scaling.py": "-m scripts.benchmarks.scaling",
+  "scripts/second_order.py": "-m scripts.reproduce.second_order",
+  "scripts/strong_tickets.py": "-m scripts.reproduce.strong_tickets",
+  "scripts/supermask.py": "-m scripts.reproduce.supermasks",
+}
+
+
+def command(content: dict[str, Any]) -> str:
+  """Returns the command of a results file, with the present place of its script."""
+  python, script, *rest = str(content["command"]).split(" ")
+  return " ".join([python, _MOVED.get(script, script), *rest])
+
+
+def number(value: float | None) -> str:
+  if value is None:
+    return ""
+  return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def find(name: str, case: str, metric: str) -> dict[str, Any] | None:
+  """Returns one row of a results file, or None."""
+  path = ROOT / f"results/{name}.json"
+  if not path.exists():
+    return None
+  rows = json.loads(path.read_text())["rows"]
+  return next((r for r in rows if (r["case"], r["metric"]) == (case, metric)), None)
+
+
+def value(name: str, case: str, metric: str, field: str = "mean") -> str:
+  """Returns one number of a results file, as text.
+
+  Raises:
+    LookupError: there is no such row.
+  """
+  if (row := find(name, case, metric)) is None:
+    raise LookupError(f"results/{name}.json has no row {case} {metric}")
+  return number(row[field])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """Formats rows as a Markdown table: case, metric, mean and error, n, paper."""
+  lines, bar = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"], r"\|"
+  for row in rows:
+    ours = number(row["mean"])
+    if row["sem"] is not None:
+      ours += f" ± {row['sem']:.2g}"
+    cells = (row["case"], row["metric"], ours, str(row["n"]), number(row["paper"]))
+    lines.append(f"| {' | '.join(cell.replace('|', bar) for cell in cells)} |")
+  return "\n".join(lines)
+
+
+def results(name: str, published: bool = False) -> str:
+  """Formats a results file as a table, followed by its command and versions."""
+  content = json.loads((ROOT / f"results/{name}.json").read_text())
+  rows = [r for r in content["rows"] if r["paper"] is not None or not published]
+  where = f"`{command(content)}`, {content['hardware']}"
+  return f"{table(rows)}\n\nMade by {where}.\n"
+
+
+def costs(tree: str, device: str = "") -> str:
+  """Formats one line per method: both kinds of step, compilation, earlier values."""
+  columns = {
+    "a step without a mask update": (f"off_step/{tree}/", "times_plain_step"),
+    "before": (f"off_step/{tree}/", "times_plain_step_before"),
+    "with one": (f"mask_update/{tree}/", "times_plain_step"),
+    "before ": (f"mask_update/{tree}/", "times_plain_step_before"),
+    "to compile, s": (f"compile/{tree}/", "seconds"),
+    "state, bytes a parameter": (f"memory/{tree}/", "state_bytes_per_parameter"),
+  }
+  content = json.loads((ROOT / f"results/benchmarks{device}.json").read_text())
+  means = {(row["case"], row["metric"]): row["mean"] for row in content["rows"]}
+  start = columns["a step without a mask update"][0]
+  methods = [c.removeprefix(start) for c, m in means if c.startswith(start)]
+  if not methods:
+    return "Not measured yet.\n"
+  known = {
+    text: place
+    for text, place in columns.items()
+    if any((place[0] + name, place[1]) in means for name in methods)
+  }
+  lines = [f"| method | {' | '.join(known)} |", "|---" * (len(known) + 1) + "|"]
+  for name in dict.fromkeys(methods):
+    cells = [
+      number(means.get((case + name, metric))) for case, metric in known.values()
+    ]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines) + "\n"
+
+
+def filled(text: str) -> str:
+  text = _COSTS.sub(lambda m: m[1] + costs(m[2], "_gpu" if m[3] else "") + m[4], text)
+  text = _TABLE.sub(lambda m: m[1] + results(m[2], bool(m[3])) + m[4], text)
+  return _MEAN.sub(lambda m: m[1] + value(m[2], m[3], m[4]) + m[5], text)
+
+
+def files() -> list[pathlib.Path]:
+  return [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def main() -> None:
+  for path in files():
+    old = path.read_text()
+    if (new := filled(old)) != old:
+      path.write_text(new)
+      print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+  main()

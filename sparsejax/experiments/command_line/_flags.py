@@ -1,0 +1,83 @@
+"""Parsing of flags; an error in them prints one line instead of a traceback."""
+
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+from sparsejax.experiments.command_line._configs import config_files, list_configs
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+  """Parses the flags and runs `main`; Ctrl-C prints one line, not a traceback.
+
+  Args:
+    main: the program, `(argv) -> exit status or None`.
+  """
+
+  def checked(argv: list[str]) -> Any:
+    if len(argv) > 1:
+      sys.exit(f"Error: unknown arguments: {' '.join(argv[1:])}")
+    try:
+      return main(argv)
+    except KeyboardInterrupt:
+      print("Stopped.", file=sys.stderr)
+      sys.exit(130)
+
+  app.run(checked, flags_parser=parse)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the flags; an error in them prints one line, not a traceback.
+
+  Args:
+    argv: the command line; its first word is the path of the script.
+
+  Returns:
+    The arguments that are not flags, after the path of the script.
+  """
+  given = [a for a in argv[1:] if a.lstrip("-").partition("=")[0] == "config"]
+  if "config" in flags.FLAGS and not _asks_for_help(argv):
+    if not given:
+      sys.exit(
+        "Error: --config must name a config file. Available configs:\n\n"
+        + list_configs(argv[0])
+      )
+    if "=" in given[-1]:
+      _check_file_exists(argv[0], given[-1].partition("=")[2])
+  try:
+    return flags.FLAGS(argv)
+  except SystemExit:
+    # absl exits with 1 after printing the help; that is not an error.
+    sys.exit(0 if _asks_for_help(argv) else 1)
+  except (flags.Error, AttributeError, KeyError, TypeError) as e:
+    # The message from ml_collections is a whole traceback; its last line has the error.
+    lines = str(e).strip().splitlines()
+    text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
+    text = text.removeprefix("sparsejax.training.ConfigError: ")
+    if isinstance(e, AttributeError | KeyError):
+      while isinstance(e.args[0], Exception):
+        e = e.args[0]
+      text = "unknown field of the config: " + " ".join(str(e.args[0]).split())
+    sys.exit(f"Error: {text}\n(--help lists all flags.)")
+
+
+def _check_file_exists(script: str, value: str) -> None:
+  # The colon of a Windows drive, as in C:\x.py:rigl, does not start a variant.
+  path = value if pathlib.Path(value).exists() else value.rsplit(":", 1)[0]
+  if pathlib.Path(path).is_file():
+    return
+  names = [file.stem for file in config_files(script)]
+  close = difflib.get_close_matches(pathlib.Path(path).stem, names, 1)
+  hint = f"; did you mean configs/{close[0]}.py?" if close else "."
+  sys.exit(
+    f"Error: there is no config {path}{hint} Available configs:\n\n"
+    + list_configs(script)
+  )
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+  return any(a.lstrip("-").startswith(("help", "?")) or a == "-h" for a in argv[1:])
