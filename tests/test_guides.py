@@ -1,12 +1,17 @@
 """The guides' code runs as it stands there."""
 
+import contextlib
 import pathlib
 import re
+import sys
+import types
 
 import jax
 import numpy as np
 
 import sparsejax as sj
+from sparsejax import training
+from sparsejax.training import _metrics as metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -40,3 +45,47 @@ def test_readme():
   loss, batch = names["loss"], names["batch"]
   assert loss({"kernel": end}, batch) < loss({"kernel": start}, batch)
   assert jax.tree.leaves(sj.masks(names["tx"].init(names["params"])))
+
+
+def test_logging(monkeypatch, tmp_path):
+  """The guide's writers take what a run passes to them."""
+  logged, calls = [], []
+
+  class Run(contextlib.AbstractContextManager):
+    def __exit__(self, *error):
+      return None
+
+    def log(self, values, step):
+      logged.append((step, values))
+
+  class CluWriter:
+    write_scalars = write_histograms = write_images = lambda self, *args: None
+
+    def close(self):
+      calls.append("closed")
+
+  wandb = types.SimpleNamespace(init=lambda **_: Run(), Histogram=len, Image=np.shape)
+  clu = types.ModuleType("clu")
+  clu.metric_writers = types.SimpleNamespace(
+    create_default_writer=lambda folder: CluWriter()
+  )
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  monkeypatch.setitem(sys.modules, "clu", clu)
+
+  def train_and_evaluate(config, workdir, writers):
+    with metrics.Writer(tmp_path, 0, writers=writers) as writer:
+      writer.write(1, {"train_loss": 2.0, "live": {"a/kernel": 3}})
+      writer.write_masks(1, {"a/kernel": np.eye(2, dtype=bool)})
+    calls.append(type(writers[0]).__name__)
+
+  monkeypatch.setattr(training, "train_and_evaluate", train_and_evaluate)
+  names = {}
+  for block in _BLOCK.findall((ROOT / "docs/how_to/logging.md").read_text()):
+    exec(compile(block, "docs/how_to/logging.md", "exec"), names)
+  assert calls == ["Worst", "CluWriter", "closed", "WandbWriter"]
+  assert (names["worst"].step, names["worst"].loss) == (1, 2.0)
+  assert logged == [
+    (1, {"train_loss": 2.0, "live/a/kernel": 3.0}),
+    (1, {"layer_densities": 1}),
+    (1, {"masks/a/kernel": (2, 2, 1)}),
+  ]

@@ -23,7 +23,12 @@ from sparsejax.analysis._ticket_plots import (
   plot_instability,
   plot_tickets,
 )
-from sparsejax.analysis._tickets import input_connectivity, layer_densities, overlap
+from sparsejax.analysis._tickets import (
+  input_connectivity,
+  layer_densities,
+  mask_image,
+  overlap,
+)
 from sparsejax.analysis.compaction import Compact, compact, live_parameters
 from sparsejax.analysis.costs import (
   Cost,

@@ -1,4 +1,4 @@
-"""Statistics of tickets: layer densities, overlap and input connectivity."""
+"""Statistics of tickets: layer densities, overlap, connectivity, images of masks."""
 
 from typing import Any
 
@@ -88,6 +88,32 @@ def input_connectivity(mask: np.ndarray, image_shape: tuple[int, ...]) -> np.nda
       f"{image_shape}, got shape {mask.shape}."
     )
   return mask.sum(1).reshape(image_shape)
+
+
+def mask_image(mask: np.ndarray, longest: int = 128) -> np.ndarray:
+  """Computes the density of a layer in blocks of inputs and outputs.
+
+  Args:
+    mask: bool (..., in, out); leading axes, such as a kernel's positions, are averaged.
+    longest: the maximum number of rows and of columns.
+
+  Returns:
+    float (rows, columns) in [0, 1]: the mean of each block.
+
+  Example:
+    >>> mask_image(np.array([[True, False], [True, True]]))
+    array([[1., 0.],
+           [1., 1.]])
+  """
+  dense = mask.reshape(-1, *mask.shape[-2:]).mean(0)
+  for axis in (0, 1):
+    n = dense.shape[axis]
+    if n > longest:
+      starts = np.linspace(0, n, longest + 1).astype(int)
+      lengths = np.diff(starts)
+      sums = np.add.reduceat(dense, starts[:-1], axis=axis)
+      dense = sums / (lengths[:, None] if axis == 0 else lengths)
+  return dense
 
 
 def _named(masks: PyTree) -> dict[str, np.ndarray]:

@@ -7,33 +7,7 @@ import numpy as np
 from PIL import Image
 
 _BLUE, _RED = (0, 114, 178), (213, 94, 0)
-_LONGEST = 128
 _MOST_FILTERS = 64
-
-
-def connections(mask: np.ndarray) -> np.ndarray:
-  """Computes the density of a layer in blocks of inputs and outputs.
-
-  Args:
-    mask: bool (..., in, out); leading axes, such as a kernel's positions, are averaged.
-
-  Returns:
-    float (rows, columns) in [0, 1], at most 128 each: the mean of each block.
-
-  Example:
-    >>> connections(np.array([[True, False], [True, True]]))
-    array([[1., 0.],
-           [1., 1.]])
-  """
-  dense = mask.reshape(-1, *mask.shape[-2:]).mean(0)
-  for axis in (0, 1):
-    n = dense.shape[axis]
-    if n > _LONGEST:
-      starts = np.linspace(0, n, _LONGEST + 1).astype(int)
-      lengths = np.diff(starts)
-      sums = np.add.reduceat(dense, starts[:-1], axis=axis)
-      dense = sums / (lengths[:, None] if axis == 0 else lengths)
-  return dense
 
 
 def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparsejax.analysis import input_connectivity, run_title
+from sparsejax.analysis import input_connectivity, mask_image, run_title
 from sparsejax.reports import _charts, _images, _tables
 from sparsejax.reports._run import Found
 from sparsejax.reports._tables import escaped
@@ -107,7 +107,7 @@ def _pictures(run: Found, most: int = 7):
       continue
     if mask.ndim < 2:
       continue
-    values = _images.connections(mask)
+    values = mask_image(mask)
     if values.shape[0] > 2 * values.shape[1]:
       values, text = values.T, "outputs down, inputs across"
     else:

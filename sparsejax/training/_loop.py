@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ def train_and_evaluate(
   workdir: os.PathLike | str,
   verbose: bool = True,
   summarize: bool = True,
+  writers: Sequence[_metrics.ScalarWriter] = (),
 ) -> _result.Result:
   """Trains and evaluates the network of a config, or resumes an interrupted run.
 
@@ -50,6 +51,9 @@ def train_and_evaluate(
     workdir: a directory for this run alone.
     verbose: whether to show progress and print the summary.
     summarize: whether to print the summary if verbose.
+    writers: objects with `write_scalars(step, scalars)`, which receive the numbers of
+      `metrics.jsonl`; steps that a resumed run repeats are passed to them again. An
+      exception that one raises stops the run.
 
   Returns:
     A `Result`.
@@ -60,6 +64,7 @@ def train_and_evaluate(
       an epoch had a finite gradient, `ReplicaError` if the masks of replicas differ,
       and `CheckpointError` or `WorkdirError` if a file cannot be written.
   """
+  _metrics.check_writers(writers)
   # All processes must have the same config.
   complete = _config.complete(config)
   stamp = _config.to_json(complete)
@@ -74,7 +79,7 @@ def train_and_evaluate(
         _workdir.claim(path, stamp)
     checkpoints = _checkpoint.Checkpoints(path, stamp)
     try:
-      result = _train(run, path, checkpoints, stop, verbose and first)
+      result = _train(run, path, checkpoints, stop, verbose and first, writers)
     finally:
       checkpoints.close()
     with _distributed.sync_errors():
@@ -115,6 +120,7 @@ def _train(
   checkpoints: _checkpoint.Checkpoints,
   stop: _interrupt.Stop,
   verbose: bool,
+  writers: Sequence[_metrics.ScalarWriter],
 ) -> _result.Result:
   """Trains from the last checkpoint, or from the first step, to the end or a signal."""
   config, program, total = run.config, run.program, run.total_steps
@@ -143,7 +149,9 @@ def _train(
   order = None
   with (
     # -1 removes all records: without a checkpoint the run starts from its first step.
-    _metrics.Writer(path, count if found else -1, config.tensorboard) as writer,
+    _metrics.Writer(
+      path, count if found else -1, config.tensorboard, writers
+    ) as writer,
     _progress.Progress(total, count, verbose) as progress,
   ):
 
@@ -156,6 +164,7 @@ def _train(
         if count:
           progress.update(count, accuracy=f"{np.mean(accuracy):.2%}")
       writer.write(count, {**values, "density": seen.density, "live": seen.live})
+      writer.write_masks(count, _run.named(moved.masks), config.num_seeds)
 
     def seconds() -> float:
       return before + time.monotonic() - started

@@ -1,15 +1,16 @@
-"""Writes and reads the metrics of a run: JSON lines, and TensorBoard on request."""
+"""Writes and reads the metrics of a run: JSON lines, TensorBoard, other writers."""
 
 import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Protocol
 
 import jax
 import numpy as np
 
+from sparsejax.analysis import layer_densities, mask_image
 from sparsejax.training import _errors, _workdir
 from sparsejax.training.parallel import _distributed
 
@@ -39,8 +40,26 @@ def read(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
   return records
 
 
+class ScalarWriter(Protocol):
+  """Anything that takes scalars, such as a metric writer of CLU.
+
+  Writers that also have the methods `write_histograms(step, arrays)` and
+  `write_images(step, images)`, with the meaning that they have in CLU, receive the
+  densities of layers and images of masks.
+  """
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes the scalars of one step.
+
+    Args:
+      step: updates done so far.
+      scalars: one number per name, such as `train_loss` or `live/dense1/kernel`.
+    """
+    ...
+
+
 class Writer:
-  """Appends records to `<workdir>/metrics.jsonl`.
+  """Appends records to `<workdir>/metrics.jsonl`, and passes them to other writers.
 
   Only the first process writes. When a run resumes at `step`, records of later steps
   are removed first, because those steps are repeated.
@@ -49,13 +68,22 @@ class Writer:
     workdir: the run's directory.
     step: the step at which the run resumes; -1 for a new run.
     tensorboard: whether to write event files to `<workdir>/tensorboard` too.
+    writers: further writers, which the caller closes.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = False):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    step: int,
+    tensorboard: bool = False,
+    writers: Sequence[ScalarWriter] = (),
+  ):
     self._file = self._tensorboard = None
+    self._writers: list[Any] = []
     with _distributed.sync_errors():
       if jax.process_index() == 0:
         self._begin(workdir, step, tensorboard)
+        self._writers += writers
 
   def _begin(self, workdir: pathlib.Path, step: int, tensorboard: bool) -> None:
     file = workdir / FILE
@@ -64,12 +92,8 @@ class Writer:
       _workdir.write_text(file, "".join(json.dumps(r) + "\n" for r in kept))
     self._file = open(file, "a")  # noqa: SIM115 (closed in `__exit__`)
     if tensorboard:
-      # Optional, and slow to import.
-      import tensorboardX
-
-      self._tensorboard = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=step + 1
-      )
+      self._tensorboard = _TensorBoard(workdir / "tensorboard", step + 1)
+      self._writers.append(self._tensorboard)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes one record.
@@ -85,6 +109,38 @@ class Writer:
     with _distributed.sync_errors():
       if self._file is not None:
         self._append(self._file, step, values)
+        scalars = {name: float(np.mean(value)) for name, value in _flatten(values)}
+        for writer in self._writers:
+          writer.write_scalars(step, scalars)
+
+  def write_masks(self, step: int, masks: Mapping[str, Any], seeds: int = 1) -> None:
+    """Passes layer densities and images of masks to the writers that take them.
+
+    Args:
+      step: updates done so far.
+      masks: bool arrays by path. Those that several processes share are left out.
+      seeds: the length of their first axis, if more than 1; the first seed is shown.
+    """
+    kinds = ("write_histograms", "write_images")
+    takers = [w for w in self._writers if any(hasattr(w, kind) for kind in kinds)]
+    if not takers:
+      return
+    arrays = {
+      name: np.asarray(mask[0] if seeds > 1 else mask)
+      for name, mask in masks.items()
+      if getattr(mask, "is_fully_addressable", True)
+    }
+    densities = np.array(list(layer_densities(arrays).values()))
+    images = {
+      f"masks/{name}": mask_image(mask)[None, ..., None].astype(np.float32)
+      for name, mask in arrays.items()
+      if mask.ndim >= 2
+    }
+    for writer in takers:
+      if hasattr(writer, "write_histograms") and len(densities):
+        writer.write_histograms(step, {"layer_densities": densities})
+      if hasattr(writer, "write_images"):
+        writer.write_images(step, images)
 
   def _append(self, file: IO[str], step: int, values: Mapping[str, Any]) -> None:
     record = {"step": step, **_plain(values)}
@@ -97,10 +153,6 @@ class Writer:
       raise _errors.WorkdirError(
         f"{file.name} cannot be written: {e.strerror or e}"
       ) from e
-    if self._tensorboard is not None:
-      for name, value in _flatten(values):
-        mean = float(np.mean(value))
-        self._tensorboard.add_scalar(name, mean, step)
 
   def __enter__(self) -> "Writer":
     return self
@@ -110,6 +162,38 @@ class Writer:
       self._file.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
+
+
+class _TensorBoard:
+  """Writes event files; earlier events from `purge_step` on are discarded."""
+
+  def __init__(self, folder: pathlib.Path, purge_step: int):
+    # Optional, and slow to import.
+    import tensorboardX
+
+    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+    self.close = self._events.close
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    for name, value in scalars.items():
+      self._events.add_scalar(name, value, step)
+
+  def write_histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, values in arrays.items():
+      self._events.add_histogram(name, values, step)
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    for name, batch in images.items():
+      self._events.add_image(name, batch[0], step, dataformats="HWC")
+
+
+def check_writers(writers: Sequence[ScalarWriter]) -> None:
+  """Raises `ConfigError` unless every writer has `write_scalars`."""
+  for writer in writers:
+    if not callable(getattr(writer, "write_scalars", None)):
+      raise _errors.ConfigError(
+        f"writers must have a method write_scalars(step, scalars); got {writer!r}"
+      )
 
 
 def _plain(value: Any) -> Any:

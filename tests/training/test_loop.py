@@ -45,13 +45,42 @@ def _same(a, b):
   np.testing.assert_array_equal(a.test_accuracy, b.test_accuracy)
 
 
+class Scalars:
+  """A writer as users write them: it has nothing but `write_scalars`."""
+
+  def __init__(self):
+    self.scalars = []
+
+  def write_scalars(self, step, scalars):
+    self.scalars.append((step, dict(scalars)))
+
+
+class Media(Scalars):
+  """A writer with the methods of CLU's for histograms and images."""
+
+  def __init__(self):
+    super().__init__()
+    self.histograms, self.images = {}, {}
+
+  def write_histograms(self, step, arrays):
+    self.histograms[step] = arrays
+
+  def write_images(self, step, images):
+    self.images[step] = images
+
+
 @pytest.fixture(scope="module")
-def whole(prepared, tiny, tmp_path_factory):
+def writers():
+  return Scalars(), Media()
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tiny, writers, tmp_path_factory):
   """One run that nothing disturbs."""
   path = tmp_path_factory.mktemp("runs") / "whole"
   with pytest.MonkeyPatch.context() as m:
     m.setattr(run_lib, "prepare", prepared)
-    return path, train_and_evaluate(tiny, path, verbose=False)
+    return path, train_and_evaluate(tiny, path, verbose=False, writers=writers)
 
 
 def _stop_at(monkeypatch, step, number=signal.SIGTERM):
@@ -86,6 +115,26 @@ def test_a_run_learns_and_leaves_its_files(whole):
   summary = json.loads((path / "summary.json").read_text())
   error = 100 * (1 - result.test_accuracy[0])
   np.testing.assert_allclose(summary["test_error_percent"], [error], atol=1e-5)
+
+
+def test_writers_receive_the_records_densities_and_masks(whole, writers):
+  path, result = whole
+  plain, media = writers
+  assert plain.scalars == media.scalars
+  records = metrics.read(path)
+  assert [step for step, _ in plain.scalars] == [r["step"] for r in records]
+  first, last = plain.scalars[0][1], plain.scalars[-1][1]
+  assert first["live/dense1/kernel"] == records[0]["live"]["dense1/kernel"]
+  np.testing.assert_allclose(
+    last["validation_loss"], records[-1]["validation_loss"], rtol=1e-6
+  )
+  assert list(media.histograms) == list(media.images) == [0, 40, 80, 120, 160]
+  masks = run_lib.named(result_lib.first_seed(result)[1])
+  densities = [np.mean(mask) for mask in masks.values()]
+  np.testing.assert_allclose(media.histograms[160]["layer_densities"], densities)
+  image = media.images[160]["masks/dense1/kernel"]
+  assert (image.shape, image.dtype) == ((1, 64, 16, 1), np.float32)
+  np.testing.assert_array_equal(image[0, ..., 0], masks["dense1/kernel"])
 
 
 def test_a_report_reads_the_run(whole):

@@ -65,10 +65,14 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
 def test_tensorboard_is_optional(tmp_path):
   with metrics.Writer(tmp_path, 0, tensorboard=True) as writer:
     writer.write(1, {"loss": np.array([1.0, 2.0]), "live": {"a": 3}})
+    masks = {"a": np.array([[[True, False]], [[True, True]]])}  # of two seeds
+    writer.write_masks(1, masks, seeds=2)
   (events,) = (tmp_path / "tensorboard").iterdir()
   content = events.read_bytes()
   assert b"loss" in content
   assert b"live/a" in content
+  assert b"layer_densities" in content
+  assert b"masks/a" in content
 
 
 def _console(terminal):

@@ -15,6 +15,7 @@ import pytest
 from scripts.benchmarks import compaction
 from scripts.reproduce import networks
 from sparsejax import models
+from sparsejax.analysis import mask_image
 from sparsejax.reports import _charts as report_charts
 from sparsejax.reports import _images as report_images
 from sparsejax.reports import _page as report_page
@@ -224,7 +225,7 @@ def test_pictures_show_what_is_live():
   grid = report_images.filters(np.full(mask.shape, -2.0), mask)
   assert np.argwhere(np.isfinite(grid)).tolist() == [[0, 0], [1, 7]]
   assert np.nanmin(grid) == np.nanmax(grid) == -1
-  blocks = report_images.connections(np.eye(300, 5, dtype=bool))
+  blocks = mask_image(np.eye(300, 5, dtype=bool))
   assert blocks.shape == (128, 5)
   np.testing.assert_allclose(blocks[:, 0].sum(), 0.5)  # one of two rows of a block
   assert report_images.png(grid).startswith("data:image/png;base64,")
