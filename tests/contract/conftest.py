@@ -1,10 +1,10 @@
 """The tables through which every method goes. A new method is one line here.
 
-A row takes about three seconds to compile, and there are thousands. By default a small
+A row takes about a second to compile, and there are thousands. By default a small
 selection runs in which every method, optimizer, container and dtype occurs.
-SPARSEJAX_CONTRACT=pairs runs one in which every pair of them does (a quarter of an
-hour), SPARSEJAX_CONTRACT=full the whole product of the methods with the optimizers,
-containers and dtypes in `PRODUCT` (well over half an hour).
+SPARSEJAX_CONTRACT=pairs runs one in which every pair of them does,
+SPARSEJAX_CONTRACT=full the whole product of the methods with the optimizers, containers
+and dtypes in `PRODUCT`.
 """
 
 import functools
@@ -329,7 +329,8 @@ class Run(NamedTuple):
 
   row: Row
   tx: optax.GradientTransformationExtraArgs
-  start: tuple[Any, Any]  # params and state
+  program: Callable  # one compiled step of it and of the inner optimizer alone
+  start: tuple[Any, Any, Any]  # params, state, and the state of the inner optimizer
   end: tuple[Any, Any]
   steps: list[Step]
   every: int  # calls of update per step, for `optax.MultiSteps` outside
@@ -366,24 +367,31 @@ def train(row: Row) -> Run:
   dtype, grad_dtype = dtypes(row)
   params = jax.tree.map(lambda p: p.astype(dtype), CONTAINERS[row.container]())
   state, bare = tx.init(params), alone.init(params)
-  start, steps = (params, state), []
-  # Unfused, for XLA approximates a reciprocal root by what it is fused with, and the
-  # update must be the inner one to the last bit.
-  # For the same reason it may not leave out the rounding of a narrower update.
-  options = {"xla_disable_hlo_passes": "fusion", "xla_allow_excess_precision": False}
+  start, steps = (params, state, bare), []
+  # The update must be the inner one to the last bit: XLA's optimizations approximate a
+  # reciprocal root, and excess precision leaves out the rounding of a narrower update.
+  options = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_allow_excess_precision": False,
+  }
   compiled = jax.jit(step, compiler_options=options)
   every = 2 if row.optimizer == "multi_steps_outside" else 1
-  rng = np.random.default_rng(1)
-  for _ in range(STEPS * every):
-    grads = jax.tree.map(
-      lambda p: jnp.asarray(rng.normal(size=p.shape), grad_dtype), params
-    )
+  for grads in gradients(params, STEPS * every, grad_dtype):
     before = params
     params, state, bare, updates, expected = compiled(params, state, bare, grads)
     record = (before, updates, params, expected, sj.masks(state))
     leaves = (jax.tree.leaves(jax.device_get(tree)) for tree in record)
     steps.append(Step(*leaves, budgets=budgets(state)))
-  return Run(row, tx, start, (params, state), steps, every, traces)
+  return Run(row, tx, compiled, start, (params, state), steps, every, traces)
+
+
+def gradients(params, number, dtype):
+  """Yields trees of random gradients."""
+  rng = np.random.default_rng(1)
+  draw = lambda p: jnp.asarray(rng.normal(size=p.shape), dtype)
+  for _ in range(number):
+    yield jax.tree.map(draw, params)
 
 
 def budgets(state) -> list[int]:
@@ -398,7 +406,14 @@ def pytest_generate_tests(metafunc):
   tables = {"row": rows, "method": lambda: METHODS if SELECTION != "quick" else QUICK}
   for name, table in tables.items():
     if name in metafunc.fixturenames:
-      metafunc.parametrize(name, table(), ids=str)
+      # Scoped by module, the tests of one row follow each other and share its run.
+      metafunc.parametrize(name, table(), ids=str, scope="module")
+
+
+@pytest.fixture(scope="module")
+def run(row):
+  """The run of a row: each test checks one fact on it."""
+  return train(row)
 
 
 @pytest.fixture(scope="session")
