@@ -37,6 +37,7 @@ DISPLAY_NAMES = {
   "snfs": "SNFS",
   "snip": "SNIP",
   "sparse_evolution": "SET",
+  "s_ste": "S-STE",
   "sr_ste": "SR-STE",
   "synflow": "SynFlow",
   "top_kast": "Top-KAST",

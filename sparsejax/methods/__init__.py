@@ -23,6 +23,7 @@ from sparsejax.methods._synflow import synflow
 from sparsejax.methods.forward import (
   init_scores,
   init_thresholds,
+  s_ste,
   soft_threshold,
   soft_threshold_masks,
   sr_ste,
@@ -53,6 +54,7 @@ __all__ = [
   "near_dense",
   "one_shot",
   "rigl",
+  "s_ste",
   "snfs",
   "snip",
   "soft_threshold",

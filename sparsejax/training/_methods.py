@@ -85,6 +85,7 @@ METHODS: dict[str, Method] = {
   # Masks that act in the forward pass.
   "straight_through": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   "sr_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
+  "s_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   # It has its own weight decay.
   "top_kast": Method({"update_every": 100, "weight_decay": 0.0}, forward=True),
   # Masks of weights that are never trained; weight decay is applied to the scores.

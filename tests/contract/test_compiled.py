@@ -91,6 +91,7 @@ HEADS = {"density": 0.4, "update_every": 1, "input_axes": {"stacked": 1}}
 OTHERS = {
   "straight_through": lambda: sj.straight_through(SGD, **DUE),
   "sr_ste": lambda: sj.sr_ste(SGD, **DUE),
+  "s_ste": lambda: sj.s_ste(SGD, **DUE),
   "top_kast": lambda: sj.top_kast(SGD, **DUE),
   # Retraction multiplies whole kernels, which is no selection.
   "isometric": lambda: sj.isometric(SGD, **DUE, retract=False),

@@ -73,6 +73,7 @@ from sparsejax.core.structures._channel import channel
 from sparsejax.core.structures._compress import compress_n_m, expand_n_m
 from sparsejax.core.structures._constant_fan_in import constant_fan_in
 from sparsejax.core.structures._fan_in import top_k_along
+from sparsejax.core.structures._layout import reshape_keeping
 from sparsejax.core.structures._n_m import n_m
 from sparsejax.core.structures._units import of_units
 

@@ -1,5 +1,6 @@
 """Methods that change the weights of the forward pass only; params stay dense."""
 
+from sparsejax.methods.forward._s_ste import s_ste
 from sparsejax.methods.forward._soft_threshold import (
   init_thresholds,
   soft_threshold,
@@ -17,6 +18,7 @@ from sparsejax.methods.forward._top_kast import top_kast
 __all__ = [
   "init_scores",
   "init_thresholds",
+  "s_ste",
   "soft_threshold",
   "soft_threshold_masks",
   "sr_ste",
