@@ -2,18 +2,15 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from sparsejax import models
-from sparsejax.core import path_string
 from sparsejax.experiments.nest import load_milestone, read_milestones
-from sparsejax.reports import read_run
-from sparsejax.training import WorkdirError, data
+from sparsejax.training import WorkdirError, data, load_run
 
 
 class Network(NamedTuple):
@@ -44,7 +41,7 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
     milestone: index of a milestone of grow_and_prune; the last one by default.
 
   Raises:
-    WorkdirError: there is no such network.
+    TrainingError: there is no such network; see `load_run`.
   """
   path = pathlib.Path(workdir)
   kept = len(read_milestones(path))
@@ -57,31 +54,13 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
     module, params, masks, state = load_milestone(path, index)
     config = json.loads((path / "config.json").read_text())
     shape = data.load(config["dataset"], config["data_dir"]).train.images.shape[1:]
-    return _network(config["model"], module, _flat(params), _flat(masks), state, shape)
-  (run, *_) = read_run([path])
-  if not run.params:
-    raise WorkdirError(f"workdir must hold a whole checkpoint; got {workdir}")
-  name, kwargs = run.config["model"], run.config["model_kwargs"]
-  images = data.load(run.config["dataset"], run.config["data_dir"])
-  module = models.create(name, num_classes=images.num_classes, **kwargs)
-  state = traverse_util.unflatten_dict(run.model_state, sep="/")
-  shape = images.train.images.shape[1:]
-  return _network(name, module, run.params, run.masks, state, shape)
-
-
-def _network(
-  name: str,
-  module: nn.Module,
-  params: Mapping[str, Any],
-  masks: Mapping[str, Any],
-  state: Mapping[str, Any],
-  shape: tuple[int, ...],
-) -> Network:
-  nested = lambda flat: traverse_util.unflatten_dict(dict(flat), sep="/")
-  apply = lambda params, x: module.apply({"params": params, **state}, x)
-  found = {path: masks.get(path) for path in params}
-  return Network(name, module, apply, nested(params), nested(found), tuple(shape))
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-  return {path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    apply = lambda params, x: module.apply({"params": params, **state}, x)
+    # Milestones list the masked leaves only.
+    flat = traverse_util.flatten_dict(masks)
+    masks = {path: flat.get(path) for path in traverse_util.flatten_dict(params)}
+    masks = traverse_util.unflatten_dict(masks)
+    return Network(config["model"], module, apply, params, masks, tuple(shape))
+  run = load_run(path)
+  apply = lambda params, x: run.model.apply({"params": params, **run.model_state}, x)
+  name, shape = run.config.model, run.image_shape
+  return Network(name, run.model, apply, run.params, run.masks, shape)

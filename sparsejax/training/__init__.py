@@ -24,6 +24,7 @@ from sparsejax.training._errors import (
 )
 from sparsejax.training._functions import from_flax
 from sparsejax.training._interrupt import listen as listen_for_signals
+from sparsejax.training._load import LoadedRun, load_run
 from sparsejax.training._loop import train_and_evaluate
 from sparsejax.training._methods import METHODS, forward_params_fn
 from sparsejax.training._methods import function as method_function
@@ -57,6 +58,7 @@ __all__ = [
   "CheckpointError",
   "ConfigError",
   "DatasetNotFoundError",
+  "LoadedRun",
   "NonFiniteError",
   "ReplicaError",
   "Result",
@@ -64,6 +66,7 @@ __all__ = [
   "WorkdirError",
   "WorkdirInUseError",
   "default_config",
+  "load_run",
   "train_and_evaluate",
   "use_method",
 ]

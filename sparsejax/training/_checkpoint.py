@@ -50,18 +50,29 @@ class Checkpoints:
     stamp: the run's config as JSON values. A checkpoint of another config is rejected.
     keep: the number of newest checkpoints to keep. With at least two, a damaged one
       costs only the steps since the one before.
+    read_only: whether to leave the directory as it is; only `read` and `steps` may be
+      called then.
   """
 
-  def __init__(self, workdir: pathlib.Path, stamp: dict[str, Any], keep: int = 2):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    stamp: dict[str, Any],
+    keep: int = 2,
+    read_only: bool = False,
+  ):
     self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._stamp = stamp
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, enable_async_checkpointing=False
+      max_to_keep=keep,
+      enable_async_checkpointing=False,
+      read_only=read_only,
+      create=not read_only,
     )
     self._open: Callable[[], ocp.CheckpointManager] = lambda: ocp.CheckpointManager(
       self._directory, options=options
     )
-    with _distributed.sync_errors():
+    with _distributed.sync_errors(), _silent():
       self._manager = self._open()
 
   def save(self, step: int, state: PyTree, extra: dict[str, Any]) -> None:
@@ -134,41 +145,14 @@ class Checkpoints:
         arrays, or if there are checkpoints but none is good.
       ConfigError: if the processes do not see the same checkpoints.
     """
-    # Try the checkpoints from the newest to the oldest, noting why each was skipped.
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    _distributed.check_same("the checkpoints (in a workdir that all share)", str(steps))
-    lost: dict[int, str] = {}
-    good = foreign = None
-    unfinished = False
-    for step in steps:
-      what = f"the checkpoint of step {step}"
-      try:
-        # Checked first, because orbax does not always raise for damaged files.
-        with _distributed.sync_errors(_reason):
-          finished = _check_digests(self._directory / str(step))
-        finished = _distributed.all_processes(finished)
-        meta = self._read_meta(step)
-        if not finished:
-          lost[step], unfinished = f"{what} was not finished", True
-          continue
-        # Compare run, format and arrays with the metadata, then read the arrays.
-        self._check_belongs(step, meta, target)
-        arrays = self._read_arrays(step, target, set(meta["arrays"]))
-        good = Restored(_named_arrays.unflatten(target, arrays), meta["extra"], [])
-        break
-      except _ForeignError as e:
-        foreign = e
-        lost[step] = f"{what} was not written by this program"
-      except _errors.CheckpointError:
-        raise
-      except Exception as e:  # orbax and tensorstore raise many types
-        lost[step] = f"{what} is damaged ({_reason(e)})"
+    good, lost, foreign = self._newest(self._steps(), target)
     # Without a good checkpoint, one of another program is an error; nothing is moved.
     if good is None and foreign is not None:
       raise foreign
     if lost:
       self._set_aside(lost)
-    if good is None and unfinished and len(lost) == 1:
+    first = len(lost) == 1 and lost == {step: _unfinished(step) for step in lost}
+    if good is None and first:
       good = Restored(None, {}, [])  # the run's first one: only its steps are lost
     if good is not None:
       return good._replace(lost=list(lost.values()))
@@ -180,6 +164,39 @@ class Checkpoints:
       )
     return None
 
+  def read(self, target: PyTree, step: int | None = None) -> Restored:
+    """Reads a checkpoint and leaves all of them where they are.
+
+    Args:
+      target: a state of this run, or its abstract state from `jax.eval_shape`.
+      step: the step of the checkpoint; None for the newest good one.
+
+    Returns:
+      A `Restored` with a state.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or none of that step; if none can be
+        read; or as for `restore`.
+    """
+    steps = self._steps()
+    if not steps:
+      raise _errors.CheckpointError(f"there is no checkpoint in {self._directory}")
+    if step is not None:
+      if step not in steps:
+        raise _errors.CheckpointError(
+          f"step must be one of the checkpoints in {self._directory},"
+          f" {', '.join(map(str, reversed(steps)))}; got {step!r}"
+        )
+      steps = [step]
+    good, lost, foreign = self._newest(steps, target)
+    if good is not None:
+      return good
+    if foreign is not None:
+      raise foreign
+    raise _errors.CheckpointError(
+      f"no checkpoint in {self._directory} can be read: {'; '.join(lost.values())}"
+    )
+
   def steps(self) -> list[int]:
     """Returns the steps of the existing checkpoints, in ascending order."""
     return sorted(self._manager.all_steps())
@@ -187,6 +204,48 @@ class Checkpoints:
   def close(self) -> None:
     """Stops orbax's threads."""
     self._manager.close()
+
+  def _steps(self) -> list[int]:
+    """Returns the steps of the checkpoints, newest first, the same in all processes."""
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    _distributed.check_same("the checkpoints (in a workdir that all share)", str(steps))
+    return steps
+
+  def _newest(
+    self, steps: list[int], target: PyTree
+  ) -> tuple[Restored | None, dict[int, str], _ForeignError | None]:
+    """Reads the first good checkpoint of some steps.
+
+    Returns:
+      The checkpoint, or None; why each step before it was skipped; and the error of a
+      checkpoint that another program wrote, if there was one.
+    """
+    lost: dict[int, str] = {}
+    foreign = None
+    for step in steps:
+      what = f"the checkpoint of step {step}"
+      try:
+        # Checked first, because orbax does not always raise for damaged files.
+        with _distributed.sync_errors(_reason):
+          finished = _check_digests(self._directory / str(step))
+        finished = _distributed.all_processes(finished)
+        meta = self._read_meta(step)
+        if not finished:
+          lost[step] = _unfinished(step)
+          continue
+        # Compare run, format and arrays with the metadata, then read the arrays.
+        self._check_belongs(step, meta, target)
+        arrays = self._read_arrays(step, target, set(meta["arrays"]))
+        state = _named_arrays.unflatten(target, arrays)
+        return Restored(state, meta["extra"], []), lost, foreign
+      except _ForeignError as e:
+        foreign = e
+        lost[step] = f"{what} was not written by this program"
+      except _errors.CheckpointError:
+        raise
+      except Exception as e:  # orbax and tensorstore raise many types
+        lost[step] = f"{what} is damaged ({_reason(e)})"
+    return None, lost, foreign
 
   def _read_meta(self, step: int) -> dict[str, Any]:
     """Reads a checkpoint's metadata."""
@@ -266,6 +325,11 @@ class Checkpoints:
           shutil.rmtree(aside / str(step), ignore_errors=True)
           shutil.move(self._directory / str(step), aside / str(step))
     self._manager = self._open()
+
+
+def _unfinished(step: int) -> str:
+  """Returns the words for a checkpoint whose writer was killed."""
+  return f"the checkpoint of step {step} was not finished"
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -299,6 +299,20 @@ def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(as_dict))
 
 
+def from_json(values: Any) -> Any:
+  """Inverts `to_json`: returns the values with tuples in place of lists.
+
+  Example:
+    >>> from_json({"model_kwargs": {"features": [30, 10]}})
+    {'model_kwargs': {'features': (30, 10)}}
+  """
+  if isinstance(values, Mapping):
+    return {name: from_json(value) for name, value in values.items()}
+  if isinstance(values, list):
+    return tuple(map(from_json, values))
+  return values
+
+
 # The data folder and the devices may change when a run is resumed.
 _NOT_THE_RUN = ("data_dir", "mesh")
 

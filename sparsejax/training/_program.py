@@ -93,11 +93,7 @@ def make_program(
   examples = len(dataset.train.labels)
   steps_per_epoch = examples // batch_size
   tokens = dataset.mean is None
-
-  def normalize(images):
-    if tokens:
-      return images.astype(jnp.int32)
-    return (images.astype(jnp.float32) - dataset.mean) * (1 / dataset.std)
+  normalize = dataset.normalize
 
   def cut(batch):
     """Shards a batch over the mesh; the data set is replicated on all devices."""

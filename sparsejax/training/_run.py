@@ -33,6 +33,7 @@ class Run(NamedTuple):
   Attributes:
     config: all fields, frozen and validated.
     dataset: the splits, in host memory or as streams.
+    model: the flax module.
     program: the jitted functions; each is compiled at its first call.
     find_masks: the mask finder from `mask_finder`, or None.
     seeds: int32 (num_seeds,).
@@ -43,6 +44,7 @@ class Run(NamedTuple):
 
   config: Any
   dataset: data.Dataset
+  model: Any
   program: _program.Program
   find_masks: Any
   seeds: np.ndarray
@@ -170,7 +172,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
   except (TypeError, ValueError, ArithmeticError) as e:
     raise _errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
   return Run(
-    c, dataset, program, find_masks, seeds, steps_per_epoch, total_steps, layout
+    c, dataset, model, program, find_masks, seeds, steps_per_epoch, total_steps, layout
   )
 
 

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.benchmarks import compaction
-from scripts.reproduce import networks
 from sparsejax import models
 from sparsejax.analysis import mask_image
 from sparsejax.reports import _charts as report_charts
@@ -99,43 +97,6 @@ def pages(folder):
     "one": report_page.page(report_run.read([folder / "lenet5"])),
     "several": report_page.page(report_run.read(every)),
   }
-
-
-@pytest.mark.parametrize("run", ["rigl/seed=0", "set/seed=0"])  # one seed, two
-def test_a_network_is_read_and_compacted(folder, run):
-  network = networks.load(folder / "grid" / run)
-  assert (network.name, network.image_shape) == ("mlp", (8, 8, 1))
-  kernel, mask = (t["dense1"]["kernel"] for t in (network.params, network.masks))
-  assert kernel.shape == (64, 16)
-  assert int(mask.sum()) == 64 * 16 // 4
-  assert network.masks["dense1"]["bias"] is None
-  images = np.random.default_rng(1).random((5, 8, 8, 1), np.float32)
-  x = images.reshape(5, 64)
-  for name in ("dense1", "dense2"):
-    layer = network.params[name]
-    x = np.maximum(x, 0) @ layer["kernel"] + layer["bias"][None]
-  np.testing.assert_allclose(network.apply(network.params, images), x, rtol=1e-4)
-  if run.startswith("set"):
-    return
-  masks = {**network.masks, "dense2": {"kernel": None, "bias": None}}
-  masks["dense1"]["kernel"] = mask.copy()
-  masks["dense1"]["kernel"][:, :8] = False  # half of the units are constants
-  rows = compaction.measure(
-    "net",
-    network.apply,
-    network.params,
-    masks,
-    jnp.asarray(images),
-    rounds=1,
-    repeats=1,
-  )
-  found = {row["metric"]: row["mean"] for row in rows}
-  assert found["max_abs_difference"] < 1e-4
-  assert found["dense_flops_ratio"] >= 2
-  assert found["estimated_speedup_optimal_sparse"] > 4
-  assert {"speedup_scan", "speedup_batch128", "speedup_call"} <= set(found)
-  with pytest.raises(errors.WorkdirError, match="milestone must be one of the 0"):
-    networks.load(folder / "grid" / run, 0)
 
 
 def test_a_run_is_read_from_its_directory(folder):

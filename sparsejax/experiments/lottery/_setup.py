@@ -121,13 +121,9 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     layer_rates(paths, c.prune_fraction, c.prune_rates.to_dict())
   except (TypeError, ValueError, KeyError) as e:
     raise ConfigError(f"train.model {t.model!r}: {e}") from e
-  mean, scale = dataset.mean, 1 / dataset.std
-  change = get_augmentation(t.augmentation)
+  normalize, change = dataset.normalize, get_augmentation(t.augmentation)
 
   # The functions of one network, which are vmapped over seeds.
-  def normalize(images):
-    return (images.astype(jnp.float32) - mean) * scale
-
   def init(key):
     return model.init(jax.random.fold_in(key, _INIT), blank)
 

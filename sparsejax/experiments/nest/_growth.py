@@ -40,7 +40,6 @@ def gradients(
   dense = [len(a.shape) == len(b.shape) == 2 for a, b in pairs]
   examples = len(dataset.train.labels)
   size = min(_BATCH, examples)
-  mean, scale = dataset.mean, 1 / dataset.std
 
   # Run the model with a virtual kernel over each pair of dense layers.
   def bridged(bridges, *args):
@@ -68,7 +67,7 @@ def gradients(
 
     def body(i, total):
       take = jax.lax.dynamic_slice_in_dim(order, i * size % (examples - size + 1), size)
-      images = (train.images[take].astype(jnp.float32) - mean) * scale
+      images = dataset.normalize(train.images[take])
       new = jax.grad(loss)(wanted, state, images, train.labels[take])
       return jax.tree.map(jnp.add, total, new)
 

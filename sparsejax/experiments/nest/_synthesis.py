@@ -95,8 +95,7 @@ class _Run:
     self.verbose, self.started, self.before = verbose, time.monotonic(), 0.0
     dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
     if config.inputs == "unit":
-      zero, white = np.zeros_like(dataset.mean), np.full_like(dataset.std, 255)
-      dataset = dataset._replace(mean=zero, std=white)
+      dataset = data.unit(dataset)
     self.dataset = dataset
     self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if not self.steps_per_epoch:
@@ -195,12 +194,12 @@ class _Run:
   def _batch_loss(self, network: Network):
     """Returns the loss on the first 500 images, to evaluate new feature maps."""
     model, state = self.capacity(network.doublings).model, network.train
-    images = self.train_data.images[:500].astype(jnp.float32) - self.dataset.mean
+    images = self.dataset.normalize(self.train_data.images[:500])
     labels = self.train_data.labels[:500]
     variables = state.model_state
 
     def loss(params):
-      logits = model.apply({"params": params, **variables}, images / self.dataset.std)
+      logits = model.apply({"params": params, **variables}, images)
       return cross_entropy(logits, labels)[0]
 
     return loss

@@ -4,6 +4,8 @@ import importlib.util
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.training import _errors
@@ -47,6 +49,22 @@ class Dataset(NamedTuple):
   num_classes: int
   mean: Any
   std: Any
+
+  def normalize(self, images: Any) -> jax.Array:
+    """Normalizes images by the statistics of the training images.
+
+    (x - mean) (1 / std), in float32; tokens of a text are cast to int32
+
+    Args:
+      images: uint8 (n, height, width, channels); or tokens, uint8 (n, length).
+
+    Returns:
+      float32 (n, height, width, channels); or int32 (n, length).
+    """
+    images = jnp.asarray(images)
+    if self.mean is None:
+      return images.astype(jnp.int32)
+    return (images.astype(jnp.float32) - self.mean) * (1 / self.std)
 
 
 def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dataset:
