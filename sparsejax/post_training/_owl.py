@@ -9,7 +9,7 @@ import numpy as np
 
 from sparsejax.core import Where, apportion, check_number
 from sparsejax.distributions import sizes_of, total_budget
-from sparsejax.post_training._layers import find_layers
+from sparsejax.post_training._find_layers import find_layers
 from sparsejax.post_training._methods import wanda
 from sparsejax.post_training._statistics import checked, input_statistics
 

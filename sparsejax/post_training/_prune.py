@@ -34,7 +34,8 @@ from sparsejax.distributions import (
   uniform,
 )
 from sparsejax.post_training import _files
-from sparsejax.post_training._layers import Layer, Network, find_layers
+from sparsejax.post_training._find_layers import find_layers
+from sparsejax.post_training._layers import Layer, Network
 from sparsejax.post_training._methods import (
   METHODS,
   Method,

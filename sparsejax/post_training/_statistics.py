@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from sparsejax.analysis.jaxpr import evaluate
 from sparsejax.core import Where, check_arrays, check_callable, check_flag
-from sparsejax.post_training._layers import Layer, Network, find_layers, product_inputs
+from sparsejax.post_training._find_layers import find_layers
+from sparsejax.post_training._layers import Layer, Network, product_inputs
 
 PyTree = Any
 
