@@ -33,6 +33,7 @@ DISPLAY_NAMES = {
   "mest": "MEST",
   "mlp": "MLP",
   "mnist": "MNIST",
+  "phew": "PHEW",
   "rigl": "RigL",
   "snfs": "SNFS",
   "snip": "SNIP",

@@ -8,18 +8,16 @@ from sparsejax.methods._global_magnitude import global_magnitude
 from sparsejax.methods._global_saliency import global_saliency
 from sparsejax.methods._gradual_magnitude import cubic, gradual_magnitude
 from sparsejax.methods._granet import granet
-from sparsejax.methods._grasp import grasp
 from sparsejax.methods._isometric import isometric
 from sparsejax.methods._mest import mest
 from sparsejax.methods._movement_pruning import movement_pruning
 from sparsejax.methods._one_shot import one_shot
 from sparsejax.methods._rigl import rigl
 from sparsejax.methods._snfs import snfs
-from sparsejax.methods._snip import snip
 from sparsejax.methods._sparse_evolution import sparse_evolution
 from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
 from sparsejax.methods._static_sparse import static_sparse
-from sparsejax.methods._synflow import synflow
+from sparsejax.methods.at_initialization import grasp, phew, snip, synflow
 from sparsejax.methods.forward import (
   init_scores,
   init_thresholds,
@@ -53,6 +51,7 @@ __all__ = [
   "movement_pruning",
   "near_dense",
   "one_shot",
+  "phew",
   "rigl",
   "s_ste",
   "snfs",

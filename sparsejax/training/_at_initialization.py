@@ -25,7 +25,7 @@ def mask_finder(
   """Returns the function that finds a run's masks from its initial weights.
 
   The loss is the mean cross-entropy in training mode, as in the first step; GraSP
-  divides the logits by 200. SynFlow uses the model in evaluation mode, and no labels.
+  divides the logits by 200. Methods without data use the model in evaluation mode.
 
   Args:
     config: a complete config.
@@ -42,11 +42,12 @@ def mask_finder(
   if not METHODS[config.method].prunes_at_init:
     return None
   method = _methods.function(config.method)
+  accepted = inspect.signature(method).parameters
+  fields = {"distribution": distribution(config.distribution), "seed": config.seed}
   kwargs: dict[str, Any] = {
-    "distribution": distribution(config.distribution),
+    **{name: value for name, value in fields.items() if name in accepted},
     **config.method_kwargs.to_dict(),
   }
-  accepted = inspect.signature(method).parameters
   unknown = sorted(set(kwargs) - set(accepted))
   if unknown:
     raise _errors.ConfigError(
@@ -69,7 +70,7 @@ def mask_finder(
     def evaluate(params, images):
       return model.apply(params, model_state, images, None)[0]
 
-    if config.method == "synflow":
+    if METHODS[config.method].data_free:
       seen = batches[0][0]
       inputs = jax.ShapeDtypeStruct((1, *seen.shape[1:]), seen.dtype)
       return method(evaluate, params, inputs, config.density, **kwargs)

@@ -17,6 +17,8 @@ class Method(NamedTuple):
     moves: whether masks change during training.
     prunes_at_init: whether the function finds masks before the first step;
       `sj.static_sparse` then trains with them.
+    data_free: whether that function takes the model and the shape of its inputs, in
+      place of a loss and batches.
     forward: whether the forward pass uses `sj.effective(params, opt_state)` while the
       params stay dense.
     rescaled: whether it uses `supermasks.rescaled_effective` instead.
@@ -27,6 +29,7 @@ class Method(NamedTuple):
   fields: Mapping[str, Any] = {}
   moves: bool = True
   prunes_at_init: bool = False
+  data_free: bool = False
   forward: bool = False
   rescaled: bool = False
   dense_gradients: bool = False
@@ -101,7 +104,8 @@ METHODS: dict[str, Method] = {
   # At initialization.
   "snip": Method(_GLOBAL, moves=False, prunes_at_init=True),
   "grasp": Method(_GLOBAL, moves=False, prunes_at_init=True),
-  "synflow": Method(_GLOBAL, moves=False, prunes_at_init=True),
+  "synflow": Method(_GLOBAL, moves=False, prunes_at_init=True, data_free=True),
+  "phew": Method(_GLOBAL, moves=False, prunes_at_init=True, data_free=True),
   # For comparison.
   "static_sparse": Method({"distribution": "erk"}, moves=False),
   "dense": Method({"density": 1.0}, moves=False),

@@ -1,5 +1,7 @@
 """Pruning at initialization against tables worked by hand, and its controls."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -330,3 +332,75 @@ def test_bad_input_is_named(call, error, message):
 
   with pytest.raises(error, match=message):
     call(f)
+
+
+def on_a_path(masks):
+  """The live weights of a chain of matrices on live paths from inputs to outputs."""
+  ahead, back = [np.ones(len(masks[0]), bool)], [np.ones(masks[-1].shape[1], bool)]
+  for m in masks:
+    ahead.append(m[ahead[-1]].any(0))
+  for m in masks[::-1]:
+    back.append(m[:, back[-1]].any(1))
+  pairs = zip(masks, ahead[:-1], back[-2::-1], strict=True)
+  return [m & a[:, None] & b for m, a, b in pairs]
+
+
+def test_phew_keeps_paths_from_inputs_to_outputs():
+  rng = np.random.default_rng(0)
+  names, sizes = ("c", "a", "b"), (30, 20, 10, 5)  # not in the order of their names
+  params = {
+    name: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for name, shape in zip(names, itertools.pairwise(sizes), strict=True)
+  }
+  apply = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["c"]) @ p["a"]) @ p["b"]
+  for density in (0.01, 0.05, 0.3, 1.0):
+    masks = sj.phew(apply, params, (1, 30), density)
+    masks = [np.asarray(masks[name]) for name in names]
+    live = sum(int(m.sum()) for m in masks)
+    assert live == round(density * 850)
+    # Only the walk that was cut short may end halfway.
+    whole = sum(int(m.sum()) for m in on_a_path(masks))
+    assert whole >= live - 2
+  again = sj.phew(apply, params, (1, 30), 0.05, seed=1)
+  masks = sj.phew(apply, params, (1, 30), 0.05)
+  assert any((again[name] != masks[name]).any() for name in names)
+
+
+def test_phew_walks_in_proportion_to_magnitude():
+  # The first walk runs forward from the only input, to one of two outputs.
+  params = {"a": jnp.array([[1.0, -3.0]])}
+  found = [
+    sj.phew(lambda p, x: x @ p["a"], params, (1, 1), 0.5, seed=seed)["a"][0, 1]
+    for seed in range(200)
+  ]
+  # 150 expected, with a standard deviation of 6.
+  assert 125 <= sum(map(bool, found)) <= 175
+
+
+def test_phew_walks_through_convolutions_and_positions():
+  def apply(p, x):
+    x = jax.lax.conv_general_dilated(
+      x,
+      p["conv"]["kernel"],
+      (1, 1),
+      "VALID",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return x.reshape(1, -1) @ p["dense"]["kernel"]
+
+  # Two positions of three channels: only channel 1 has a weight, at tap (0, 1), and of
+  # the dense layer only its second position, 3 + 1, leads to output 0.
+  conv = jnp.zeros((1, 2, 1, 3)).at[0, 1, 0, 1].set(2.0)
+  dense = jnp.zeros((6, 2)).at[4, 0].set(-1.0)
+  params = {"conv": {"kernel": conv}, "dense": {"kernel": dense}}
+  masks = sj.phew(apply, params, (1, 1, 3, 1), 2 / 18)
+  assert np.argwhere(masks["conv"]["kernel"]).tolist() == [[0, 1, 0, 1]]
+  assert np.argwhere(masks["dense"]["kernel"]).tolist() == [[4, 0]]
+  with pytest.raises(ValueError, match="walks reach: they found 2 of 9"):
+    sj.phew(apply, params, (1, 1, 3, 1), 0.5)
+  with pytest.raises(ValueError, match="got none of spare"):
+    sj.phew(apply, {**params, "spare": jnp.ones((2, 2))}, (1, 1, 3, 1), 0.5)
+  both = lambda p, x: (x @ p["a"], x @ p["b"])
+  odd = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2))}
+  with pytest.raises(ValueError, match="'b' with 4 inputs follows 'a' with 3 outputs"):
+    sj.phew(both, odd, (1, 4), 0.5)

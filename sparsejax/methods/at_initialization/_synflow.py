@@ -107,7 +107,7 @@ def synflow(
   density = check_selection(density, distribution, structure)
   check_rounds(rounds)
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
-  make_inputs = _input_maker(input_shape)
+  make_inputs = input_maker(input_shape)
   check_input_axes(input_axes)
   chosen = selected(params, where)
   axes = layer_axes(params, chosen, False, input_axes)
@@ -153,14 +153,14 @@ def synflow(
   return masks
 
 
-def _input_maker(given: Any) -> Callable[[Any], jax.Array]:
+def input_maker(given: Any) -> Callable[[Any], jax.Array]:
   """Returns a function `dtype -> inputs` for an `input_shape` argument.
 
   The inputs are ones, unless `input_shape` is an array whose dtype is not floating.
   """
   if hasattr(given, "shape") and hasattr(given, "dtype"):
     if jnp.issubdtype(given.dtype, jnp.floating):
-      return _input_maker(tuple(given.shape))
+      return input_maker(tuple(given.shape))
     if isinstance(given, jax.ShapeDtypeStruct):
       return lambda dtype: jnp.ones(given.shape, given.dtype)
     return lambda dtype: jnp.asarray(given)
