@@ -32,7 +32,7 @@ def plot_spectra(
   """
   if not spectra or len(spectra) > len(COLORS):
     raise ValueError(
-      f"spectra must hold 1 to {len(COLORS)} initializations, got {len(spectra)}."
+      f"spectra must contain 1 to {len(COLORS)} initializations, got {len(spectra)}."
     )
   figure, axes = new_figure()
   for i, (name, by_depth) in enumerate(spectra.items()):

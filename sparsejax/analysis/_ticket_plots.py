@@ -54,7 +54,9 @@ def plot_tickets(
     >>> figure = plot_tickets(curves, "test accuracy, %", dense=[97.9, 98.0])
   """
   if not curves or len(curves) > len(COLORS):
-    raise ValueError(f"curves must hold 1 to {len(COLORS)} names, got {len(curves)}.")
+    raise ValueError(
+      f"curves must contain 1 to {len(COLORS)} names, got {len(curves)}."
+    )
   figure, axes = new_figure()
   names = sorted(curves, key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
   ticks: set[float] = set()
@@ -104,7 +106,7 @@ def plot_instability(values: Mapping[int, Sequence[float]], stable: float = 2.0)
     >>> figure = plot_instability({0: [30.0, 34.0], 500: [1.0, 1.5]})
   """
   if not values:
-    raise ValueError("values must hold at least one step, got none.")
+    raise ValueError("values must contain at least one step, got none.")
   figure, axes = new_figure()
   steps = sorted(values)
   several = [np.asarray(values[s], float) for s in steps]

@@ -68,7 +68,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       used.add(name)
       if name not in given:
         raise ValueError(
-          f"masks must hold a mask for every sparsified leaf, got none for {name!r} "
+          f"masks must contain a mask for every sparsified leaf, got none for {name!r} "
           f"among {sorted(given)}."
         )
       return _checked(name, given[name], old)

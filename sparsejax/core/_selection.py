@@ -427,12 +427,12 @@ def check_scores(scores: PyTree, where: PyTree, name: str = "score") -> None:
     >>> check_scores({"a": jnp.ones(2)}, {"a": jnp.ones(3, bool)})
     Traceback (most recent call last):
       ...
-    ValueError: score must give a float per weight, float[3] at 'a'; got float32[2].
+    ValueError: score must return a float per weight, float[3] at 'a'; got float32[2].
   """
   found, expected = jax.tree.structure(scores), jax.tree.structure(where)
   if found != expected:
     raise ValueError(
-      f"{name} must give a tree like the sparsified leaves, {expected}; got {found}."
+      f"{name} must return a tree like the sparsified leaves, {expected}; got {found}."
     )
   for (path, mask), score in zip(
     jax.tree_util.tree_leaves_with_path(where), jax.tree.leaves(scores), strict=True
@@ -440,6 +440,6 @@ def check_scores(scores: PyTree, where: PyTree, name: str = "score") -> None:
     shape, dtype = jnp.shape(score), jnp.result_type(score)
     if shape != mask.shape or not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(
-        f"{name} must give a float per weight, float{list(mask.shape)} at "
+        f"{name} must return a float per weight, float{list(mask.shape)} at "
         f"{path_string(path)!r}; got {dtype}{list(shape)}."
       )

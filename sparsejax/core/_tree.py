@@ -114,7 +114,7 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
   """
   leaves = named_leaves(params)
   if not leaves:
-    raise ValueError("params must hold at least one array, got an empty tree.")
+    raise ValueError("params must contain at least one array, got an empty tree.")
   check_arrays("params", params)
   check_where(name, where)
   paths = [path for path, _ in leaves]
@@ -132,7 +132,7 @@ def matches(params: PyTree, where: Where, name: str = "where") -> list[bool]:
       raise ValueError(f"{name} must be a tree that fits params: {e}") from None
   if not any(chosen) and where is None:
     shapes = sorted({tuple(leaf.shape) for _, leaf in leaves})
-    held = f"params hold {_few(paths)} of shapes {shapes[:6]}"
+    held = f"params contain {_few(paths)} of shapes {shapes[:6]}"
     if paths == [""]:
       held = f"params are one array of shape {shapes[0]}"
     raise ValueError(
@@ -230,7 +230,7 @@ def selected(params: PyTree, where: Where) -> list[bool]:
       )
     if leaf.size == 0:
       raise ValueError(
-        f"where must select leaves that hold weights, got shape {leaf.shape} at "
+        f"where must select leaves that contain weights, got shape {leaf.shape} at "
         f"{path!r}."
       )
   return chosen
@@ -301,7 +301,7 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
 def _only_leaf(entry: PyTree):
   leaves = jax.tree.leaves(entry)
   if len(leaves) > 1:
-    raise ValueError(f"expected one mask a leaf, got {len(leaves)}.")
+    raise ValueError(f"expected one mask per leaf, got {len(leaves)}.")
   return leaves[0] if leaves else None
 
 

@@ -180,12 +180,12 @@ def layer_budgets(
     budgets = jnp.asarray(given)
   except (TypeError, ValueError):
     raise TypeError(
-      f"distribution must give an integer per layer, {len(shapes)} in all, got "
+      f"distribution must return an integer per layer, {len(shapes)} in all, got "
       f"{given!r}."
     ) from None
   if budgets.shape != (len(shapes),) or not jnp.issubdtype(budgets.dtype, jnp.integer):
     raise ValueError(
-      f"distribution must give an integer per layer, {len(shapes)} in all, got "
+      f"distribution must return an integer per layer, {len(shapes)} in all, got "
       f"{budgets.dtype}{list(budgets.shape)}."
     )
   sizes = np.asarray(sizes_of(shapes))
@@ -203,7 +203,7 @@ def layer_budgets(
   found = int(np.asarray(given, np.int64).sum())
   if found != int(total):
     raise ValueError(
-      f"distribution must give budgets that sum to {int(total)}, {density} of "
+      f"distribution must return budgets that sum to {int(total)}, {density} of "
       f"{sizes.sum()} weights, got {found}."
     )
   return budgets.astype(jnp.int32)
@@ -269,7 +269,7 @@ _apportion_jit = jax.jit(apportion)
 def _check_shapes(shapes: Shapes, rank: int, who: str) -> None:
   check_mapping("shapes", shapes, "from a path to a kernel's shape")
   if not shapes:
-    raise ValueError("shapes must hold at least one layer, got an empty mapping.")
+    raise ValueError("shapes must contain at least one layer, got an empty mapping.")
   for path, shape in shapes.items():
     if not isinstance(shape, (tuple, list)):
       raise TypeError(f"shapes must be tuples, got {shape!r} for {path!r}.")

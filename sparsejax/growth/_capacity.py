@@ -93,7 +93,7 @@ def _embed(name, old, new, chain, wider_chain):
 def _check(chain, wider_chain):
   if [layer.path for layer in chain] != [layer.path for layer in wider_chain]:
     raise ValueError(
-      f"wider_chain must hold the layers {[layer.name for layer in chain]}, got "
+      f"wider_chain must contain the layers {[layer.name for layer in chain]}, got "
       f"{[layer.name for layer in wider_chain]}."
     )
   for layer, wide in zip(chain, wider_chain, strict=True):

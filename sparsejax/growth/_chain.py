@@ -111,7 +111,7 @@ def layers(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Layer, ...]:
     elif "scale" in node and found and node["scale"].shape[-1] == found[-1].features:
       found[-1] = found[-1]._replace(norm=path)
   if not found:
-    raise ValueError(f"model must hold a kernel, got {model!r}.")
+    raise ValueError(f"model must contain a kernel, got {model!r}.")
   _check_connections(model.apply, variables, images, tuple(found))
   return tuple(found)
 

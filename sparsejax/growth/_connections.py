@@ -52,7 +52,7 @@ def grow_connections(
   per_layer = isinstance(count, list | tuple)
   if per_layer and len(count) != len(chain):
     raise ValueError(
-      f"count must hold one number a layer, {len(chain)}, got {len(count)}."
+      f"count must contain one number per layer, {len(chain)}, got {len(count)}."
     )
   # Only masked connections between two live units may grow.
   allowed = candidates(masks, chain)

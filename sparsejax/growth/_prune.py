@@ -57,7 +57,9 @@ def prune_connections(
   """
   per_layer = isinstance(keep, list | tuple)
   if per_layer and len(keep) != len(chain):
-    raise ValueError(f"keep must hold one number a layer, {len(chain)}, got {keep}.")
+    raise ValueError(
+      f"keep must contain one number per layer, {len(chain)}, got {keep}."
+    )
   # Score the live connections by magnitude, divided by their uses if asked for.
   live = [get(masks, layer.path) for layer in chain]
   scores = []
@@ -179,8 +181,8 @@ def prune_units(
   """
   if len(keep) != len(chain):
     raise ValueError(
-      f"keep must hold a number for the input and each hidden layer, {len(chain)}; got "
-      f"{len(keep)}."
+      f"keep must contain a number for the input and each hidden layer, {len(chain)}; "
+      f"got {len(keep)}."
     )
   importance, live = unit_importance(masks, weights, chain)
   kept = top_k_masks(importance, [jnp.asarray(k, jnp.int32) for k in keep], live)

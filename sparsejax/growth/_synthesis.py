@@ -165,7 +165,7 @@ def synthesize(
 def check_plan(plan: Plan) -> None:
   """Raises ValueError if the numbers of a plan are outside their ranges."""
   if not plan.milestones:
-    raise ValueError("milestones must hold at least one, got none.")
+    raise ValueError("milestones must contain at least one, got none.")
   last = math.inf
   for milestone in plan.milestones:
     connections = _total(milestone.connections)
@@ -237,7 +237,7 @@ def _prune(plan, actions, state, best, position):
     if isinstance(milestone.connections, tuple):
       if len(milestone.connections) != len(position.start):
         raise ValueError(
-          "connections must be one number, or one number a layer,"
+          "connections must be one number, or one number per layer,"
           f" {len(position.start)}; got {milestone.connections}."
         )
       keep = tuple(map(down, position.start, milestone.connections))

@@ -177,9 +177,9 @@ def _check(axes):
   for a in axes:
     if a.taps and a.order != tuple(range(len(a.shape))):
       raise ValueError(
-        "isometric must get kernels of axes (stacked, taps, inputs, outputs), got "
-        f"shape {a.shape} at {a.path!r} with stacked {a.stacked}, inputs {a.inputs} "
-        f"and outputs {a.outputs}."
+        "isometric must be used for kernels of axes (stacked, taps, inputs, outputs), "
+        f"got shape {a.shape} at {a.path!r} with stacked {a.stacked}, inputs "
+        f"{a.inputs} and outputs {a.outputs}."
       )
 
 

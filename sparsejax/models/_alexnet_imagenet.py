@@ -51,7 +51,7 @@ class ImageNetAlexNet(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
     if len(self.features) != 7:
-      raise ValueError(f"features must hold 7 widths; got {len(self.features)}.")
+      raise ValueError(f"features must contain 7 widths; got {len(self.features)}.")
     for i, (size, stride, border, pool) in enumerate(_CONVOLUTIONS, 1):
       kernel_init, bias_init = self.initialization(size**2 * x.shape[-1])
       x = Conv(

@@ -75,7 +75,7 @@ def calibrate_learning_rate(
 
   found = [float(measure(params, batch)) for batch in batches]
   if not found:
-    raise ValueError("batches must hold at least one, got none.")
+    raise ValueError("batches must contain at least one, got none.")
   mean = float(np.mean(found))
   if not (np.isfinite(mean) and mean > 0):
     raise ValueError(

@@ -86,7 +86,7 @@ class LeNet5(nn.Module):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps images (n, height, width, channels) to logits (n, num_classes)."""
     if len(self.features) != 3:
-      raise ValueError(f"features must hold 3 widths; got {len(self.features)}.")
+      raise ValueError(f"features must contain 3 widths; got {len(self.features)}.")
     for i, features in enumerate(self.features[:2], 1):
       kernel_init, bias_init = self.initialization(25 * x.shape[-1])
       x = Conv(

@@ -226,7 +226,7 @@ class VanillaCNN(nn.Module):
       )
     if self.channels < stride**2 * shape[3]:
       raise ValueError(
-        "channels must hold what the stem folds into them, stride^2 c = "
+        "channels must contain what the stem folds into them, stride^2 c = "
         f"{stride**2 * shape[3]}; got {self.channels}."
       )
     for name, value, least in (("depth", self.depth, 1), ("q0", self.q0, 1e-300)):

@@ -57,8 +57,8 @@ class VGG16(nn.Module):
     widths = tuple(self.features or (*widths, *hidden))
     if len(widths) != 13 + len(hidden):
       raise ValueError(
-        f"features must hold {13 + len(hidden)} widths for version {self.version!r}; "
-        f"got {len(widths)}."
+        f"features must contain {13 + len(hidden)} widths for version "
+        f"{self.version!r}; got {len(widths)}."
       )
     # Five stages of convolutions, each followed by max pooling.
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)

@@ -218,7 +218,7 @@ def prune(
     )
   batches = [batch for _, batch in checked(batches)]
   if not batches:
-    raise ValueError("batches must hold at least one batch, got none.")
+    raise ValueError("batches must contain at least one batch, got none.")
   # Find the layers and compute the number of weights that each keeps.
   network = find_layers(apply_fn, params, batches[0], where, "prune")
   budgets = _budgets(network.layers, density, distribution, structure)

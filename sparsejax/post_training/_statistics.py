@@ -177,7 +177,7 @@ def input_statistics(
     values = numbered(network, batch)
     totals = sums.step(totals, leaves, values)
   if sums is None:
-    raise ValueError("batches must hold at least one batch, got none.")
+    raise ValueError("batches must contain at least one batch, got none.")
   names = [layer.name for layer in network.layers]
   return dict(zip(names, totals, strict=True))
 
@@ -304,7 +304,7 @@ def _check_batch(first: Any, batch: Any, i: int) -> None:
     math.prod(a.shape) == 0 for a in jax.tree.leaves(batch)
   ):
     raise ValueError(
-      f"batches must hold examples, got {_describe(batch)} in batch {i}."
+      f"batches must contain examples, got {_describe(batch)} in batch {i}."
     )
   if _describe(first) != _describe(batch):
     raise ValueError(

@@ -224,7 +224,7 @@ def dense_layers(params: Any) -> list[Mapping[str, jax.Array]]:
     kernel = layer.get("kernel") if isinstance(layer, Mapping) else None
     if kernel is None or kernel.ndim != 2:
       raise ValueError(
-        "params must hold dense layers {'kernel': (in, out), 'bias': (out,)}, got"
+        "params must contain dense layers {'kernel': (in, out), 'bias': (out,)}, got"
         f" {name!r}: {jax.tree.map(jnp.shape, layer)}."
       )
   return [params[name] for name in names]

@@ -150,7 +150,7 @@ def empirical_fisher_diagonal(
     raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
   count = jax.tree.leaves(examples)[0].shape[0]
   if count < 1:
-    raise ValueError(f"examples must hold at least 1 example, got {count}.")
+    raise ValueError(f"examples must contain at least 1 example, got {count}.")
 
   def squared_gradient(example):
     return jax.tree.map(jnp.square, jax.grad(example_loss)(params, example))

@@ -72,7 +72,7 @@ def approximate(
   Hutter and Rivasplata (2020), Theorem 1.
   """
   if not isinstance(target_params, Mapping | list | tuple) or not len(target_params):
-    raise ValueError(f"target_params must hold a layer, got {target_params!r}.")
+    raise ValueError(f"target_params must contain a layer, got {target_params!r}.")
   if construction not in CONSTRUCTIONS:
     raise ValueError(
       f"construction must be one of {CONSTRUCTIONS}, got {construction!r}."

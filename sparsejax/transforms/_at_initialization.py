@@ -228,7 +228,7 @@ def check_batches(batches: Any) -> None:
       f"{type(batches).__name__}."
     )
   if not batches:
-    raise ValueError("batches must hold at least one batch, got an empty list.")
+    raise ValueError("batches must contain at least one batch, got an empty list.")
 
 
 def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
@@ -236,7 +236,7 @@ def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
   check_callable("loss_fn", loss_fn, "a function of (params, batch)", 2)
   loss = jax.eval_shape(loss_fn, params, batch)
   if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-    raise ValueError(f"loss_fn must give one float, got {loss}.")
+    raise ValueError(f"loss_fn must return one float, got {loss}.")
 
 
 def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:

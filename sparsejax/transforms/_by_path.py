@@ -74,7 +74,7 @@ def by_path(
       made = method(inner)
     if not callable(getattr(made, "init", None)):
       raise TypeError(
-        "methods must hold functions from an optimizer to a sparse one, or "
+        "methods must contain functions from an optimizer to a sparse one, or "
         f"optimizers, got {method!r} for {pattern!r}."
       )
     transforms[pattern] = made

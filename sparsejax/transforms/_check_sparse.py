@@ -122,14 +122,14 @@ def _faults(
     for (path, mask), budget in zip(paths, jax.tree.leaves(state.budgets), strict=True):
       difference = jnp.abs(live_in(mask, budget) - budget)
       message = (
-        "opt_state must hold masks of as many live weights as their budgets say, got a "
-        f"difference of {{number}} for {path_string(path)!r}."
+        "opt_state must contain masks of as many live weights as their budgets say, "
+        f"got a difference of {{number}} for {path_string(path)!r}."
       )
       faults.append((jnp.sum(difference, dtype=jnp.int32), message))
     for path, soft in jax.tree_util.tree_leaves_with_path(state.soft_masks):
       message = (
-        "opt_state must hold soft masks that are finite and at least 0, got {number} "
-        f"others for {path_string(path)!r}."
+        "opt_state must contain soft masks that are finite and at least 0, got "
+        f"{{number}} others for {path_string(path)!r}."
       )
       faults.append((count(~((soft >= 0) & jnp.isfinite(soft))), message))
     if isinstance(state, ForwardState):

@@ -60,7 +60,7 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) ->
   leaves, treedef = jax.tree.flatten(masks)
   check_masks(masks)
   if not leaves:
-    raise ValueError("masks must hold at least one array, got an empty tree.")
+    raise ValueError("masks must contain at least one array, got an empty tree.")
   check_key("key", key)
   check_stacked(stacked)
   # Count the live weights of each layer, then keep as many of uniform random draws.

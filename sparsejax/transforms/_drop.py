@@ -177,7 +177,7 @@ def checked_fraction(
   number = jnp.issubdtype(fraction.dtype, jnp.number)
   if not number or fraction.shape not in ((), budget.shape):
     raise ValueError(
-      f"{name} must give one number or one per layer, {budget.size} in all, got "
+      f"{name} must return one number or one per layer, {budget.size} in all, got "
       f"{fraction.dtype}{list(fraction.shape)}."
     )
   sound = ~jnp.isnan(fraction)

@@ -118,8 +118,8 @@ def grow_per_neuron(score: Score) -> MaskTransform:
     for a in axes:
       if len(a.layer) < 2:
         raise ValueError(
-          f"grow_per_neuron must get layers of rank 2 or more, got shape {a.layer} at "
-          f"{a.path!r}."
+          f"grow_per_neuron must be used for layers of rank 2 or more, got shape "
+          f"{a.layer} at {a.path!r}."
         )
     check_known(axes, "grow_per_neuron")
 

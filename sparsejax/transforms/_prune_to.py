@@ -83,7 +83,8 @@ def prune_to(
       target = jnp.asarray(target)
       if target.shape != () or not jnp.issubdtype(target.dtype, jnp.number):
         raise ValueError(
-          f"density must give a single number, got {target.dtype}{list(target.shape)}."
+          "density must return a single number, got "
+          f"{target.dtype}{list(target.shape)}."
         )
       target = target.astype(jnp.float32)
       # NaN gives no budgets: mark the mask update as one to skip, go on with 1.

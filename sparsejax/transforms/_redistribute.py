@@ -82,7 +82,7 @@ def redistribute(score: Score | Rule) -> MaskTransform:
       layers = len(layer_sizes(masks, budgets))
       if share.shape != (layers,) or not jnp.issubdtype(share.dtype, jnp.number):
         raise ValueError(
-          f"score must give a number per layer, {layers} in all, got "
+          f"score must return a number per layer, {layers} in all, got "
           f"{share.dtype}{list(share.shape)}."
         )
       sound = jnp.isfinite(share)

@@ -434,7 +434,7 @@ def check_update(updates, state, params, update_masks) -> None:
   """
   if not isinstance(state, SparseState):
     raise TypeError(
-      f"state must be what init gave, a SparseState, got {type(state).__name__}."
+      f"state must be the SparseState returned by init, got {type(state).__name__}."
     )
   if params is None:
     raise ValueError(

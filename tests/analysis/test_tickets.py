@@ -49,7 +49,7 @@ def test_plots_hold_what_they_are_given():
   assert left > right
   axes = analysis.plot_instability({0: [30.0], 100: [1.0]}).axes[0]
   assert list(axes.lines[0].get_ydata()) == [30.0, 1.0]
-  with pytest.raises(ValueError, match="curves must hold"):
+  with pytest.raises(ValueError, match="curves must contain"):
     analysis.plot_tickets({}, "accuracy")
-  with pytest.raises(ValueError, match="values must hold"):
+  with pytest.raises(ValueError, match="values must contain"):
     analysis.plot_instability({})

@@ -199,7 +199,7 @@ def test_tree_map_params_takes_specs():
 
 def test_an_empty_tree_is_still_refused():
   for empty in ({}, (), nnx.State({})):
-    with pytest.raises(ValueError, match="params must hold at least one array"):
+    with pytest.raises(ValueError, match="params must contain at least one array"):
       RIGL(SGD).init(empty)
 
 

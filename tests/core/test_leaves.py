@@ -90,7 +90,7 @@ def test_bad_choice(where, error, message):
 
 
 def test_bad_trees():
-  with pytest.raises(ValueError, match="params must hold at least one array"):
+  with pytest.raises(ValueError, match="params must contain at least one array"):
     selected({}, None)
   with pytest.raises(ValueError, match=r"weights, got shape \(0, 2\) at 'a'"):
     selected({"a": jnp.ones((0, 2))}, None)

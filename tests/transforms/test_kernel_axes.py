@@ -247,5 +247,5 @@ def test_pruning_at_initialization_knows_axes():
 
 def test_isometric_refuses_what_it_would_not_find():
   params = {"conv": {"kernel": normal(3, 5, 3, 4, 4)}}
-  with pytest.raises(ValueError, match="isometric must get kernels of axes"):
+  with pytest.raises(ValueError, match="isometric must be used for kernels of axes"):
     sj.isometric(SGD, 0.5, stacked={"conv": 1}).init(params)

@@ -58,7 +58,7 @@ def compress_n_m(
   groups = _split(mask, at, m)
   if not isinstance(mask, Tracer) and not bool((groups.sum(at + 1) == n).all()):
     raise ValueError(
-      f"mask must hold exactly {n} of {m} in every group of axis "
+      f"mask must contain exactly {n} of {m} in every group of axis "
       f"{-2 if axis is None else axis}."
     )
   # A stable sort of each group puts live weights first, in increasing index order.
