@@ -47,7 +47,7 @@ def test_connections_grow_where_the_gradient_is_largest_between_live_units():
   assert _kernels(all_)[1] == [[1, 1], [1, 1], [0, 0]]
   second = growth.grow_connections(MASKS, gradients, CHAIN, [0, 1])
   assert _kernels(second) == [_kernels(MASKS)[0], [[1, 1], [1, 1], [0, 0]]]
-  with pytest.raises(ValueError, match="one number a layer, 2, got 1"):
+  with pytest.raises(ValueError, match="one number per layer, 2, got 1"):
     growth.grow_connections(MASKS, gradients, CHAIN, [1])
 
 

@@ -97,7 +97,7 @@ def test_each_layer_has_a_size_of_its_own_where_the_milestone_names_one():
   assert end == (4, 81, 50)
   for sizes in ((4, 81), (1, 2, 3, 4)):
     plan = PLAN._replace(milestones=(growth.Milestone(sizes, 2),))
-    with pytest.raises(ValueError, match="one number a layer"):
+    with pytest.raises(ValueError, match="one number per layer"):
       growth.synthesize(plan, actions, (64, 100, 50))
 
 
