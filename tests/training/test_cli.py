@@ -133,9 +133,13 @@ def _run(*command):
 @pytest.mark.parametrize(
   ("script", "args", "message"),
   [
-    ("train.py", [], "Error: --config must name a file. There are:"),
+    ("train.py", [], "Error: --config must name a config file. Available configs:"),
     ("train.py", ["--config=configs/digit.py:rigl"], "did you mean configs/digits.py?"),
-    ("compare.py", ["--config=x.py"], "Error: there is no config x.py. There are:"),
+    (
+      "compare.py",
+      ["--config=x.py"],
+      "Error: there is no config x.py. Available configs:",
+    ),
   ],
 )
 def test_configs_are_listed_where_none_is_named(script, args, message):
