@@ -21,6 +21,8 @@ from sparsejax.methods.at_initialization import grasp, phew, snip, synflow
 from sparsejax.methods.forward import (
   init_scores,
   init_thresholds,
+  power_updates,
+  powerpropagation,
   s_ste,
   soft_threshold,
   soft_threshold_masks,
@@ -52,6 +54,8 @@ __all__ = [
   "near_dense",
   "one_shot",
   "phew",
+  "power_updates",
+  "powerpropagation",
   "rigl",
   "s_ste",
   "snfs",

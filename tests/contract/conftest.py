@@ -45,6 +45,7 @@ class Method:
   masked: bool = True  # the inner optimizer sees masked gradients
   late: bool = False  # ... by the masks from before the step
   fresh: bool = False  # grown weights start from a value of their own
+  around: Callable = lambda inner: inner  # what the method makes of the inner optimizer
   suffix: str = ""
 
   def __call__(self, inner, **kwargs):
@@ -83,6 +84,7 @@ METHODS = [
   Method("granet", totals=(50, 24, 20)),
   Method("mest", {"drop_fraction": 0.5}, totals=(20, 30, 20)),
   Method("mest", {"soft_bound": False}, suffix="_hard"),
+  Method("powerpropagation", totals=(50, 24, 20), around=sj.power_updates),
   Method("ac_dc", totals=(50, 20, 20), moves=(3,)),
   Method(
     "rigl",
@@ -350,7 +352,7 @@ def dtypes(row):
 def train(row: Row) -> Run:
   """Runs a row once, in one compiled step, for all facts that are checked on it."""
   wrap = OPTIMIZERS[row.optimizer]
-  tx, alone = wrap(row.method), wrap(lambda inner: inner)
+  tx, alone = wrap(row.method), wrap(row.method.around)
   traces = 0
 
   def step(params, state, bare, grads):

@@ -1,5 +1,9 @@
-"""Methods that change the weights of the forward pass only; params stay dense."""
+"""Methods of the forward pass: masks, soft masks and changes of variables."""
 
+from sparsejax.methods.forward._powerpropagation import (
+  power_updates,
+  powerpropagation,
+)
 from sparsejax.methods.forward._s_ste import s_ste
 from sparsejax.methods.forward._soft_threshold import (
   init_thresholds,
@@ -18,6 +22,8 @@ from sparsejax.methods.forward._top_kast import top_kast
 __all__ = [
   "init_scores",
   "init_thresholds",
+  "power_updates",
+  "powerpropagation",
   "s_ste",
   "soft_threshold",
   "soft_threshold_masks",
