@@ -33,7 +33,6 @@ from sparsejax.experiments.comparison import (
   run_grid,
   write_comparison,
 )
-from sparsejax.training import current_commit
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -67,7 +66,6 @@ def train(workdir: pathlib.Path) -> None:
     grid_cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
     seeds,
     together=together,
-    commit=current_commit(12) or "",
     say=lambda line: print(line, flush=True),
     verbose=sys.stderr.isatty(),
   )

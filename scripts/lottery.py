@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from sparsejax.experiments import command_line
 from sparsejax.experiments.lottery import default_config, run_experiment, write_report
-from sparsejax.training import TrainingError, current_commit
+from sparsejax.training import TrainingError
 
 __doc__ = str(__doc__) + "".join(
   f"  --config.{name}={value}\n"
@@ -49,8 +49,7 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(str(_WORKDIR.value)).expanduser().absolute()
   try:
     if not _REPORT_ONLY.value:
-      commit = current_commit(12) or ""
-      run_experiment(_CONFIG.value, workdir, commit=commit)
+      run_experiment(_CONFIG.value, workdir)
     print(write_report(workdir))
   except KeyboardInterrupt:
     print("Stopped. The same command goes on with the level that was under way.")

@@ -159,9 +159,13 @@ def before(commit: str) -> list[dict]:
     sys.exit(
       f"Error: --before must be a commit with {path}; git: {done.stderr.strip()}"
     )
+  with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    file.write(done.stdout)
+    file.flush()
+    rows = results.read_rows(file.name)
   return [
     row | {"metric": f"{row['metric']}_before"}
-    for row in results.annotate_provenance(json.loads(done.stdout))
+    for row in rows
     if not row["metric"].endswith("_before")
   ]
 

@@ -24,6 +24,7 @@ from absl import flags, logging
 
 from scripts.reliability import damage, kill, layouts, long_runs
 from sparsejax.experiments import command_line, results
+from sparsejax.training import environment
 
 WORKDIR = flags.DEFINE_string("workdir", "reliability", "where trials are recorded")
 CASES = flags.DEFINE_list("cases", [], "which cases; all if empty")
@@ -130,7 +131,7 @@ def run(name: str, case: Case, workdir: pathlib.Path, number: int) -> None:
     return
   trial = case.make(workdir / name)
   for i in left:
-    record = {"trial": i, **trial(i)}
+    record = {"trial": i, **trial(i), "run": environment()}
     with open(file, "a") as out:
       out.write(json.dumps(record) + "\n")
     done = recorded(file)
@@ -144,18 +145,20 @@ def rows(name: str, case: Case, records: Iterable[dict[str, Any]]) -> list[dict]
   records = list(records)
   counts: dict[str, float] = {case.metric: sum(r["ok"] for r in records)}
   counts["tried"] = len(records)
+  runs = [record["run"] for record in records]
   own = []
   for record in records:
     for key, value in record.items():
       if key in ("trial", "ok") or not isinstance(value, bool | int | float):
         continue
       if case.each:
-        own.append(results.row(f"{name}/{record[case.each]}", key, float(value)))
+        its_case = f"{name}/{record[case.each]}"
+        own.append(results.row(its_case, key, float(value), runs=[record["run"]]))
       else:
         counts[key] = counts.get(key, 0) + value
   notes = {case.metric: case.what}
   return [
-    results.row(name, metric, float(n), note=notes.get(metric, ""))
+    results.row(name, metric, float(n), note=notes.get(metric, ""), runs=runs)
     for metric, n in counts.items()
   ] + own
 

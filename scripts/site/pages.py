@@ -154,9 +154,12 @@ def results_index() -> str:
     content = json.loads(path.read_text())
     rows = content["rows"]
     papers = sum(row["paper"] is not None for row in rows)
-    command = tables.command(content).split(" --")[0]
+    commands = dict.fromkeys(
+      f"`{tables.command(run).split(' --')[0]}`" for run in content["runs"]
+    )
+    made_by = ", ".join(commands)
     lines.append(
-      f"| [{path.stem}]({path.stem}.md) | {len(rows)} | {papers or ''} | `{command}` |"
+      f"| [{path.stem}]({path.stem}.md) | {len(rows)} | {papers or ''} | {made_by} |"
     )
   return "\n".join(lines) + "\n"
 
@@ -170,24 +173,21 @@ def results(stem: str, prose: str) -> str:
   parts = [head, ""]
   if few and len(few) < len(rows):
     parts += ["Beside published values:", "", tables.table(few), "", "All rows:", ""]
-  parts += [tables.table(rows), "", f"Made by `{tables.command(content)}` at commit"]
-  versions = ", ".join(f"{k} {v}" for k, v in content["versions"].items())
-  commit = (content["commit"] or "unknown")[:12]
-  parts[-1] += f" `{commit}`, {content['date']}, {content['hardware']}; {versions}."
+  parts += [tables.table(rows), "", tables.ERRORS, "", "Made by", ""]
+  for run in tables.runs(content, rows):
+    versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
+    commit = (run["commit"] or "unknown")[:12]
+    parts.append(
+      f"- `{tables.command(run)}` at commit `{commit}`, {run['date']},"
+      f" {run['hardware']}; {versions}."
+    )
   sources = dict.fromkeys(row["source"] for row in rows if row["source"])
   if sources:
     parts += ["", "Published values:", "", *(f"- {source}" for source in sources)]
-  notes = dict.fromkeys(filter(None, map(_note, rows)))
+  notes = dict.fromkeys(row["note"] for row in rows if row["note"])
   if notes and len(notes) <= 12:
     parts += ["", "Notes:", "", *(f"- {note}" for note in notes)]
   return "\n".join(parts) + "\n"
-
-
-def _note(row: dict) -> str:
-  """Returns a row's note, with its commit and hardware if they are not the file's."""
-  note, made = row["note"], row.get("provenance")
-  where = f"at commit {made['commit']}, {made['hardware']}" if made else ""
-  return "; ".join(filter(None, (note, where)))
 
 
 _MARK = re.compile(r"\{\{ (\w+) (\S+) (\w+)(?: (\S+))? \}\}")

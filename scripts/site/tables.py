@@ -17,6 +17,7 @@ from typing import Any
 
 from scripts import ROOT
 
+ERRORS = "±: standard error of the mean over n seeds or repetitions."
 _TABLE = re.compile(
   r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -43,9 +44,9 @@ _MOVED = {
 }
 
 
-def command(content: dict[str, Any]) -> str:
-  """Returns the command of a results file, with the present place of its script."""
-  python, script, *rest = str(content["command"]).split(" ")
+def command(run: dict[str, Any]) -> str:
+  """Returns the command of a run, with the present place of its script."""
+  python, script, *rest = str(run["command"]).split(" ")
   return " ".join([python, _MOVED.get(script, script), *rest])
 
 
@@ -76,7 +77,10 @@ def value(name: str, case: str, metric: str, field: str = "mean") -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-  """Formats rows as a Markdown table: case, metric, mean and error, n, paper."""
+  """Formats rows as a Markdown table: case, metric, mean and error, n, paper.
+
+  The error is the standard error of the mean over the n values.
+  """
   lines, bar = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"], r"\|"
   for row in rows:
     ours = number(row["mean"])
@@ -87,12 +91,19 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def runs(content: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the environments that rows of a results file were computed in."""
+  return [content["runs"][i] for i in sorted({i for row in rows for i in row["runs"]})]
+
+
 def results(name: str, published: bool = False) -> str:
-  """Formats a results file as a table, followed by its command and versions."""
+  """Formats a results file as a table, followed by its commands and hardware."""
   content = json.loads((ROOT / f"results/{name}.json").read_text())
   rows = [r for r in content["rows"] if r["paper"] is not None or not published]
-  where = f"`{command(content)}`, {content['hardware']}"
-  return f"{table(rows)}\n\nMade by {where}.\n"
+  where = dict.fromkeys(
+    f"`{command(run)}` ({run['hardware']})" for run in runs(content, rows)
+  )
+  return f"{table(rows)}\n\n{ERRORS}\n\nMade by {', '.join(where)}.\n"
 
 
 def costs(tree: str, device: str = "") -> str:

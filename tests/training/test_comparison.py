@@ -5,6 +5,7 @@ import pytest
 from absl import logging
 
 from sparsejax.analysis.costs import _multiply_adds as multiply_adds
+from sparsejax.experiments import results
 from sparsejax.experiments.comparison import _grid as comparison
 from sparsejax.experiments.comparison import _published as published
 from sparsejax.experiments.comparison import _report as comparison_report
@@ -13,6 +14,14 @@ from sparsejax.training import _errors as errors
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import _workdir as workdir_lib
 from sparsejax.training import default_config, use_method
+
+RUN = {
+  "command": "python train.py",
+  "commit": "abc",
+  "date": "2026-11-28",
+  "hardware": "an abacus",
+  "versions": {"jax": "0.10.2"},
+}
 
 
 def make_config(method):
@@ -112,10 +121,12 @@ def test_runs_on_text_are_collected(tmp_path):
   (run / "config.json").write_text(json.dumps({"seed": 0, "num_seeds": 1}))
   summary = {"test_error_percent": [60.0], "step": 3}
   (run / "summary.json").write_text(json.dumps(summary))
+  parts = {"parts": [{"step": 0, **RUN}]}
+  (run / "environment.json").write_text(json.dumps(parts))
   live = {"mlp1/up/kernel": 8 * 32, "mlp1/down/kernel": 32 * 8}
   (run / metrics.FILE).write_text(json.dumps({"live": live}) + "\n")
   [found] = comparison.collect(config, tmp_path).values()
-  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, ())}
+  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, (RUN,))}
 
 
 def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
@@ -124,13 +135,13 @@ def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
   snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
   assert comparison_report.keep(config, outcomes, out) == outcomes
   comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
-  written = json.loads(out.read_text())["rows"]
+  written = results.read_rows(out)
   # Nothing new: the same table. One seed lost: it is put back in its place.
   assert (
     comparison_report.rows(config, comparison_report.keep(config, outcomes, out))
     == written
   )
-  changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, commits=("abc",))}}
+  changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, runs=(RUN,))}}
   merged = comparison_report.keep(config, changed, out)
   assert list(merged) == [snip, dense]
   assert [o.accuracy for o in merged[snip].values()] == [
@@ -138,15 +149,15 @@ def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
     12.5,
   ]
   row = comparison_report.rows(config, merged)[0]
-  assert row["note"].endswith("trained at abc")
-  assert (row["seeds"], row["commits"]) == ([0, 1], ["abc"])
+  assert row["seeds"] == [0, 1]
+  assert row["runs"] == [*written[0]["runs"], RUN]
   longer = {snip: {2: outcomes[snip][1]._replace(steps=1)}}
   with pytest.raises(errors.ConfigError, match="as long as the workdir's; got"):
     comparison_report.keep(config, longer, out)
   config.model = "lenet300"
   assert comparison_report.keep(config, {}, out) == {}
-  old = {"rows": [{"case": "mlp/snip/density=0.1", "values": [1.0], "note": "9 steps"}]}
-  out.write_text(json.dumps(old))
+  other = results.row("mlp/snip/density=0.1", "seconds", 1.0)
+  results.write_results(out, "toy", [other])
   with pytest.raises(errors.ConfigError, match=r"with the field seeds; got mlp/snip/"):
     comparison_report.keep(config, {}, out)
 

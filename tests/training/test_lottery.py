@@ -13,6 +13,7 @@ import pytest
 import sparsejax as sj
 from sparsejax import lottery, models
 from sparsejax.core._tree import path_string
+from sparsejax.experiments import results
 from sparsejax.experiments.lottery import _config as lottery_config
 from sparsejax.experiments.lottery import _experiment as lottery_lib
 from sparsejax.experiments.lottery import _instability as instability_lib
@@ -60,7 +61,7 @@ def whole(setup, tmp_path_factory):
   path = tmp_path_factory.mktemp("lottery")
   with pytest.MonkeyPatch.context() as m:
     m.setattr(setup_lib, "prepare", lambda config: setup)
-    cells = lottery_lib.run_experiment(TINY, path, verbose=False, commit="abc")
+    cells = lottery_lib.run_experiment(TINY, path, verbose=False)
   return path, cells
 
 
@@ -175,7 +176,7 @@ def test_metrics(whole):
   assert metrics["steps"] == [10, 20, 30, 40]
   assert metrics["measured"] == [20, 30, 40]
   assert metrics["start"] == 5
-  assert metrics["commit"] == "abc"
+  assert set(metrics["run"]) == set(results.RUN_KEYS)
   losses = np.array(metrics["validation_loss"])
   best = losses.argmin(1)
   assert metrics["early_stop"] == [metrics["steps"][i] for i in best]

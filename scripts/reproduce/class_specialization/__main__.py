@@ -15,6 +15,7 @@ trains nothing: it times the finished networks again, in half a minute, and writ
 table and the plot.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -93,12 +94,15 @@ def means(model: str, density: float) -> list[dict]:
   summaries = [json.loads((path / "summary.json").read_text()) for path in paths]
   error = [s["test_error_percent"][0] for s in summaries]
   note = f"MNIST, {summaries[0]['step']:,} steps of 100 images"
-  rows = [results.row(case, "test_error_percent", error, note=note)]
+  runs = results.trained_in(paths)
+  rows = [results.row(case, "test_error_percent", error, note=note, runs=runs)]
   for layer in found[0]:
     values = [100 * float(np.mean(network[layer])) for network in found]
     text = "mean over channels of the largest class's share; 10 serves all classes"
     rows.append(
-      results.row(f"{case}/{layer}", "class_share_percent", values, note=text)
+      results.row(
+        f"{case}/{layer}", "class_share_percent", values, note=text, runs=runs
+      )
     )
   return rows
 
@@ -109,18 +113,20 @@ def variance(model: str, density: float) -> list[dict]:
   case = f"{model}/density={density:g}/against_dense"
   note = f"two-way analysis of variance of {sum(map(len, dense.values()))} dense and "
   note += f"{sum(map(len, sparse.values()))} sparse channels"
+  runs = results.trained_in(finished(model, 1) + finished(model, density))
+  row = functools.partial(results.row, case, runs=runs)
   rows = []
   for name, effect in specialization_anova(dense, sparse).items():
     if name == "residual":
       continue
     name = name.replace("layer:sparse", "interaction")
     square = 100 * effect.eta_squared
-    rows.append(results.row(case, f"{name}_eta_squared_percent", square, note=note))
-    rows.append(results.row(case, f"{name}_p_value", effect.p, note=note))
+    rows.append(row(f"{name}_eta_squared_percent", square, note=note))
+    rows.append(row(f"{name}_p_value", effect.p, note=note))
   gaps = [100 * float(np.mean(sparse[n]) - np.mean(dense[n])) for n in dense]
   text = "sparse minus dense, mean over the layers"
   difference = float(np.mean(gaps))
-  rows.append(results.row(case, "class_share_difference_points", difference, note=text))
+  rows.append(row("class_share_difference_points", difference, note=text))
   return rows
 
 

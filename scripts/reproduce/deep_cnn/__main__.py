@@ -15,6 +15,7 @@ half minutes on one H200.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -39,6 +40,7 @@ from sparsejax.analysis import (
 )
 from sparsejax.experiments import command_line, results
 from sparsejax.initializers import mean_field
+from sparsejax.training import environment
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where records live.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
@@ -157,11 +159,15 @@ def folder() -> pathlib.Path:
 
 
 def kept(name: str, make) -> Any:
-  """Returns a record of the workdir; computes and writes it if it is missing."""
+  """Returns a record of the workdir, `{"value", "run"}`, or None if it is missing.
+
+  A missing record is computed and written if `--cases` has it.
+  """
   path = folder() / f"{name}.json"
   if not path.exists() and not _WRITE_ONLY.value and re.search(_CASES.value, name):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(make(), indent=1))
+    record = {"value": make(), "run": environment()}
+    path.write_text(json.dumps(record, indent=1))
     print(f"{name}: done", flush=True)
   return json.loads(path.read_text()) if path.exists() else None
 
@@ -237,6 +243,7 @@ def rows_of(case: Case) -> list[dict]:
       metrics[f"jacobian_log10_{key}_{when}"] = values
   # The paper's values are approximate, read from its plots.
   paper = {"mnist": 99.0, "cifar10": 82.0} if case.method == "" else {}
+  runs = [r["run"] for r in records]
   rows = []
   for metric, values in metrics.items():
     published = metric == "test_accuracy_percent" and "delta" in case.name
@@ -248,6 +255,7 @@ def rows_of(case: Case) -> list[dict]:
         paper=paper.get(case.dataset) if published else None,
         source=SOURCE if published and case.dataset in paper else "",
         note=f"{note}; of seed 0 alone" if "jacobian" in metric else note,
+        runs=runs,
       )
     )
   for at, value in records[0]["test_curve"].items() if case.curve else ():
@@ -255,10 +263,9 @@ def rows_of(case: Case) -> list[dict]:
     seen = 100 * float(np.mean(records[0]["accuracy"][max(step - 50, 0) : step]))
     place = f"{case.name}/step={step}"
     some = "seed 0, the first 400 test images"
-    rows.append(results.row(place, "test_accuracy_percent", 100 * value, note=some))
-    rows.append(
-      results.row(place, "train_accuracy_percent", seen, note="seed 0, last 50 steps")
-    )
+    row = functools.partial(results.row, place, runs=runs[:1])
+    rows.append(row("test_accuracy_percent", 100 * value, note=some))
+    rows.append(row("train_accuracy_percent", seen, note="seed 0, last 50 steps"))
   return rows
 
 
@@ -300,14 +307,14 @@ def main(argv: list[str]) -> None:
       logs = kept(case, lambda k=kind, v=variances, d=depth: jacobian(k, v, d))
       if logs is None:
         continue
-      found = Spectrum(np.array(logs))
+      found = Spectrum(np.array(logs["value"]))
       spectra.setdefault(name, {})[depth] = found
       note = "random 4 x 4 x 16 input, seed 0; of float32 products"
       for metric, value in (
         ("log10_median_singular_value", found.log10_median),
         ("log10_condition_number", float(found.log10[0] - found.log10[-1])),
       ):
-        rows.append(results.row(case, metric, value, note=note))
+        rows.append(results.row(case, metric, value, note=note, runs=[logs["run"]]))
   if not _WRITE_ONLY.value:
     for group in groups():
       train(group, _DATA_DIR.value, folder())
@@ -316,15 +323,15 @@ def main(argv: list[str]) -> None:
   for i, j in np.ndindex(*losses.shape):
     depth, variance = SCALE_DEPTHS[i], SCALE_VARIANCES[j]
     name = f"depth_scale/depth={depth}/weight_variance={variance:g}/loss"
-    value = kept(name, lambda d=depth, v=variance: depth_scale(d, v))
-    losses[i, j] = np.nan if value is None else value
-    if value is not None:
+    record = kept(name, lambda d=depth, v=variance: depth_scale(d, v))
+    losses[i, j] = np.nan if record is None else record["value"]
+    if record is not None:
       note = (
         f"{SCALE_STEPS} steps, Gaussian kernels, frozen read-out, mean of the last 10"
       )
-      rows.append(
-        results.row(name.removesuffix("/loss"), "train_loss", value, note=note)
-      )
+      value, runs = record["value"], [record["run"]]
+      case = name.removesuffix("/loss")
+      rows.append(results.row(case, "train_loss", value, note=note, runs=runs))
   # Collect the rows of all finished cases and draw the plots.
   for case in CASES:
     rows += rows_of(case)

@@ -27,7 +27,7 @@ from scripts.reproduce.deep_cnn.cases import (
   spectrum,
   start,
 )
-from sparsejax.training import listen_for_signals
+from sparsejax.training import environment, listen_for_signals
 
 # Seconds between the states from which a stopped run resumes.
 SAVE_SECONDS = 120
@@ -137,7 +137,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     records[i]["after"] = spectrum(seed, model, _pick(params, i))
     path = record_path(folder, one, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(records[i], indent=1))
+    path.write_text(json.dumps({**records[i], "run": environment()}, indent=1))
     print(f"{one.name} seed {seed}: test {accuracies[i]:.4f}", flush=True)
   partial_path.unlink(missing_ok=True)
   return records

@@ -8,10 +8,12 @@ r"""Writes results/lottery.json, on lottery tickets of LeNet-300-100 on MNIST.
 
 The first command trains (half an hour on one idle CPU core), the second adds the
 instability analysis, and the third writes the finished results. The instability of a
-residual network comes from configs/cifar10_wrn10_lottery.py. Differences to the dense
-network and to reinitialized tickets are computed per seed.
+residual network comes from configs/cifar10_wrn10_lottery.py. Differences from the dense
+network and from reinitialized tickets, and ratios to them, are computed per seed, so
+that their standard errors contain the variance of both.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -20,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from scripts import ROOT
+from scripts.reproduce.lottery_tickets import pairs
 from sparsejax.experiments import command_line, results
 from sparsejax.experiments.lottery import (
   Cell,
@@ -52,11 +55,11 @@ def case(outcome, kind: str) -> str:
   return f"lenet300/weights={outcome.density.mean():.3f}/{kind}"
 
 
-def own_rows(cell: Cell, o: Outcome, note: str) -> list[dict]:
+def own_rows(cell: Cell, o: Outcome, make) -> list[dict]:
   """Returns the rows of a cell by itself."""
   name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
   return [
-    results.row(name, metric, np.asarray(values, float).tolist(), note=note)
+    make(name, metric, np.asarray(values, float).tolist())
     for metric, values in (
       ("early_stop_step", o.early_stop),
       ("test_accuracy_percent", o.accuracy),
@@ -65,35 +68,22 @@ def own_rows(cell: Cell, o: Outcome, note: str) -> list[dict]:
   ]
 
 
-def compared(name, ticket, other, level, control: bool, note: str) -> list[dict]:
+def compared(name, ticket, other, level, control: bool, note, make) -> list[dict]:
   """Returns the rows of a ticket against the dense network or a control."""
-  n = min(len(ticket.accuracy), len(other.accuracy))
-  gains = {
-    "accuracy_gain_points": ticket.accuracy[:n] - other.accuracy[:n],
-    "last_accuracy_gain_points": ticket.final_accuracy[:n] - other.final_accuracy[:n],
-  }
-  if control:
-    # Divide by the tickets' mean, so that the mean of the values is the ratio of means.
-    gains["early_stop_speedup"] = other.early_stop / ticket.early_stop.mean()
-  else:
-    share = ticket.early_stop / other.early_stop.mean()
-    gains["early_stop_reduction_percent"] = 100 * (1 - share)
   table = []
-  for metric, values in gains.items():
+  for metric, values in pairs.gains(ticket, other, control).items():
     # The published values are those of tickets found iteratively.
     known = {} if name.endswith("one_shot") else PAPER
     paper, again = known.get((level, metric, control), (None, None))
     better = "later" if metric.startswith("early") else "worse"
-    if metric.startswith("early"):
-      pairs = int(np.sum(other.early_stop[:n] > ticket.early_stop[:n]))
-    else:
-      pairs = int(np.sum(values > 0))
-    text = f"{note}; the other one {better} in {pairs} of {n} pairs"
+    neutral = 1 if metric == "early_stop_speedup" else 0
+    better_in = int(np.sum(values > neutral))
+    text = f"{note}; the other one {better} in {better_in} of {len(values)} pairs"
     if again is not None:
       text += f"; an independent reproduction of 5 seeds: {again:g}"
     source = SOURCE if paper is not None else ""
     table.append(
-      results.row(name, metric, values.tolist(), paper=paper, source=source, note=text)
+      make(name, metric, values.tolist(), paper=paper, source=source, note=text)
     )
   return table
 
@@ -102,20 +92,21 @@ def rows(workdir: pathlib.Path) -> list[dict]:
   outcomes = read_outcome(workdir)
   table = []
   for cell, o in outcomes.items():
-    commit = read_level_metrics(workdir, cell).get("commit", "")
     note = (
       f"{o.steps:,} steps of 60 images, Adam 1.2e-3 (50,000 in the paper); accuracy at"
-      f" the early stop, last: mean of the last 10 looks, 100 steps apart; at {commit}"
+      " the early stop, last: mean of the last 10 looks, 100 steps apart"
     )
-    table += own_rows(cell, o, note)
+    runs = [read_level_metrics(workdir, cell)["run"]]
+    make = functools.partial(results.row, runs=runs)
+    table += own_rows(cell, o, functools.partial(make, note=note))
     if cell.kind not in ("ticket", "one_shot"):
       continue
     dense = outcomes[Cell("dense", 0)]
-    table += compared(case(o, cell.kind), o, dense, cell.level, False, note)
+    table += compared(case(o, cell.kind), o, dense, cell.level, False, note, make)
     reinit = outcomes.get(Cell("reinit", cell.level))
     if cell.kind == "ticket" and reinit:
       name = case(o, "ticket_vs_reinit")
-      table += compared(name, o, reinit, cell.level, True, note)
+      table += compared(name, o, reinit, cell.level, True, note, make)
   table += unstable(workdir, "lenet300", "the paper finds LeNet stable at step 0")
   if _RESNET.value:
     note = "WRN-10-1 on CIFAR-10, 1,406 steps; the paper's ResNet-20 is stable at 2,000"
@@ -127,13 +118,14 @@ def unstable(workdir: pathlib.Path, network: str, note: str) -> list[dict]:
   """Returns the rows of the steps of scripts/instability.py."""
   table = []
   for place in sorted(workdir.glob("instability_00/level_*/metrics.json")):
-    values = json.loads(place.read_text())["instability"]
+    metrics = json.loads(place.read_text())
     step = int(place.parent.name.removeprefix("level_"))
     table.append(
       results.row(
         f"{network}/instability/step={step}",
         "instability_points",
-        values,
+        metrics["instability"],
+        runs=[metrics["run"]],
         source="Frankle et al. 2020, figure 3",
         note="test error on the line between two data orders, 30 points, above the"
         f" mean of its ends; stable below 2; {note}",

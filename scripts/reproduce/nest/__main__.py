@@ -11,13 +11,13 @@ of other metrics, are left unchanged.
 
 --speed removes the dead units of each case's best network and times the result on the
 test images, next to a network of the paper's dense widths that has the same weights,
-with masks applied and zeros where nothing was grown. Run nothing else meanwhile.
+with masks applied and zeros where nothing was grown. The best is the one with the
+lowest error on the images that steer the synthesis. Run nothing else meanwhile.
 """
 
 import json
 import pathlib
 
-import numpy as np
 from absl import flags, logging
 
 from scripts import ROOT
@@ -57,9 +57,6 @@ _OUT = flags.DEFINE_string("out", str(ROOT / "results/nest.json"), "The table.")
 _RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Which runs.")
 _SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.")
 _SPEED = flags.DEFINE_bool("speed", False, "Take the time of compacted networks too.")
-_TRAINED_ON = flags.DEFINE_string(
-  "trained_on", "", "Hardware that the runs were trained on, if not on this."
-)
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
 
 
@@ -92,8 +89,12 @@ def finished(run: str, milestone: int) -> dict[int, dict]:
 
 
 def best_of(found: dict[int, dict]) -> int:
-  """Returns the seed with the lowest test error."""
-  return min(found, key=lambda seed: found[seed]["test_error_percent"])
+  """Returns the seed with the lowest error on the images that steer the synthesis.
+
+  These are the validation images if the config has any, otherwise the distorted
+  training images; never the test images.
+  """
+  return min(found, key=lambda seed: found[seed]["error"])
 
 
 def measure_speed(case: str) -> None:
@@ -125,16 +126,11 @@ def case_rows(case: str) -> list[dict]:
     return []
   dense_parameters, dense_flops = DENSE[case.split("/")[0]]
   best = best_of(found)
-  errors = [r["test_error_percent"] for r in found.values()]
   note = (
-    f"mean is that of seed {best}, the least test error of seeds "
-    f"{', '.join(map(str, found))}, "
-    "whose values stand beside it; the final state of each, not one chosen on test "
-    f"images; test errors {np.mean(errors):.3f} in the mean; the distortion and the "
-    "scale of the inputs were chosen among earlier trials by seed 0's test errors"
+    f"seeds {', '.join(map(str, found))}; the final state of each; the distortion and"
+    " the scale of the inputs were chosen by test errors of seed 0"
   )
-  if _TRAINED_ON.value:
-    note += f"; trained on {_TRAINED_ON.value}"
+  runs = [r["run"] for r in found.values()]
   columns = {
     "parameters_ratio": (lambda r: dense_parameters / r["parameters"], parameters),
     "flops_ratio": (lambda r: dense_flops / (2 * r["multiply_adds"]), operations),
@@ -150,16 +146,26 @@ def case_rows(case: str) -> list[dict]:
   }
   rows = []
   for metric, (value, paper) in columns.items():
-    row = results.row(
-      case,
-      metric,
-      [value(r) for r in found.values()],
-      paper=None if paper is None else round(paper, 2),
-      source=SOURCE if paper is not None else "",
-      note=note,
+    rows.append(
+      results.row(
+        case,
+        metric,
+        [value(r) for r in found.values()],
+        paper=None if paper is None else round(paper, 2),
+        source=SOURCE if paper is not None else "",
+        note=note,
+        runs=runs,
+      )
     )
-    # The mean is replaced by the best network's value, which has no standard error.
-    rows.append(row | {"mean": value(found[best]), "sem": None})
+  rows.append(
+    results.row(
+      case,
+      "best_test_error_percent",
+      found[best]["test_error_percent"],
+      note=f"of seed {best}, the best by the error that steers the synthesis",
+      runs=[found[best]["run"]],
+    )
+  )
   return rows
 
 
@@ -175,7 +181,8 @@ def growth_rows() -> list[dict]:
     note = f"{sizes[0]:,} to {sizes[-1]:,} connections, growth alone"
     errors = [r["test_error_percent"] for r in found.values()]
     name = f"lenet300/{run}"
-    rows.append(results.row(name, "test_error_percent", errors, note=note))
+    runs = [r["run"] for r in found.values()]
+    rows.append(results.row(name, "test_error_percent", errors, note=note, runs=runs))
   return rows
 
 
@@ -183,10 +190,12 @@ def path_rows() -> list[dict]:
   """Returns rows of the connections at the start, at the peak and at the end."""
   rows = []
   for run in ("lenet300", "lenet5"):
-    paths = []
+    paths, runs = [], []
     for folder in sorted(pathlib.Path(_WORKDIR.value, run).glob("seed=*")):
-      if len(read_milestones(folder)) < (2 if run == "lenet300" else 1):
+      milestones = read_milestones(folder)
+      if len(milestones) < (2 if run == "lenet300" else 1):
         continue
+      runs += [record["run"] for record in milestones]
       paths.append([record["connections"] for record in read_metrics(folder)])
     for metric, pick in (
       ("seed_connections", lambda p: p[0]),
@@ -194,7 +203,8 @@ def path_rows() -> list[dict]:
       ("final_connections", lambda p: p[-1]),
     ):
       if paths:
-        rows.append(results.row(f"{run}/path", metric, [pick(p) for p in paths]))
+        values = [pick(p) for p in paths]
+        rows.append(results.row(f"{run}/path", metric, values, runs=runs))
   return rows
 
 

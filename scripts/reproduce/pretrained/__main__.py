@@ -9,8 +9,6 @@ SparseGPT at 0.5; and 0.94, 0.72 and 0.59 at 2:4. Each case is written when it i
 finished, and another run of the script only adds the missing cases.
 """
 
-import json
-import pathlib
 import time
 
 import jax
@@ -98,9 +96,7 @@ def main(_):
 
 
 def _done():
-  path = pathlib.Path(RESULTS.value)
-  rows = json.loads(path.read_text())["rows"] if path.exists() else []
-  return {row["case"] for row in rows}
+  return {row["case"] for row in results.read_rows(RESULTS.value)}
 
 
 def _write(case, found, note):

@@ -20,7 +20,6 @@ from absl import flags, logging
 from scripts import ROOT
 from sparsejax import training
 from sparsejax.experiments import command_line, results
-from sparsejax.training import current_commit
 
 # Error in percent and standard error, from the data in the authors' repository.
 PAPER = {
@@ -57,16 +56,10 @@ def train(model: str, density: float, seed: int) -> bool:
   config.update(density=density, seed=seed, log_every=540)
   if _EPOCHS.value:
     config.num_epochs = _EPOCHS.value
-  finished = training.train_and_evaluate(config, workdir).finished
-  if finished:
-    (workdir / "commit").write_text(current_commit(12) or "")
-  return finished
+  return training.train_and_evaluate(config, workdir).finished
 
 
 def rows() -> list[dict]:
-  out = pathlib.Path(_OUT.value)
-  held = json.loads(out.read_text())["rows"] if out.exists() else []
-  before = {row["case"]: row for row in held}
   table = []
   for model, densities in PAPER.items():
     for density, paper in densities.items():
@@ -74,10 +67,8 @@ def rows() -> list[dict]:
       done = [d for d in dirs if (d / "summary.json").exists()]
       case = f"{model}/density={density:g}"
       if not done:
-        table += [before[case]] if case in before else []
         continue
       summaries = [json.loads((d / "summary.json").read_text()) for d in done]
-      commits = sorted({(d / "commit").read_text() for d in done if d.exists()})
       batch = json.loads((done[0] / "config.json").read_text())["batch_size"]
       sem = PAPER_SEM[model].get(density)
       table.append(
@@ -88,11 +79,12 @@ def rows() -> list[dict]:
           paper=paper,
           source="Dettmers & Zettlemoyer 2019, MNIST data of the authors' repository",
           note=f"{summaries[0]['step']} steps of {batch} images; seeds "
-          f"{', '.join(d.name.removeprefix('seed=') for d in done)}; trained at "
-          f"{', '.join(commits)}; paper's standard error {sem}",
+          f"{', '.join(d.name.removeprefix('seed=') for d in done)}; paper's standard"
+          f" error {sem}",
+          runs=results.trained_in(done),
         )
       )
-  return table
+  return results.merge_with_existing(table, _OUT.value)
 
 
 def main(argv: list[str]) -> None:

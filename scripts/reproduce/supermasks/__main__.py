@@ -27,6 +27,7 @@ from scripts.reproduce import plots
 from scripts.reproduce.supermasks import measurements
 from sparsejax.analysis import COLORS, DISPLAY_NAMES
 from sparsejax.experiments import command_line, results
+from sparsejax.training import environment
 
 KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
 INITIALIZATIONS = ("signed_constant", "kaiming_normal")
@@ -88,7 +89,7 @@ def train(part: str) -> None:
       path.parent.mkdir(parents=True, exist_ok=True)
       found = measurements.train(config, seed, path.with_suffix(".npz"))
       print(f"{found}", flush=True)
-      path.write_text(json.dumps(found))
+      path.write_text(json.dumps({**found, "run": environment()}))
 
 
 def once(part: str, function) -> None:
@@ -97,7 +98,8 @@ def once(part: str, function) -> None:
   if not path.exists():
     print(part, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(function()))
+    made = [{**row, "runs": [environment()]} for row in function()]
+    path.write_text(json.dumps(made))
 
 
 def rows() -> list[dict]:
@@ -119,7 +121,8 @@ def rows() -> list[dict]:
     metrics += ["file_bytes_ratio"] * (case.endswith("signed_constant/kept=0.5"))
     for metric in metrics:
       values = [one[metric] for one in found]
-      table.append(results.row(case, metric, values, note=note))
+      runs = [one["run"] for one in found]
+      table.append(results.row(case, metric, values, note=note, runs=runs))
   for part in ("heuristics", "selection"):
     path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
     if path.exists():

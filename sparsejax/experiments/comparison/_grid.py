@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from absl import logging
 
 from sparsejax import models
 from sparsejax.analysis.costs import kernel_uses
+from sparsejax.experiments import results
 from sparsejax.training import (
   METHODS,
   RESULT_FILE,
@@ -45,14 +46,14 @@ class Outcome(NamedTuple):
       they cannot be counted.
     training: multiply-adds of the whole run divided by a dense run's, or None.
     steps: training steps of the run.
-    commits: commits of the programs that trained it; empty if they are unknown.
+    runs: the environments it was trained in, from `results.trained_in`.
   """
 
   accuracy: float
   inference: float | None
   training: float | None
   steps: int
-  commits: tuple[str, ...]
+  runs: tuple[Mapping[str, Any], ...]
 
 
 def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
@@ -99,7 +100,6 @@ def run_grid(
   seeds: Sequence[int],
   *,
   together: int = 1,
-  commit: str = "",
   say: Callable[[str], None] = print,
   verbose: bool = False,
 ) -> list[str]:
@@ -116,7 +116,6 @@ def run_grid(
     seeds: the seeds to train.
     together: the number of consecutive seeds to train in one run, by `vmap`. If memory
       runs out, the seeds of a run are halved until they fit.
-    commit: the commit to record in each run's directory.
     say: called with one line per finished run.
     verbose: whether to show the progress of each run too.
 
@@ -141,7 +140,7 @@ def run_grid(
       missing = [seed for seed in group if seed not in done_seeds]
       try:
         if missing:
-          line = _train(config, workdir, cell, missing, commit, verbose)
+          line = _train(config, workdir, cell, missing, verbose)
           say(f"{line}  [{done + 1} of {len(jobs)}]")
         done += 1
       except WorkdirInUseError:
@@ -217,7 +216,7 @@ def _check_same(config, done: dict[int, tuple[pathlib.Path, int]]) -> None:
       )
 
 
-def _train(config, workdir, cell, seeds, commit, verbose) -> str:
+def _train(config, workdir, cell, seeds, verbose) -> str:
   config.update(seed=seeds[0], num_seeds=len(seeds))
   path = folder(workdir, cell) / f"seeds={_span(seeds)}"
   try:
@@ -227,12 +226,9 @@ def _train(config, workdir, cell, seeds, commit, verbose) -> str:
       raise
     half = math.ceil(len(seeds) / 2)
     parts = (seeds[:half], seeds[half:])
-    return "\n".join(
-      _train(config, workdir, cell, part, commit, verbose) for part in parts
-    )
+    return "\n".join(_train(config, workdir, cell, part, verbose) for part in parts)
   if not outcome.finished:
     raise KeyboardInterrupt
-  (path / "commit").write_text(commit)
   accuracy = format_percent(outcome.test_accuracy)
   return (
     f"{cell.method}, density {cell.density:g}, seed {_span(seeds)}: {accuracy}"
@@ -284,12 +280,10 @@ def _outcome(run, index, uses, sizes, method) -> Outcome:
     except Exception as e:
       error = type(e).__name__
       logging.warning("Multiply-adds of %s are missing: %s: %s", run, error, e)
-  commit = run / "commit"
-  trained_at = commit.read_text().strip() if commit.exists() else ""
   return Outcome(
     accuracy=100 - summary["test_error_percent"][index],
     inference=inference,
     training=training,
     steps=summary["step"],
-    commits=(trained_at,) if trained_at else (),
+    runs=tuple(results.trained_in([run])),
   )

@@ -1,6 +1,5 @@
 """Reports of a comparison: rows of a results file, a table and a plot."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +35,6 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
   for cell, found in outcomes.items():
     paper, source = _published.accuracy(config.dataset, model, *cell)
     several = list(found.values())
-    commits = sorted({commit for o in several for commit in o.commits})
     inference, training = _costs(several)
     note = f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
     if inference is not None:
@@ -44,8 +42,6 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
         f"; multiply-adds of the dense network's: {inference:.2%} to infer,"
         f" {training:.2%} to train (estimated)"
       )
-    if commits:
-      note += f"; trained at {', '.join(commits)}"
     table.append(
       results.row(
         f"{model}/{cell.method}/density={cell.density:g}",
@@ -54,12 +50,12 @@ def rows(config: Any, outcomes: Outcomes) -> list[dict[str, Any]]:
         paper=paper,
         source=source,
         note=note,
+        runs=[run for o in several for run in o.runs],
         model=model,
         method=cell.method,
         density=cell.density,
         steps=several[0].steps,
         seeds=list(found),
-        commits=commits,
         multiply_adds={"inference": inference, "training": training},
       )
     )
@@ -72,7 +68,7 @@ def keep(
   """Adds the outcomes of an earlier results file for seeds that have none.
 
   This keeps results whose run directories no longer exist. A results file stores costs
-  and commits per cell, so all seeds of a cell get the same ones.
+  and environments per cell, so all seeds of a cell get the same ones.
 
   Args:
     config: a config of the comparison, for the model; rows of other models are
@@ -88,8 +84,7 @@ def keep(
       rows lack the fields of a comparison, as in files of older versions.
   """
   merged = {cell: dict(found) for cell, found in outcomes.items()}
-  entries = json.loads(held.read_text())["rows"] if held.exists() else []
-  for entry in entries:
+  for entry in results.read_rows(held):
     if "seeds" not in entry:
       raise ConfigError(
         f"{held} must hold rows of a comparison, with the field seeds; got"
@@ -111,7 +106,7 @@ def keep(
       inference=costs["inference"],
       training=costs["training"],
       steps=entry["steps"],
-      commits=tuple(entry["commits"]),
+      runs=tuple(entry["runs"]),
     )
     for seed, accuracy in zip(entry["seeds"], entry["values"], strict=True):
       here.setdefault(seed, outcome._replace(accuracy=accuracy))

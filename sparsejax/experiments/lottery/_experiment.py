@@ -25,6 +25,7 @@ from sparsejax.training import (
   Progress,
   check_workdir,
   claim_workdir,
+  environment,
   exclusive_workdir,
   listen_for_signals,
 )
@@ -36,7 +37,6 @@ def run_experiment(
   config: Mapping[str, Any],
   workdir: os.PathLike | str,
   verbose: bool = True,
-  commit: str = "",
 ) -> list[Cell]:
   """Runs or resumes an experiment; levels that are already written are not repeated.
 
@@ -45,7 +45,6 @@ def run_experiment(
     workdir: a directory for this experiment alone. Rounds, controls and one-shot levels
       can be added by a later call.
     verbose: whether to show progress.
-    commit: the commit of the program, recorded in each level.
 
   Returns:
     All finished cells.
@@ -71,7 +70,7 @@ def run_experiment(
     for i, cell in enumerate(missing):
       with Progress(_total(setup, cell), 0, verbose) as progress:
         progress.note(f"{cell.kind}, level {cell.level} [{i + 1} of {len(missing)}]")
-        _run_cell(setup, path, cell, digest, stop, progress, commit)
+        _run_cell(setup, path, cell, digest, stop, progress)
     return _levels.cells(path)
 
 
@@ -103,7 +102,7 @@ def _total(setup: Setup, cell: Cell) -> int:
   return setup.config.train.num_seeds * (setup.steps - first)
 
 
-def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
+def _run_cell(setup, path, cell, digest, stop, progress) -> None:
   # Train the cell from its initial weights and masks.
   started = time.monotonic()
   if cell == DENSE:
@@ -141,7 +140,7 @@ def _run_cell(setup, path, cell, digest, stop, progress, commit) -> None:
     "measurements": {k: _rounded(v) for k, v in population.measurements.items()},
     "at_early_stop": {k: _rounded(v) for k, v in population.at_early_stop.items()},
     "seconds": round(time.monotonic() - started, 1),
-    "commit": commit,
+    "run": environment(),
   }
   _levels.write(
     path,

@@ -17,6 +17,7 @@ from sparsejax.training import (
   Progress,
   check_workdir,
   claim_workdir,
+  environment,
   exclusive_workdir,
   listen_for_signals,
 )
@@ -149,5 +150,6 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
   metrics = {
     "errors": np.round(np.asarray(curves, float), 4).tolist(),
     "instability": np.round(lottery.instability(curves), 4).tolist(),
+    "run": environment(),
   }
   _levels.write(path, cell, digest, weights=(first, second), metrics=metrics)

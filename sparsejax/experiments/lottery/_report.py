@@ -83,14 +83,24 @@ def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
 
 
 def table(outcomes: dict[Cell, Outcome]) -> str:
-  """Formats the outcomes as a text table: means over seeds, and half their range.
+  """Formats the outcomes as a text table: means over seeds, and standard errors.
+
+  `mean ± std(values, ddof=1) / sqrt(seeds)`; without the error for one seed.
 
   Args:
     outcomes: the outcomes from `read`.
 
   Returns:
-    The lines of the table.
+    The lines of the table, and one that says what ± is.
   """
+
+  def text(values, digits):
+    values = np.asarray(values, float)
+    mean = f"{values.mean():,.{digits}f}"
+    if len(values) < 2:
+      return mean
+    return f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:,.{digits}f}"
+
   head = ("", "weights", "early stop", "accuracy there %", "last looks %", "seeds")
   lines: list[tuple[str, ...]] = [head]
   for cell, o in outcomes.items():
@@ -98,21 +108,22 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
       (
         f"{cell.kind} {cell.level}" if cell.level else cell.kind,
         f"{o.density.mean():.2%}",
-        f"{o.early_stop.mean():,.0f} ± {np.ptp(o.early_stop) / 2:,.0f}",
-        f"{o.accuracy.mean():.2f} ± {np.ptp(o.accuracy) / 2:.2f}",
-        f"{o.final_accuracy.mean():.2f} ± {np.ptp(o.final_accuracy) / 2:.2f}",
+        text(o.early_stop, 0),
+        text(o.accuracy, 2),
+        text(o.final_accuracy, 2),
         str(len(o.accuracy)),
       )
     )
   # Align the columns: the first to the left, the others to the right.
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
+  aligned = [
     "  ".join(
-      text.ljust(w) if i == 0 else text.rjust(w)
-      for i, (text, w) in enumerate(zip(line, widths, strict=True))
+      cell.ljust(w) if i == 0 else cell.rjust(w)
+      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in lines
-  )
+  ]
+  return "\n".join([*aligned, "±: standard error over the seeds"])
 
 
 def write(workdir: pathlib.Path) -> str:

@@ -24,6 +24,7 @@ from sparsejax.training import (
   config_to_json,
   cross_entropy,
   data,
+  environment,
   evaluation_batch,
   exclusive_workdir,
   listen_for_signals,
@@ -311,6 +312,7 @@ class _Run:
       "test_error_percent": self._error(network, self.test),
       "epochs": int(state.step) / self.steps_per_epoch,
       "seconds": self._seconds(),
+      "run": environment(),
     }
     trees = {
       "params": state.params,

@@ -1,29 +1,33 @@
 """Writing and merging of results files, which store numbers and their provenance."""
 
+import functools
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sparsejax.training import environment
+from sparsejax.training import environment, read_environment
 
-KEYS = ("case", "metric", "mean", "sem", "n", "values", "paper", "source", "note")
-# What programs read back from a row, where its script records it: of comparisons the
-# first seven, and of rows from another file where they were made.
-FIELDS = (
-  "model",
-  "method",
-  "density",
-  "steps",
-  "seeds",
-  "commits",
-  "multiply_adds",
-  "provenance",
+KEYS = (
+  "case",
+  "metric",
+  "mean",
+  "sem",
+  "n",
+  "values",
+  "paper",
+  "source",
+  "note",
+  "runs",
 )
+RUN_KEYS = ("command", "commit", "date", "hardware", "versions")
+# What programs read back from the rows of comparisons.
+FIELDS = ("model", "method", "density", "steps", "seeds", "multiply_adds")
 
 
 def row(
@@ -34,6 +38,7 @@ def row(
   paper: float | None = None,
   source: str = "",
   note: str = "",
+  runs: Sequence[Mapping[str, Any]] | None = None,
   **fields: Any,
 ) -> dict[str, Any]:
   """Creates a row of a results file, with the mean and standard error of its values.
@@ -45,8 +50,11 @@ def row(
     metric: the metric's name, including its unit, such as `test_error_percent`.
     values: one finite number per seed, or a single number.
     paper: the published value.
-    source: the source of the published value.
+    source: the source of the published value: the paper, and its table or figure.
     note: further information for the reader; no program reads it.
+    runs: the environments of the processes that computed the values, from `trained_in`
+      if they are finished runs; repetitions are left out. Default: the environment of
+      this process.
     **fields: JSON values for programs, by names in `FIELDS`.
 
   Returns:
@@ -77,35 +85,77 @@ def row(
     sem = math.sqrt(variance / n)
   if unknown := set(fields) - set(FIELDS):
     raise ValueError(f"fields must be of {FIELDS}, got {sorted(unknown)}.")
-  entries = (case, metric, mean, sem, n, several, paper, source, note)
+  made = []
+  for run in runs or [_here(tuple(sys.argv))]:
+    if run not in made:
+      made.append(dict(run))
+  entries = (case, metric, mean, sem, n, several, paper, source, note, made)
   return dict(zip(KEYS, entries, strict=True)) | fields
+
+
+@functools.cache
+def _here(argv: tuple[str, ...]) -> dict[str, Any]:
+  """Returns `environment()`, computed once per command line."""
+  del argv
+  return environment()
+
+
+def trained_in(folders: Iterable[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+  """Returns the environments in which finished runs were trained.
+
+  Args:
+    folders: directories of runs of `train_and_evaluate`.
+
+  Returns:
+    The different environments, each with the keys `command`, `commit`, `date`,
+    `hardware` and `versions`.
+
+  Raises:
+    ValueError: a directory has no `environment.json`.
+
+  Example:
+    >>> trained_in([])
+    []
+  """
+  found = []
+  for folder in folders:
+    parts = read_environment(pathlib.Path(folder)).get("parts", [])
+    if not parts:
+      raise ValueError(f"folders must have an environment.json, got {folder}.")
+    for part in parts:
+      run = {key: part[key] for key in RUN_KEYS}
+      if run not in found:
+        found.append(run)
+  return found
 
 
 def write_results(
   path: str | os.PathLike[str], name: str, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Writes `{"name", "command", "commit", "date", "hardware", "versions", "rows"}`.
+  """Writes a results file, `{"name", "runs", "rows"}`.
 
-  The command is that of the current process, with folders removed from absolute paths.
-  The file is written atomically.
+  `runs` lists the environments that the rows were computed in, and each row's `runs`
+  are indices of that list. The file is written atomically.
 
   Args:
     path: the path of the JSON file; its folder is created if needed.
     name: the name of the results, such as `second_order`.
-    rows: rows from `row`.
+    rows: rows from `row` or `read_rows`.
 
   Raises:
-    ValueError: a row's keys are not `KEYS` and further ones of `FIELDS`, or a case and
-      metric occur twice.
+    ValueError: a row's keys are not `KEYS` and further ones of `FIELDS`, a run's are
+      not `RUN_KEYS`, or a case and metric occur twice.
 
   Example:
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> write_results(f"{folder}/toy.json", "toy", [row("a", "seconds", 1.5)])
-    >>> json.loads(pathlib.Path(folder, "toy.json").read_text())["rows"][0]["mean"]
+    >>> read_rows(f"{folder}/toy.json")[0]["mean"]
     1.5
   """
   seen = set()
+  runs: list[dict[str, Any]] = []
+  entries = []
   for entry in rows:
     names = tuple(entry)
     if names[: len(KEYS)] != KEYS or not set(names[len(KEYS) :]) <= set(FIELDS):
@@ -114,13 +164,47 @@ def write_results(
     if key in seen:
       raise ValueError(f"rows must hold each case and metric once, got {key} twice.")
     seen.add(key)
-  whole = {"name": name, **environment(), "rows": [dict(entry) for entry in rows]}
+    for run in entry["runs"]:
+      if tuple(run) != RUN_KEYS:
+        raise ValueError(f"runs must have the keys {RUN_KEYS}, got {tuple(run)}.")
+      if run not in runs:
+        runs.append(run)
+    entries.append({**entry, "runs": [runs.index(run) for run in entry["runs"]]})
+  whole = {"name": name, "runs": runs, "rows": entries}
   target = pathlib.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
   partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
   partial.write_text(text)
   partial.replace(target)
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Reads the rows of a results file, with the environments that they were computed in.
+
+  Args:
+    path: the path of the results file.
+
+  Returns:
+    The rows, as `row` returned them; none if the file does not exist.
+
+  Raises:
+    ValueError: the file has no `runs`, as files of older versions.
+
+  Example:
+    >>> read_rows("no_such_file.json")
+    []
+  """
+  file = pathlib.Path(path)
+  if not file.exists():
+    return []
+  content = json.loads(file.read_text())
+  if "runs" not in content:
+    raise ValueError(f"path must be a results file with the key runs, got {path}.")
+  return [
+    {**entry, "runs": [content["runs"][i] for i in entry["runs"]]}
+    for entry in content["rows"]
+  ]
 
 
 def merge_with_existing(
@@ -133,38 +217,16 @@ def merge_with_existing(
     path: the path of the results file; it need not exist.
 
   Returns:
-    The new rows, then the existing ones, each with its `provenance`.
+    The new rows, then the existing ones, each with its own environments.
 
   Example:
     >>> import tempfile
     >>> file = f"{tempfile.mkdtemp()}/toy.json"
     >>> write_results(file, "toy", [row("a", "seconds", 1.5), row("b", "seconds", 3)])
     >>> rows = merge_with_existing([row("a", "seconds", 1.0)], file)
-    >>> [(r["case"], r["mean"], "provenance" in r) for r in rows]
-    [('a', 1.0, False), ('b', 3.0, True)]
+    >>> [(r["case"], r["mean"]) for r in rows]
+    [('a', 1.0), ('b', 3.0)]
   """
   mine = {(r["case"], r["metric"]) for r in rows}
-  file = pathlib.Path(path)
-  held = annotate_provenance(json.loads(file.read_text())) if file.exists() else []
-  kept = [r for r in held if (r["case"], r["metric"]) not in mine]
+  kept = [r for r in read_rows(path) if (r["case"], r["metric"]) not in mine]
   return [*map(dict, rows), *kept]
-
-
-def annotate_provenance(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Adds to each row of a results file the commit and hardware that made it.
-
-  Args:
-    content: the content of the file.
-
-  Returns:
-    The rows, with the field `provenance`, `{"commit", "hardware"}`; rows that have it
-    already are unchanged.
-
-  Example:
-    >>> content = {"commit": None, "hardware": "an abacus", "rows": [row("a", "b", 1)]}
-    >>> annotate_provenance(content)[0]["provenance"]
-    {'commit': 'unknown', 'hardware': 'an abacus'}
-  """
-  commit = (content["commit"] or "unknown")[:12]
-  here = {"commit": commit, "hardware": content["hardware"]}
-  return [dict(r) | {"provenance": r.get("provenance", here)} for r in content["rows"]]
