@@ -1,0 +1,1 @@
+"""Block-sparse networks beside dense ones of equal cost."""
