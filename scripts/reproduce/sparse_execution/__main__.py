@@ -52,7 +52,7 @@ _OUT = flags.DEFINE_string(
   "out", str(ROOT / "results/sparse_execution.json"), "The table."
 )
 _TASKS = flags.DEFINE_multi_enum(
-  "tasks", list(CONFIGS), ["mnist", "fashion_mnist"], "Which tasks."
+  "tasks", ["mnist", "fashion_mnist"], list(CONFIGS), "Which tasks."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per network.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs per run; the config's.")
