@@ -77,13 +77,12 @@ def masks(opt_state: PyTree) -> PyTree:
 def soft_masks(opt_state: PyTree) -> PyTree:
   """Finds the factors by which `sj.effective` multiplies the weights.
 
-  s_i >= 0, float, or the mask m_i where a method has no soft masks
+  s_i >= 0 where live, else 0;  the mask m_i itself where a method has no soft masks
 
-  Soft masks change at every step and become hard in the course of training.
-  `sj.masks(opt_state)` gives the hard masks that follow from them, with the exact
-  counts of the budgets: True = live = may be nonzero once the soft masks are hardened.
-  Counts, `sj.summary` and `sj.check_sparse` read these. The sparse network itself is
-  `sj.apply_masks(sj.effective(params, opt_state), sj.masks(opt_state))`.
+  Soft masks change at every step, and many become hard in the course of training. They
+  act inside the boolean masks: `sj.masks(opt_state)` says which weights are live, with
+  the exact counts of the budgets. Counts, `sj.summary` and `sj.check_sparse` read these
+  alone.
 
   Args:
     opt_state: the state of an optimizer made by this package, possibly nested, as in
@@ -102,10 +101,16 @@ def soft_masks(opt_state: PyTree) -> PyTree:
     >>> sj.soft_masks(tx.init({"kernel": jnp.array([[1.0, 2.0]])}))
     {'kernel': Array([[False,  True]], dtype=bool)}
   """
-  found = [
-    unpack_tree(state.masks) if state.soft_masks is None else state.soft_masks
-    for state in _some_states(opt_state)
-  ]
+
+  def factors(state):
+    masks = unpack_tree(state.masks)
+    if state.soft_masks is None:
+      return masks
+    soft, treedef = jax.tree.flatten(state.soft_masks)
+    both = zip(soft, jax.tree.leaves(masks), strict=True)
+    return treedef.unflatten(jnp.where(m, s, jnp.zeros_like(s)) for s, m in both)
+
+  found = [factors(state) for state in _some_states(opt_state)]
   return found[0] if len(found) == 1 else _merge(found)
 
 

@@ -28,7 +28,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
   the masked weights to exactly zero. The masks never change in an optimizer with
   `update_every=None`, nor while `update_masks=False` is passed to its `update`.
   Otherwise the method continues from these masks, with their budgets. Soft masks become
-  1 where live and 0 elsewhere; the next update computes them anew.
+  1; the next update computes them anew.
 
   Args:
     opt_state: the state of an optimizer made by this package, alone or inside
@@ -88,9 +88,7 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
     held = jax.tree.leaves(node.masks, is_leaf=is_packed)
     soft = node.soft_masks
     if soft is not None:
-      values = zip(jax.tree.leaves(new), jax.tree.leaves(soft), strict=True)
-      hard = [shard_like(m.astype(s.dtype), s) for m, s in values]
-      soft = jax.tree.structure(soft).unflatten(hard)
+      soft = jax.tree.map(jnp.ones_like, soft)
     if any(is_packed(mask) for mask in held):
       new = pack_tree(new)
     return node._replace(masks=new, budgets=unboxed(budgets), soft_masks=soft)

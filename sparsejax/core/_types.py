@@ -107,9 +107,8 @@ class SparseState(NamedTuple):
     dense_gradients: a `DenseGradients` for the next update. None, in states that were
       made without it, counts as always.
     soft_masks: float arrays of at least 0 in place of the masks, by which
-      `sj.effective` multiplies the weights; `sj.soft_masks` returns them. The masks
-      then say which weights are live once the soft masks are hardened. None for methods
-      without soft masks.
+      `sj.effective` multiplies the live weights; their values at masked weights do not
+      act. `sj.soft_masks` returns them. None for methods without soft masks.
   """
 
   count: Array

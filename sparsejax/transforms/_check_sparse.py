@@ -45,7 +45,7 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
     `sj.top_kast`, `supermasks.edge_popup`): the budgets. Their params stay dense, and
     `sj.effective` is zero where masked by construction.
   - Those of them with soft masks (`sj.soft_masks`): the budgets, and that soft masks
-    are finite and at least 0. Live is what is live in the hard masks, `sj.masks`.
+    are finite and at least 0. What is live is said by the boolean `sj.masks`.
   - `sj.soft_threshold` and `sj.supermask` keep no masks in a state: nothing is checked.
   - `lottery.freeze_masked` keeps the values of masked weights on purpose; do not use
     this function with it.

@@ -35,14 +35,12 @@ def effective(params: PyTree, opt_state: PyTree) -> PyTree:
 
   e = w where live, else 0;  de/dw = 1 everywhere
 
-  Under a method with soft masks s (`sj.soft_masks`), e = s w, still with de/dw = 1: the
-  method turns dL/de into the gradients that its paper prescribes.
+  Under a method with soft masks s (`sj.soft_masks`), e = s w where live, still with
+  de/dw = 1: the method turns dL/de into the gradients that its paper prescribes.
 
   Call it inside the loss: `loss(sj.effective(params, opt_state), batch)`. Its result
-  has exact zeros and exact counts, while `params` stay dense; only soft masks that are
-  not hardened yet (`sj.continuous_sparsification`) have no zeros. For a checkpoint to
-  be served, store `sj.apply_masks(sj.effective(params, opt_state), masks)` with
-  `masks = sj.masks(opt_state)`. With an optimizer made by
+  has exact zeros and exact counts, while `params` stay dense. For a checkpoint to be
+  served, store this result. With an optimizer made by
   `sparsify`, whose masked weights are already zero, it returns the values of `params`,
   and masked weights get gradients too.
 
@@ -138,8 +136,8 @@ def sparsify_forward(
     soften: `(weights, state, axes) -> soft masks`, called at every step with the
       sparsified leaves after the step and the new state; `axes` has a `LayerAxes` per
       leaf, in flattening order. It returns the soft masks of the next forward pass:
-      float arrays of at least 0 in place of `state.masks`; see `sj.soft_masks`. None
-      for a method that masks by `state.masks` alone.
+      float arrays of at least 0 in place of `state.masks`, which act where these are
+      True; see `sj.soft_masks`. None for a method that masks by `state.masks` alone.
 
   Returns:
     An optax transformation with a `ForwardState`; see `sparsify`. Transformations after
