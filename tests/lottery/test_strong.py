@@ -64,7 +64,24 @@ def test_golden_ratio_bound_and_success_rate():
   error = np.abs((samples * masks).sum(1) - targets)
   complete = np.array([len(set(row)) == k for row in power.astype(int)])
   assert (error[complete] <= golden_ratio.PHI**-k + 1e-12).all()
+  inner = complete & (targets <= 1 - 0.34 * golden_ratio.PHI**-k)
+  assert (error[inner] <= 0.66 * golden_ratio.PHI**-k + 1e-12).all()
   assert 0.945 < complete.mean() < 0.985
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+def test_errors_of_golden_ratio_do_not_add_up(spread):
+  """The mean error is zero; taking what is not above the target shrinks by 0.34 u."""
+  rng = np.random.default_rng(5)
+  k, n = 8, 300
+  unit = golden_ratio.PHI**-k
+  targets = np.clip(spread * rng.normal(size=4000), -1, 1)
+  signs = np.where(rng.random((4000, n)) < 0.5, -1, 1)
+  samples = signs * golden_ratio.PHI ** -rng.uniform(1, k + 1, (4000, n))
+  masks = golden_ratio.golden_ratio(samples, targets, k)
+  outward = np.sign(targets) * ((samples * masks).sum(1) - targets)
+  # Standard error of the mean: 0.23 u / sqrt(4000) = 0.004 u.
+  assert abs(outward.mean()) < 0.04 * unit
 
 
 def test_pick_one_takes_the_nearest():
