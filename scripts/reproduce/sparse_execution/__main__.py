@@ -1,4 +1,4 @@
-"""Compares block-sparse networks with dense ones of equal cost: two results files.
+"""Compares block-sparse networks with dense networks of equal cost.
 
   python -m scripts.reproduce.sparse_execution --workdir=runs/quality
   python -m scripts.reproduce.sparse_execution --workdir=runs/quality --tasks=text
