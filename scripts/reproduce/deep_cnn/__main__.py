@@ -12,6 +12,10 @@ On an accelerator the time is dominated by launching each layer, so twelve netwo
 hardly longer than one: `--together --lowering=slices --unroll=8` trains the cases of
 one depth with fixed masks in one vectorized run, twelve of 10,000 layers in two and a
 half minutes on one H200.
+
+The controls, `mnist/linear` and `readout_only`, are linear classifiers on pixels and on
+an untrained trunk; their learning rates are tuned on validation images. --cases=linear
+takes a minute.
 """
 
 import dataclasses
@@ -26,8 +30,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from scripts.reproduce.deep_cnn.cases import Case, shape
-from scripts.reproduce.deep_cnn.training import record_path, train
+from scripts.reproduce.deep_cnn import linear
+from scripts.reproduce.deep_cnn.cases import Case, load, shape
+from scripts.reproduce.deep_cnn.training import image_order, record_path, train
 from sparsejax import models
 from sparsejax.analysis import (
   COLORS,
@@ -62,7 +67,6 @@ SPARSE = {"kernel_init": "sparse_orthogonal", "method": "support", "density": 0.
 _ISOMETRIC = (("update_every", 20), ("end_step", 220))
 CASES = [
   Case("mnist/depth=100/delta_orthogonal", 100),
-  Case("mnist/depth=100/readout_only", 100, trained="readout"),
   Case("mnist/depth=1000/delta_orthogonal", 1000, seeds=3),
   Case("mnist/depth=1000/sparse_orthogonal/density=0.25", 1000, seeds=3, **SPARSE),
   Case("mnist/depth=1000/random/density=0.25", 1000, method="random", density=0.25),
@@ -97,7 +101,6 @@ CASES = [
     method_kwargs=_ISOMETRIC,
   ),
   Case(f"{DEEP}/delta_orthogonal", 10_000, seeds=3, curve=True),
-  Case(f"{DEEP}/readout_only", 10_000, trained="readout", seeds=3),
   Case(
     f"{DEEP}/gaussian",
     10_000,
@@ -269,6 +272,54 @@ def rows_of(case: Case) -> list[dict]:
   return rows
 
 
+def linear_control(control: linear.Control, seed: int) -> dict[str, Any]:
+  """Trains a linear control, and returns its result as JSON values."""
+  case = Case(
+    control.name,
+    max(control.depth, 1),
+    control.dataset,
+    steps=control.steps,
+    batch=control.batch,
+  )
+  splits, mean, scale = load(case.dataset, _DATA_DIR.value)
+  norm = lambda images: (images.astype(np.float32) - mean[None]) * scale
+  features = linear.make_features(control, seed, norm, splits.train.images[:1])
+  order = image_order(seed, len(splits.train.labels), case)
+  result = linear.train(
+    features, splits.train, splits.test, order, control.steps, control.batch
+  )
+  return result._asdict()
+
+
+def control_rows(control: linear.Control) -> list[dict]:
+  """Returns the row of a linear control, over its finished seeds."""
+  found = {
+    seed: record
+    for seed in range(control.seeds)
+    if (
+      record := kept(
+        f"{control.name}/seed={seed}", functools.partial(linear_control, control, seed)
+      )
+    )
+  }
+  if not found:
+    return []
+  rates = ", ".join(f"{record['value']['rate']:g}" for record in found.values())
+  note = (
+    f"{control.steps} steps of {control.batch} images; 10,000 test images; the rates,"
+    f" {rates} by the number of inputs, are the best of {linear.RATES} on"
+    f" {linear.VALIDATION:,} validation images; seeds {', '.join(map(str, found))}"
+  )
+  values = [record["value"]["test"] for record in found.values()]
+  runs = [record["run"] for record in found.values()]
+  metric = "test_accuracy_percent"
+  return [results.row(control.name, metric, values, note=note, runs=runs)]
+
+
+def partial_control(control: linear.Control, seed: int):
+  return lambda: linear_control(control, seed)
+
+
 def plot_curves(path: pathlib.Path) -> None:
   """Plots training and test accuracy against steps, one color per depth."""
   figure, axes = new_figure()
@@ -333,6 +384,8 @@ def main(argv: list[str]) -> None:
       case = name.removesuffix("/loss")
       rows.append(results.row(case, "train_loss", value, note=note, runs=runs))
   # Collect the rows of all finished cases and draw the plots.
+  for control in linear.CONTROLS:
+    rows += control_rows(control)
   for case in CASES:
     rows += rows_of(case)
   if spectra:

@@ -48,7 +48,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
   model = make_model(case)
   norm = lambda images: (images.astype(jnp.float32) - mean[None]) * scale
   images, labels = splits.train.images, splits.train.labels
-  orders = [_order(seed, len(labels), case) for seed in seeds]
+  orders = [image_order(seed, len(labels), case) for seed in seeds]
 
   def batch(count):
     rows = [order[count * case.batch :][: case.batch] for order in orders]
@@ -147,7 +147,7 @@ def record_path(folder: pathlib.Path, case: Case, seed: int) -> pathlib.Path:
   return folder / f"{case.name}/seed={seed}.json"
 
 
-def _order(seed: int, size: int, case: Case) -> np.ndarray:
+def image_order(seed: int, size: int, case: Case) -> np.ndarray:
   """Returns the order of the examples, as permutations of all images."""
   rng, need = np.random.default_rng(seed), case.steps * case.batch
   times = max(math.ceil(need / size), 2)
