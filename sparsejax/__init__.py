@@ -30,6 +30,7 @@ from sparsejax.core.structures import (
   constant_fan_in,
   expand_n_m,
   n_m,
+  transposable_n_m,
 )
 from sparsejax.distributions import erdos_renyi, erk, override, uniform
 from sparsejax.methods import (
@@ -232,6 +233,7 @@ __all__ = [
   "top_k_mask",
   "top_kast",
   "track_exploration",
+  "transposable_n_m",
   "uniform",
   "unpack",
   "with_masks",

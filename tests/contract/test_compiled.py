@@ -107,6 +107,9 @@ OTHERS = {
   "fan_in_heads": lambda: sj.rigl(SGD, **HEADS, structure=sj.constant_fan_in()),
   "block_heads": lambda: sj.rigl(SGD, **HEADS, structure=sj.block((4, 4))),
   "n_m_heads": lambda: sj.rigl(SGD, **HEADS | {"density": 0.5}, structure=sj.n_m(2, 4)),
+  "transposable": lambda: sj.rigl(
+    SGD, **DUE | {"density": 0.5}, structure=sj.transposable_n_m(2, 4)
+  ),
   "block_stacked": lambda: sj.rigl(SGD, **STACKED, structure=sj.block((4, 4))),
 }
 # XLA's own passes make the same of a program without LLVM's, in two thirds of the time.

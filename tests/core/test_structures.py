@@ -1,6 +1,7 @@
 """Structures by themselves: tables worked out by hand, and exact counts everywhere."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -227,12 +228,67 @@ def test_stacked_layers_have_budgets_of_their_own():
       np.testing.assert_array_equal(both[row], one)
 
 
+def transposable_patterns(n, m):
+  rows = [np.isin(range(m), c) for c in itertools.combinations(range(m), n)]
+  every = (np.stack(p) for p in itertools.product(rows, repeat=m))
+  return np.stack([p for p in every if (p.sum(0) == n).all()])
+
+
+@pytest.mark.parametrize(("n", "m", "number"), [(2, 4, 90), (1, 4, 24), (2, 3, 6)])
+def test_transposable_takes_the_best_pattern_of_each_block(n, m, number):
+  patterns = transposable_patterns(n, m)
+  assert len(patterns) == number  # Hubara et al. 2021: 90 for 2:4
+  rng = np.random.default_rng(0)
+  scores = rng.normal(size=(3 * m, 2 * m))
+  structure = sj.transposable_n_m(n, m)
+  mask = select(structure, jnp.asarray(scores, jnp.float32), scores.size // m * n)
+  cut = lambda x: x.reshape(3, m, 2, m).swapaxes(1, 2)
+  found = (cut(scores) * cut(mask)).sum((-2, -1))
+  best = (cut(scores)[:, :, None] * patterns).sum((-2, -1)).max(-1)
+  np.testing.assert_allclose(found, best, rtol=1e-6)
+  assert (cut(mask).sum(-1) == n).all()
+  assert (cut(mask).sum(-2) == n).all()
+
+
+def test_transposable_completes_blocks_and_keeps_patterns_while_pruning():
+  structure, rng = sj.transposable_n_m(2, 4), np.random.default_rng(0)
+  scores = jnp.asarray(rng.normal(size=(8, 8)), jnp.float32)
+  everything = jnp.ones((8, 8), bool)
+  cut = lambda x: np.asarray(x).reshape(2, 4, 2, 4).swapaxes(1, 2)
+  patterns = transposable_patterns(2, 4)
+  # Pruning in steps: each block contains a pattern at every density.
+  masks = everything
+  for count in (50, 38, 32):
+    live = jnp.where(masks, scores, -jnp.inf)
+    after = select(structure, live, count)
+    assert after.sum() == count
+    assert not (after & ~np.asarray(masks)).any()
+    inside = (cut(after)[:, :, None] & patterns).sum((-2, -1)).max(-1)
+    assert (inside == 8).all()
+    masks = jnp.asarray(after)
+    scores = jnp.asarray(rng.normal(size=(8, 8)), jnp.float32)
+  # Half of the weights are dropped; what is left of a block is completed to the pattern
+  # of the highest new scores that contains it.
+  kept = call(structure.keep, scores, jnp.int32(16), masks)
+  fresh = rng.normal(size=(8, 8))
+  filled, _ = call(
+    structure.fill, jnp.asarray(fresh, jnp.float32), jnp.int32(32), kept, masks
+  )
+  assert not (np.asarray(kept) & ~np.asarray(filled)).any()
+  contains = (cut(kept)[:, :, None] & ~patterns).sum((-2, -1)) == 0
+  values = (cut(fresh)[:, :, None] * patterns).sum((-2, -1))
+  best = np.where(contains, values, -np.inf).max(-1)
+  np.testing.assert_allclose((cut(fresh) * cut(filled)).sum((-2, -1)), best, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
   ("structure", "shape", "message"),
   [
     (sj.n_m(2, 4), (6, 4), r"n_m\(2, 4.*multiple of 4 along axis -2.*\(6, 4\) at 'a'"),
     (sj.n_m(2, 4, axis=3), (4, 4), "names axis 3"),
     (sj.block((4, 4)), (4, 6), r"block\(\(4, 4\)\) needs.*\(4, 6\)"),
+    (sj.transposable_n_m(2, 4), (4, 6), r"transposable_n_m\(2, 4\) needs.*\(4, 6\)"),
+    (sj.transposable_n_m(2, 4), (4,), r"multiples of 4, got shape \(4,\)"),
     (sj.channel(2), (4, 4), r"channel\(2\) names axis 2"),
     (sj.constant_fan_in(), (4,), "two axes"),
   ],
@@ -250,6 +306,8 @@ def test_layers_that_do_not_fit_are_refused(structure, shape, message):
     (lambda: sj.n_m(0, 4), ValueError, "n must be at least 1"),
     (lambda: sj.n_m(2.0, 4), TypeError, "n must be an integer"),
     (lambda: sj.n_m(2, 4, groups="far"), ValueError, "groups must be"),
+    (lambda: sj.transposable_n_m(2, 8), ValueError, "m must be at most 4"),
+    (lambda: sj.transposable_n_m(4, 4), ValueError, "m must be at least 5"),
     (lambda: sj.block(4), TypeError, "shape must be 2 integers"),
     (lambda: sj.block((0, 4)), ValueError, "shape must be at least 1"),
     (lambda: sj.block((4, 4), score="l2"), ValueError, "score must be"),

@@ -1,7 +1,8 @@
 """Structures: restrictions on the sets of weights that may be live.
 
 Without a structure, any weights of a layer may be live. The structures are `n_m` (n of
-every m weights along an axis), `block`, `channel` and `constant_fan_in`. A structure is
+every m weights along an axis), `transposable_n_m` (along inputs and along outputs),
+`block`, `channel` and `constant_fan_in`. A structure is
 an argument of a method (`sj.rigl(..., structure=sj.n_m(2, 4))`) or of `sparsify`. It is
 stored in `Topology.structure`, and mask transforms use its functions in place of
 `top_k_masks`.
@@ -75,6 +76,7 @@ from sparsejax.core.structures._constant_fan_in import constant_fan_in
 from sparsejax.core.structures._fan_in import top_k_along
 from sparsejax.core.structures._layout import reshape_keeping
 from sparsejax.core.structures._n_m import n_m
+from sparsejax.core.structures._transposable import transposable_n_m
 from sparsejax.core.structures._units import of_units
 
 __all__ = [
@@ -88,4 +90,5 @@ __all__ = [
   "in_matrix_order",
   "n_m",
   "of_units",
+  "transposable_n_m",
 ]
