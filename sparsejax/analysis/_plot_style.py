@@ -39,6 +39,7 @@ DISPLAY_NAMES = {
   "snip": "SNIP",
   "sparse_evolution": "SET",
   "s_ste": "S-STE",
+  "spartan": "Spartan",
   "powerpropagation": "Powerprop",
   "sr_ste": "SR-STE",
   "synflow": "SynFlow",

@@ -90,6 +90,10 @@ METHODS: dict[str, Method] = {
   # Masks that act in the forward pass.
   "straight_through": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   "sr_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
+  # The masks are fixed in the last fifth; weights from all layers compete.
+  "spartan": Method(
+    {**_EVERY_STEP, **_GLOBAL, "end_fraction": 0.8}, forward=True, dense_gradients=True
+  ),
   "s_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   # It has its own weight decay.
   "top_kast": Method({"update_every": 100, "weight_decay": 0.0}, forward=True),

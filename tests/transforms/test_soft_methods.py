@@ -93,6 +93,91 @@ def test_s_ste_scales_each_leaf_and_thresholds_each_layer():
     assert jnp.isfinite(sj.soft_masks(state)["kernel"]).all()
 
 
+def soft_top_k(w, k, beta):
+  """The soft mask of one pool of weights, by bisection in float64."""
+  z = beta * np.abs(w)
+  low, high = z.min() - 50, z.max() + 50
+  for _ in range(200):
+    t = (low + high) / 2
+    low, high = (t, high) if np.sum(1 / (1 + np.exp(t - z))) > k else (low, t)
+  return 1 / (1 + np.exp(t - z))
+
+
+def pulled_back(w, g, k, beta):
+  """The derivative of sum g m(w) w by central differences."""
+  out, h = np.zeros_like(w), 1e-5
+  for i in np.ndindex(*w.shape):
+    d = np.zeros_like(w)
+    d[i] = h
+    ends = [np.sum(g * soft_top_k(x, k, beta) * x) for x in (w + d, w - d)]
+    out[i] = (ends[0] - ends[1]) / (2 * h)
+  return out
+
+
+@pytest.mark.parametrize("pool", ["layer", "network"])
+def test_spartan_is_soft_top_k_with_dual_averaging(pool):
+  """Six steps: dense, two of warm-up, two that sharpen, and two with fixed masks."""
+  ws = [draw(4, 6), 2 * draw(2, 8)[::-1]]
+  tx = sj.spartan(
+    SGD,
+    0.25,
+    end_step=4,
+    warmup_steps=2,
+    beta=2.0,
+    final_beta=10.0,
+    distribution=None if pool == "network" else sj.uniform,
+  )
+  params = {"a": jnp.asarray(ws[0], jnp.float32), "b": jnp.asarray(ws[1], jnp.float32)}
+  record = trained(tx, params, lambda e: e - 0.5, 6)
+  split = (lambda x: [x]) if pool == "network" else (lambda x: [[y] for y in x])
+  flat = lambda xs: np.concatenate([x.ravel() for x in xs])
+  back = lambda v, xs: np.split(v, np.cumsum([x.size for x in xs])[:-1])
+  fixed = None
+  for step, (params, state) in enumerate(record):
+    density = max(1 - 0.75 * step / 2, 0.25)
+    beta = min(2 + 8 * step / 4, 10)
+    new, es, masks = [], [], []
+    for xs in split(ws):
+      w = flat(xs)
+      k = round(density * w.size)
+      m = np.ones_like(w) if k == w.size else soft_top_k(w, k, beta)
+      live = np.zeros(w.size, bool)
+      live[np.argsort(-np.abs(w))[:k]] = True
+      if step > 4:
+        m, live = fixed.pop(0)
+      e = np.where(live, m * w, 0)
+      g = e - 0.5
+      if step >= 4:
+        d = np.where(live, m * g, 0)
+        fixed = (fixed or []) + [(m, live)]
+      else:
+        d = g if k == w.size else pulled_back(w, g, k, beta)
+      es += back(e, xs)
+      masks += back(live, xs)
+      new += back(w - 0.5 * d, xs)
+    for i, name in enumerate("ab"):
+      shape = params[name].shape
+      close = dict(rtol=2e-3, atol=2e-4)
+      np.testing.assert_allclose(params[name], ws[i].reshape(shape), **close)
+      effective = sj.effective(params, state)[name]
+      np.testing.assert_allclose(effective, es[i].reshape(shape), **close)
+      np.testing.assert_array_equal(sj.masks(state)[name], masks[i].reshape(shape))
+    sj.check_sparse(params, state)
+    ws = [x.reshape(w.shape) for x, w in zip(new, ws, strict=True)]
+
+
+def test_spartan_layers_that_a_leaf_stacks_have_their_own_thresholds():
+  w = jnp.asarray(np.stack([draw(4, 4), 10 * draw(4, 4)]), jnp.float32)
+  fields = dict(end_step=4, initial_density=0.25, beta=3.0)
+  stacked = sj.spartan(SGD, 0.25, stacked="kernel", **fields).init({"kernel": w})
+  for i in range(2):
+    alone = sj.spartan(SGD, 0.25, **fields).init({"kernel": w[i]})
+    soft = sj.soft_masks(alone)["kernel"]
+    np.testing.assert_allclose(sj.soft_masks(stacked)["kernel"][i], soft, rtol=1e-4)
+    # All weights of the soft mask sum to k, the masked ones included.
+    assert float(alone.soft_masks["kernel"].sum()) == pytest.approx(4, rel=1e-4)
+
+
 @pytest.mark.parametrize(
   ("call", "error", "message"),
   [

@@ -10,6 +10,7 @@ from sparsejax.methods.forward._soft_threshold import (
   soft_threshold,
   soft_threshold_masks,
 )
+from sparsejax.methods.forward._spartan import spartan
 from sparsejax.methods.forward._sr_ste import sr_ste
 from sparsejax.methods.forward._straight_through import straight_through
 from sparsejax.methods.forward._supermask import (
@@ -27,6 +28,7 @@ __all__ = [
   "s_ste",
   "soft_threshold",
   "soft_threshold_masks",
+  "spartan",
   "sr_ste",
   "straight_through",
   "supermask",
