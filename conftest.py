@@ -2,6 +2,15 @@
 
 import os
 
+# The tests spend nearly all their time in compiling, which these flags, read by jax and
+# inherited by child processes, make three times as fast. With `XLA_FLAGS= pytest`
+# programs are compiled as they are for users.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

@@ -113,11 +113,7 @@ OTHERS = {
   ),
   "block_stacked": lambda: sj.rigl(SGD, **STACKED, structure=sj.block((4, 4))),
 }
-# XLA's own passes make the same of a program without LLVM's, in two thirds of the time.
-OPTIONS = {
-  "xla_backend_optimization_level": 0,
-  "xla_llvm_disable_expensive_passes": True,
-}
+# What runs by default: each mechanism once. All others run under -m slow.
 QUICK = (
   "sparse_momentum",
   "gradual_magnitude",
@@ -148,10 +144,11 @@ def _table(methods):
   return table
 
 
-def _names():
-  harness = _harness()
-  for name in _table(harness.METHODS):
-    yield name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+def _programs():
+  for name in _table(_harness().METHODS):
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+      quick = name in QUICK if axis_type == AxisType.Auto else name == QUICK[0]
+      yield pytest.param(name, axis_type, marks=() if quick else pytest.mark.slow)
 
 
 def _harness():
@@ -202,11 +199,10 @@ def _step_text(name, axis_type):
   # New functions: what was compiled for another test may have taken the other branch.
   state = jax.jit(lambda p: tx.init(p))(params)
   step = jax.jit(lambda *x: tx.update(*x)).lower(params, state, params)
-  return step.compile(compiler_options=OPTIONS).as_text(), len(params)
+  return step.compile().as_text(), len(params)
 
 
-@ON_EVERY_AXIS
-@pytest.mark.parametrize("name", list(_names()))
+@pytest.mark.parametrize(("name", "axis_type"), list(_programs()))
 def test_only_counts_move_between_devices(name, axis_type, monkeypatch):
   """No kernel is gathered, and less than 16 KiB move a tensor."""
   # What accelerators run; CPUs count by columns first, which is faster there.
@@ -224,13 +220,15 @@ def test_only_counts_move_between_devices(name, axis_type, monkeypatch):
   assert moved < 16 * 1024 * tensors, moved
 
 
-@ON_EVERY_AXIS
 @pytest.mark.parametrize(
-  "name",
+  ("name", "axis_type"),
   [
-    "gradual_magnitude",
-    pytest.param("sparse_momentum", marks=pytest.mark.slow),
-    pytest.param("sparse_evolution", marks=pytest.mark.slow),
+    ("gradual_magnitude", AxisType.Auto),
+    pytest.param("gradual_magnitude", AxisType.Explicit, marks=pytest.mark.slow),
+    pytest.param("sparse_momentum", AxisType.Auto, marks=pytest.mark.slow),
+    pytest.param("sparse_momentum", AxisType.Explicit, marks=pytest.mark.slow),
+    pytest.param("sparse_evolution", AxisType.Auto, marks=pytest.mark.slow),
+    pytest.param("sparse_evolution", AxisType.Explicit, marks=pytest.mark.slow),
   ],
 )
 def test_cpus_only_move_counts_too(name, axis_type):
@@ -297,7 +295,7 @@ def test_a_step_between_mask_updates_copies_nothing(method, optimizer):
 
   inputs = params, tx.init(params), params
   step = jax.jit(step, donate_argnums=(0, 1)).lower(*inputs)
-  compiled = step.compile(compiler_options=OPTIONS)
+  compiled = step.compile()
   lines, conditionals = _every_step(compiled.as_text())
   shapes = "|".join(",".join(map(str, shape)) for shape in SHAPES.values())
   assert any(re.search(rf"\[({shapes})\]", line) for line in lines)
