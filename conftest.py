@@ -12,6 +12,8 @@ os.environ.setdefault(
 )
 
 import jax
+import pytest
+from jax import monitoring
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update(
@@ -19,3 +21,17 @@ jax.config.update(
 )
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def compilations():
+  """Lists what is compiled from here on: one item per program."""
+  found = []
+
+  def listen(event, duration_secs, **_):
+    if event.endswith("backend_compile_duration"):
+      found.append(event)
+
+  monitoring.register_event_duration_secs_listener(listen)
+  yield found
+  monitoring.unregister_event_duration_listener(listen)

@@ -77,7 +77,7 @@ def replica_checksums(masks: PyTree, stacked: bool = False) -> tuple[int, int]:
   # Copies on the devices of one mesh are compared; otherwise there is only one copy.
   leaves = _checked(masks)
   if stacked:
-    found = _ends(jax.jit(jax.vmap(mask_checksum))(leaves))
+    found = _among(leaves)
   else:
     named = [x.sharding for x in leaves if isinstance(x.sharding, NamedSharding)]
     if len(named) == len(leaves) and len({s.mesh for s in named}) == 1:
@@ -122,6 +122,13 @@ def check_replicas(masks: PyTree, stacked: bool = False) -> int:
       f"{highest:#010x}."
     )
   return lowest
+
+
+@jax.jit
+def _among(leaves: list[Array]) -> tuple[Array, Array]:
+  """Computes the smallest and largest checksum over the first axis of each mask."""
+  checksums = jax.vmap(mask_checksum)(leaves)
+  return jnp.min(checksums), jnp.max(checksums)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "specs"))
@@ -183,10 +190,6 @@ def _names(entry: Any) -> tuple[str, ...]:
   if entry is None:
     return ()
   return entry if isinstance(entry, tuple) else (entry,)
-
-
-def _ends(values: Array) -> tuple[Array, Array]:
-  return jnp.min(values), jnp.max(values)
 
 
 def _checked(masks: PyTree) -> list[Array]:

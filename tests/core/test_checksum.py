@@ -91,6 +91,14 @@ def test_replicas_of_pmap():
     core.check_replicas(out, stacked=True)
 
 
+def test_the_next_check_compiles_nothing(compilations):
+  for masks, stacked in ((_masks(), False), ({"a": np.ones((8, 4), bool)}, True)):
+    core.check_replicas(masks, stacked)
+    compilations.clear()
+    core.check_replicas(masks, stacked)
+    assert not compilations
+
+
 def test_what_is_no_mask_is_refused():
   with pytest.raises(TypeError, match="masks must be bool, got float32"):
     core.mask_checksum({"a": jnp.ones(3)})
