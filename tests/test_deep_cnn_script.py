@@ -63,6 +63,6 @@ def test_a_trunk_of_linear_layers_gives_features_of_the_readout():
   model = cases.make_model(Case("x", 3, "digits"))
   variables = model.init(jax.random.key(5), images[:1])
   readout = variables["params"]["readout"]
-  wanted = model.apply(variables, images)
+  wanted = np.asarray(model.apply(variables, images))
   got = features @ readout["kernel"] + readout["bias"][None]
   np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)

@@ -33,6 +33,7 @@ KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
 INITIALIZATIONS = ("signed_constant", "kaiming_normal")
 PARTS = ("lenet300", "heuristics", "bernoulli", "conv4", "scaled", "selection")
 SEEDS, EPOCHS = 2, 6  # of LeNet-300-100
+HEURISTIC_SEEDS = 5
 CONV_IMAGES, CONV_KEPT = 6_000, (0.5, 0.3, 0.7, 0.1, 0.9)
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
@@ -160,7 +161,7 @@ def main(argv: list[str]) -> None:
     if part == "selection":
       once(part, measurements.selection)
     elif part == "heuristics":
-      once(part, lambda: measurements.heuristics(SEEDS, EPOCHS))
+      once(part, lambda: measurements.heuristics(HEURISTIC_SEEDS, EPOCHS))
     else:
       train(part)
   table = rows()
