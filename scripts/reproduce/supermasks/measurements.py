@@ -235,7 +235,8 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
           "paper": PUBLISHED[weights] if published else None,
           "source": ZHOU if published else "",
           "note": f"kept = {best}, the best of {', '.join(map(str, DENSITIES))} on"
-          " validation images; masks of a network trained from these weights, which are then not trained",
+          " validation images; masks of a network trained from these weights, which are"
+          " then not trained",
         }
       )
       print(f"  {found[-1]}", flush=True)
