@@ -101,7 +101,8 @@ class Writer:
     Args:
       step: updates done so far.
       values: numbers, arrays with one number per seed, or dicts of these. A number
-        that is not finite becomes null, because JSON has no NaN.
+        that is not finite becomes null, because JSON has no NaN. Words are written to
+        the file, and not passed to the other writers.
 
     Raises:
       WorkdirError: if the file cannot be written.
@@ -109,7 +110,12 @@ class Writer:
     with _distributed.sync_errors():
       if self._file is not None:
         self._append(self._file, step, values)
-        scalars = {name: float(np.mean(value)) for name, value in _flatten(values)}
+        # Words, such as the phase of a NeST round, are in the records only.
+        scalars = {
+          name: float(np.mean(value))
+          for name, value in _flatten(values)
+          if np.asarray(value).dtype.kind not in "OU"
+        }
         for writer in self._writers:
           writer.write_scalars(step, scalars)
 

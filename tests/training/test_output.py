@@ -41,6 +41,20 @@ def test_metrics_are_json_whatever_comes(tmp_path):
   }
 
 
+def test_words_are_recorded_and_not_passed_to_writers(tmp_path):
+  scalars = []
+
+  class Scalars:
+    def write_scalars(self, step, values):
+      scalars.append(values)
+
+  with metrics.Writer(tmp_path, 0, writers=[Scalars()]) as writer:
+    writer.write(1, {"phase": "grow", "units": (6, 4), "layers": {"fc1": 3}, "x": None})
+  (record,) = metrics.read(tmp_path)
+  assert record["phase"] == "grow"
+  assert scalars == [{"units": 5.0, "layers/fc1": 3.0}]
+
+
 def test_metrics_after_the_checkpoint_are_taken_out(tmp_path):
   with metrics.Writer(tmp_path, 0) as writer:
     for step in (1, 2, 3):
