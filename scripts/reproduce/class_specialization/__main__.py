@@ -20,13 +20,11 @@ import json
 import pathlib
 import sys
 
-import jax.numpy as jnp
 import numpy as np
 from absl import flags, logging
 
 from scripts import ROOT
 from scripts.benchmarks import compaction
-from scripts.reproduce import networks
 from scripts.reproduce.class_specialization import activations
 from sparsejax import training
 from sparsejax.analysis import class_specialization, specialization_anova
@@ -67,7 +65,7 @@ def train(model: str, density: float, seed: int) -> None:
   config.num_epochs = _EPOCHS.value or EPOCHS[model]
   if not training.train_and_evaluate(config, path, summarize=False).finished:
     sys.exit(130)
-  activations.write(path, networks.load(path))
+  activations.write(path, training.load_run(path))
 
 
 def finished(model: str, density: float) -> list[pathlib.Path]:
@@ -133,14 +131,13 @@ def variance(model: str, density: float) -> list[dict]:
 def speed(model: str, density: float) -> list[dict]:
   """Returns estimated and measured speed-ups of the first network."""
   path = finished(model, density)[0]
-  network = networks.load(path)
-  images = jnp.asarray(activations.first_images(path, compaction.IMAGES))
+  run = training.load_run(path)
   return compaction.measure(
     f"{model}/density={density:g}/speed",
-    network.apply,
-    network.params,
-    network.masks,
-    images,
+    lambda params, images: run.apply(params, run.model_state, images),
+    run.params,
+    run.masks,
+    activations.first_images(run, compaction.IMAGES),
     rounds=_ROUNDS.value,
   )
 

@@ -1,6 +1,5 @@
 """Activations of trained networks by class, and their plot."""
 
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import ticker
 
-from scripts.reproduce import networks
 from sparsejax.analysis import (
   COLORS,
   DISPLAY_NAMES,
@@ -20,13 +18,13 @@ from sparsejax.analysis import (
 )
 from sparsejax.core import read_archive, write_archive
 from sparsejax.models import Conv
-from sparsejax.training import data
+from sparsejax.training import LoadedRun, data
 
 FILE = "class_contributions.npz"
 BATCH = 1000
 
 
-def write(workdir: pathlib.Path, network: networks.Network) -> None:
+def write(workdir: pathlib.Path, run: LoadedRun) -> None:
   """Sums each hidden layer's activations by channel and class, over training images.
 
   Activations are measured after ReLU and before pooling, as in the authors' code.
@@ -34,7 +32,7 @@ def write(workdir: pathlib.Path, network: networks.Network) -> None:
 
   @jax.jit
   def activations(params, images):
-    _, kept = network.module.apply(
+    _, kept = run.model.apply(
       {"params": params},
       images,
       capture_intermediates=lambda module, _: isinstance(module, Conv | nn.Dense),
@@ -43,13 +41,13 @@ def write(workdir: pathlib.Path, network: networks.Network) -> None:
     over = lambda x: tuple(range(1, x.ndim - 1))
     return {name: jnp.sum(x, over(x)) for name, x in layers.items()}
 
-  dataset = _dataset(workdir)
+  dataset = _dataset(run)
   total: dict[str, np.ndarray] = {}
   for start in range(0, len(dataset.train.labels), BATCH):
     part = slice(start, start + BATCH)
-    images = _normalized(dataset, dataset.train.images[part])
+    images = run.normalize(dataset.train.images[part])
     labels = dataset.train.labels[part]
-    for name, sums in activations(network.params, images).items():
+    for name, sums in activations(run.params, images).items():
       counts = class_contributions(np.asarray(sums), labels, dataset.num_classes)
       total[name] = total.get(name, 0) + counts
   write_archive(workdir / FILE, {n: total[n] for n in list(total)[:-1]})
@@ -60,23 +58,18 @@ def read(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   return read_archive(workdir / FILE, "class_specialization")
 
 
-def first_images(workdir: pathlib.Path, count: int) -> np.ndarray:
-  """Returns the first test images, normalized as in a run's training."""
-  dataset = _dataset(workdir)
-  return _normalized(dataset, dataset.test.images[:count])
+def first_images(run: LoadedRun, count: int) -> jax.Array:
+  """Returns the first test images, normalized as in the run's training."""
+  return run.normalize(_dataset(run).test.images[:count])
 
 
 def _layers(kept) -> Iterator[tuple[str, Mapping]]:
   yield from kept["intermediates"].items()
 
 
-def _dataset(workdir: pathlib.Path) -> data.Dataset:
-  c = json.loads((workdir / "config.json").read_text())
-  return data.load(c["dataset"], c["data_dir"], c["validation_fraction"])
-
-
-def _normalized(dataset: data.Dataset, images: np.ndarray) -> np.ndarray:
-  return (images.astype(np.float32) - dataset.mean) / dataset.std
+def _dataset(run: LoadedRun) -> data.Dataset:
+  c = run.config
+  return data.load(c.dataset, c.data_dir, c.validation_fraction)
 
 
 def plot(
