@@ -1,6 +1,7 @@
 """XOR and the MONK's problems: full OBS compared with OBD and magnitude."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -129,8 +130,97 @@ def xor(wanted: int):
   return rows, points
 
 
+def published_rows(number: int, folder: pathlib.Path) -> Problem:
+  """Reads the published training rows, `monks-<number>.train` of the UCI repository.
+
+  A line has the class, the six attributes and a name.
+  """
+  every = monk_problem(number)
+  text = (folder / f"monks-{number}.train").read_text().split("\n")
+  table = np.array(
+    [[int(v) for v in line.split()[:7]] for line in text if line.strip()]
+  )
+  inputs = np.concatenate(
+    [
+      table[:, [i + 1]] == np.arange(1, values + 1)[None]
+      for i, values in enumerate((3, 3, 2, 3, 4, 2))
+    ],
+    axis=1,
+  )
+  labels = table[:, 0] == 1
+  return every._replace(train_inputs=inputs.astype(np.float64), train_labels=labels)
+
+
+def monk_as_published(number: int, folder: pathlib.Path, seeds: int = 8):
+  """Returns rows of one MONK's problem on the published training rows.
+
+  The values are those of all seeds; the seed with the lowest training error is the one
+  to compare with the published network.
+  """
+  hidden, decay, paper = MONKS[number]
+  task, pruned = _prune_monk(number, published_rows(number, folder), seeds)
+  rows = []
+  for name, found in pruned.items():
+    note = (
+      f"17-{hidden}-1, {task.weights} weights, decay {decay:g}, the published training"
+      f" rows; dense test accuracy {found.dense:.1f} % and {found.left[found.chosen]}"
+      f" weights left for the seed with the lowest training error of {seeds}"
+    )
+    own = name == "obs"
+    case = f"monk{number}/{name}/published_rows"
+    rows.append(
+      results.row(
+        case,
+        "weights_left",
+        found.left,
+        paper=paper if own else None,
+        source=PUBLISHED if own else "",
+        note=note,
+      )
+    )
+    best = found.left[found.chosen]
+    rows.append(
+      results.row(f"{case}/best_training_error", "weights_left", best, note=note)
+    )
+  return rows
+
+
+class Pruned(NamedTuple):
+  """Results of a rule: weights left per seed, the chosen seed, its dense accuracy."""
+
+  left: list[int]
+  chosen: int
+  dense: float
+
+
+def _prune_monk(
+  number: int, problem: Problem, seeds: int, names=("obs", "obd", "magnitude")
+):
+  """Trains all seeds on one set of training rows, and prunes them by each rule."""
+  hidden, decay, _ = MONKS[number]
+  task = make_task(problem, hidden, decay)
+  start = 0.5 * jax.random.normal(jax.random.key(1), (seeds, task.weights), jnp.float64)
+  weights = train(task, start, 300)
+  live = jnp.arange(task.weights - 1, 0, -1)
+  found = {}
+  for name in names:
+    t = run_rule(task, rules(task)[name], weights, 30, live)
+    nets = jnp.concatenate([weights[:, None], t.retrained], axis=1)
+    train_accuracy = _accuracy(task, nets, problem.train_inputs, problem.train_labels)
+    accuracy = _accuracy(task, nets, problem.inputs, problem.labels)
+    # Choose the seed by the dense nets' training error, and by their loss if equal.
+    losses = np.asarray(jax.vmap(task.loss)(weights))
+    chosen = min(range(seeds), key=lambda s: (-train_accuracy[s, 0], losses[s]))
+    # Count the fewest weights at which the accuracy is at least the dense net's.
+    counts = task.weights - np.arange(task.weights)
+    left = [int(counts[a >= a[0]].min()) for a in accuracy]
+    found[name] = Pruned(left, chosen, float(accuracy[chosen, 0]))
+    print(f"monk{number} {name}: {found[name]}", flush=True)
+  return task, found
+
+
 def monk(number: int, draws: int, seeds: int = 8):
-  """Returns rows of results of one MONK's problem.
+  """Returns rows of results of one MONK's problem, on draws of training rows.
 
   The headline result is for the first draw whose dense net has the published test
   accuracy (100, 100 and 97.2 %). On other draws of MONK-3 the dense net is better, and
@@ -140,34 +230,15 @@ def monk(number: int, draws: int, seeds: int = 8):
   published = {1: 100.0, 2: 100.0, 3: 97.2}[number]
   rows, headline = [], False
   for draw in range(draws):
-    problem = monk_problem(number, draw)
-    task = make_task(problem, hidden, decay)
-    start = 0.5 * jax.random.normal(
-      jax.random.key(1), (seeds, task.weights), jnp.float64
-    )
-    # Train all seeds on one draw of training rows, then prune by each rule with
-    # retraining.
-    weights = train(task, start, 300)
-    live = jnp.arange(task.weights - 1, 0, -1)
-    chosen, names = None, ("obs", "obd", "magnitude") if not headline else ("obs",)
-    for name in names:
-      t = run_rule(task, rules(task)[name], weights, 30, live)
-      nets = jnp.concatenate([weights[:, None], t.retrained], axis=1)
-      train_accuracy = _accuracy(task, nets, problem.train_inputs, problem.train_labels)
-      accuracy = _accuracy(task, nets, problem.inputs, problem.labels)
-      # Choose the seed by the dense nets' training error, and by their loss if equal.
-      losses = np.asarray(jax.vmap(task.loss)(weights))
-      chosen = min(range(seeds), key=lambda s: (-train_accuracy[s, 0], losses[s]))
-      # Count the fewest weights at which the accuracy is at least the dense net's.
-      counts = task.weights - np.arange(task.weights)
-      left = [int(counts[a >= a[0]].min()) for a in accuracy]
-      dense = accuracy[chosen, 0]
+    names = ("obs", "obd", "magnitude") if not headline else ("obs",)
+    task, pruned = _prune_monk(number, monk_problem(number, draw), seeds, names)
+    dense = 0.0
+    for name, (left, chosen, dense) in pruned.items():
       note = (
         f"17-{hidden}-1, {task.weights} weights, decay {decay:g}, training rows of draw"
         f" {draw} by the published rules, seed chosen by training error of {seeds};"
         f" dense test accuracy {dense:.1f} %; all seeds: {left}"
       )
-      print(f"monk{number} {name} draw {draw}: {left[chosen]} left; {note}", flush=True)
       case = f"monk{number}/{name}"
       rows.append(
         results.row(f"{case}/draw={draw}", "weights_left", left[chosen], note=note)
