@@ -34,16 +34,24 @@ from sparsejax.experiments.comparison import (
   write_comparison,
 )
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
-_METHODS = flags.DEFINE_list("methods", None, "Names of methods; dense runs once.")
-_DENSITIES = flags.DEFINE_list("densities", ["0.05"], "Live weights / weights.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Which seeds.")
-_TOGETHER = flags.DEFINE_integer("together", None, "Seeds side by side.", 1)
-_OUT = flags.DEFINE_string("out", None, "The results file; by default in the workdir.")
-_PLOT = flags.DEFINE_string("plot", None, "The plot; by default in the workdir.")
-_KEEP = flags.DEFINE_bool("keep", False, "Keep the seeds that --out holds already.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="A config file, such as configs/digits.py."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+_METHODS = flags.DEFINE_list(
+  "methods", None, "Names of methods; dense runs at density 1 only."
+)
+_DENSITIES = flags.DEFINE_list("densities", ["0.05"], "Fractions of live weights.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of each method and density.")
+_TOGETHER = flags.DEFINE_integer(
+  "together", None, "Seeds trained in one vectorized run.", 1
+)
+_OUT = flags.DEFINE_string("out", None, "The results file; default: in the workdir.")
+_PLOT = flags.DEFINE_string("plot", None, "The plot; default: in the workdir.")
+_KEEP = flags.DEFINE_bool("keep", False, "Keep seeds of --out that the workdir lacks.")
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the table of finished runs."
+)
 
 
 def make_config(method: str):
@@ -60,7 +68,7 @@ def train(workdir: pathlib.Path) -> None:
   together = _TOGETHER.value
   if together is None:
     together = 1 if jax.default_backend() == "cpu" else len(seeds)
-  held = run_grid(
+  busy = run_grid(
     make_config,
     workdir,
     grid_cells(_METHODS.value, [float(d) for d in _DENSITIES.value]),
@@ -69,8 +77,8 @@ def train(workdir: pathlib.Path) -> None:
     say=lambda line: print(line, flush=True),
     verbose=sys.stderr.isatty(),
   )
-  for run in held:
-    print(f"Still under way in another process: {run}.")
+  for run in busy:
+    print(f"Another process is still training {run}.")
 
 
 def main(argv: list[str]) -> None:
@@ -85,11 +93,11 @@ def main(argv: list[str]) -> None:
     if _KEEP.value:
       outcomes = keep_rows(_CONFIG.value, outcomes, out)
     if not outcomes:
-      sys.exit(f"Error: nothing is finished in {workdir}.")
+      sys.exit(f"Error: there is no finished run in {workdir}.")
     plot = pathlib.Path(_PLOT.value or workdir / "comparison.png")
     write_comparison(_CONFIG.value, outcomes, out, plot)
   except KeyboardInterrupt:
-    print("Stopped; the checkpoint is written. The same command goes on from there.")
+    print("Stopped after writing a checkpoint. The same command resumes.")
     sys.exit(130)
   except (training.TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")

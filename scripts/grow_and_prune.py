@@ -20,9 +20,13 @@ from sparsejax.experiments import command_line
 from sparsejax.experiments.nest import grow_and_prune, write_plots
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", help_string="A file of configs/.", lock_config=True
+  "config",
+  help_string="A config file, such as configs/mnist_lenet300_nest.py.",
+  lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "A directory for this run alone.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A new directory, or that of the run to resume."
+)
 
 
 def main(argv: list[str]) -> int:

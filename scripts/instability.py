@@ -23,10 +23,12 @@ from sparsejax.experiments import command_line
 from sparsejax.experiments.lottery import run_instability
 from sparsejax.training import TrainingError
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "That of the experiment.")
-_STEPS = flags.DEFINE_list("steps", ["0"], "From which steps the data differ.")
-_LEVEL = flags.DEFINE_integer("level", 0, "0: dense; otherwise of which tickets.", 0)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="A config file, such as configs/digits_lottery.py."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the experiment.")
+_STEPS = flags.DEFINE_list("steps", ["0"], "Steps from which the data orders differ.")
+_LEVEL = flags.DEFINE_integer("level", 0, "Level of the tickets; 0: dense network.", 0)
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> None:
     steps = sorted({int(step) for step in _STEPS.value})
     found = run_instability(_CONFIG.value, workdir, steps, _LEVEL.value)
   except KeyboardInterrupt:
-    print("Stopped. The same command goes on with the step that was under way.")
+    print("Stopped. The same command repeats the step that was interrupted.")
     sys.exit(130)
   except (TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")

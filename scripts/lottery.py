@@ -36,11 +36,15 @@ __doc__ = str(__doc__) + "".join(
   if name != "train"
 )
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "A directory for this experiment alone."
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="A config file, such as configs/digits_lottery.py."
 )
-_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Train nothing.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A new directory, or that of the experiment to resume."
+)
+_REPORT_ONLY = flags.DEFINE_bool(
+  "report_only", False, "Train nothing; report the finished levels."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +56,7 @@ def main(argv: list[str]) -> None:
       run_experiment(_CONFIG.value, workdir)
     print(write_report(workdir))
   except KeyboardInterrupt:
-    print("Stopped. The same command goes on with the level that was under way.")
+    print("Stopped. The same command resumes the level that was interrupted.")
     sys.exit(130)
   except (TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")

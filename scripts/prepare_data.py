@@ -29,14 +29,14 @@ def main() -> int:
   parser.add_argument(
     "--data_dir",
     default="",
-    help="where to; default: TFDS_DATA_DIR, then TFDS's own default",
+    help="folder of the data sets; default: TFDS_DATA_DIR, else that of TFDS",
   )
   args = parser.parse_args()
   # Report the data sets that are prepared already; only the others need TensorFlow.
   missing = []
   for name in args.names:
     try:
-      print(f"{name} is there: {find_prepared(name, args.data_dir)}")
+      print(f"{name} is prepared: {find_prepared(name, args.data_dir)}")
     except TrainingError:
       missing.append(name)
   if not missing:
@@ -56,7 +56,7 @@ def main() -> int:
   for name in missing:
     builder = tfds.builder(name, data_dir=root, file_format="array_record")
     builder.download_and_prepare()
-    print(f"{name} is there: {find_prepared(name, str(root))}")
+    print(f"{name} is prepared: {find_prepared(name, str(root))}")
   return 0
 
 

@@ -25,15 +25,18 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    "workdir", nargs="+", type=pathlib.Path, help="a run, or a folder of runs"
+    "workdir",
+    nargs="+",
+    type=pathlib.Path,
+    help="directory of a run, or a folder of runs",
   )
   parser.add_argument(
     "--out",
     type=pathlib.Path,
-    help="the page; default: report.html in WORKDIR, of several in the current folder",
+    help="the page to write; default: report.html in WORKDIR, or, for several, here",
   )
   args = parser.parse_args()
-  logging.set_verbosity(logging.ERROR)  # orbax warns of files that it does without
+  logging.set_verbosity(logging.ERROR)  # hide orbax's warnings about optional files
   alone = args.workdir[0] if len(args.workdir) == 1 else pathlib.Path()
   out = args.out or alone / PAGE_FILE
   try:
@@ -43,7 +46,7 @@ def main() -> int:
     print(f"Error: {e}", file=sys.stderr)
     return 1
   what = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-  print(f"Wrote {out}, of {what}.")
+  print(f"Wrote {out}, the report of {what}.")
   return 0
 
 

@@ -44,17 +44,19 @@ __doc__ = str(__doc__) + "".join(
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
-  help_string="A file of configs/, with an optional variant: path.py:variant.",
+  help_string="A config file, with an optional variant: path.py:variant.",
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "A directory for this run alone; made if it is not there."
+  "workdir", None, "A new directory, or that of the run to resume."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", "", "host:port of process 0, in a run of several processes."
+  "coordinator", "", "host:port of process 0, for a run of several processes."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process, from 0."
+)
 
 
 def main(argv: list[str]) -> int:

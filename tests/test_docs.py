@@ -83,7 +83,7 @@ def test_every_method_has_a_page_that_says_when_to_use_it():
     assert "## When to use it\n" in text
     made = pages.method(name, text)
     assert "```text\n" in made
-    assert "## What it costs" in made
+    assert "## Cost" in made
   written = {path.stem for path in (ROOT / "docs/methods").glob("*.md")}
   assert written == {*methods, "index"}
 

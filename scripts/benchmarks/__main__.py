@@ -58,17 +58,21 @@ PARTS = (
   "selection",
 )
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmarks", "Where records are kept.")
-_OUT = flags.DEFINE_string("out", str(ROOT / "results/benchmarks.json"), "The table.")
-_PLOT = flags.DEFINE_string(
-  "plot", str(ROOT / "docs/assets/benchmarks.png"), "The picture."
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmarks", "Folder of the records.")
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/benchmarks.json"), "The results file to write."
 )
-_CASES = flags.DEFINE_string("cases", "", "A regular expression; all by default.")
+_PLOT = flags.DEFINE_string(
+  "plot", str(ROOT / "docs/assets/benchmarks.png"), "The plot to write."
+)
+_CASES = flags.DEFINE_string(
+  "cases", "", "A regular expression of cases; default: all."
+)
 _NETWORKS = flags.DEFINE_list("networks", [], "Directories of trained networks.")
-_BEFORE = flags.DEFINE_string("before", None, "A commit whose values are kept beside.")
-_QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes, to see that all runs.")
-_LIST = flags.DEFINE_bool("list", False, "Name the cases and run none.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run none; write what there is.")
+_BEFORE = flags.DEFINE_string("before", None, "A commit with values to compare.")
+_QUICK = flags.DEFINE_bool("quick", False, "Run all cases at tiny sizes.")
+_LIST = flags.DEFINE_bool("list", False, "Print the names of the cases and stop.")
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run nothing; write the records.")
 
 
 def cases() -> dict:
@@ -133,7 +137,7 @@ def measure(found: dict) -> None:
   """Runs the chosen cases that have no record, and prints their progress."""
   chosen = [name for name in found if re.search(_CASES.value, name)]
   if not chosen:
-    sys.exit(f"Error: --cases must match one at least; got {_CASES.value!r}.")
+    sys.exit(f"Error: --cases must match a case; got {_CASES.value!r}.")
   began = time.monotonic()
   for number, name in enumerate(chosen, 1):
     if record(name).exists():

@@ -25,7 +25,11 @@ from sparsejax.experiments import results
 Cases = dict[str, Callable[[], list[dict]]]
 
 IMAGES, BATCH = 2000, 128
-KINDS = {"scan": "one by one in a scan", "batch128": "128 a call", "call": "one a call"}
+KINDS = {
+  "scan": "one by one in a scan",
+  "batch128": "128 per call",
+  "call": "one per call",
+}
 # Model, weights kept of each kernel, units kept of each hidden layer.
 DRAWN = (
   ("lenet300", 0.05, 1.0),

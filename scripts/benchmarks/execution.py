@@ -39,11 +39,15 @@ from sparsejax.experiments import command_line, results
 EVERY = 100  # steps from one mask update to the next
 METHODS = ("rigl", "sparse_evolution", "sparse_momentum", "static_sparse")
 
-_OUT = flags.DEFINE_string("out", str(ROOT / "results/execution.json"), "The table.")
-_CASES = flags.DEFINE_string("cases", "", "A regular expression; all by default.")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds of each case.", lower_bound=1)
-_QUICK = flags.DEFINE_bool("quick", False, "Tiny sizes, to see that all runs.")
-_LIST = flags.DEFINE_bool("list", False, "Name the cases and run none.")
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/execution.json"), "The results file to write."
+)
+_CASES = flags.DEFINE_string(
+  "cases", "", "A regular expression of cases; default: all."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds per case.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "Run all cases at tiny sizes.")
+_LIST = flags.DEFINE_bool("list", False, "Print the names of the cases and stop.")
 
 
 def cases(quick: bool, rounds: int) -> timing.Cases:
@@ -316,7 +320,7 @@ def main(argv: list[str]) -> None:
   found = cases(_QUICK.value, 1 if _QUICK.value else _ROUNDS.value)
   chosen = [name for name in found if re.search(_CASES.value, name)]
   if not chosen:
-    sys.exit(f"Error: --cases must match one at least; got {_CASES.value!r}.")
+    sys.exit(f"Error: --cases must match a case; got {_CASES.value!r}.")
   if _LIST.value:
     print("\n".join(chosen))
     return

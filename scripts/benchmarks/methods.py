@@ -50,13 +50,15 @@ def make(name: str, inner: optax.GradientTransformation) -> Any:
 class Stepper:
   """A compiled step that owns its donated state."""
 
-  def __init__(self, tx: Any, params: Any, grads: Any, seen: Callable | None = None):
+  def __init__(
+    self, tx: Any, params: Any, grads: Any, forward_params: Callable | None = None
+  ):
     tx = optax.with_extra_args_support(tx)
 
     def step(params, state, grads, due):
       updates, state = tx.update(grads, state, params, update_masks=due)
       params = optax.apply_updates(params, updates)
-      return params, state, seen(params, state) if seen else None
+      return params, state, forward_params(params, state) if forward_params else None
 
     self._grads = grads
     # Copy the parameters, because the step donates its arguments.
@@ -67,9 +69,9 @@ class Stepper:
 
   def __call__(self, due: bool = False) -> Any:
     """Takes a step; returns the arrays to wait for."""
-    *carry, seen = self.program(*self._carry, self._grads, jnp.array(due))
+    *carry, forward_params = self.program(*self._carry, self._grads, jnp.array(due))
     self._carry = tuple(carry)
-    return carry[0], seen
+    return carry[0], forward_params
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,8 +87,8 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   """Returns ratios of both kinds of step, compile time, and memory."""
   params, grads, inner, plain = start(tree, quick)
   tx = make(name, inner)
-  seen = forward_params_fn(name) if METHODS[name].forward else None
-  step = Stepper(tx, params, grads, seen)
+  forward_params = forward_params_fn(name) if METHODS[name].forward else None
+  step = Stepper(tx, params, grads, forward_params)
   # Time both kinds of step, each relative to the plain step just before it.
   cycles = 2 if quick else CYCLES[tree]
   ratios: dict[str, list[float]] = {metric: [] for metric in METRICS}
@@ -101,8 +103,8 @@ def method_rows(tree: str, name: str, quick: bool) -> list[dict]:
   rows = []
   for metric in METRICS if METHODS[name].moves else METRICS[:1]:
     note = f"side by side, median of {len(ratios[metric])}; density {DENSITY}"
-    if seen:
-      note += "; with the weights that the loss sees"
+    if forward_params:
+      note += "; forward params included"
     value = float(np.median(ratios[metric]))
     rows.append(
       results.row(f"{metric}/{tree}/{name}", "times_plain_step", value, note=note)

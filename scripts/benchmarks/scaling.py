@@ -29,9 +29,11 @@ import sparsejax as sj
 from scripts.site.scaling_page import COMPILED, EXTRAPOLATED, page
 from sparsejax.experiments import command_line, results
 
-_OUT = flags.DEFINE_string("out", "results/scaling.json", "The results file.")
-_TABLE = flags.DEFINE_string("table", "docs/scaling.md", "The table in the docs.")
-_QUICK = flags.DEFINE_bool("quick", False, "Only the smallest program; writes nothing.")
+_OUT = flags.DEFINE_string("out", "results/scaling.json", "The results file to write.")
+_TABLE = flags.DEFINE_string("table", "docs/scaling.md", "The page to write.")
+_QUICK = flags.DEFINE_bool(
+  "quick", False, "Compile the smallest program and write nothing."
+)
 
 # One block: attention (4 kernels) and an MLP of four times the width (2 kernels).
 SIZES = {"1e9": (2048, 20), "1e11": (12_288, 55)}  # width, blocks: 12 width^2 blocks
@@ -123,13 +125,13 @@ def rows_of(size: str, width: int, blocks: int, devices: tuple[int, ...]):
     moved, others = traffic(str(program.as_text()))
     if others:
       raise RuntimeError(f"{others} collectives besides reductions on {n} devices.")
-    held = memory.argument_size_in_bytes  # params, gradients, moments, masks
-    shares[n] = held * n / block, memory.temp_size_in_bytes * n / block, moved
+    state = memory.argument_size_in_bytes  # params, gradients, moments, masks
+    shares[n] = state * n / block, memory.temp_size_in_bytes * n / block, moved
     rows += _rows(size, n, total, shares[n], note)
   spread = max(s[0] for s in shares.values()) / min(s[0] for s in shares.values()) - 1
   for n in EXTRAPOLATED:
     more = (
-      f"extrapolated from {devices[-1]} devices (bytes a weight differ by"
+      f"extrapolated from {devices[-1]} devices (bytes per weight differ by"
       f" {100 * spread:.2g} % from {devices[0]} to {devices[-1]}); {note}"
     )
     rows += _rows(size, n, total, shares[devices[-1]], more)
@@ -146,7 +148,7 @@ def _rows(size, devices, total, shares, note):
       case,
       "state_gib_per_device_1bit_masks",
       (live - total / devices * 7 / 8) / GIB,
-      note="masks of one byte a weight replaced by one bit; " + note,
+      note="masks of one byte per weight replaced by one bit; " + note,
     ),
     results.row(
       case,

@@ -26,11 +26,17 @@ from scripts.reliability import damage, kill, layouts, long_runs
 from sparsejax.experiments import command_line, results
 from sparsejax.training import environment
 
-WORKDIR = flags.DEFINE_string("workdir", "reliability", "where trials are recorded")
-CASES = flags.DEFINE_list("cases", [], "which cases; all if empty")
-RESULTS = flags.DEFINE_string("results", "results/reliability.json", "results file")
-WRITE_ONLY = flags.DEFINE_bool("write_only", False, "write what is recorded, run none")
-QUICK = flags.DEFINE_bool("quick", False, "a few trials of each, no results file")
+WORKDIR = flags.DEFINE_string(
+  "workdir", "reliability", "Folder of the records of trials."
+)
+CASES = flags.DEFINE_list("cases", [], "Cases to run; default: all.")
+RESULTS = flags.DEFINE_string(
+  "results", "results/reliability.json", "The results file."
+)
+WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run nothing; write the records.")
+QUICK = flags.DEFINE_bool(
+  "quick", False, "Run a few trials per case and write no results."
+)
 
 
 class Case(NamedTuple):
@@ -77,8 +83,8 @@ TABLE = {
     12,
     damage.Trials,
     "the newest of two checkpoints truncated, bit-flipped, half deleted, mixed with the"
-    " other or foreign, or no room to write it: the other is read bit for bit, and the"
-    " loss is said",
+    " other or foreign, or no space left to write it: the other is restored bit for"
+    " bit, and the loss is reported",
   ),
   "non_finite": Case(
     "masks_intact",
@@ -93,7 +99,7 @@ TABLE = {
     len(layouts.RUNS),
     1,
     layouts.Trials,
-    "a whole run of configs/digits.py on a layout, twice, and one on one device:"
+    "two runs of configs/digits.py on several devices, and one on a single device:"
     " repeated bit for bit (every array of the state), 99 % of the masks' entries the"
     f" same, accuracies at most {layouts.NOISE} points apart",
     each="layout",
@@ -103,7 +109,7 @@ TABLE = {
     len(layouts.VARIANTS),
     1,
     layouts.nudged,
-    "the scale of `layouts`: the same comparison with a run on one device that began"
+    "the scale of `layouts`: the same comparison with a run on one device that starts"
     " with one weight at the next float above its own",
     each="layout",
   ),
@@ -170,7 +176,7 @@ def main(_):
   names = CASES.value or list(TABLE)
   unknown = sorted(set(names) - set(TABLE))
   if unknown:
-    sys.exit(f"Error: cases must be of {', '.join(TABLE)}; got {', '.join(unknown)}")
+    sys.exit(f"Error: cases must be among {', '.join(TABLE)}; got {', '.join(unknown)}")
   if not WRITE_ONLY.value:
     for name in names:
       case = TABLE[name]

@@ -53,9 +53,9 @@ class Trials:
 
   def __init__(self, folder: pathlib.Path, epochs: int = 10):
     self._folder = folder
-    whole_config = command_line.load_config(ROOT / "configs/digits.py")
-    whole_config.update_from_flattened_dict(settings(epochs))
-    self._prepared = prepare(whole_config)
+    config = command_line.load_config(ROOT / "configs/digits.py")
+    config.update_from_flattened_dict(settings(epochs))
+    self._prepared = prepare(config)
     self._target = abstract_state(self._prepared)
     folder.mkdir(parents=True, exist_ok=True)
     # Compile and import once for all runs: only what a run writes is under test.
@@ -68,10 +68,10 @@ class Trials:
     }
     self._server = multiprocessing.get_context("forkserver")
     self._server.set_forkserver_preload([__name__, "sklearn.datasets"])
-    whole = folder / "undisturbed"
-    if not (whole / "summary.json").exists():
-      _finish(self._start(whole))
-    self._expected = self.outcome(whole)
+    undisturbed = folder / "undisturbed"
+    if not (undisturbed / "summary.json").exists():
+      _finish(self._start(undisturbed))
+    self._expected = self.outcome(undisturbed)
 
   def __call__(self, number: int) -> dict[str, Any]:
     """Runs one trial.

@@ -276,8 +276,8 @@ def drift(steps: int) -> Callable[[pathlib.Path], Callable[[int], dict[str, Any]
     tx = OPTIMIZERS[name](
       lambda inner: sj.rigl(inner, 0.3, update_every=10, drop_fraction=0.2)
     )
-    good, seen = drifted(tx, jnp.dtype(dtype), steps)
-    return {"ok": good, "optimizer": name, "dtype": dtype, "steps": seen}
+    good, count = drifted(tx, jnp.dtype(dtype), steps)
+    return {"ok": good, "optimizer": name, "dtype": dtype, "steps": count}
 
   return lambda folder: trial
 

@@ -17,5 +17,5 @@ def save(figure, folder: str, name: str) -> str:
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, f"{name}.png")
   figure.savefig(path, dpi=150)
-  print(f"wrote {path}", flush=True)
+  print(f"Wrote {path}", flush=True)
   return path

@@ -26,7 +26,9 @@ from sparsejax.experiments import command_line
 
 _PAIR = flags.DEFINE_bool("pair", False, "Write the .ipynb files and run nothing.")
 _FULL = flags.DEFINE_bool("full", False, "Run at full length.")
-_ONLY = flags.DEFINE_list("only", None, "First letters of the notebooks to run.")
+_ONLY = flags.DEFINE_list(
+  "only", None, "Beginnings of the names of the notebooks to run."
+)
 _IMAGES = flags.DEFINE_string("images", None, "Folder for the figures, as PNG.")
 
 
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> None:
   if _ONLY.value:
     paths = [p for p in paths if p.name.startswith(tuple(_ONLY.value))]
   if not paths:
-    sys.exit(f"Error: only must begin a notebook's name; got {_ONLY.value}")
+    sys.exit(f"Error: --only must begin the name of a notebook; got {_ONLY.value}")
   if not _FULL.value:
     os.environ["SPARSEJAX_QUICK"] = "1"
     # Most of a quick run is compilation.
@@ -81,7 +83,7 @@ def main(argv: list[str]) -> None:
       continue
     if not copy.exists() or copy.read_text() != twin(path):
       sys.exit(
-        f"Error: {copy.name} is not the twin of {path.name}; run `python"
+        f"Error: {copy.name} differs from {path.name}; run `python"
         " -m scripts.site.notebooks --pair`"
       )
     print(f"{path.name} ...", end=" ", flush=True)

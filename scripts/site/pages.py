@@ -36,8 +36,8 @@ def method(name: str, prose: str) -> str:
   if references:
     source = " ".join(references[0].removeprefix("References:").split())
     parts += [f"*{source}*", ""]
-  parts += [text.strip(), "", "## What it reached", "", measured(name)]
-  parts += ["", "## What it costs", "", costs(name), ""]
+  parts += [text.strip(), "", "## Results", "", measured(name)]
+  parts += ["", "## Cost", "", costs(name), ""]
   fields = METHODS[name].fields if name in METHODS else {}
   if fields:
     values = ", ".join(f"`{field} = {value!r}`" for field, value in fields.items())
@@ -50,7 +50,7 @@ def method(name: str, prose: str) -> str:
 def methods_index() -> str:
   """Returns a table of all methods."""
   lines = [
-    "| method | | gradients at a step | state, bytes a weight |",
+    "| method | | gradients per step | state, bytes per weight |",
     "|---|---|---|---|",
   ]
   for name in reference.methods():
@@ -80,12 +80,12 @@ def measured(name: str) -> str:
   if parts:
     return "\n".join(parts)
   return (
-    "No results file has a row of it yet. `scripts/compare.py` puts it beside others:\n"
+    "No results file has a row for it yet. `scripts/compare.py` compares it:\n"
     "\n```bash\npython scripts/compare.py --config=configs/digits.py"
     f" --workdir=runs/compare \\\n  --methods={name},dense --densities=0.05,0.1"
     " --seeds=0,1,2\n```"
     if name in METHODS
-    else "No results file has a row of it yet."
+    else "No results file has a row for it yet."
   )
 
 
@@ -93,9 +93,9 @@ def costs(name: str) -> str:
   """Returns the measured and counted costs of a method in time and memory."""
   lines = [
     f"- Gradients at an ordinary step: {gradients(name)}.",
-    f"- State beside the optimizer's: {state(name)}",
+    f"- State in addition to the optimizer's: {state(name)}",
   ]
-  lines[-1] += {"1": " byte a weight."}.get(state(name), " bytes a weight.")
+  lines[-1] += {"1": " byte per weight."}.get(state(name), " bytes per weight.")
   texts = {
     "off_step": "A step without a mask update takes {:.2f} times",
     "mask_update": "A mask update takes {:.1f} times",
@@ -108,8 +108,8 @@ def costs(name: str) -> str:
       )
   if name in METHODS and METHODS[name].dense_gradients:
     lines.append(
-      "- Multiply-adds of a training step where zeros are skipped: (2 d + 1) / 3 of the"
-      " dense step's at density d, for the weights' gradients are dense."
+      "- Multiply-adds of a training step where zeros are skipped: (2 d + 1) / 3 of"
+      " those of a dense step at density d, because gradients are dense."
     )
   return "\n".join(lines)
 
@@ -117,7 +117,7 @@ def costs(name: str) -> str:
 def gradients(name: str) -> str:
   """Describes the weights whose gradients are computed at an ordinary step."""
   if name in ("supermask", "soft_threshold"):
-    return "of what your loss sees"
+    return "of the forward params"
   if name in METHODS and METHODS[name].prunes_at_init:
     return "of live weights, once masks are found"
   if name in METHODS and METHODS[name].dense_gradients:

@@ -25,9 +25,11 @@ from sparsejax.analysis import (
 from sparsejax.experiments import command_line
 from sparsejax.reports import read_run
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of a finished run.", required=True
+)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "docs/assets/overview.png"), "The picture."
+  "out", str(ROOT / "docs/assets/overview.png"), "The image to write."
 )
 RESULTS = ROOT / "results/mnist_sparse_momentum.json"
 

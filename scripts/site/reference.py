@@ -22,11 +22,11 @@ _GROUPS = {
   "core": "Masks, states and structures",
 }
 _INTRODUCTIONS = {
-  "methods": "Each wraps an optax optimizer, or finds masks before the first step.",
-  "transforms": "What `sparsify` and an optimizer make an optax transformation of.",
-  "scores": "What a weight is worth: `(ScoreInputs) -> tree`, higher = worth more.",
-  "distributions": "How a total of live weights is laid out over the layers.",
-  "core": "Finding, applying, packing, saving and replacing masks; what may be live.",
+  "methods": "Each wraps an optax optimizer, or finds masks before training.",
+  "transforms": "Rules of mask updates; `sparsify` wraps an optimizer with one.",
+  "scores": "Importance of weights: `(ScoreInputs) -> tree`, higher = more important.",
+  "distributions": "Densities of layers, given the density of the whole network.",
+  "core": "Finding, applying, packing, saving and replacing masks; structures.",
 }
 _LINK = re.compile(r"\]\[(sparsejax\.[\w.]+)\]")
 # Methods that no config names, because they need more than an optimizer in the loop.

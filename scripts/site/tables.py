@@ -151,7 +151,7 @@ def main() -> None:
     old = path.read_text()
     if (new := filled(old)) != old:
       path.write_text(new)
-      print(f"wrote {path.relative_to(ROOT)}")
+      print(f"Wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

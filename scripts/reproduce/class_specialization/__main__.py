@@ -32,19 +32,23 @@ from sparsejax.experiments import command_line, results
 
 EPOCHS = {"lenet300": 10, "lenet5": 5}
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "results/class_specialization.json"), "The table."
+  "out", str(ROOT / "results/class_specialization.json"), "The results file to write."
 )
 _PLOT = flags.DEFINE_string(
-  "plot", str(ROOT / "docs/assets/class_specialization.png"), "The picture."
+  "plot", str(ROOT / "docs/assets/class_specialization.png"), "The plot to write."
 )
-_MODELS = flags.DEFINE_multi_enum("models", list(EPOCHS), list(EPOCHS), "To train.")
-_DENSITIES = flags.DEFINE_list("densities", ["1", "0.2", "0.05"], "1 is dense.")
-_SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of each.", lower_bound=1)
-_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Of a run; 10 and 5 by default.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "In which speed is measured.", 1)
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_MODELS = flags.DEFINE_multi_enum(
+  "models", list(EPOCHS), list(EPOCHS), "Models to train."
+)
+_DENSITIES = flags.DEFINE_list(
+  "densities", ["1", "0.2", "0.05"], "Densities; 1 is dense."
+)
+_SEEDS = flags.DEFINE_integer("seeds", 2, "Seeds per network.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs per run; default: 10 and 5.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of timing.", 1)
+_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing; time and write.")
 
 
 def folder(model: str, density: float, seed: int) -> pathlib.Path:
@@ -96,7 +100,7 @@ def means(model: str, density: float) -> list[dict]:
   rows = [results.row(case, "test_error_percent", error, note=note, runs=runs)]
   for layer in found[0]:
     values = [100 * float(np.mean(network[layer])) for network in found]
-    text = "mean over channels of the largest class's share; 10 serves all classes"
+    text = "mean over channels of the largest class's share; 10 means all classes alike"
     rows.append(
       results.row(
         f"{case}/{layer}", "class_share_percent", values, note=text, runs=runs
@@ -144,10 +148,10 @@ def speed(model: str, density: float) -> list[dict]:
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.ERROR)  # orbax warns of files that it does without
+  logging.set_verbosity(logging.ERROR)  # hide orbax's warnings about optional files
   densities = [float(d) for d in _DENSITIES.value]
   if 1 not in densities:
-    sys.exit(f"Error: --densities must hold 1, the dense network; got {densities}.")
+    sys.exit(f"Error: --densities must contain 1, the dense network; got {densities}.")
   try:
     for model in () if _WRITE_ONLY.value else _MODELS.value:
       for seed in range(_SEEDS.value):
@@ -167,7 +171,7 @@ def main(argv: list[str]) -> None:
   except (training.TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
   if not rows:
-    sys.exit(f"Error: nothing is finished in {_WORKDIR.value}.")
+    sys.exit(f"Error: there is no finished run in {_WORKDIR.value}.")
   results.write_results(_OUT.value, "class_specialization", rows)
   activations.plot(found, pathlib.Path(_PLOT.value))
   print(f"Wrote {_OUT.value} and {_PLOT.value}.")

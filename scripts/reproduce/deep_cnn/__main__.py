@@ -47,18 +47,24 @@ from sparsejax.experiments import command_line, results
 from sparsejax.initializers import mean_field
 from sparsejax.training import environment
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where records live.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
-_CASES = flags.DEFINE_string("cases", "", "A regular expression; all by default.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Which seeds; those of each case by default.")
-_OUT = flags.DEFINE_string("out", "results/deep_cnn.json", "The table to write.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the records.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
+_CASES = flags.DEFINE_string(
+  "cases", "", "A regular expression of cases; default: all."
+)
+_SEEDS = flags.DEFINE_list(
+  "seeds", None, "Seeds to train; default: those of each case."
+)
+_OUT = flags.DEFINE_string("out", "results/deep_cnn.json", "The results file to write.")
 _PLOTS = flags.DEFINE_string("plots", "plots", "Folder of the figures.")
 _TOGETHER = flags.DEFINE_bool(
-  "together", False, "Runs of one shape side by side; for accelerators."
+  "together", False, "Vectorize runs of one shape; for accelerators."
 )
-_UNROLL = flags.DEFINE_integer("unroll", 1, "Layers a turn of the loop.")
-_LOWERING = flags.DEFINE_string("lowering", "auto", "Of the convolutions.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_UNROLL = flags.DEFINE_integer("unroll", 1, "Layers per iteration of the scan.")
+_LOWERING = flags.DEFINE_string("lowering", "auto", "Lowering of the convolutions.")
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the results."
+)
 
 PAPER_VARIANCES = (1.05, 2.01e-5)
 SOURCE = "Xiao et al. 2018, read off figure 1; its text has no accuracies"

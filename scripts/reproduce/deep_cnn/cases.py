@@ -148,7 +148,7 @@ def common(cases) -> Case:
     return first
   methods = {c.method for c in cases}
   if len({shape(c) for c in cases}) > 1:
-    raise ValueError(f"these cannot go side by side: {[c.name for c in cases]}")
+    raise ValueError(f"these cases cannot be vectorized: {[c.name for c in cases]}")
   trained = {c.trained for c in cases}
   return dataclasses.replace(
     first,

@@ -106,17 +106,17 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
   every, saved = max(case.steps // 12, 1), time.monotonic()
   with listen_for_signals() as stop:
     for count in range(len(records[0]["loss"]), case.steps):
-      params, state, *seen = step(params, state, batch(count), rates)
-      loss, correct, norms = (np.asarray(x) for x in seen)
+      params, state, *values = step(params, state, batch(count), rates)
+      loss, correct, norms = (np.asarray(x) for x in values)
       for i, record in enumerate(records):
         record["loss"].append(float(loss[i]))
         record["accuracy"].append(float(correct[i]) / case.batch)
         if count in (0, case.steps // 2, case.steps - 1):
           record["gradients"][str(count)] = [float(n) for n in norms[i]]
-      told = (count + 1) % every == 0
+      report = (count + 1) % every == 0
       seconds = time.monotonic() - begun
       records = [record | {"seconds": seconds} for record in records]
-      if told and (count + 1) % (2 * every) == 0 and any(c.curve for c in cases):
+      if report and (count + 1) % (2 * every) == 0 and any(c.curve for c in cases):
         for record, value in zip(
           records, evaluate(params, splits.test, 400), strict=True
         ):
@@ -126,7 +126,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
       if stop or time.monotonic() - saved > SAVE_SECONDS:
         _save(partial_path, params, state, records)
         saved = time.monotonic()
-      if told:
+      if report:
         print(_line(cases, seeds, records, count + 1, every), flush=True)
       if stop:
         raise KeyboardInterrupt
@@ -175,11 +175,11 @@ def _pick(tree, i):
 
 def _line(cases, seeds, records, count, every) -> str:
   loss = [f"{np.mean(r['loss'][-every:]):.3f}" for r in records]
-  seen = [f"{np.mean(r['accuracy'][-every:]):.3f}" for r in records]
+  values = [f"{np.mean(r['accuracy'][-every:]):.3f}" for r in records]
   names = ", ".join(dict.fromkeys(c.name for c in cases))
   return (
     f"{names} seed {' '.join(map(str, seeds))}: step {count} of {cases[0].steps}, "
-    f"loss {' '.join(loss)}, accuracy {' '.join(seen)}, {records[0]['seconds']:.0f} s"
+    f"loss {' '.join(loss)}, accuracy {' '.join(values)}, {records[0]['seconds']:.0f} s"
   )
 
 

@@ -21,10 +21,12 @@ from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import command_line, results
 from sparsejax.theory import fit_features
 
-DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
-OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
-RESULTS = flags.DEFINE_string("results", "results/double_descent.json", "results file")
-QUICK = flags.DEFINE_bool("quick", False, "200 examples, small widths, one seed")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
+OUT = flags.DEFINE_string("out", "plots", "Folder of the plot.")
+RESULTS = flags.DEFINE_string(
+  "results", "results/double_descent.json", "The results file."
+)
+QUICK = flags.DEFINE_bool("quick", False, "Use 200 examples, small widths, one seed.")
 
 NOTE = "training rows drawn anew for each seed; all 10,000 test images"
 FIRST = "on the first 2,000 test images of the original file, which are harder"
@@ -50,7 +52,7 @@ def main(_):
         fits[width].append(fit)
         print(
           f"seed {seed} features {width or 'kernel'}: test error {fit.test_error:.2f},"
-          f" of the first 2,000 {100 * fit.wrong[:2000].mean():.2f}, norm"
+          f" on the first 2,000 {100 * fit.wrong[:2000].mean():.2f}, norm"
           f" {fit.norm:.1f}, training loss {fit.train_loss:.1e}",
           flush=True,
         )
@@ -111,7 +113,7 @@ def plot(fits, examples):
     color=FAINT,
     fontsize=9,
   )
-  top.set_title("Double descent: the peak stands where the fit becomes exact")
+  top.set_title("Double descent: the peak is where the fit becomes exact")
   top.legend(loc="upper right")
   plots.save(figure, OUT.value, "double_descent")
 

@@ -26,12 +26,12 @@ from sparsejax.theory import (
   spectrum,
 )
 
-DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
-OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
+OUT = flags.DEFINE_string("out", "plots", "Folder of the plot.")
 RESULTS = flags.DEFINE_string(
-  "results", "results/interpolation_sgd.json", "results file"
+  "results", "results/interpolation_sgd.json", "The results file."
 )
-QUICK = flags.DEFINE_bool("quick", False, "fewer runs; no MNIST kernel")
+QUICK = flags.DEFINE_bool("quick", False, "Fewer runs, without the kernel of MNIST.")
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 400)
 ACCURACY = 1e-6

@@ -44,11 +44,15 @@ PAPER = {
   (7, "accuracy_gain_points", True): (0.5, 0.39),
 }
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of the experiment.", required=True)
-_RESNET = flags.DEFINE_string(
-  "resnet_workdir", None, "Of the same analysis of a residual network, if there is one."
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the experiment.", required=True
 )
-_OUT = flags.DEFINE_string("out", str(ROOT / "results/lottery.json"), "The table.")
+_RESNET = flags.DEFINE_string(
+  "resnet_workdir", None, "Directory of the instability analysis of a residual network."
+)
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/lottery.json"), "The results file to write."
+)
 
 
 def case(outcome, kind: str) -> str:
@@ -56,7 +60,7 @@ def case(outcome, kind: str) -> str:
 
 
 def own_rows(cell: Cell, o: Outcome, make) -> list[dict]:
-  """Returns the rows of a cell by itself."""
+  """Returns the rows of one cell."""
   name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
   return [
     make(name, metric, np.asarray(values, float).tolist())

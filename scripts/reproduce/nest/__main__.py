@@ -52,12 +52,16 @@ CASES = {
 }
 SOURCE = "Dai, Yin & Jha 2017 (arXiv 1711.02017), abstract and table 2"
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
-_OUT = flags.DEFINE_string("out", str(ROOT / "results/nest.json"), "The table.")
-_RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Which runs.")
-_SEEDS = flags.DEFINE_multi_integer("seeds", None, "Which seeds; all by default.")
-_SPEED = flags.DEFINE_bool("speed", False, "Take the time of compacted networks too.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+_OUT = flags.DEFINE_string(
+  "out", str(ROOT / "results/nest.json"), "The results file to write."
+)
+_RUNS = flags.DEFINE_multi_enum("runs", list(RUNS), list(RUNS), "Runs to train.")
+_SEEDS = flags.DEFINE_multi_integer("seeds", None, "Seeds to train; default: all.")
+_SPEED = flags.DEFINE_bool("speed", False, "Time the compacted networks too.")
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the results."
+)
 
 
 def run_dir(run: str, seed: int) -> pathlib.Path:

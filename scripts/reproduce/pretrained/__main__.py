@@ -20,11 +20,13 @@ from examples import prune_pretrained as example
 from sparsejax import post_training
 from sparsejax.experiments import command_line, results
 
-MODEL = flags.DEFINE_string("model", None, "directory or zip of the model")
-RESULTS = flags.DEFINE_string("results", "results/pretrained.json", "results file")
-SEEDS = flags.DEFINE_integer("seeds", 3, "sets of calibration text")
-SENTENCES = flags.DEFINE_integer("sentences", 1024, "of each set of calibration text")
-STEPS = flags.DEFINE_integer("steps", 400, "of fine-tuning")
+MODEL = flags.DEFINE_string("model", None, "Directory or zip file of the model.")
+RESULTS = flags.DEFINE_string("results", "results/pretrained.json", "The results file.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of sets of calibration text.")
+SENTENCES = flags.DEFINE_integer(
+  "sentences", 1024, "Sentences per set of calibration text."
+)
+STEPS = flags.DEFINE_integer("steps", 400, "Steps of fine-tuning.")
 DENSITIES = {
   "density=0.5": (0.5, None),
   "n_m=2:4": (None, sj.n_m(2, 4)),

@@ -24,14 +24,16 @@ from scripts.reproduce.second_order import one_shot, small_nets
 from sparsejax.analysis import COLORS, FAINT
 from sparsejax.experiments import command_line, results
 
-DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
-OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
-RESULTS = flags.DEFINE_string("results", "results/second_order.json", "results file")
-MONK_DIR = flags.DEFINE_string("monk_dir", "", "folder of published training rows")
-QUICK = flags.DEFINE_bool(
-  "quick", False, "few nets, one MONK's problem, a short training"
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
+OUT = flags.DEFINE_string("out", "plots", "Folder of the plot.")
+RESULTS = flags.DEFINE_string(
+  "results", "results/second_order.json", "The results file."
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "LeNet-300-100 trainings")
+MONK_DIR = flags.DEFINE_string("monk_dir", "", "Folder of the published training rows.")
+QUICK = flags.DEFINE_bool(
+  "quick", False, "Few networks, one MONK's problem, a short training."
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of LeNet-300-100.")
 
 
 def main(_):

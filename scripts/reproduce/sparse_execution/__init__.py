@@ -1,1 +1,1 @@
-"""Block-sparse networks beside dense ones of equal cost."""
+"""Block-sparse networks compared with dense ones of equal cost."""

@@ -47,16 +47,20 @@ NARROW: dict[str, dict[str, Any]] = {
 }
 TUNING_SEED = 100
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "results/sparse_execution.json"), "The table."
+  "out", str(ROOT / "results/sparse_execution.json"), "The results file to write."
 )
 _TASKS = flags.DEFINE_multi_enum(
-  "tasks", ["mnist", "fashion_mnist"], list(CONFIGS), "Which tasks."
+  "tasks", ["mnist", "fashion_mnist"], list(CONFIGS), "Tasks to run."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per network.", lower_bound=1)
-_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs per run; the config's.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_EPOCHS = flags.DEFINE_integer(
+  "num_epochs", None, "Epochs per run; default: the config's."
+)
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the results."
+)
 
 
 def config_of(task: str, network: str, rate: float, seed: int, epochs: int | None):

@@ -32,14 +32,20 @@ PAPER_SEM = {
 }
 SEEDS = {"lenet300": 5, "lenet5": 3}
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "results/mnist_sparse_momentum.json"), "The table."
+  "out", str(ROOT / "results/mnist_sparse_momentum.json"), "The results file to write."
 )
-_MODELS = flags.DEFINE_multi_enum("models", list(PAPER), list(PAPER), "Which models.")
-_DENSITIES = flags.DEFINE_list("densities", None, "Which densities; all by default.")
-_EPOCHS = flags.DEFINE_integer("num_epochs", None, "Epochs a run; the config's.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_MODELS = flags.DEFINE_multi_enum(
+  "models", list(PAPER), list(PAPER), "Models to train."
+)
+_DENSITIES = flags.DEFINE_list("densities", None, "Densities to train; default: all.")
+_EPOCHS = flags.DEFINE_integer(
+  "num_epochs", None, "Epochs per run; default: the config's."
+)
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the results."
+)
 
 
 def run_dir(model: str, density: float, seed: int) -> pathlib.Path:

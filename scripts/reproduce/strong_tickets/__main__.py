@@ -26,10 +26,12 @@ from sparsejax.theory import (
   subset_sum,
 )
 
-DATA_DIR = flags.DEFINE_string("data_dir", "", "where TFDS keeps its data sets")
-OUT = flags.DEFINE_string("out", "plots", "folder of the plot")
-RESULTS = flags.DEFINE_string("results", "results/strong_tickets.json", "results file")
-QUICK = flags.DEFINE_bool("quick", False, "a 784-20-10 net and few samples")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
+OUT = flags.DEFINE_string("out", "plots", "Folder of the plot.")
+RESULTS = flags.DEFINE_string(
+  "results", "results/strong_tickets.json", "The results file."
+)
+QUICK = flags.DEFINE_bool("quick", False, "A 784-20-10 network and few samples.")
 
 EPS, DELTA = 0.01, 0.05
 PENSIA = (
@@ -71,7 +73,7 @@ def match(name, params, construction, test):
     np.testing.assert_allclose(wide, logits[:20], rtol=1e-9, atol=1e-9)
   samples = [layer.plan.samples for layer in ticket.layers]
   print(
-    f"{name} {construction}: {samples} samples a weight, largest error"
+    f"{name} {construction}: {samples} samples per weight, largest error"
     f" {ticket.max_weight_error:.5f}, accuracy {accuracy:.2f} ({change:+.2f}), overhead"
     f" {ticket.overhead:.1f}, kept {ticket.kept:.2f}, sup error"
     f" {ticket.sup_error_found:.4f} <= {ticket.sup_error_bound:.3f},"
@@ -80,7 +82,7 @@ def match(name, params, construction, test):
   )
   published = name == "mlp500"
   note = (
-    f"eps {EPS}, delta {DELTA} for the net, {samples} samples a weight and sign;"
+    f"eps {EPS}, delta {DELTA} for the net, {samples} samples per weight and sign;"
     " both signs in the first layer, so that the whole unit ball is covered"
   )
 
@@ -122,9 +124,9 @@ def laws(targets):
   fitted = [n for n in counts if n >= 8]
   # The error halves with every `slope` samples.
   slope = -1 / np.polyfit(fitted, np.log2([medians[n] for n in fitted]), 1)[0]
-  print(f"subset sum: {slope:.3f} samples a bit", flush=True)
+  print(f"subset sum: {slope:.3f} samples per bit", flush=True)
   note = f"{targets} targets on [-1/2, 1/2], samples on [-1, 1]"
-  rows = [results.row("subset_sum", "slope", slope, note=f"samples a bit; {note}")]
+  rows = [results.row("subset_sum", "slope", slope, note=f"samples per bit; {note}")]
   for eps in (1e-1, 1e-2, 1e-3):
     for n in (8, 12, 16):
       rate = float(np.mean(errors[n] <= eps))
@@ -177,7 +179,7 @@ def plot(medians, needed):
     color=FAINT,
   )
   left.set(yscale="log", xlabel="samples n", ylabel="median error of the best subset")
-  left.set_title("Subset sum gains a bit a sample")
+  left.set_title("Subset sum gains one bit per sample")
   all_eps, values = needed
   labels = {
     "subset_sum": "subset sum (Pensia et al.)",
@@ -188,7 +190,7 @@ def plot(medians, needed):
     right.plot(1 / all_eps, values[name], "o-", ms=5, color=color, label=label)
   right.plot(1 / all_eps, 3 / all_eps, ":", color=FAINT, label="ln(20) / ε")
   right.set(xscale="log", yscale="log", xlabel="1 / ε")
-  right.set_ylabel("samples a weight, 95 % success")
+  right.set_ylabel("samples per weight, 95 % success")
   right.set_title("log(1/ε) against 1/ε")
   right.legend(loc="upper left")
   plots.save(figure, OUT.value, "strong_tickets")

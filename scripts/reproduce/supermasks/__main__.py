@@ -36,13 +36,15 @@ SEEDS, EPOCHS = 2, 6  # of LeNet-300-100
 HEURISTIC_SEEDS = 5
 CONV_IMAGES, CONV_KEPT = 6_000, (0.5, 0.3, 0.7, 0.1, 0.9)
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
-  "out", str(ROOT / "results/supermask.json"), "The table to write."
+  "out", str(ROOT / "results/supermask.json"), "The results file to write."
 )
 _PLOTS = flags.DEFINE_string("plots", "plots", "Folder of the plot.")
-_PARTS = flags.DEFINE_multi_enum("parts", list(PARTS), list(PARTS), "What to run.")
-_WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Train nothing.")
+_PARTS = flags.DEFINE_multi_enum("parts", list(PARTS), list(PARTS), "Parts to run.")
+_WRITE_ONLY = flags.DEFINE_bool(
+  "write_only", False, "Train nothing; write the results."
+)
 
 
 def get_config(name: str, variant: str):

@@ -106,7 +106,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     few = data.take(test, np.arange(1000))
     both = (seen, done.model_state), (loaded.params, loaded.state)
     if len({program.count_right(*network, few) for network in both}) > 1:
-      raise RuntimeError("the file does not give back the network that was trained")
+      raise RuntimeError("the file does not restore the network that was trained")
     accuracy = 100 * exported / len(test.labels)
   else:
     right = []
