@@ -36,6 +36,7 @@ from sparsejax.distributions import erdos_renyi, erk, override, uniform
 from sparsejax.methods import (
   ac_dc,
   alternate,
+  continuous_sparsification,
   cubic,
   deep_r,
   dense,
@@ -149,6 +150,7 @@ __all__ = [
   "check_sparse",
   "compress_n_m",
   "constant_fan_in",
+  "continuous_sparsification",
   "cubic",
   "deep_r",
   "dense",

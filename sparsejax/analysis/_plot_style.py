@@ -39,6 +39,7 @@ DISPLAY_NAMES = {
   "snip": "SNIP",
   "sparse_evolution": "SET",
   "s_ste": "S-STE",
+  "continuous_sparsification": "Cont. sparsification",
   "spartan": "Spartan",
   "powerpropagation": "Powerprop",
   "sr_ste": "SR-STE",

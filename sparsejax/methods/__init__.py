@@ -19,6 +19,7 @@ from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
 from sparsejax.methods._static_sparse import static_sparse
 from sparsejax.methods.at_initialization import grasp, phew, snip, synflow
 from sparsejax.methods.forward import (
+  continuous_sparsification,
   init_scores,
   init_thresholds,
   power_updates,
@@ -37,6 +38,7 @@ from sparsejax.methods.forward import (
 __all__ = [
   "ac_dc",
   "alternate",
+  "continuous_sparsification",
   "cubic",
   "deep_r",
   "dense",

@@ -90,6 +90,10 @@ METHODS: dict[str, Method] = {
   # Masks that act in the forward pass.
   "straight_through": Method(_EVERY_STEP, forward=True, dense_gradients=True),
   "sr_ste": Method(_EVERY_STEP, forward=True, dense_gradients=True),
+  # The scores of all layers compete when the gates harden; the rest is fine-tuning.
+  "continuous_sparsification": Method(
+    {**_EVERY_STEP, **_GLOBAL, "end_fraction": 0.75}, forward=True, dense_gradients=True
+  ),
   # The masks are fixed in the last fifth; weights from all layers compete.
   "spartan": Method(
     {**_EVERY_STEP, **_GLOBAL, "end_fraction": 0.8}, forward=True, dense_gradients=True

@@ -33,7 +33,7 @@ from sparsejax.transforms._keep import keep, masks_containing_support
 from sparsejax.transforms._packed_masks import packed_masks
 from sparsejax.transforms._prune_to import prune_to, reselect
 from sparsejax.transforms._redistribute import Rule, nonzeros, redistribute, survivors
-from sparsejax.transforms._sparsify import sparsify
+from sparsejax.transforms._sparsify import check_update, sparsify, without_statics
 from sparsejax.transforms._sparsify_forward import (
   effective,
   map_layers,

@@ -92,6 +92,7 @@ OTHERS = {
   "straight_through": lambda: sj.straight_through(SGD, **DUE),
   "sr_ste": lambda: sj.sr_ste(SGD, **DUE),
   "s_ste": lambda: sj.s_ste(SGD, **DUE),
+  "gates": lambda: sj.continuous_sparsification(SGD, **DUE, end_step=1),
   "spartan": lambda: sj.spartan(SGD, **DUE, end_step=9),
   "top_kast": lambda: sj.top_kast(SGD, **DUE),
   # Retraction multiplies whole kernels, which is no selection.

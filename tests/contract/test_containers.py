@@ -27,6 +27,7 @@ OTHERS = {
   "straight_through": lambda inner: sj.straight_through(inner, **DUE),
   "sr_ste": lambda inner: sj.sr_ste(inner, **DUE),
   "s_ste": lambda inner: sj.s_ste(inner, **DUE),
+  "gates": lambda inner: sj.continuous_sparsification(inner, **DUE, end_step=2),
   "spartan": lambda inner: sj.spartan(inner, **DUE, end_step=9),
   "top_kast": lambda inner: sj.top_kast(inner, **DUE),
   "isometric": lambda inner: sj.isometric(inner, **DUE),

@@ -189,6 +189,7 @@ def test_averages_and_evaluation_params_are_checked_too():
     lambda: sj.straight_through(SGD, 0.25),
     lambda: sj.sr_ste(SGD, 0.25),
     lambda: sj.s_ste(SGD, 0.25),
+    lambda: sj.continuous_sparsification(SGD, 0.25, end_step=2),
     lambda: sj.spartan(SGD, 0.25, end_step=2, initial_density=0.25),
     lambda: sj.top_kast(SGD, 0.25),
     lambda: supermasks.edge_popup(SGD, 0.25),

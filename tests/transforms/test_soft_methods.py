@@ -178,6 +178,56 @@ def test_spartan_layers_that_a_leaf_stacks_have_their_own_thresholds():
     assert float(alone.soft_masks["kernel"].sum()) == pytest.approx(4, rel=1e-4)
 
 
+@pytest.mark.parametrize("density", [0.25, None])
+def test_gates_sharpen_and_harden(density):
+  """Momentum on w, SGD on s, L = sum (e - 1)^2 / 2; hard from step 4 on."""
+  w = draw(4, 6)
+  s, trace = np.full_like(w, 0.05), np.zeros_like(w)
+  tx = sj.continuous_sparsification(
+    optax.sgd(0.1, momentum=0.9),
+    density,
+    end_step=4,
+    initial_score=0.05,
+    penalty=0.3,
+    final_beta=16.0,
+    score_optimizer=optax.sgd(0.2),
+  )
+  params = {"kernel": jnp.asarray(w, jnp.float32)}
+  record = trained(tx, params, lambda e: e - 1, 6)
+  live = np.ones(w.shape, bool)
+  for step, (params, state) in enumerate(record):
+    beta = min(2.0**step, 16.0)
+    if step < 4:
+      m = 1 / (1 + np.exp(-beta * s))
+    elif step == 4:
+      k = w.size // 4 if density else np.sum(s > 0)
+      live = s >= np.sort(s.ravel())[-k]
+      m = live.astype(float)
+    e = m * w
+    close = dict(rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(params["kernel"], w, **close)
+    np.testing.assert_allclose(state.transform_state.scores["kernel"], s, **close)
+    np.testing.assert_allclose(sj.effective(params, state)["kernel"], e, **close)
+    np.testing.assert_array_equal(sj.masks(state)["kernel"], live)
+    assert int(state.budgets["kernel"]) == live.sum()
+    sj.check_sparse(params, state)
+    if step < 4:
+      s = s - 0.2 * beta * m * (1 - m) * (w * (e - 1) + 0.3)
+    trace = 0.9 * trace + m * (e - 1)
+    w = w - 0.1 * trace
+  assert 0 < live.sum() < live.size
+
+
+def test_gates_harden_at_the_last_mask_update():
+  tx = sj.continuous_sparsification(SGD, 0.5, update_every=3, end_step=8)
+  params = {"kernel": jnp.asarray(draw(4, 4), jnp.float32)}
+  record = trained(tx, params, lambda e: e - 1, 8)
+  live = [int(sj.masks(state)["kernel"].sum()) for _, state in record]
+  assert live == [16] * 6 + [8] * 3
+  hard = sj.soft_masks(record[6][1])["kernel"]
+  np.testing.assert_array_equal(hard, sj.masks(record[6][1])["kernel"])
+
+
 @pytest.mark.parametrize(
   ("call", "error", "message"),
   [

@@ -1,5 +1,8 @@
 """Methods of the forward pass: masks, soft masks and changes of variables."""
 
+from sparsejax.methods.forward._continuous_sparsification import (
+  continuous_sparsification,
+)
 from sparsejax.methods.forward._powerpropagation import (
   power_updates,
   powerpropagation,
@@ -21,6 +24,7 @@ from sparsejax.methods.forward._supermask import (
 from sparsejax.methods.forward._top_kast import top_kast
 
 __all__ = [
+  "continuous_sparsification",
   "init_scores",
   "init_thresholds",
   "power_updates",
