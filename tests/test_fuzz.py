@@ -21,8 +21,15 @@ SGD = optax.sgd(0.1)
 METHODS = ["rigl", "sparse_evolution", "sparse_momentum", "snfs", "dsr", "deep_r"]
 METHODS += ["gradual_magnitude", "one_shot", "ac_dc", "movement_pruning", "top_kast"]
 METHODS += ["static_sparse", "straight_through", "sr_ste", "isometric", "dense"]
-METHODS += ["granet", "mest", "s_ste", "spartan", "powerpropagation"]
-METHODS += ["continuous_sparsification"]
+METHODS += [
+  "granet",
+  "mest",
+  "s_ste",
+  "spartan",
+  "powerpropagation",
+  "continuous_sparsification",
+  "chts",
+]
 ANYTHING = st.one_of(
   st.none(),
   st.booleans(),

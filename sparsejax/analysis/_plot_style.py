@@ -21,6 +21,7 @@ COLORS = (
 )
 DISPLAY_NAMES = {
   "ac_dc": "AC/DC",
+  "chts": "CHTs",
   "cifar10": "CIFAR-10",
   "conv4_mnist": "Conv-4",
   "deep_r": "Deep-R",

@@ -1,6 +1,7 @@
 """Published sparse training methods, built from the parts in `sparsejax.transforms`."""
 
 from sparsejax.methods._ac_dc import ac_dc, alternate
+from sparsejax.methods._chts import chts
 from sparsejax.methods._deep_r import deep_r
 from sparsejax.methods._dense import dense
 from sparsejax.methods._dsr import drop_below, dsr
@@ -38,6 +39,7 @@ from sparsejax.methods.forward import (
 __all__ = [
   "ac_dc",
   "alternate",
+  "chts",
   "continuous_sparsification",
   "cubic",
   "deep_r",

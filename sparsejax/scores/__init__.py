@@ -31,6 +31,7 @@ from sparsejax.scores._movement import movement
 from sparsejax.scores._noisy import noisy, normal_like
 from sparsejax.scores._obd import obd, obd_saliency
 from sparsejax.scores._random import random
+from sparsejax.scores._sampled import sampled
 from sparsejax.scores._taylor import taylor
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
   "obd",
   "obd_saliency",
   "random",
+  "sampled",
   "signed_gradient",
   "taylor",
 ]

@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
   "rigl": Method(_RIGL),
   # The soft memory bound; `method_kwargs={"soft_bound": False}` for the hard one.
   "mest": Method(_RIGL),
+  "chts": Method(_RIGL),
   "isometric": Method({"drop_fraction": 0.3, "end_fraction": 0.75}),
   "snfs": Method(_RIGL, dense_gradients=True),
   "sparse_evolution": Method({**_RIGL, "distribution": "erdos_renyi"}),

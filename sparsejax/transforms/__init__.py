@@ -27,6 +27,7 @@ from sparsejax.transforms._drop import (
 from sparsejax.transforms._exploration import exploration_rate, track_exploration
 from sparsejax.transforms._extend import extend
 from sparsejax.transforms._grow import grow, grow_per_neuron
+from sparsejax.transforms._grow_by_paths import grow_by_paths
 from sparsejax.transforms._init import init, masked_start
 from sparsejax.transforms._initialize_grown import initialize_grown
 from sparsejax.transforms._keep import keep, masks_containing_support
@@ -52,6 +53,7 @@ __all__ = [
   "exploration_rate",
   "extend",
   "grow",
+  "grow_by_paths",
   "grow_per_neuron",
   "init",
   "initialize_grown",

@@ -84,6 +84,7 @@ METHODS = [
   Method("granet", totals=(50, 24, 20)),
   Method("mest", {"drop_fraction": 0.5}, totals=(20, 30, 20)),
   Method("mest", {"soft_bound": False}, suffix="_hard"),
+  Method("chts"),
   Method("powerpropagation", totals=(50, 24, 20), around=sj.power_updates),
   Method("ac_dc", totals=(50, 20, 20), moves=(3,)),
   Method(

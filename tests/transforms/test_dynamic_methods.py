@@ -250,3 +250,85 @@ def test_extend_raises_budgets_up_to_the_layer():
   assert new.masks is masks
   new, _ = sj.extend(lambda step: jnp.nan).update(inputs, topology, ())
   assert not new.finite
+
+
+def paths_by_hand(links, predictor):
+  """Follows every path of three links, in float64."""
+  scores = np.zeros(links.shape)
+  for u, v in np.ndindex(*links.shape):
+    inputs, outputs = np.flatnonzero(links[:, v]), np.flatnonzero(links[u])
+    for side, ends, others in ((links, inputs, outputs), (links.T, outputs, inputs)):
+      for z in ends:
+        internal = side[z, others].sum()
+        external = max(side[z].sum() - internal - 1, 0)
+        if internal:
+          scores[u, v] += (internal if predictor == "ch2" else 1) / (1 + external)
+  return scores
+
+
+@pytest.mark.parametrize("predictor", ["ch2", "ch3"])
+def test_growth_by_paths_follows_every_path(predictor):
+  rng = np.random.default_rng(0)
+  links = rng.random((7, 5)) < 0.35
+  scores = np.where(links, -1, paths_by_hand(links.astype(int), predictor))
+  params = {"w": jnp.zeros((7, 5))}
+  nothing = {"w": None}
+  inputs = sj.ScoreInputs(
+    params, params, sj.Moments(nothing, nothing), {"w": jnp.asarray(links)},
+    jax.random.key(0), jnp.int32(1),
+  )  # fmt: skip
+  update = jax.jit(sj.grow_by_paths(predictor, soft=False).update)
+  for more in (1, 4, 9):
+    budget = {"w": jnp.int32(int(links.sum()) + more)}
+    topology = sj.Topology({"w": jnp.asarray(links)}, budget, jnp.asarray(True))
+    grown = np.asarray(update(inputs, topology, ())[0].masks["w"]) & ~links
+    assert grown.sum() == more
+    # The sum of the best scores, which ties do not change.
+    best = np.sort(scores.ravel())[-more:].sum()
+    assert scores[grown].sum() == pytest.approx(best, rel=1e-5)
+
+
+def test_growth_by_paths_draws_in_proportion():
+  # Of the masked weights (1, 1) closes a square, and (0, 2) and (1, 2) close nothing.
+  links = jnp.array([[1, 1, 0], [1, 0, 0]], bool)
+  params, nothing = {"w": jnp.zeros((2, 3))}, {"w": None}
+  topology = sj.Topology({"w": links}, {"w": jnp.int32(4)}, jnp.asarray(True))
+
+  @jax.jit
+  def grown(key):
+    inputs = sj.ScoreInputs(
+      params, params, sj.Moments(nothing, nothing), {"w": links}, key, jnp.int32(1)
+    )
+    return sj.grow_by_paths().update(inputs, topology, ())[0].masks["w"]
+
+  for seed in range(5):
+    assert grown(jax.random.key(seed)).astype(int).tolist() == [[1, 1, 0], [1, 1, 0]]
+
+
+def test_sampled_draws_in_proportion_to_a_power():
+  params, nothing = {"w": row(1.0, 2.0, 3.0, 0.0)}, {"w": None}
+
+  @jax.jit
+  @jax.vmap
+  def best(key):
+    inputs = sj.ScoreInputs(
+      params, params, sj.Moments(nothing, nothing), nothing, key, jnp.int32(2)
+    )
+    return jnp.argmax(sj.sampled(sj.magnitude, lambda step: step)(inputs)["w"])
+
+  drawn = np.bincount(best(jax.random.split(jax.random.key(0), 4000)), minlength=4)
+  # 1 : 4 : 9 of 14; three standard deviations are less than 100.
+  np.testing.assert_allclose(drawn, np.array([1, 4, 9, 0]) * 4000 / 14, atol=100)
+  assert drawn[3] == 0
+
+
+def test_chts_keeps_its_budget_and_drops_more_of_the_small():
+  tx = sj.chts(optax.sgd(0.0), 0.5, update_every=1, end_step=5, drop_fraction=0.4)
+  params = jnp.asarray(np.random.default_rng(0).normal(size=(12, 10)), jnp.float32)
+  state = tx.init({"w": params})
+  before = np.asarray(sj.masks(state)["w"])
+  _, state = stepped(tx, params, state, jnp.zeros_like(params))
+  after = np.asarray(sj.masks(state)["w"])
+  assert before.sum() == after.sum() == 60
+  size = np.abs(np.asarray(params))
+  assert size[before & ~after].mean() < size[before & after].mean()
