@@ -29,7 +29,7 @@ def on_files(files, config):
   # Leave out prose about results that do not exist yet.
   for path in _DOCS.glob("results/*.md"):
     name = f"results/{path.name}"
-    if name not in made and path.stem != "index":
+    if name not in made and path.stem not in ("index", "accelerators"):
       files.remove(files.get_file_from_path(name))
   for path, text in made.items():
     if (old := files.get_file_from_path(path)) is not None:

@@ -70,6 +70,7 @@ PAPER_VARIANCES = (1.05, 2.01e-5)
 SOURCE = "Xiao et al. 2018, read off figure 1; its text has no accuracies"
 DEEP = "mnist/depth=10000"
 SPARSE = {"kernel_init": "sparse_orthogonal", "method": "support", "density": 0.25}
+LONG: dict[str, Any] = {"steps": 2000, "batch": 128}
 _ISOMETRIC = (("update_every", 20), ("end_step", 220))
 CASES = [
   Case("mnist/depth=100/delta_orthogonal", 100),
@@ -122,6 +123,14 @@ CASES = [
   ],
   # Longer runs, for accelerators.
   Case(f"{DEEP}/delta_orthogonal/batch=128", 10_000, steps=400, batch=128, curve=True),
+  *[
+    Case(f"mnist/depth={d}/{name}/steps=2000", d, seeds=3, curve=True, **LONG, **kind)
+    for d in (1000, 10_000)
+    for name, kind in (
+      ("delta_orthogonal", {}),
+      ("sparse_orthogonal/density=0.25", SPARSE),
+    )
+  ],
   Case(
     "cifar10/depth=1250/delta_orthogonal/batch=128",
     1250,
