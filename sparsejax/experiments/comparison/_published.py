@@ -1,7 +1,14 @@
 """Published test accuracies that comparisons show next to their own."""
 
-_FIGURES = "Dettmers & Zettlemoyer 2019, data of the figures in the authors' repository"
-_SNIP = "Lee et al. 2019 (SNIP), as tabulated by Dettmers & Zettlemoyer 2019"
+# Tables in the folder `results` of the repository of Dettmers & Zettlemoyer (2019).
+_SOURCE = "Dettmers & Zettlemoyer 2019, results/{} of the authors' repository"
+_SNIP = "Lee et al. 2019 (SNIP), by results/{} of Dettmers & Zettlemoyer's repository"
+_COMPRESSION = "MNIST_compression_comparison_{}.csv"
+_FIGURES = {
+  ("mnist", "lenet300"): "MNIST_sparse_summary.csv",
+  ("mnist", "lenet5"): _COMPRESSION.format("lenet5"),
+  ("cifar10", "wide_resnet_28_2"): "WRN-28-2_results_summary.csv",
+}
 
 # Percent, by data set and model, then by method, then by density.
 _ACCURACY: dict[tuple[str, str], dict[str, dict[float, float]]] = {
@@ -75,4 +82,7 @@ def accuracy(
   value = _ACCURACY.get((dataset, model), {}).get(method, {}).get(density)
   if value is None:
     return None, ""
-  return value, _SNIP if method == "snip" else _FIGURES
+  if method == "snip":
+    name = {"lenet300": "lenet300-100"}.get(model, model)
+    return value, _SNIP.format(_COMPRESSION.format(name))
+  return value, _SOURCE.format(_FIGURES[dataset, model])
