@@ -3,11 +3,13 @@
 import contextlib
 import pathlib
 import re
+import subprocess
 import sys
 import types
 
 import jax
 import numpy as np
+import pytest
 
 import sparsejax as sj
 from sparsejax import training
@@ -89,3 +91,15 @@ def test_logging(monkeypatch, tmp_path):
     (1, {"layer_densities": 1}),
     (1, {"masks/a/kernel": (2, 2, 1)}),
   ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", "transformer", "choosing"])
+def test_tutorials(name):
+  """Each is one program, as a reader would run it: in a process of its own."""
+  page = (ROOT / f"docs/tutorials/{name}.md").read_text()
+  code = "\n".join(_BLOCK.findall(page))
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr
