@@ -271,11 +271,17 @@ def _observe(opt_state: Any, stacked: int) -> Observation:
   return Observation(
     live=live,
     density=total / float(sum(mask.size for mask in masks.values())),
-    skipped_steps=optax.tree.get(opt_state, "total_notfinite"),
-    stuck_steps=optax.tree.get(opt_state, "notfinite_count"),
+    skipped_steps=_most(opt_state, "total_notfinite"),
+    stuck_steps=_most(opt_state, "notfinite_count"),
     skipped_mask_updates=sj.skipped_updates(opt_state),
     explored=_explored(opt_state),
   )
+
+
+def _most(opt_state: Any, counter: str) -> jax.Array:
+  """Returns the largest value of a counter: some methods have two inner optimizers."""
+  values = [value for _, value in optax.tree.get_all_with_path(opt_state, counter)]
+  return jnp.max(jnp.stack(values))
 
 
 def _explored(opt_state: Any) -> Any:

@@ -272,3 +272,17 @@ def test_a_step_with_nan_gradients_changes_no_weight(prepared, tiny):
   np.testing.assert_array_equal(
     state.params["dense2"]["bias"], params["dense2"]["bias"]
   )
+
+
+def test_skipped_steps_of_a_method_with_two_optimizers():
+  """The gates of continuous sparsification have an optimizer of their own."""
+  inner = optax.apply_if_finite(optax.sgd(0.1), 3)
+  tx = sj.continuous_sparsification(inner, 0.5, end_step=9)
+  params = {"kernel": jnp.ones((2, 2))}
+  opt_state, update = tx.init(params), jax.jit(tx.update)
+  for value in (jnp.nan, 1.0, jnp.nan):
+    grads = {"kernel": jnp.full((2, 2), value)}
+    _, opt_state = update(grads, opt_state, params)
+  state = step.TrainState(jnp.int32(3), jax.random.key(0), params, {}, opt_state)
+  seen = jax.device_get(run_lib.observe(state))
+  assert (seen.skipped_steps, seen.stuck_steps) == (2, 1)
