@@ -35,7 +35,8 @@ VARIANTS = (
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
   if variant not in VARIANTS:
-    raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    known = ", ".join(VARIANTS[1:])
+    raise ValueError(f"variant must be empty or one of {known}; got {variant!r}")
   c = default_config()
   c.dataset = "mnist"
   c.validation_fraction = 0.0

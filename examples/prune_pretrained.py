@@ -1,6 +1,6 @@
 """Prunes a pretrained BERT sentence encoder in one shot, then fine-tunes it.
 
-  pip install "sparsejax[pretrained]"
+  pip install --editable '.[pretrained]'
   python examples/prune_pretrained.py MODEL --method=sparse_gpt --density=0.5
 
 MODEL is a directory with the files `model.safetensors`, `tokenizer.json` and

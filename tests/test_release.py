@@ -41,6 +41,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
   needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", text, re.MULTILINE)
   assert sorted(needed) == ["jax", "numpy", "optax"]
   assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
+  urls = re.findall(r"^Project-URL: (\w+), https://", text, re.MULTILINE)
+  assert {"Source", "Issues", "Changelog"} <= set(urls)
 
 
 def test_the_sdist_can_be_worked_with(archives):
@@ -81,3 +83,12 @@ def test_paths_named_in_the_guide_for_contributors_are_there():
   assert len(paths) >= 8
   for path in paths:
     assert (ROOT / path).exists(), path
+
+
+def test_the_readme_installs_before_it_trains():
+  text = (ROOT / "README.md").read_text()
+  commands = ("git clone https://", "scripts/quickstart.sh", "scripts/train.py")
+  places = [text.index(command) for command in commands]
+  assert places == sorted(places)
+  assert "jax[cuda" in text
+  assert "jax[tpu]" in text

@@ -46,7 +46,7 @@ def save_safetensors(path: str | os.PathLike, small: Compact) -> None:
 
   Tensors are named as in `small.params`. Each kernel also has a boolean tensor named
   `mask:...`, and `pixels` holds the indices of the pixels that are read. Needs the
-  package `safetensors` (`pip install sparsejax[export]`).
+  package `safetensors` (`pip install safetensors`).
 
   Args:
     path: path of the file; an existing file is replaced.
@@ -90,6 +90,6 @@ def _safetensors() -> Any:
     import safetensors.numpy  # pyright: ignore[reportMissingImports]
   except ImportError as e:
     raise ImportError(
-      "safetensors must be installed for this: pip install 'sparsejax[export]'."
+      "safetensors must be installed for this: pip install safetensors."
     ) from e
   return safetensors.numpy

@@ -181,4 +181,23 @@ def test_prepare_data_says_what_is_missing(tmp_path):
     check=False,
   )
   assert process.returncode == 1
-  assert "pip install 'sparsejax[data]'" in process.stderr
+  assert "pip install --editable '.[data]'" in process.stderr
+
+
+@pytest.mark.parametrize(
+  ("name", "code", "message"),
+  [
+    ("text", 0, "text needs no preparation: it comes with Python."),
+    ("imagenet2012", 1, "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into"),
+  ],
+)
+def test_every_data_set_can_be_prepared_or_says_how(tmp_path, name, code, message):
+  done = _run("scripts/prepare_data.py", name, f"--data_dir={tmp_path}")
+  assert done.returncode == code
+  assert message in done.stdout + done.stderr
+
+
+def test_variants_are_listed_where_one_is_unknown():
+  module = _config("mnist_lenet5_nest")
+  with pytest.raises(ValueError, match="must be empty or one of structured; got 'x'"):
+    module.get_config("x")

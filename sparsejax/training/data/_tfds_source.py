@@ -60,7 +60,7 @@ def find(name: str, data_dir: str = "") -> pathlib.Path:
   root_, source = root(data_dir)
   help_ = (
     f"Prepare it once with `python scripts/prepare_data.py {name} --data_dir={root_}`"
-    " (it downloads, and needs `pip install 'sparsejax[data]'`), or point"
+    " (which downloads it), or point"
     " --config.data_dir or TFDS_DATA_DIR at a TFDS folder that holds it. Without any"
     " download there is --config=configs/digits.py."
   )
