@@ -1,5 +1,6 @@
 """Trials that kill a digits run with SIGKILL at a random moment, and resume it."""
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -124,7 +125,7 @@ class Trials:
     return found
 
   def _start(self, path: pathlib.Path) -> multiprocessing.process.BaseProcess:
-    fields = self._prepared.config.to_dict()
+    fields = dataclasses.asdict(self._prepared.config)
     process = self._server.Process(target=_train, args=(fields, path))
     process.start()
     return process

@@ -1,5 +1,6 @@
 """The style of all plots: colors, display names, and how axes look."""
 
+from collections.abc import Mapping
 from typing import Any
 
 INK, FAINT, GRID = "#1f2430", "#7a8191", "#e6e8ee"
@@ -54,7 +55,7 @@ def method_name(method: str) -> str:
   return DISPLAY_NAMES.get(method, method.replace("_", " ").capitalize())
 
 
-def run_title(config: Any) -> str:
+def run_title(config: Mapping[str, Any]) -> str:
   """Returns a run's title, the model and the data set.
 
   Args:

@@ -31,7 +31,7 @@ from sparsejax.core import (
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import normal_like, random
-from sparsejax.transforms import chain, grow, mask_update_due, sparsify
+from sparsejax.transforms import chain, check_schedule, grow, mask_update_due, sparsify
 
 # Folded into the step's key, so that the three random draws of a step are independent.
 _NOISE, _GROWTH, _SIGNS = 0, 1, 2
@@ -125,6 +125,7 @@ def deep_r(
   for name, value in (("l1", l1), ("noise", noise)):
     check_number(name, value, "be at least 0", lambda v: 0 <= v < np.inf)
   check_density(density)
+  schedule = check_schedule(update_every, start_step, end_step)
   sparse = sparsify(
     inner,
     chain(),
@@ -201,7 +202,7 @@ def deep_r(
     updates, after = sparse.update(
       grads, before, params, update_masks=False, **extra_args
     )
-    due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
+    due = mask_update_due(after.count, update_masks, schedule)
     kernels, step = choose(params, chosen), after.count
     # Masks that were packed may have lost the containers (boxes) of the params.
     live = boxed_like(before.masks, kernels)

@@ -33,6 +33,7 @@ from sparsejax.scores import gradient, magnitude
 from sparsejax.transforms import (
   Fraction,
   chain,
+  check_schedule,
   drop,
   grow,
   keep,
@@ -113,6 +114,7 @@ def isometric(
   """
   check_density(density)
   check_flag("retract", retract)
+  schedule = check_schedule(update_every, start_step, end_step)
   moves = keep(chain(drop(magnitude, drop_fraction), grow(gradient)))
   sparse = sparsify(
     inner,
@@ -146,7 +148,7 @@ def isometric(
     after: Any = after
     # Make the matrices orthogonal in exactly those steps in which `sparsify` updates
     # the masks.
-    due = mask_update_due(after.count, update_masks, update_every, start_step, end_step)
+    due = mask_update_due(after.count, update_masks, schedule)
     if retract and due is not None:
       support, _ = after.transform_state
       chosen = [m is not None for m in align(params, after.masks)]

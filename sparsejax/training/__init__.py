@@ -4,9 +4,18 @@ It requires the `train` extra. Importing `sparsejax` does not import this packag
 """
 
 from sparsejax.training._checkpoint import Checkpoints, Restored
+from sparsejax.training._config import (
+  Rules,
+  TrainConfig,
+  check_rules,
+  default_config,
+  to_config_dict,
+  use_method,
+)
+from sparsejax.training._config import checked as checked_config
 from sparsejax.training._config import complete as complete_config
-from sparsejax.training._config import default_config, use_method
 from sparsejax.training._config import difference as config_difference
+from sparsejax.training._config import empty as empty_dict
 from sparsejax.training._config import filled as fill_config
 from sparsejax.training._config import to_json as config_to_json
 from sparsejax.training._costs import estimate as estimate_costs
@@ -62,6 +71,7 @@ __all__ = [
   "NonFiniteError",
   "ReplicaError",
   "Result",
+  "TrainConfig",
   "TrainingError",
   "WorkdirError",
   "WorkdirInUseError",

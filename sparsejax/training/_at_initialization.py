@@ -2,14 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 import sparsejax as sj
-from sparsejax.training import _errors, _functions, _methods, _step
+from sparsejax.training import _functions, _methods, _step
 from sparsejax.training._methods import METHODS
 
 PyTree = Any
@@ -20,45 +21,40 @@ _TEMPERATURE = 200.0
 
 
 def mask_finder(
-  config: Any, module: Any, image_shape: tuple[int, ...]
-) -> Callable[[PyTree, PyTree, Batches], PyTree] | None:
+  name: str,
+  module: nn.Module,
+  density: float,
+  fields: Mapping[str, Any],
+  kwargs: Mapping[str, Any],
+) -> Callable[[PyTree, PyTree, Batches], PyTree]:
   """Returns the function that finds a run's masks from its initial weights.
 
   The loss is the mean cross-entropy in training mode, as in the first step; GraSP
   divides the logits by 200. Methods without data use the model in evaluation mode.
 
   Args:
-    config: a complete config.
+    name: a key of `METHODS` that prunes at initialization.
     module: the flax module to be trained.
-    image_shape: the shape of one image; not used.
+    density: the fraction of weights kept.
+    fields: values from the config, for those arguments that the method has.
+    kwargs: further arguments of the method; they take precedence.
 
   Returns:
-    `(params, model_state, batches) -> masks`; None if the method does not prune at
-    initialization.
+    `(params, model_state, batches) -> masks`.
 
   Raises:
-    ConfigError: if `method_kwargs` do not fit the method.
+    ConfigError: if `kwargs` do not fit the method.
   """
-  if not METHODS[config.method].prunes_at_init:
-    return None
-  method = _methods.function(config.method)
+  _methods.check_kwargs(name, kwargs)
+  method = _methods.function(name)
   accepted = inspect.signature(method).parameters
-  fields = {"distribution": distribution(config.distribution), "seed": config.seed}
-  kwargs: dict[str, Any] = {
-    **{name: value for name, value in fields.items() if name in accepted},
-    **config.method_kwargs.to_dict(),
-  }
-  unknown = sorted(set(kwargs) - set(accepted))
-  if unknown:
-    raise _errors.ConfigError(
-      f"method_kwargs must be arguments of {config.method}"
-      f" ({', '.join(accepted)}); got {', '.join(unknown)}"
-    )
+  chosen = {field: value for field, value in fields.items() if field in accepted}
+  chosen |= kwargs
   if hasattr(module, "lowering"):
     # GraSP uses forward-mode differentiation; only XLA's own convolution supports it.
     module = module.clone(lowering="lax")
   model = _functions.from_flax(module)
-  temperature = _TEMPERATURE if config.method == "grasp" else 1.0
+  temperature = _TEMPERATURE if name == "grasp" else 1.0
 
   def find(params, model_state, batches):
     def loss(params, batch):
@@ -70,11 +66,11 @@ def mask_finder(
     def evaluate(params, images):
       return model.apply(params, model_state, images, None)[0]
 
-    if METHODS[config.method].data_free:
+    if METHODS[name].data_free:
       seen = batches[0][0]
       inputs = jax.ShapeDtypeStruct((1, *seen.shape[1:]), seen.dtype)
-      return method(evaluate, params, inputs, config.density, **kwargs)
-    return method(loss, params, batches, config.density, **kwargs)
+      return method(evaluate, params, inputs, density, **chosen)
+    return method(loss, params, batches, density, **chosen)
 
   return find
 

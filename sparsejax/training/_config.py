@@ -1,10 +1,11 @@
 """The config of a training run: its fields, their defaults and their rules."""
 
+import dataclasses
 import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import config_dict
 
@@ -19,6 +20,92 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 STRUCTURES = ("any", "block")
 EXECUTIONS = ("dense", "sparse")
 
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+ConfigClass = TypeVar("ConfigClass")
+# What a rule is in code and in words: a predicate of a field's value, and a text.
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The devices of a run; see `sparsejax.training.parallel`.
+
+  Attributes:
+    data: shards per batch; -1 for all devices that `model` leaves free.
+    model: shards per kernel.
+    fsdp: whether to shard parameters, masks and moments over `data` too.
+    rules: `{regex of paths: one mesh axis or None per axis of the parameter}`, such as
+      `{"experts": ("model", None, None)}`.
+  """
+
+  data: int = 1
+  model: int = 1
+  fsdp: bool = False
+  rules: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+
+
+def empty() -> Any:
+  """Returns a dataclass field whose default is an empty dict."""
+  return dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+
+  # Data.
+  dataset: str = "digits"
+  data_dir: str = ""  # a TFDS folder; if empty, TFDS_DATA_DIR, then TFDS's default
+  validation_fraction: float = 0.1  # of the training images, whatever the seed
+  augmentation: str = "none"
+  centering: str = "channel"  # "pixel": subtracts the mean image; "none": x / 255
+  # Model.
+  model: str = "mlp"  # a key of sparsejax.models.MODELS
+  model_kwargs: Mapping[str, Any] = empty()
+  compute_dtype: str = "float32"  # of the model; parameters and moments stay float32
+  # Sparsity: the method, the budget and the schedule of mask updates.
+  method: str = "sparse_momentum"
+  method_kwargs: Mapping[str, Any] = empty()
+  density: float = 0.1  # live weights / weights
+  distribution: str = "uniform"  # the initial budget per layer; or "global", for
+  # methods that compare the weights of all layers
+  structure: str = "any"  # "block": whole blocks of block x block weights are masked
+  block: int = 128  # inputs and outputs per block
+  execution: str = "dense"  # "sparse": products skip dead blocks; structure="block"
+  rescale_start: bool = False  # scale sparse layers up to the variance of dense ones
+  update_every: int = 100  # steps from one mask update to the next
+  start_fraction: float = 0.0  # the fraction of the run after which updates start ...
+  end_fraction: float = 1.0  # ... and the fraction after which they end
+  drop_fraction: float = 0.5  # of the live weights, at step 0
+  final_drop_fraction: float = 0.0  # reached at end_fraction; a cosine in between
+  pruning_batches: int = 1  # batches for a method that prunes at initialization
+  # Optimizer.
+  optimizer: str = "sgd"  # sgd has Nesterov momentum
+  learning_rate: float = 0.1
+  lr_schedule: str = "step"
+  lr_decay_every: int = 25_000  # steps; lr_schedule="step" only
+  lr_decay_epochs: tuple[float, ...] = ()  # replaces lr_decay_every unless empty
+  lr_decay_factor: float = 0.1
+  warmup_epochs: float = 0.0  # the learning rate rises linearly from zero
+  momentum: float = 0.9
+  weight_decay: float = 5e-4  # L2 for sgd and adam, decoupled for adamw
+  label_smoothing: float = 0.0
+  lr_scales: Mapping[str, float] = empty()  # {regex of paths: learning-rate factor}
+  mesh: MeshConfig = MeshConfig()
+  # Length and seeds.
+  batch_size: int = 100
+  num_epochs: int = 10
+  seed: int = 0
+  num_seeds: int = 1  # trains seed, seed + 1, ... together under vmap
+  # Logging and checkpoints.
+  log_every: int = 100  # steps
+  eval_every: int = 1  # epochs
+  checkpoint_every: int = 10  # epochs; the last step is always saved
+  tensorboard: bool = False
+  track_exploration: bool = False  # log the fraction of weights ever live
+
 
 def default_config() -> config_dict.ConfigDict:
   """Returns the config of a run with every field at its default.
@@ -27,64 +114,7 @@ def default_config() -> config_dict.ConfigDict:
     A locked `ConfigDict`: its fields can be set, and a misspelt field raises where it
     is set.
   """
-  c = config_dict.ConfigDict()
-  # Data.
-  c.dataset = "digits"
-  c.data_dir = ""  # a TFDS folder; if empty, TFDS_DATA_DIR, then TFDS's default
-  c.validation_fraction = 0.1  # of the training images; does not depend on the seed
-  c.augmentation = "none"
-  c.centering = "channel"  # "pixel": subtracts the mean image; "none": x / 255
-  # Model.
-  c.model = "mlp"  # a key of sparsejax.models.MODELS
-  c.model_kwargs = config_dict.ConfigDict()
-  c.compute_dtype = "float32"  # of the model; parameters and moments stay float32
-  # Sparsity: the method, the budget and the schedule of mask updates.
-  c.method = "sparse_momentum"
-  c.method_kwargs = config_dict.ConfigDict()
-  c.density = 0.1  # live weights / weights
-  c.distribution = "uniform"  # the initial budget per layer; or "global", for methods
-  # that compare the weights of all layers
-  c.structure = "any"  # "block": whole blocks of block x block weights are masked
-  c.block = 128  # inputs and outputs per block
-  c.execution = "dense"  # "sparse": products skip dead blocks; needs structure="block"
-  c.rescale_start = False  # scale sparse layers up to the variance of dense ones
-  c.update_every = 100  # steps from one mask update to the next
-  c.start_fraction = 0.0  # the fraction of the run after which mask updates start ...
-  c.end_fraction = 1.0  # ... and the fraction after which they end
-  c.drop_fraction = 0.5  # of the live weights, at step 0
-  c.final_drop_fraction = 0.0  # reached at end_fraction; a cosine in between
-  c.pruning_batches = 1  # batches for a method that prunes at initialization
-  # Optimizer.
-  c.optimizer = "sgd"  # sgd has Nesterov momentum
-  c.learning_rate = 0.1
-  c.lr_schedule = "step"
-  c.lr_decay_every = 25_000  # steps; lr_schedule="step" only
-  c.lr_decay_epochs = ()  # epochs; replaces lr_decay_every unless empty
-  c.lr_decay_factor = 0.1
-  c.warmup_epochs = 0.0  # the learning rate rises linearly from zero
-  c.momentum = 0.9
-  c.weight_decay = 5e-4  # L2 for sgd and adam, decoupled for adamw
-  c.label_smoothing = 0.0
-  c.lr_scales = config_dict.ConfigDict()  # {regex of paths: learning-rate factor}
-  # Devices; see sparsejax.training.parallel._mesh.
-  c.mesh = config_dict.ConfigDict()
-  c.mesh.data = 1  # shards per batch; -1: all devices that `model` leaves free
-  c.mesh.model = 1  # shards per kernel
-  c.mesh.fsdp = False  # shard parameters, masks and moments over `data` too
-  c.mesh.rules = config_dict.ConfigDict()  # {regex of paths: one mesh axis or None per
-  # axis of the parameter}, such as {"experts": ("model", None, None)}
-  # Length and seeds.
-  c.batch_size = 100
-  c.num_epochs = 10
-  c.seed = 0
-  c.num_seeds = 1  # trains seed, seed + 1, ... together under vmap
-  # Logging and checkpoints.
-  c.log_every = 100  # steps
-  c.eval_every = 1  # epochs
-  c.checkpoint_every = 10  # epochs; the last step is always saved
-  c.tensorboard = False
-  c.track_exploration = False  # log the fraction of weights ever live
-  return c.lock()
+  return to_config_dict(TrainConfig())
 
 
 def use_method(config: config_dict.ConfigDict, method: str) -> None:
@@ -126,7 +156,7 @@ def _is_regex(text: str) -> bool:
 
 # Per field: a predicate on its value, and the rule in words for the error message.
 _FRACTION = (lambda v: 0 <= v < 1, "in [0, 1)")
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: Rules = {
   "dataset": _one_of((*data.NAMES, *data.NOT_IN_MEMORY)),
   "validation_fraction": _FRACTION,
   "augmentation": _one_of(tuple(_augment.AUGMENTATIONS)),
@@ -167,7 +197,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: v.model >= 1 and (v.data >= 1 or v.data == -1),
     "of at least 1 along data (or -1) and model",
   ),
-  "centering": _one_of(("channel", "pixel", "none")),
+  "centering": _one_of(tuple(data.CENTERINGS)),
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
@@ -178,14 +208,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def complete(config: Mapping[str, Any]) -> Any:
+def complete(config: Mapping[str, Any] | TrainConfig) -> TrainConfig:
   """Adds the defaults to a config and validates every field.
 
   Args:
-    config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
+    config: some or all fields of `default_config`, as a `ConfigDict` or a dict; or a
+      complete config, which is returned.
 
   Returns:
-    A `FrozenConfigDict` with all fields.
+    All fields, frozen.
 
   Raises:
     ConfigError: if a field breaks its rule; names the field, the rule and the value.
@@ -199,104 +230,124 @@ def complete(config: Mapping[str, Any]) -> Any:
     sparsejax.training.ConfigError: config has no field 'densty'; did you mean
     'density'?
   """
-  full = filled(default_config(), config, mesh=_mesh)
-  for name, (rule, text) in _RULES.items():
-    if not rule(full[name]):
-      raise _errors.ConfigError(f"{name} must be {text}; got {full[name]!r}")
+  if isinstance(config, TrainConfig):
+    return config
+  return checked(filled(TrainConfig, config))
+
+
+def checked(full: TrainConfig) -> TrainConfig:
+  """Returns a config, or raises `ConfigError` if a field breaks its rule."""
+  check_rules(full, _RULES)
   # Rules between two fields.
   for low, high in (
     ("start_fraction", "end_fraction"),
     ("final_drop_fraction", "drop_fraction"),
     ("warmup_epochs", "num_epochs"),
   ):
-    if full[low] > full[high]:
+    if getattr(full, low) > getattr(full, high):
       raise _errors.ConfigError(
-        f"{low} must not be above {high} ({full[high]}); got {full[low]}"
+        f"{low} must not be above {high} ({getattr(full, high)});"
+        f" got {getattr(full, low)}"
       )
-  if full["execution"] == "sparse" and full["structure"] != "block":
+  axes = ("data", "model", None)
+  for rule in full.mesh.rules.values():
+    if not (isinstance(rule, tuple) and all(axis in axes for axis in rule)):
+      raise _errors.ConfigError(
+        f"mesh.rules must be a dict of tuples of {axes}; got {full.mesh.rules!r}"
+      )
+  if full.execution == "sparse" and full.structure != "block":
     raise _errors.ConfigError(
-      f"structure must be block with execution='sparse'; got {full['structure']!r}"
+      f"structure must be block with execution='sparse'; got {full.structure!r}"
     )
-  return config_dict.FrozenConfigDict(full)
+  return full
+
+
+def check_rules(config: object, rules: Rules) -> None:
+  """Raises `ConfigError` for the first field that breaks its rule."""
+  for name, (rule, text) in rules.items():
+    value = getattr(config, name)
+    if not rule(value):
+      raise _errors.ConfigError(f"{name} must be {text}; got {value!r}")
 
 
 def filled(
-  defaults: config_dict.ConfigDict, config: Mapping[str, Any], **nested: Callable
-) -> Any:
-  """Overwrites defaults with the fields of a config, checking names and types.
+  kind: type[ConfigClass],
+  config: Mapping[str, Any] | config_dict.ConfigDict,
+  name: str = "config",
+) -> ConfigClass:
+  """Returns a config with the given fields, and the others at their defaults.
 
   Args:
-    defaults: every field; changed in place.
+    kind: a frozen dataclass with a default for every field.
     config: some of the fields, as a `ConfigDict` or a dict. A field whose default is a
-      `ConfigDict` accepts any dict; a field whose default is a float accepts an
-      integer too.
-    **nested: for dict fields with their own rules, a function
-      `(default, value) -> ConfigDict`, by the field's name.
+      dict accepts any dict, a field whose default is a float accepts an integer too,
+      and a field whose default is such a dataclass accepts some of its fields.
+    name: what to call the config in error messages.
 
   Returns:
-    `defaults`.
+    An instance of `kind`, in which lists are tuples.
 
   Raises:
     ConfigError: if a field is unknown or of the wrong type; names both.
   """
   if not isinstance(config, Mapping | config_dict.ConfigDict):
-    raise _errors.ConfigError(f"config must be a dict of fields; got {config!r}")
-  for name, value in config.items():
-    if name not in defaults:
-      close = difflib.get_close_matches(str(name), list(defaults), 1)
+    raise _errors.ConfigError(f"{name} must be a dict of fields; got {config!r}")
+  defaults: dict[str, Any] = vars(kind())
+  values: dict[str, Any] = {}
+  value: Any
+  for field, value in config.items():
+    if field not in defaults:
+      close = difflib.get_close_matches(str(field), list(defaults), 1)
       known = ", ".join(defaults)
       hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
-      raise _errors.ConfigError(f"config has no field {name!r}; {hint}")
-    default = defaults[name]
-    if isinstance(default, config_dict.ConfigDict):
-      if not isinstance(value, Mapping | config_dict.ConfigDict):
-        raise _errors.ConfigError(f"{name} must be a dict; got {value!r}")
-      fill = nested.get(name, lambda _, value: config_dict.ConfigDict(dict(value)))
-      defaults[name] = fill(default, value)
+      raise _errors.ConfigError(f"{name} has no field {field!r}; {hint}")
+    path = field if name == "config" else f"{name}.{field}"
+    default = defaults[field]
+    if dataclasses.is_dataclass(default):
+      values[field] = filled(type(default), value, path)
       continue
-    kind = type(default)
+    if isinstance(default, Mapping):
+      if not isinstance(value, Mapping | config_dict.ConfigDict):
+        raise _errors.ConfigError(f"{path} must be a dict; got {value!r}")
+      values[field] = from_json(value)
+      continue
+    wanted = type(default)
     # bool is an int to Python, but `num_epochs=True` is a mistake.
-    exact = kind is float and type(value) is int
-    if type(value) is not kind and not exact:
-      raise _errors.ConfigError(f"{name} must be {kind.__name__}; got {value!r}")
-    defaults[name] = value
-  return defaults
+    if type(value) is int and wanted is float:
+      value = float(value)
+    if type(value) is not wanted:
+      raise _errors.ConfigError(f"{path} must be {wanted.__name__}; got {value!r}")
+    values[field] = value
+  return kind(**values)
 
 
-def _mesh(mesh: config_dict.ConfigDict, given: Any) -> config_dict.ConfigDict:
-  """Overwrites the mesh's defaults, checking names and types."""
-  for name, value in given.items():
-    if name not in mesh:
-      raise _errors.ConfigError(
-        f"mesh has no field {name!r}; there are: {', '.join(mesh)}"
-      )
-    if name == "rules":
-      value = _rules(value)
-    elif type(value) is not type(mesh[name]):
-      raise _errors.ConfigError(
-        f"mesh.{name} must be {type(mesh[name]).__name__}; got {value!r}"
-      )
-    mesh[name] = value
-  return mesh
+def to_config_dict(config: "DataclassInstance") -> config_dict.ConfigDict:
+  """Returns the fields of a config in the form in which users write configs.
+
+  Args:
+    config: a frozen dataclass.
+
+  Returns:
+    A locked `ConfigDict`.
+  """
+  return config_dict.ConfigDict(dataclasses.asdict(config)).lock()
 
 
-def _rules(given: Any) -> config_dict.ConfigDict:
-  """Validates `mesh.rules` and turns each rule into a tuple."""
-  axes = ("data", "model", None)
-  mapping = isinstance(given, Mapping | config_dict.ConfigDict)
-  for value in given.values() if mapping else (given,):
-    if not (isinstance(value, tuple | list) and set(value) <= set(axes)):
-      raise _errors.ConfigError(
-        f"mesh.rules must be a dict of tuples of {axes}; got {given!r}"
-      )
-  rules: Any = given
-  return config_dict.ConfigDict({name: tuple(rule) for name, rule in rules.items()})
+def to_json(
+  config: "DataclassInstance | Mapping[str, Any] | config_dict.ConfigDict",
+) -> dict[str, Any]:
+  """Returns a config as the JSON values that `json.loads` gives; tuples are lists.
 
+  Args:
+    config: a complete config, a `ConfigDict` or a dict.
 
-def to_json(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config as the JSON values that `json.loads` gives; tuples are lists."""
-  as_dict = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # pyright: ignore
-  return json.loads(json.dumps(as_dict))
+  Returns:
+    The fields by name.
+  """
+  if dataclasses.is_dataclass(config):
+    config = to_config_dict(config)
+  fields = config if isinstance(config, Mapping) else config.to_dict()
+  return json.loads(json.dumps(fields))
 
 
 def from_json(values: Any) -> Any:
@@ -306,9 +357,9 @@ def from_json(values: Any) -> Any:
     >>> from_json({"model_kwargs": {"features": [30, 10]}})
     {'model_kwargs': {'features': (30, 10)}}
   """
-  if isinstance(values, Mapping):
+  if isinstance(values, Mapping | config_dict.ConfigDict):
     return {name: from_json(value) for name, value in values.items()}
-  if isinstance(values, list):
+  if isinstance(values, list | tuple):
     return tuple(map(from_json, values))
   return values
 
@@ -330,7 +381,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     gradients are rounded differently. A field missing from an older config counts as
     its default.
   """
-  defaults = to_json(default_config().to_dict())
+  defaults = to_json(TrainConfig())
 
   def value(config, name):
     return config.get(name, defaults.get(name, "(absent)"))

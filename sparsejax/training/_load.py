@@ -19,6 +19,7 @@ from sparsejax.training import (
   _run,
   _step,
 )
+from sparsejax.training._config import TrainConfig
 
 PyTree = Any
 
@@ -48,7 +49,7 @@ class LoadedRun(NamedTuple):
   model_state: PyTree
   masks: PyTree
   state: _step.TrainState
-  config: Any
+  config: TrainConfig
   image_shape: tuple[int, ...]
 
   @property

@@ -192,7 +192,7 @@ def _train(
       # Weights may be NaN without finite gradients, which has an error of its own.
       if not np.any(seen.stuck_steps):
         sj.check_sparse(state.params, state.opt_state)
-      unmoved += _optimizers.due_updates(config, total, begin, count)
+      unmoved += run.schedule.number(begin, count)
       ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
       # Show the numbers and write them to `metrics.jsonl`.
       speed = progress.update(
@@ -276,7 +276,7 @@ def _messages(
 ) -> list[str]:
   """Returns the notes and warnings to show before the first step."""
   c, total, messages = run.config, run.total_steps, []
-  if not _optimizers.updates_masks(c, total):
+  if run.schedule.every is not None and not run.schedule.number(0, total):
     messages.append(
       f"Note: update_every is {c.update_every} and the run has {total:,} steps, so"
       f" {c.method} never updates its masks."

@@ -1,10 +1,12 @@
 """The table of methods that a config can select."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import sparsejax as sj
 from sparsejax import supermasks
+from sparsejax.training import _errors
 
 
 class Method(NamedTuple):
@@ -134,6 +136,17 @@ def function(name: str) -> Callable[..., Any]:
     function that finds masks.
   """
   return getattr(sj if hasattr(sj, name) else supermasks, name)
+
+
+def check_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
+  """Raises `ConfigError` unless a method's function has all of these arguments."""
+  accepted = inspect.signature(function(name)).parameters
+  unknown = sorted(set(kwargs) - set(accepted))
+  if unknown:
+    raise _errors.ConfigError(
+      f"method_kwargs must be arguments of {name}"
+      f" ({', '.join(accepted)}); got {', '.join(unknown)}"
+    )
 
 
 def forward_params_fn(name: str) -> Callable[[Any, Any], Any]:

@@ -1,10 +1,9 @@
 """Builds the schedules and the sparse optimizer of a config."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,12 +12,12 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.core import is_kernel
 from sparsejax.training import _at_initialization, _errors, _methods
+from sparsejax.training._config import TrainConfig
 from sparsejax.training._methods import METHODS
+from sparsejax.transforms import UpdateSchedule
 
-Config = Any  # a complete, frozen config from `complete_config`
 
-
-def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
+def learning_rate(config: TrainConfig, total_steps: int) -> optax.Schedule:
   """Returns the learning-rate schedule, `step -> learning rate`.
 
   `constant`: the learning rate. `step`: multiplied by `lr_decay_factor` after every
@@ -46,7 +45,7 @@ def learning_rate(config: Config, total_steps: int) -> optax.Schedule:
   return schedule
 
 
-def _after_warmup(config: Config, total_steps: int, warmup: int) -> optax.Schedule:
+def _after_warmup(config: TrainConfig, total_steps: int, warmup: int) -> optax.Schedule:
   """Returns the schedule for the steps after the warm-up, in steps of the run."""
   peak, factor = config.learning_rate, config.lr_decay_factor
   if config.lr_schedule == "constant":
@@ -61,8 +60,8 @@ def _after_warmup(config: Config, total_steps: int, warmup: int) -> optax.Schedu
   return lambda step: peak * factor ** jnp.sum(step >= ends).astype(jnp.float32)
 
 
-def window(config: Config, total_steps: int) -> tuple[int, int]:
-  """Returns the steps `(start, end)` between which masks may be updated.
+def update_schedule(config: TrainConfig, total_steps: int) -> UpdateSchedule:
+  """Returns the schedule of mask updates.
 
   The start is one step later than the config says: a mask update that falls on the end
   of an epoch is done in the first step of the next, so that the epoch is evaluated
@@ -74,13 +73,16 @@ def window(config: Config, total_steps: int) -> tuple[int, int]:
     total_steps: steps of the whole run.
 
   Returns:
-    `start_step` and `end_step` of `sj.sparsify`.
+    An `UpdateSchedule`, without mask updates for methods whose masks do not change.
   """
-  start = round(config.start_fraction * total_steps) + 1
-  return start, min(round(config.end_fraction * total_steps), total_steps - 1)
+  return UpdateSchedule(
+    start=round(config.start_fraction * total_steps) + 1,
+    end=min(round(config.end_fraction * total_steps), total_steps - 1),
+    every=config.update_every if METHODS[config.method].moves else None,
+  )
 
 
-def drop_fraction(config: Config, total_steps: int) -> optax.Schedule:
+def drop_fraction(config: TrainConfig, total_steps: int) -> optax.Schedule:
   """Returns the drop-fraction schedule: a cosine, then constant at its final value.
 
   `final + (first - final) (1 + cos(pi min(step, end) / end)) / 2`.
@@ -106,7 +108,7 @@ def _cosine(first: float, final: float, steps: int) -> optax.Schedule:
   return schedule
 
 
-def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
+def inner(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
   """Returns the dense optimizer, which skips steps with a non-finite gradient.
 
   Args:
@@ -123,7 +125,9 @@ def inner(config: Config, total_steps: int) -> optax.GradientTransformation:
   )
 
 
-def unguarded(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
+def unguarded(
+  config: TrainConfig, rate: optax.Schedule
+) -> optax.GradientTransformation:
   """Returns the dense optimizer without the check for non-finite gradients.
 
   Args:
@@ -144,12 +148,12 @@ def unguarded(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
     # L2: added to the gradient, before the momentum.
     chain = optax.chain(optax.add_decayed_weights(decay), last) if decay else last
   if config.lr_scales:
-    chain = optax.chain(chain, models.scale_by_path(config.lr_scales.to_dict()))
+    chain = optax.chain(chain, models.scale_by_path(dict(config.lr_scales)))
   return chain
 
 
 def make_tx(
-  config: Config, total_steps: int, seed: Any
+  config: TrainConfig, total_steps: int, seed: Any
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the sparse optimizer of a config.
 
@@ -179,11 +183,11 @@ def make_tx(
     return sj.static_sparse(dense, config.density, seed=seed, **chosen)
   # Pass the method those fields of the config that it has an argument for.
   method = _methods.function(config.method)
-  start, end = window(config, total_steps)
+  schedule = update_schedule(config, total_steps)
   fields: dict[str, Any] = {
     "update_every": config.update_every,
-    "start_step": start,
-    "end_step": end,
+    "start_step": schedule.start,
+    "end_step": schedule.end,
     "distribution": _at_initialization.distribution(config.distribution),
     "seed": seed,
     "drop_fraction": drop_fraction(config, total_steps),
@@ -200,13 +204,8 @@ def make_tx(
     }
   # `method_kwargs` take precedence over the fields.
   kwargs = {name: value for name, value in fields.items() if name in accepted}
-  extra: Mapping[str, Any] = config.method_kwargs.to_dict()
-  unknown = sorted(set(extra) - set(accepted))
-  if unknown:
-    raise _errors.ConfigError(
-      f"method_kwargs must be arguments of {config.method}"
-      f" ({', '.join(accepted)}); got {', '.join(unknown)}"
-    )
+  extra = config.method_kwargs
+  _methods.check_kwargs(config.method, extra)
   tx = method(inner(config, total_steps), config.density, **{**kwargs, **extra})
   tracked = config.track_exploration and METHODS[config.method].moves
   return sj.track_exploration(tx) if tracked else tx
@@ -219,49 +218,3 @@ def _cut_evenly(block: int) -> Callable[[str, Any], bool]:
     return is_kernel(path, leaf) and not any(n % block for n in leaf.shape[-2:])
 
   return where
-
-
-def updates_masks(config: Config, total_steps: int) -> bool:
-  """Returns whether masks are updated during the run, or the method never does so."""
-  start, end = window(config, total_steps)
-  return not METHODS[config.method].moves or start + config.update_every <= end
-
-
-def due(config: Config, total_steps: int) -> Callable[[jax.Array], jax.Array]:
-  """Returns `(updates done so far) -> bool`: whether the next update changes masks.
-
-  The rule is that of `sj.sparsify`, here for a counter that all seeds share: under
-  `vmap`, a counter per seed would turn the branch into a select.
-
-  Args:
-    config: a complete config.
-    total_steps: steps of the whole run.
-
-  Returns:
-    A function of int32 scalars, traced or not.
-  """
-  start, end = window(config, total_steps)
-
-  def rule(count):
-    after = count + 1 - start
-    return (after > 0) & (after % config.update_every == 0) & (count < end)
-
-  if not METHODS[config.method].moves:
-    return lambda count: jnp.zeros((), bool)
-  return rule
-
-
-def due_updates(config: Config, total_steps: int, begin: int, end: int) -> int:
-  """Returns the number of mask updates due from step `begin` to step `end`.
-
-  Args:
-    config: a complete config.
-    total_steps: steps of the whole run.
-    begin: updates done before the first of these steps.
-    end: updates done after the last of them.
-
-  Returns:
-    The number; 0 for methods whose masks do not change.
-  """
-  rule: Callable[[Any], Any] = due(config, total_steps)
-  return int(np.sum(np.asarray(rule(np.arange(begin, end)))))

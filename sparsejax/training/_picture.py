@@ -33,7 +33,7 @@ def write(path: pathlib.Path, run: _run.Run, result: _result.Result) -> None:
   drawn = draw(
     _metrics.read(path),
     sizes={name: int(mask.size) for name, mask in masks.items()},
-    title=run_title(c),
+    title=run_title({"model": c.model, "dataset": c.dataset}),
     subtitle=f"{method}, density {result.density:.3g}, {result.total_steps:,} steps",
     score=_result.percent(result.test_accuracy),
   )

@@ -18,6 +18,7 @@ from sparsejax.training import _functions, _step, _streamed
 from sparsejax.training import data as data_lib
 from sparsejax.training.data import _augment, _stream
 from sparsejax.training.parallel import _mesh
+from sparsejax.transforms import UpdateSchedule
 
 PyTree = Any
 
@@ -51,7 +52,7 @@ def make_program(
   *,
   dataset: data_lib.Dataset,
   batch_size: int,
-  due: Callable[[jax.Array], jax.Array],
+  schedule: UpdateSchedule,
   augment: _augment.Augmentation | None = None,
   num_seeds: int | None = None,
   label_smoothing: float = 0.0,
@@ -71,7 +72,9 @@ def make_program(
       arguments of the compiled functions.
     batch_size: examples per step. The examples of an epoch that do not fill a batch are
       dropped.
-    due: `(updates done so far) -> bool`, whether the next update changes masks.
+    schedule: the steps in which masks are updated. Its counter is the step that all
+      seeds share: under `vmap`, a counter per seed would turn the branch of the mask
+      update into a select that computes both sides at every step.
     augment: `(key, images uint8) -> images`, or None.
     num_seeds: None for one seed; else every array of the state but `step` has a leading
       axis of this size.
@@ -168,8 +171,8 @@ def make_program(
     logits, _ = model.apply(params, state.model_state, normalize(images), None)
     return _step.cross_entropy(logits, labels)[1]
 
-  # Vectorize over the seeds. `step` has no seed axis, so that `due(step)` stays a
-  # branch under `vmap`; all seeds share the data.
+  # Vectorize over the seeds, which share the data. `step` has no seed axis, so that the
+  # mask update stays a branch under `vmap`.
   if num_seeds is None:
     shape = ()
     step, evaluate, order = step_one, evaluate_one, order_one
@@ -189,7 +192,7 @@ def make_program(
       state, totals = carry
       start = count % steps_per_epoch * batch_size
       indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
-      state, new = constrained(step(state, train, indices, due(count)))
+      state, new = constrained(step(state, train, indices, schedule.due(count + 1)))
       return state, jax.tree.map(jnp.add, totals, new)
 
     # A loop over a traced number of steps is as fast as `scan`, much faster on CPU than
@@ -217,7 +220,7 @@ def make_program(
       ),
       normalize,
       batch_size=batch_size,
-      due=due,
+      schedule=schedule,
       order_stream=_step.ORDER,
       layout=layout,
       places=places,

@@ -22,9 +22,11 @@ from sparsejax.training import (
   _step,
   data,
 )
+from sparsejax.training._config import TrainConfig
 from sparsejax.training._methods import METHODS
 from sparsejax.training.data import _augment, _stream
 from sparsejax.training.parallel import _mesh
+from sparsejax.transforms import UpdateSchedule
 
 
 class Run(NamedTuple):
@@ -35,18 +37,20 @@ class Run(NamedTuple):
     dataset: the splits, in host memory or as streams.
     model: the flax module.
     program: the jitted functions; each is compiled at its first call.
-    find_masks: the mask finder from `mask_finder`, or None.
+    find_masks: the mask finder from `mask_finder`; None if masks are drawn.
+    schedule: the steps in which masks are updated.
     seeds: int32 (num_seeds,).
     steps_per_epoch: full batches per epoch.
     total_steps: steps of the whole run.
     layout: the device mesh and its sharding rules; None for one device.
   """
 
-  config: Any
+  config: TrainConfig
   dataset: data.Dataset
   model: Any
   program: _program.Program
   find_masks: Any
+  schedule: UpdateSchedule
   seeds: np.ndarray
   steps_per_epoch: int
   total_steps: int
@@ -87,7 +91,7 @@ class Turnover(NamedTuple):
   masks: Any
 
 
-def prepare(config: Mapping[str, Any]) -> Run:
+def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
   """Validates a config, loads its data and builds its program.
 
   The model and the optimizer are traced, so that most faults of a config are found
@@ -105,15 +109,14 @@ def prepare(config: Mapping[str, Any]) -> Run:
   """
   # The config and the devices.
   c = _config.complete(config)
-  layout = _mesh.from_config(c)
+  layout = _mesh.make_layout(
+    **vars(c.mesh), batch_size=c.batch_size, num_seeds=c.num_seeds
+  )
   # The data; `centering` sets the mean and std that normalize the images.
   dataset = data.load(c.dataset, c.data_dir, c.validation_fraction)
   if dataset.mean is None:
     _check_text(c)
-  if c.centering == "pixel":
-    dataset = data.centered(dataset)
-  elif c.centering == "none":
-    dataset = data.unit(dataset)
+  dataset = data.CENTERINGS[c.centering](dataset)
   examples = len(dataset.train.labels)
   if isinstance(dataset.train, _stream.Stream) and c.num_seeds > 1:
     raise _errors.ConfigError(
@@ -131,7 +134,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
     model = models.create(
       c.model,
       num_classes=dataset.num_classes,
-      **c.model_kwargs.to_dict(),
+      **c.model_kwargs,
       **_products(c),
     )
   except (TypeError, ValueError, KeyError) as e:
@@ -143,8 +146,16 @@ def prepare(config: Mapping[str, Any]) -> Run:
       f"pruning_batches must be at most the {steps_per_epoch} of an epoch;"
       f" got {c.pruning_batches}"
     )
-  find_masks = _at_initialization.mask_finder(c, model, dataset.train.images.shape[1:])
-  method = METHODS[c.method]
+  method, schedule = METHODS[c.method], _optimizers.update_schedule(c, total_steps)
+  find_masks = None
+  if method.prunes_at_init:
+    fields = {
+      "distribution": _at_initialization.distribution(c.distribution),
+      "seed": c.seed,
+    }
+    find_masks = _at_initialization.mask_finder(
+      c.method, model, c.density, fields, c.method_kwargs
+    )
 
   # The initial parameters are masked by `init`, except where the masks are found later
   # or the method keeps its parameters dense and masks them in the forward pass only.
@@ -157,7 +168,7 @@ def prepare(config: Mapping[str, Any]) -> Run:
       lambda seed: _optimizers.make_tx(c, total_steps, seed),
       dataset=dataset,
       batch_size=c.batch_size,
-      due=_optimizers.due(c, total_steps),
+      schedule=schedule,
       augment=_augment.get(c.augmentation),
       num_seeds=c.num_seeds if c.num_seeds > 1 else None,
       label_smoothing=c.label_smoothing,
@@ -172,11 +183,20 @@ def prepare(config: Mapping[str, Any]) -> Run:
   except (TypeError, ValueError, ArithmeticError) as e:
     raise _errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
   return Run(
-    c, dataset, model, program, find_masks, seeds, steps_per_epoch, total_steps, layout
+    config=c,
+    dataset=dataset,
+    model=model,
+    program=program,
+    find_masks=find_masks,
+    schedule=schedule,
+    seeds=seeds,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    layout=layout,
   )
 
 
-def _products(config: Any) -> dict[str, Any]:
+def _products(config: TrainConfig) -> dict[str, Any]:
   """Returns the model attributes that make its products skip dead blocks."""
   if config.execution != "sparse":
     return {}
@@ -194,13 +214,12 @@ def _products(config: Any) -> dict[str, Any]:
   return found
 
 
-def _check_text(config: Any) -> None:
+def _check_text(config: TrainConfig) -> None:
   """Raises if a field of the config applies to images only."""
   for name, only in (("centering", "channel"), ("augmentation", "none")):
-    if config[name] != only:
-      raise _errors.ConfigError(
-        f"{name} must be {only!r} for text; got {config[name]!r}"
-      )
+    value = getattr(config, name)
+    if value != only:
+      raise _errors.ConfigError(f"{name} must be {only!r} for text; got {value!r}")
   if config.method == "synflow":
     raise _errors.ConfigError(
       "method must not be synflow for text: tokens cannot be all ones"

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparsejax.training.data import _stream
 from sparsejax.training.parallel import _mesh
+from sparsejax.transforms import UpdateSchedule
 
 
 def functions(
@@ -16,7 +17,7 @@ def functions(
   normalize: Callable[[jax.Array], jax.Array],
   *,
   batch_size: int,
-  due: Callable[[Any], Any],
+  schedule: UpdateSchedule,
   order_stream: int,
   layout: _mesh.Layout | None,
   places: Any,
@@ -28,7 +29,7 @@ def functions(
     evaluate: `(state, images, labels) -> Totals`; jitted here.
     normalize: normalizes a batch of images.
     batch_size: examples per training step and per evaluation batch.
-    due: see `make_program`.
+    schedule: see `make_program`.
     order_stream: the number folded into the run's key for the order of the examples.
     layout: the mesh; None for one device.
     places: the shardings of the state; None on one device.
@@ -59,7 +60,7 @@ def functions(
     batches, totals = reader(state, train, count), []
     while count < stop:
       images, labels = next(batches)
-      flag = np.asarray(due(np.int32(count)))
+      flag = np.asarray(schedule.due(np.int32(count + 1)))
       state, new = step(state, images, labels, flag)
       totals.append(new)
       count += 1

@@ -41,7 +41,7 @@ from sparsejax.transforms._sparsify_forward import (
   map_masked,
   sparsify_forward,
 )
-from sparsejax.transforms._when import check_schedule, mask_update_due
+from sparsejax.transforms._when import UpdateSchedule, check_schedule, mask_update_due
 
 __all__ = [
   "accumulate",

@@ -155,7 +155,7 @@ def sparsify(
     raise TypeError(f"mask_transform must be a MaskTransform, got {mask_transform!r}.")
   if density is not None:
     check_density(density)
-  check_schedule(update_every, start_step, end_step)
+  schedule = check_schedule(update_every, start_step, end_step)
   check_distribution(distribution)
   check_where("where", where)
   check_stacked(stacked)
@@ -175,7 +175,7 @@ def sparsify(
   def dense_gradients(count):
     """Tells `sj.mark_dead` which gradients the update after `count` others uses."""
     step = jnp.asarray(optax.safe_increment(count))
-    due = mask_update_due(step, None, update_every, start_step, end_step)
+    due = mask_update_due(step, None, schedule)
     always = not mask_gradients or mask_transform.observe is not None
     return DenseGradients(
       always=jnp.asarray(always), due=jnp.asarray(False if due is None else due)
@@ -276,7 +276,7 @@ def sparsify(
     old_masks = boxed_like(state.masks, choose(params, chosen))
     # `due` is None where the masks cannot change, otherwise a bool, possibly traced.
     step = jnp.asarray(optax.safe_increment(state.count))
-    due = mask_update_due(step, update_masks, update_every, start_step, end_step)
+    due = mask_update_due(step, update_masks, schedule)
 
     # Collects what scores may use. The moments are those of `inner_state`, or the
     # running average if one is kept.

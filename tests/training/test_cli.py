@@ -42,7 +42,7 @@ def test_configs_are_complete_and_valid(name):
   for variant in config_lib.METHODS:
     config = config_lib.complete(module.get_config(variant))
     assert config.method == variant
-    models.create(config.model, **config.model_kwargs.to_dict())
+    models.create(config.model, **config.model_kwargs)
   assert config_lib.complete(module.get_config()).method == "sparse_momentum"
 
 

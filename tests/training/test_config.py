@@ -24,7 +24,7 @@ def test_ints_become_floats_where_a_float_is_meant():
 
 def test_kwargs_keep_their_tuples():
   config = config_lib.complete({"model_kwargs": {"features": (30, 10)}})
-  assert config.model_kwargs.to_dict() == {"features": (30, 10)}
+  assert config.model_kwargs == {"features": (30, 10)}
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,19 @@ def test_due_is_the_schedule_of_the_optimizer_itself(every, start, end):
   config = config_lib.complete(
     {"update_every": every, "start_fraction": start, "end_fraction": end}
   )
-  first, last = optimizers.window(config, total)
+  schedule = optimizers.update_schedule(config, total)
   counting = sj.MaskTransform(
     init=lambda params: jnp.zeros((), jnp.int32),
     update=lambda inputs, topology, count: (topology, count + 1),
   )
   tx = sj.sparsify(
-    optax.sgd(0.1), counting, 0.5, update_every=every, start_step=first, end_step=last
+    optax.sgd(0.1),
+    counting,
+    0.5,
+    update_every=every,
+    start_step=schedule.start,
+    end_step=schedule.end,
   )
-  due = optimizers.due(config, total)
   update = jax.jit(tx.update)
   params = {"kernel": jnp.ones((4, 5))}
   state, flags = tx.init(params), []
@@ -177,16 +181,15 @@ def test_due_is_the_schedule_of_the_optimizer_itself(every, start, end):
     before = int(state.transform_state)
     _, state = update(params, state, params)
     flags.append(int(state.transform_state) > before)
-  assert [bool(due(jnp.int32(step))) for step in range(total)] == flags
-  part = optimizers.due_updates(config, total, total // 3, total)
-  assert part == sum(flags[total // 3 :])
+  assert [bool(schedule.due(jnp.int32(step + 1))) for step in range(total)] == flags
+  assert schedule.number(total // 3, total) == sum(flags[total // 3 :])
   assert not flags[-1]
-  assert any(flags) == optimizers.updates_masks(config, total)
+  assert any(flags) == (schedule.number(0, total) > 0)
 
 
 @pytest.mark.parametrize("method", ["dense", "static_sparse"])
 def test_fixed_masks_are_never_due(method):
-  due = optimizers.due(config_lib.complete({"method": method}), 1000)
-  assert not any(due(jnp.int32(c)) for c in range(0, 1000, 33))
-  config = config_lib.complete({"method": method})
-  assert optimizers.due_updates(config, 1000, 0, 1000) == 0
+  schedule = optimizers.update_schedule(config_lib.complete({"method": method}), 1000)
+  assert not any(schedule.due(jnp.int32(step)) for step in range(0, 1000, 33))
+  assert schedule.number(0, 1000) == 0
+  assert schedule.next_after(0) is None

@@ -276,7 +276,7 @@ def test_configs(name):
   shape, layers = PRUNED[name]
   for variant in getattr(module, "VARIANTS", (None,)):
     c = lottery_config.complete(module.get_config(*([variant] if variant else [])))
-    model = models.create(c.train.model, **c.train.model_kwargs.to_dict())
+    model = models.create(c.train.model, **c.train.model_kwargs)
     images = jax.ShapeDtypeStruct((1, *shape), "float32")
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     dense = functools.partial(lottery.dense_masks, where=c.where or None)
@@ -287,7 +287,7 @@ def test_configs(name):
       path_string(p): m.size for p, m in jax.tree_util.tree_leaves_with_path(masks)
     }
     if c.scope == "layer":
-      lottery.ladder(sizes, c.prune_fraction, c.rounds, c.prune_rates.to_dict())
+      lottery.ladder(sizes, c.prune_fraction, c.rounds, dict(c.prune_rates))
 
 
 def test_a_fraction_that_would_empty_a_layer(setup, whole):

@@ -24,8 +24,12 @@ LAYOUTS = {
 
 
 def _layout(**mesh):
+  return _layout_of(mesh)
+
+
+def _layout_of(mesh):
   config = config_lib.complete({"mesh": mesh, "batch_size": 32})
-  return mesh_lib.from_config(config)
+  return mesh_lib.make_layout(**vars(config.mesh), batch_size=config.batch_size)
 
 
 def _specs(layout):
@@ -74,14 +78,14 @@ def test_all_devices_that_model_leaves():
     ({"data": 5}, r"batch_size must be a multiple of mesh.data \(5\); got 32"),
     ({"data": 0}, "mesh must be of at least 1 along data"),
     ({"data": 2.0}, r"mesh.data must be int; got 2.0"),
-    ({"rows": 2}, "mesh has no field 'rows'; there are: data, fsdp"),
+    ({"rows": 2}, "mesh has no field 'rows'; there are: data, model"),
     ({"rules": {"a": ("x",)}}, "mesh.rules must be a dict of tuples"),
-    (3, "mesh must be a dict; got 3"),
+    (3, "mesh must be a dict of fields; got 3"),
   ],
 )
 def test_what_cannot_be_is_refused(mesh, rule):
   with pytest.raises(training.ConfigError, match=rule):
-    mesh_lib.from_config(config_lib.complete({"mesh": mesh, "batch_size": 32}))
+    _layout_of(mesh)
 
 
 def test_a_rule_that_does_not_fit_is_refused():
@@ -91,9 +95,8 @@ def test_a_rule_that_does_not_fit_is_refused():
 
 
 def test_seeds_side_by_side_take_one_device():
-  config = config_lib.complete({"mesh": {"data": 8}, "batch_size": 32, "num_seeds": 2})
   with pytest.raises(training.ConfigError, match="num_seeds must be 1 on a mesh of 8"):
-    mesh_lib.from_config(config)
+    mesh_lib.make_layout(8, 1, batch_size=32, num_seeds=2)
 
 
 def test_the_next_mask_update_is_the_next_that_is_due():
@@ -104,11 +107,11 @@ def test_the_next_mask_update_is_the_next_that_is_due():
     {"method": "static_sparse"},
   ):
     config, total = config_lib.complete(fields), 60
-    due = optimizers.due(config, total)
-    updates = [count + 1 for count in range(total) if due(np.int32(count))]
+    schedule = optimizers.update_schedule(config, total)
+    updates = [step for step in range(1, total + 1) if schedule.due(np.int32(step))]
     for count in range(total):
       expected = next((u for u in updates if u > count), None)
-      assert replicas.next_update(config, total, count) == expected
+      assert schedule.next_after(count) == expected
 
 
 def _agreement(a, b):

@@ -36,7 +36,7 @@ def _run(path, seeds=1, finished=True, **fields):
   path.mkdir(parents=True)
   (path / "config.json").write_text(json.dumps(stamp))
   shape = (28, 28, 1) if config.dataset == "mnist" else (8, 8, 1)
-  model = models.create(config.model, 10, **config.model_kwargs.to_dict())
+  model = models.create(config.model, 10, **config.model_kwargs)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
   rng = np.random.default_rng(0)
   params = jax.tree.map(

@@ -62,7 +62,6 @@ def test_run_is_a_loop_of_train_steps(prepared, pruned):
   run = prepared(pruned)
   c, dataset = run.config, run.dataset
   tx = optimizers.make_tx(c, run.total_steps, 0)
-  due = optimizers.due(c, run.total_steps)
   state = run_lib.place(run.program.init(run.seeds))
   order = np.asarray(run.program.order(state))
   plain = jax.tree.map(lambda x: x, state)
@@ -71,7 +70,12 @@ def test_run_is_a_loop_of_train_steps(prepared, pruned):
   model = models.create("mlp", num_classes=10, features=(16,))
   plain_step = jax.jit(
     lambda s, x, y: step.train_step(
-      s, x, y, due(s.step), apply=functions.from_flax(model).apply, tx=tx
+      s,
+      x,
+      y,
+      run.schedule.due(s.step + 1),
+      apply=functions.from_flax(model).apply,
+      tx=tx,
     )
   )
   loss = 0.0

@@ -249,7 +249,7 @@ def test_random_neurons_are_wired_as_strongly_as_those_by_gradients(compiled):
   found = jax.tree.map(jnp.zeros_like, state.params), bridges
   grown = {}
   for how in ("gradient", "random"):
-    config = synthesis_config.complete({**c.to_dict(), "units_by": how})
+    config = synthesis_config.complete({**vars(c), "units_by": how})
     new = policies.grow(state, chain, found, lambda params: 0.0, config)
     grown[how] = sj.masks(new.opt_state)
   for layer in chain:

@@ -63,12 +63,12 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     Metrics. Raises RuntimeError if a weight changed, or if the file does not restore
     the network.
   """
-  full: Any = complete_config(config)
+  full = complete_config(config)
   # Cases with equal programs share their compilation; weights and budgets are
   # arguments.
   same = {"density": 0.5, "model_kwargs": {"use_bias": False, "normalize": True}}
   program = _program(json.dumps({**config_to_json(full), **same}))
-  model = from_flax(models.create(full.model, **full.model_kwargs.to_dict()))
+  model = from_flax(models.create(full.model, **full.model_kwargs))
   shape = (1, *program.dataset.train.images.shape[1:])
 
   def init(seed):
@@ -128,9 +128,9 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
 
 @ft.lru_cache
 def _program(text: str) -> Program:
-  config: Any = complete_config(json.loads(text, object_hook=_tuples))
+  config = complete_config(json.loads(text))
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
-  model = from_flax(models.create(config.model, **config.model_kwargs.to_dict()))
+  model = from_flax(models.create(config.model, **config.model_kwargs))
   steps = len(dataset.train.labels) // config.batch_size * config.num_epochs
   tx = make_optimizer(config, steps, 0)
 
@@ -154,10 +154,6 @@ def _program(text: str) -> Program:
     )
 
   return Program(dataset, loss, count_right, tx, steps)
-
-
-def _tuples(fields: dict) -> dict:
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def heuristics(seeds: int, epochs: int) -> list[dict]:

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 # Scripts that accept the configs of another one.
 _SAME_CONFIGS = {"instability.py": "lottery.py"}
@@ -38,7 +38,7 @@ def load_config(path: str | os.PathLike[str], *variant: str) -> Any:
   return module.get_config(*variant)
 
 
-def override(config: Any) -> Any:
+def override(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   """Applies the overrides `--config.<field>=<value>` of the command line to a config.
 
   Args:

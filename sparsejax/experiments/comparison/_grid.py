@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import logging
+from ml_collections import config_dict
 
 from sparsejax import models
 from sparsejax.analysis.costs import kernel_uses
@@ -16,6 +17,7 @@ from sparsejax.training import (
   METHODS,
   RESULT_FILE,
   ConfigError,
+  TrainConfig,
   WorkdirError,
   WorkdirInUseError,
   complete_config,
@@ -28,6 +30,8 @@ from sparsejax.training import (
   read_metrics,
   train_and_evaluate,
 )
+
+Config = config_dict.ConfigDict | TrainConfig
 
 
 class Cell(NamedTuple):
@@ -86,7 +90,7 @@ def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
   ]
 
 
-def model_name(config: Any) -> str:
+def model_name(config: Config) -> str:
   """Returns a model's name, followed by its depth and width if they are given."""
   kwargs = config.model_kwargs
   sizes = [str(kwargs[name]) for name in ("depth", "width") if name in kwargs]
@@ -173,7 +177,7 @@ def finished_seeds(cell_folder: pathlib.Path) -> dict[int, tuple[pathlib.Path, i
   return dict(sorted(found.items()))
 
 
-def collect(config: Any, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]]:
+def collect(config: Config, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]]:
   """Reads the outcomes of all finished runs in a folder.
 
   Args:
@@ -252,14 +256,13 @@ def _span(seeds: Sequence[int]) -> str:
   return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
 
 
-def _counts(config: Any) -> tuple[dict[str, int], dict[str, int]]:
+def _counts(config: Config) -> tuple[dict[str, int], dict[str, int]]:
   """Returns how often one example uses each weight, and each layer's size."""
+  config = complete_config(config)
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
   images = dataset.train
   classes = int(images.labels.max()) + 1
-  model = models.create(
-    config.model, num_classes=classes, **config.model_kwargs.to_dict()
-  )
+  model = models.create(config.model, num_classes=classes, **config.model_kwargs)
   # The model's inputs are as in training: normalized float images or integer tokens.
   dtype = "int32" if dataset.mean is None else "float32"
   example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), dtype)

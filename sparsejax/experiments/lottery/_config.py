@@ -1,14 +1,25 @@
 """The config of a lottery ticket experiment: its fields, defaults and rules."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
 from sparsejax.lottery import CRITERIA, MASK_ZERO
-from sparsejax.training import ConfigError, complete_config, fill_config
+from sparsejax.training import (
+  ConfigError,
+  Rules,
+  TrainConfig,
+  check_rules,
+  checked_config,
+  config_to_json,
+  empty_dict,
+  fill_config,
+  to_config_dict,
+)
 from sparsejax.training import default_config as default_training_config
 
 RESTARTS = ("rewind", "learning_rate", "fine_tune")
@@ -25,6 +36,33 @@ CONTROLS = (
 _NOT_THE_RUN = ("rounds", "controls", "one_shot_levels", "together", "train.data_dir")
 
 
+@dataclasses.dataclass(frozen=True)
+class LotteryConfig:
+  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+
+  # `method` and the fields of methods have no effect here.
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  # Pruning.
+  rounds: int = 5  # levels in addition to the dense one
+  prune_fraction: float = 0.2  # fraction of the live weights pruned per round
+  prune_rates: Mapping[str, float] = empty_dict()  # {regex of paths: fraction}
+  scope: str = "layer"  # or "global"
+  where: str = ""  # regex of the leaves to prune; empty for kernels
+  criterion: str = "large_final"  # of sparsejax.lottery.criterion
+  # Training after pruning.
+  restart: str = "rewind"  # "learning_rate" and "fine_tune" keep the trained weights
+  rewind_step: int = 0  # the step to rewind weights (or only the schedule) to
+  mask_zero: str = "zero"  # or "init", "init_if_moved_away": values of pruned weights
+  # {name: levels}; see the command line's help. Levels above `rounds` are ignored.
+  controls: Mapping[str, tuple[int, ...]] = empty_dict()
+  one_shot_levels: tuple[int, ...] = ()  # their densities are pruned to in one step
+  # Measurements.
+  eval_every: int = 100  # steps between validations; one of them is the early stop
+  measure_every: int = 1000  # steps between measurements of the test accuracy
+  last_evaluations: int = 10  # the test accuracy is measured at the last ones too
+  together: int = 0  # seeds trained by one vmap; 0 for one on a CPU, all elsewhere
+
+
 def default_config() -> config_dict.ConfigDict:
   """Returns a config with all fields at their defaults.
 
@@ -32,28 +70,7 @@ def default_config() -> config_dict.ConfigDict:
     A locked `ConfigDict`. `train` contains the fields of `training.default_config`, of
     which `method` and the fields of methods have no effect here.
   """
-  c = config_dict.ConfigDict()
-  c.train = default_training_config()
-  # Pruning.
-  c.rounds = 5  # levels in addition to the dense one
-  c.prune_fraction = 0.2  # fraction of the live weights pruned per round
-  c.prune_rates = config_dict.ConfigDict()  # {regex of paths: fraction}
-  c.scope = "layer"  # or "global"
-  c.where = ""  # regex of the leaves to prune; empty for kernels
-  c.criterion = "large_final"  # of sparsejax.lottery.criterion
-  # Training after pruning.
-  c.restart = "rewind"  # "learning_rate" and "fine_tune" keep the trained weights
-  c.rewind_step = 0  # the step to rewind weights (or only the schedule) to
-  c.mask_zero = "zero"  # or "init", "init_if_moved_away": values of pruned weights
-  # {name: levels}; see the command line's help. Levels above `rounds` are ignored.
-  c.controls = config_dict.ConfigDict()
-  c.one_shot_levels = ()  # levels whose densities are pruned to in one step
-  # Measurements.
-  c.eval_every = 100  # steps between validations; one of them is the early stop
-  c.measure_every = 1000  # steps between measurements of the test accuracy
-  c.last_evaluations = 10  # the test accuracy is measured at the last validations too
-  c.together = 0  # seeds trained by one vmap; 0 for one on a CPU and all elsewhere
-  return c.lock()
+  return to_config_dict(LotteryConfig())
 
 
 def conv_net(
@@ -109,7 +126,7 @@ def _levels(value: Any) -> bool:
 
 
 _FRACTION = (lambda v: 0 < v < 1, "in (0, 1)")
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_RULES: Rules = {
   "rounds": (lambda v: v >= 0, "at least 0"),
   "prune_fraction": _FRACTION,
   "prune_rates": (
@@ -136,14 +153,15 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def complete(config: Any) -> Any:
+def complete(config: Mapping[str, Any] | LotteryConfig) -> LotteryConfig:
   """Completes a config with the defaults and validates every field.
 
   Args:
-    config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
+    config: some or all fields of `default_config`, as a `ConfigDict` or a dict; or a
+      complete config, which is returned.
 
   Returns:
-    All fields, a `FrozenConfigDict`.
+    All fields, frozen.
 
   Raises:
     ConfigError: a field is invalid; the message names the field, its rule and its
@@ -157,19 +175,19 @@ def complete(config: Any) -> Any:
       ...
     sparsejax.training.ConfigError: prune_fraction must be in (0, 1); got 1.0
   """
-  train = lambda _, given: config_dict.ConfigDict(complete_config(given))
-  full = fill_config(default_config(), config, train=train)
-  for name, (rule, text) in _RULES.items():
-    if not rule(full[name]):
-      raise ConfigError(f"{name} must be {text}; got {full[name]!r}")
+  if isinstance(config, LotteryConfig):
+    return config
+  full = fill_config(LotteryConfig, config)
+  checked_config(full.train)
+  check_rules(full, _RULES)
   if full.scope == "global" and full.prune_rates:
     raise ConfigError(
-      f"prune_rates must be empty with scope 'global'; got {dict(full.prune_rates)}"
+      f"prune_rates must be empty with scope 'global'; got {full.prune_rates}"
     )
-  return config_dict.FrozenConfigDict(full)
+  return full
 
 
-def to_json(config: Any) -> dict[str, Any]:
+def to_json(config: LotteryConfig) -> dict[str, Any]:
   """Returns the fields that identify an experiment, as JSON values.
 
   Fields at their defaults are omitted, so that fields added in later versions do not
@@ -185,18 +203,18 @@ def to_json(config: Any) -> dict[str, Any]:
     >>> to_json(complete({"prune_fraction": 0.5, "rounds": 9, "train": {"seed": 1}}))
     {'train.seed': 1, 'prune_fraction': 0.5}
   """
-  defaults = _flat(default_config().to_dict())
+  defaults = _flat(LotteryConfig())
   return {
     name: value
-    for name, value in _flat(config.to_dict()).items()
-    if name not in _NOT_THE_RUN and value != defaults.get(name)
+    for name, value in _flat(config).items()
+    if name not in _NOT_THE_RUN and value != defaults[name]
   }
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-  flat = {f"train.{name}": value for name, value in config["train"].items()}
-  flat |= {name: value for name, value in config.items() if name != "train"}
-  return json.loads(json.dumps(flat))
+def _flat(config: LotteryConfig) -> dict[str, Any]:
+  fields = config_to_json(config)
+  flat = {f"train.{name}": value for name, value in fields.pop("train").items()}
+  return flat | fields
 
 
 def digest(stamp: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from sparsejax import lottery
 from sparsejax.core import path_string
 from sparsejax.experiments.lottery import _config, _levels, _setup, _start
+from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.experiments.lottery._levels import Cell
 from sparsejax.experiments.lottery._setup import Setup
 from sparsejax.experiments.lottery._start import DENSE, INITIAL, REWIND
@@ -74,7 +75,7 @@ def run_experiment(
     return _levels.cells(path)
 
 
-def plan(config: Any) -> list[Cell]:
+def plan(config: LotteryConfig) -> list[Cell]:
   """Returns the cells of an experiment in the order in which they are trained.
 
   A control follows its ticket, so that finished levels can be compared early.

@@ -12,6 +12,7 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.core import path_string
 from sparsejax.experiments.lottery import _config
+from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
 from sparsejax.training import (
   ConfigError,
@@ -49,7 +50,7 @@ class Setup(NamedTuple):
     masks: abstract masks of one network.
   """
 
-  config: Any
+  config: LotteryConfig
   stamp: dict[str, Any]
   steps: int
   data: PyTree
@@ -88,10 +89,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
       f"train.dataset must be images that fit into memory; got {t.dataset!r}"
     )
   dataset = data.load(t.dataset, t.data_dir, t.validation_fraction)
-  if t.centering == "pixel":
-    dataset = data.centered(dataset)
-  elif t.centering == "none":
-    dataset = data.unit(dataset)
+  dataset = data.CENTERINGS[t.centering](dataset)
   examples = len(dataset.train.labels)
   if t.batch_size > examples:
     raise ConfigError(
@@ -110,15 +108,13 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     )
   # Build the model, and check the leaves and rates of pruning on abstract values.
   try:
-    module = models.create(
-      t.model, num_classes=dataset.num_classes, **t.model_kwargs.to_dict()
-    )
+    module = models.create(t.model, num_classes=dataset.num_classes, **t.model_kwargs)
     model = from_flax(module, t.compute_dtype)
     blank = jnp.zeros((1, *dataset.train.images.shape[1:]), jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), blank)
     masks = jax.eval_shape(lambda p: dense_masks(p, c.where or None), like[0])
     paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(masks)]
-    layer_rates(paths, c.prune_fraction, c.prune_rates.to_dict())
+    layer_rates(paths, c.prune_fraction, dict(c.prune_rates))
   except (TypeError, ValueError, KeyError) as e:
     raise ConfigError(f"train.model {t.model!r}: {e}") from e
   normalize, change = dataset.normalize, get_augmentation(t.augmentation)
@@ -197,7 +193,7 @@ def _sparse(inner, where):
   return sj.static_sparse(inner, 1.0, update_every=None, where=where or None)
 
 
-def keys(config: Any) -> jax.Array:
+def keys(config: LotteryConfig) -> jax.Array:
   """Returns one PRNG key per seed."""
   seeds = np.arange(config.train.num_seeds, dtype=np.int32) + np.int32(
     config.train.seed

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sparsejax import lottery
 from sparsejax.experiments.lottery import _levels, _setup
+from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.experiments.lottery._levels import Cell
 from sparsejax.experiments.lottery._setup import Setup
 from sparsejax.training import ConfigError
@@ -54,7 +55,7 @@ def start(setup: Setup, path: pathlib.Path, cell: Cell) -> tuple[PyTree, PyTree]
 
 
 def prune_seeds(
-  config: Any, initial: PyTree, final: PyTree, masks: PyTree, rounds: int = 1
+  config: LotteryConfig, initial: PyTree, final: PyTree, masks: PyTree, rounds: int = 1
 ) -> PyTree:
   """Prunes each seed's network according to the config.
 
@@ -75,7 +76,7 @@ def prune_seeds(
   def at_once(rate):
     return 1 - (1 - rate) ** rounds
 
-  rates = {name: at_once(r) for name, r in config.prune_rates.to_dict().items()}
+  rates = {name: at_once(r) for name, r in config.prune_rates.items()}
   all_keys, several = _setup.keys(config), []
   for seed in range(config.train.num_seeds):
     first, last, live = jax.tree.map(

@@ -12,6 +12,7 @@ from sparsejax import growth, models
 from sparsejax.analysis.compaction import live_parameters
 from sparsejax.analysis.costs import flops, sizes
 from sparsejax.experiments.nest import _growth
+from sparsejax.experiments.nest._config import NestConfig
 from sparsejax.growth import get_leaf as get
 from sparsejax.training import (
   ConfigError,
@@ -22,6 +23,7 @@ from sparsejax.training import (
   make_program,
 )
 from sparsejax.training.data import get_augmentation
+from sparsejax.transforms import UpdateSchedule
 
 
 class Capacity(NamedTuple):
@@ -44,7 +46,7 @@ class Capacity(NamedTuple):
   image: jax.ShapeDtypeStruct
 
 
-def make(config: Any, dataset: data.Dataset, doublings: int) -> Capacity:
+def make(config: NestConfig, dataset: data.Dataset, doublings: int) -> Capacity:
   """Builds a model and its programs, which compile on first use.
 
   Args:
@@ -65,7 +67,7 @@ def make(config: Any, dataset: data.Dataset, doublings: int) -> Capacity:
       config.model,
       num_classes=dataset.num_classes,
       features=features,
-      **config.model_kwargs.to_dict(),
+      **config.model_kwargs,
     )
     chain = growth.layers(model, shape)
     program = make_program(
@@ -73,7 +75,7 @@ def make(config: Any, dataset: data.Dataset, doublings: int) -> Capacity:
       lambda seed: _optimizer(config),
       dataset=dataset,
       batch_size=config.batch_size,
-      due=lambda count: jnp.zeros((), bool),
+      schedule=UpdateSchedule(0, None, every=None),
       augment=get_augmentation(config.augmentation),
     )
     jax.eval_shape(program.init, np.zeros(1, np.int32))
@@ -84,7 +86,7 @@ def make(config: Any, dataset: data.Dataset, doublings: int) -> Capacity:
   return Capacity(features, model, chain, program, found, image)
 
 
-def _optimizer(config: Any) -> optax.GradientTransformationExtraArgs:
+def _optimizer(config: NestConfig) -> optax.GradientTransformationExtraArgs:
   def adam(learning_rate):
     return optax.adamw(learning_rate, weight_decay=config.weight_decay)
 

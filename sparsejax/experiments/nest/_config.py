@@ -1,5 +1,6 @@
 """The config of a grow-and-prune run: its fields, defaults and rules."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +8,69 @@ from typing import Any
 from ml_collections import config_dict
 
 from sparsejax import growth
-from sparsejax.training import ConfigError, data, fill_config
+from sparsejax.training import (
+  ConfigError,
+  Rules,
+  check_rules,
+  data,
+  empty_dict,
+  fill_config,
+  to_config_dict,
+)
 from sparsejax.training.data import get_augmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class NestConfig:
+  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+
+  # Data, as in `training.default_config`.
+  dataset: str = "digits"
+  data_dir: str = ""
+  validation_fraction: float = 0.1  # fraction of the training images that errors are
+  # measured on; 0 to measure them on the augmented training images
+  augmentation: str = "none"
+  inputs: str = "standardized"  # or "unit": scaled to [0, 1]: black pixels are 0
+  # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
+  model: str = "mlp"
+  model_kwargs: Mapping[str, Any] = empty_dict()
+  features: tuple[int, ...] = (32, 16)  # the initial capacity; doubled when no unused
+  # units are left
+  # The seed.
+  width_ratio: float = 0.5  # fraction of the capacity's units
+  density: float = 0.2  # fraction of the possible connections
+  # Growth.
+  target_error: float = 5.0  # percent; growth ends at this error
+  growth_rounds: int = 4  # at most
+  growth_epochs: int = 2  # training epochs per round
+  growth_connections: float = 0.3  # grown per round, as a fraction of the live ones
+  growth_units: tuple[int, ...] = ()  # neurons or maps grown per round, per hidden
+  # layer; () for none
+  growth_batches: int = 20  # batches of 500 images per mean gradient
+  connections_by: str = "gradient"  # or "random", the control
+  units_by: str = "gradient"  # or "random"
+  pair_fraction: float = 0.1  # of the bridging gradients connected per new neuron
+  birth_strength: float = 0.5  # magnitude of a new neuron's weights, relative to the
+  # layer's
+  map_candidates: int = 16  # random kernels that a feature map is chosen from
+  # Pruning.
+  milestones: tuple[int | tuple[int, ...], ...] = (300,)  # sizes at which the network
+  # is fine-tuned: connections, of the whole network or a tuple of one number per layer
+  milestone_rounds: tuple[int, ...] = (4,)  # pruning rounds before each milestone
+  milestone_units: tuple[tuple[int, ...], ...] = ()  # per milestone: inputs, then
+  # hidden units; () for any
+  prune_epochs: int = 2  # training epochs per pruning round
+  tolerated_error: float = 100.0  # percent; pruning ends if the error stays above it
+  patience: int = 1  # how often a network is retrained before pruning ends
+  uses_power: float = 0.0  # ranks weights by |w| / uses^power; 0.5 saves multiply-adds
+  tune_epochs: int = 4  # training epochs at a milestone
+  # Optimizer: Adam, with a cosine learning rate schedule per round.
+  learning_rate: float = 2e-3
+  final_rate: float = 0.25  # learning rate at the end of a round, relative to its start
+  weight_decay: float = 0.0
+  warm_up_steps: int = 10  # warm-up of a grown weight, in steps
+  batch_size: int = 128
+  seed: int = 0
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -17,74 +79,54 @@ def default_config() -> config_dict.ConfigDict:
   Returns:
     A locked `ConfigDict`, in which setting a misspelled field raises an error.
   """
-  c = config_dict.ConfigDict()
-  # Data, as in `training.default_config`.
-  c.dataset = "digits"
-  c.data_dir = ""
-  c.validation_fraction = 0.1  # fraction of the training images that errors are
-  # measured on; 0 to measure them on the augmented training images
-  c.augmentation = "none"
-  c.inputs = "standardized"  # or "unit": scaled to [0, 1], so that black pixels are 0
-  # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
-  c.model = "mlp"
-  c.model_kwargs = config_dict.ConfigDict()
-  c.features = (32, 16)  # the initial capacity; doubled when no unused units are left
-  # The seed.
-  c.width_ratio = 0.5  # fraction of the capacity's units
-  c.density = 0.2  # fraction of the possible connections
-  # Growth.
-  c.target_error = 5.0  # percent; growth ends at this error
-  c.growth_rounds = 4  # at most
-  c.growth_epochs = 2  # training epochs per round
-  c.growth_connections = 0.3  # connections grown per round, as a fraction of the live
-  c.growth_units = ()  # neurons or maps grown per round, per hidden layer; () for none
-  c.growth_batches = 20  # batches of 500 images per mean gradient
-  c.connections_by = "gradient"  # or "random", the control
-  c.units_by = "gradient"  # or "random"
-  c.pair_fraction = 0.1  # fraction of the bridging gradients connected per new neuron
-  c.birth_strength = 0.5  # magnitude of a new neuron's weights, relative to the layer's
-  c.map_candidates = 16  # random kernels that a feature map is chosen from
-  # Pruning.
-  c.milestones = (300,)  # sizes at which the network is fine-tuned: connections, of the
-  # whole network or a tuple of one number per layer
-  c.milestone_rounds = (4,)  # pruning rounds before each milestone
-  c.milestone_units = ()  # per milestone: inputs, then hidden units; () for any
-  c.prune_epochs = 2  # training epochs per pruning round
-  c.tolerated_error = 100.0  # percent; pruning ends if the error stays above it
-  c.patience = 1  # how often a network is retrained before pruning ends
-  c.uses_power = 0.0  # ranks weights by |w| / uses^power; 0.5 saves multiply-adds
-  c.tune_epochs = 4  # training epochs at a milestone
-  # Optimizer: Adam, with a cosine learning rate schedule per round.
-  c.learning_rate = 2e-3
-  c.final_rate = 0.25  # learning rate at the end of a round, relative to its start
-  c.weight_decay = 0.0
-  c.warm_up_steps = 10  # warm-up of a grown weight, in steps
-  c.batch_size = 128
-  c.seed = 0
-  return c.lock()
+  return to_config_dict(NestConfig())
 
 
-_POSITIVE = (
-  "growth_epochs",
-  "growth_rounds",
-  "growth_batches",
-  "map_candidates",
-  "prune_epochs",
-  "tune_epochs",
-  "warm_up_steps",
-  "batch_size",
-)
-_FRACTIONS = ("width_ratio", "density", "pair_fraction", "final_rate")
+_POSITIVE = lambda v: v >= 1, "at least 1"
+_FRACTION = lambda v: 0 < v <= 1, "in (0, 1]"
+_FINITE = lambda v: 0 < v < math.inf, "above 0 and finite"
+_NOT_NEGATIVE = lambda v: v >= 0, "at least 0"
+_SOURCE = lambda v: v in ("gradient", "random"), "gradient or random"
+_RULES: Rules = {
+  "dataset": (
+    lambda v: v in (*data.NAMES, *data.NOT_IN_MEMORY),
+    f"one of {', '.join(data.NAMES)}",
+  ),
+  "growth_epochs": _POSITIVE,
+  "growth_rounds": _POSITIVE,
+  "growth_batches": _POSITIVE,
+  "map_candidates": _POSITIVE,
+  "prune_epochs": _POSITIVE,
+  "tune_epochs": _POSITIVE,
+  "warm_up_steps": _POSITIVE,
+  "batch_size": _POSITIVE,
+  "width_ratio": _FRACTION,
+  "density": _FRACTION,
+  "pair_fraction": _FRACTION,
+  "final_rate": _FRACTION,
+  "validation_fraction": (lambda v: 0 <= v < 1, "in [0, 1)"),
+  "learning_rate": _FINITE,
+  "birth_strength": _FINITE,
+  "growth_connections": _NOT_NEGATIVE,
+  "weight_decay": _NOT_NEGATIVE,
+  "patience": _NOT_NEGATIVE,
+  "uses_power": _NOT_NEGATIVE,
+  "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
+  "inputs": (lambda v: v in ("standardized", "unit"), "standardized or unit"),
+  "connections_by": _SOURCE,
+  "units_by": _SOURCE,
+}
 
 
-def complete(config: Mapping[str, Any]) -> Any:
+def complete(config: Mapping[str, Any] | NestConfig) -> NestConfig:
   """Completes a config with the defaults and validates it.
 
   Args:
-    config: some or all fields of `default_config`, as a `ConfigDict` or a dict.
+    config: some or all fields of `default_config`, as a `ConfigDict` or a dict; or a
+      complete config, which is returned.
 
   Returns:
-    All fields, a `FrozenConfigDict`.
+    All fields, frozen.
 
   Raises:
     ConfigError: a field is invalid; the message names the field, its rule and its
@@ -94,64 +136,46 @@ def complete(config: Mapping[str, Any]) -> Any:
     >>> complete({"density": 0.1}).density
     0.1
   """
-  # The rules of single fields.
-  full = fill_config(default_config(), config)
-  if full.dataset not in (*data.NAMES, *data.NOT_IN_MEMORY):
-    raise ConfigError(
-      f"dataset must be one of {', '.join(data.NAMES)}; got {full.dataset!r}"
-    )
+  if isinstance(config, NestConfig):
+    return config
+  full = fill_config(NestConfig, config)
+  check_rules(full, _RULES)
   get_augmentation(full.augmentation)
-  for name in _POSITIVE:
-    _require(full, name, full[name] >= 1, "at least 1")
-  for name in _FRACTIONS:
-    _require(full, name, 0 < full[name] <= 1, "in (0, 1]")
-  _require(full, "validation_fraction", 0 <= full.validation_fraction < 1, "in [0, 1)")
-  for name in ("learning_rate", "birth_strength"):
-    _require(full, name, 0 < full[name] < math.inf, "above 0 and finite")
-  for name in ("growth_connections", "weight_decay", "patience", "uses_power"):
-    _require(full, name, full[name] >= 0, "at least 0")
-  _require(full, "seed", 0 <= full.seed < 2**31, "in [0, 2**31)")
-  inputs = full.inputs in ("standardized", "unit")
-  _require(full, "inputs", inputs, "standardized or unit")
-  for name in ("connections_by", "units_by"):
-    _require(full, name, full[name] in ("gradient", "random"), "gradient or random")
   # Fields whose lengths must agree with the layers or with the milestones.
-  hidden = len(full.features)
-  _require(
+  hidden, count = len(full.features), len(full.milestones)
+  check_rules(
     full,
-    "growth_units",
-    len(full.growth_units) in (0, hidden),
-    f"() or {hidden} numbers, one a hidden layer",
-  )
-  _require(
-    full,
-    "milestone_rounds",
-    len(full.milestone_rounds) == len(full.milestones),
-    f"of {len(full.milestones)} numbers, as milestones",
-  )
-  layers = [n for n in full.milestones if isinstance(n, tuple)]
-  _require(
-    full,
-    "milestones",
-    all(len(n) == hidden + 1 and all(m > 0 for m in n) for n in layers),
-    f"of numbers or, for each layer, {hidden + 1} above 0",
-  )
-  units = full.milestone_units
-  _require(
-    full,
-    "milestone_units",
-    len(units) in (0, len(full.milestones))
-    and all(len(u) in (0, hidden + 1) for u in units),
-    f"() or, for each milestone, {hidden + 1} numbers",
+    {
+      "growth_units": (
+        lambda v: len(v) in (0, hidden),
+        f"() or {hidden} numbers, one per hidden layer",
+      ),
+      "milestone_rounds": (
+        lambda v: len(v) == count,
+        f"of {count} numbers, as milestones",
+      ),
+      "milestones": (
+        lambda v: all(
+          len(n) == hidden + 1 and all(m > 0 for m in n)
+          for n in v
+          if isinstance(n, tuple)
+        ),
+        f"of numbers or, for each layer, {hidden + 1} above 0",
+      ),
+      "milestone_units": (
+        lambda v: len(v) in (0, count) and all(len(u) in (0, hidden + 1) for u in v),
+        f"() or, for each milestone, {hidden + 1} numbers",
+      ),
+    },
   )
   try:
     growth.check_plan(plan(full))
   except ValueError as e:
     raise ConfigError(str(e)) from e
-  return config_dict.FrozenConfigDict(full)
+  return full
 
 
-def plan(config: Any) -> growth.Plan:
+def plan(config: NestConfig) -> growth.Plan:
   """Returns the `growth.Plan` of a complete config."""
   units = config.milestone_units or ((),) * len(config.milestones)
   milestones = zip(config.milestones, config.milestone_rounds, units, strict=True)
@@ -166,8 +190,3 @@ def plan(config: Any) -> growth.Plan:
     tune_epochs=config.tune_epochs,
     floor=config.final_rate,
   )
-
-
-def _require(config: Any, name: str, holds: bool, rule: str) -> None:
-  if not holds:
-    raise ConfigError(f"{name} must be {rule}; got {config[name]!r}")

@@ -11,6 +11,7 @@ import numpy as np
 
 import sparsejax as sj
 from sparsejax import growth
+from sparsejax.experiments.nest._config import NestConfig
 from sparsejax.training import TrainState, cross_entropy, from_flax
 from sparsejax.training import data as data_lib
 
@@ -83,7 +84,7 @@ def grow(
   chain: tuple[growth.Layer, ...],
   found: tuple[PyTree, list[Any]],
   loss: Callable[[PyTree], jax.Array],
-  config: Any,
+  config: NestConfig,
 ) -> TrainState:
   """Applies policies 2, 3 and 1: grows units, then connections between all units.
 

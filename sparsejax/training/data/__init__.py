@@ -2,6 +2,7 @@
 
 from sparsejax.training.data._augment import get as get_augmentation
 from sparsejax.training.data._load import (
+  CENTERINGS,
   NAMES,
   NOT_IN_MEMORY,
   Dataset,

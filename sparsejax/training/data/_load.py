@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -191,6 +192,14 @@ def unit(dataset: Dataset) -> Dataset:
   """Returns a data set with mean 0 and std 255, which scales pixels to [0, 1]."""
   zeros = np.zeros((1, 1, 1, 1), np.float32)
   return dataset._replace(mean=zeros, std=zeros + 255)
+
+
+# By the values of the config field `centering`.
+CENTERINGS: dict[str, Callable[[Dataset], Dataset]] = {
+  "channel": lambda dataset: dataset,
+  "pixel": centered,
+  "none": unit,
+}
 
 
 def _digits() -> tuple[Split, Split]:

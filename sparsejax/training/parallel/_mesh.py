@@ -1,6 +1,7 @@
 """The device mesh of a run, and the rules by which its arrays are sharded."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,12 +48,24 @@ class Layout(NamedTuple):
     return self.mesh.shape["data"]
 
 
-def from_config(config: Any) -> Layout | None:
-  """Builds the mesh that a config asks for.
+def make_layout(
+  data: int,
+  model: int,
+  *,
+  fsdp: bool = False,
+  rules: Mapping[str, tuple[str | None, ...]] | None = None,
+  batch_size: int,
+  num_seeds: int = 1,
+) -> Layout | None:
+  """Builds the mesh of a run.
 
   Args:
-    config: a complete config; `config.mesh` has `data` and `model`, the number of
-      devices along each axis (`data=-1`: all that `model` leaves), `fsdp` and `rules`.
+    data: devices along the axis `data`; -1 for all that `model` leaves.
+    model: devices along the axis `model`.
+    fsdp: see `Layout`.
+    rules: see `Layout`.
+    batch_size: examples per step.
+    num_seeds: seeds that are trained together.
 
   Returns:
     A `Layout`, or None for one device.
@@ -64,7 +77,6 @@ def from_config(config: Any) -> Layout | None:
   """
   # The number of devices along each axis; -1 means all that `model` leaves free.
   there, processes = jax.device_count(), jax.process_count()
-  data, model = config.mesh.data, config.mesh.model
   if data == -1:
     data = max(there // model, 1)
   wanted = data * model
@@ -77,20 +89,19 @@ def from_config(config: Any) -> Layout | None:
     )
   if wanted == 1:
     return None
-  if config.batch_size % data:
+  if batch_size % data:
     raise _errors.ConfigError(
-      f"batch_size must be a multiple of mesh.data ({data}); got {config.batch_size}"
+      f"batch_size must be a multiple of mesh.data ({data}); got {batch_size}"
     )
-  if config.num_seeds > 1:
+  if num_seeds > 1:
     raise _errors.ConfigError(
-      f"num_seeds must be 1 on a mesh of {wanted} devices; got {config.num_seeds}"
+      f"num_seeds must be 1 on a mesh of {wanted} devices; got {num_seeds}"
     )
   # With Auto axes the compiler propagates shardings; the code only constrains some.
   mesh = jax.make_mesh(
     (data, model), AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:wanted]
   )
-  rules = tuple((name, tuple(axes)) for name, axes in config.mesh.rules.items())
-  return Layout(mesh, config.mesh.fsdp, rules)
+  return Layout(mesh, fsdp, tuple((rules or {}).items()))
 
 
 def of_state(layout: Layout, state: PyTree) -> PyTree:
@@ -102,7 +113,7 @@ def of_state(layout: Layout, state: PyTree) -> PyTree:
   divide into whole bytes per shard. All other arrays are replicated.
 
   Args:
-    layout: the `Layout` returned by `from_config`.
+    layout: the `Layout` returned by `make_layout`.
     state: a `TrainState`, abstract or not.
 
   Returns:
@@ -182,7 +193,7 @@ def place(tree: PyTree, layout: Layout | None = None) -> PyTree:
 
   Args:
     tree: arrays of NumPy or JAX.
-    layout: the `Layout` returned by `from_config`; None for one device.
+    layout: the `Layout` returned by `make_layout`; None for one device.
 
   Returns:
     The tree, on one device or replicated over the mesh.
@@ -197,7 +208,7 @@ def with_shardings(layout: Layout | None, state: PyTree) -> PyTree:
   """Adds shardings to an abstract state.
 
   Args:
-    layout: the `Layout` returned by `from_config`; None for one device.
+    layout: the `Layout` returned by `make_layout`; None for one device.
     state: an abstract state from `jax.eval_shape`.
 
   Returns:
@@ -216,7 +227,7 @@ def local_rows(layout: Layout, rows: int) -> tuple[int, int]:
   """Returns the range of a batch's rows that is on the devices of this process.
 
   Args:
-    layout: the `Layout` returned by `from_config`.
+    layout: the `Layout` returned by `make_layout`.
     rows: the number of rows of the whole batch, a multiple of `layout.shards`.
 
   Returns:

@@ -7,30 +7,11 @@ import numpy as np
 
 import sparsejax as sj
 from sparsejax.core import check_replicas
-from sparsejax.training import _errors, _optimizers, _step
-from sparsejax.training._methods import METHODS
-
-
-def next_update(config: Any, total_steps: int, count: int) -> int | None:
-  """Returns the number of updates done right after the next mask update.
-
-  Args:
-    config: a complete config.
-    total_steps: steps of the whole run.
-    count: updates done so far.
-
-  Returns:
-    The least number above `count` such that the last of so many updates changes masks;
-    None if there is none.
-  """
-  start, end = _optimizers.window(config, total_steps)
-  every = config.update_every
-  after = max(-(-(count + 1 - start) // every), 1) * every + start
-  return after if METHODS[config.method].moves and after <= end else None
+from sparsejax.training import _errors, _run, _step
 
 
 def advance(
-  run: Any, state: _step.TrainState, train: Any, order: Any, count: int, stop: int
+  run: _run.Run, state: _step.TrainState, train: Any, order: Any, count: int, stop: int
 ) -> tuple[_step.TrainState, _step.Totals]:
   """Trains up to step `stop`; on a mesh, compares the masks after each mask update.
 
@@ -53,7 +34,7 @@ def advance(
   # Run up to the next mask update or `stop`, and add up the totals on the host.
   parts = []
   while count < stop:
-    update = next_update(run.config, run.total_steps, count)
+    update = run.schedule.next_after(count)
     count = stop if update is None else min(stop, update)
     state, totals = run.program.run(state, train, order, np.int32(count))
     parts.append(jax.device_get(totals))
