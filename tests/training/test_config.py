@@ -1,4 +1,7 @@
+import ast
+import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -193,3 +196,31 @@ def test_fixed_masks_are_never_due(method):
   assert not any(schedule.due(jnp.int32(step)) for step in range(0, 1000, 33))
   assert schedule.number(0, 1000) == 0
   assert schedule.next_after(0) is None
+
+
+def _reads_config(path):
+  """Whether a file reads a field of a complete config, or names its class."""
+  fields = {field.name for field in dataclasses.fields(config_lib.TrainConfig)}
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Name | ast.alias) and "TrainConfig" in ast.unparse(node):
+      return True
+    if isinstance(node, ast.Attribute) and node.attr in fields:
+      owner = ast.unparse(node.value).split(".")[-1]
+      if owner in ("c", "config", "full", "complete"):
+        return True
+  return False
+
+
+def test_a_config_is_read_in_few_files():
+  """`prepare` turns it into a `Run`, and nothing below reads its fields."""
+  root = pathlib.Path(config_lib.__file__).parent
+  readers = {p.name for p in root.rglob("*.py") if _reads_config(p)} - {"__init__.py"}
+  assert readers == {
+    "_config.py",  # defines it
+    "_supermask.py",  # sets fields for users
+    "_run.py",  # turns it into a run
+    "_optimizers.py",  # ... with these schedules and optimizers
+    "_load.py",  # turns a directory into a run
+    "_loop.py",  # intervals of records, evaluations and checkpoints
+    "_picture.py",  # the title
+  }
