@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 venv="${VENV:-.venv}"
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --editable '.[dev]'
-exec "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" "$@"
+# Neighbors share what they compile, so each process takes a stretch of the tests.
+exec "$venv/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist worksteal "$@"

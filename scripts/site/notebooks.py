@@ -73,9 +73,16 @@ def main(argv: list[str]) -> None:
     sys.exit(f"Error: --only must begin the name of a notebook; got {_ONLY.value}")
   if not _FULL.value:
     os.environ["SPARSEJAX_QUICK"] = "1"
-    # Most of a quick run is compilation.
-    flags_before = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags_before} --xla_backend_optimization_level=0"
+    # Most of a quick run is compilation, so it is made quick, as in conftest.py.
+    os.environ["XLA_FLAGS"] = " ".join(
+      (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+      )
+    )
   for path in paths:
     copy = path.with_suffix(".ipynb")
     if _PAIR.value:

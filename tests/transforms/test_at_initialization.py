@@ -132,7 +132,9 @@ def recurrent(cell):
   return lambda p, x: model.apply({"params": p}, x), params
 
 
-@pytest.mark.parametrize("cell", [nn.GRUCell, nn.OptimizedLSTMCell])
+@pytest.mark.parametrize(
+  "cell", [nn.GRUCell, pytest.param(nn.OptimizedLSTMCell, marks=pytest.mark.slow)]
+)
 def test_recurrent_networks(cell):
   apply, params = recurrent(cell)
   x = jax.random.normal(jax.random.key(1), (2, 4, 5))

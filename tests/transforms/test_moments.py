@@ -1,6 +1,7 @@
 """Moments are what they are taken for, under every optimizer of optax."""
 
 import inspect
+import itertools
 from typing import Any
 
 import jax
@@ -188,7 +189,7 @@ def run(inner, scale, steps=4):
   return live
 
 
-@pytest.mark.parametrize("name", ["adan", "sophia", "adopt", "adamax"])
+@pytest.mark.parametrize("name", ["adopt", "sophia"])
 def test_masks_move_where_names_mislead(name):
   live = run(make(name), 100.0)
   if KINDS[name] == "divided":
@@ -269,8 +270,17 @@ def by_momentum(inner):
   return sj.sparse_momentum(inner, 0.4, update_every=2)
 
 
-@pytest.mark.parametrize("method", [by_momentum, by_fisher])
-@pytest.mark.parametrize("name", UNLIKE)
+# One without moments, one of signs, and second moments of other decays under both.
+QUICK = [("sgd without momentum", by_momentum), ("lion", by_momentum)]
+QUICK += [("adam of other decays", method) for method in (by_momentum, by_fisher)]
+
+
+def _unlike():
+  for pair in itertools.product(UNLIKE, (by_momentum, by_fisher)):
+    yield pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "method"), list(_unlike()))
 def test_equal_gradients_share_equally_under_unlike_optimizers(name, method):
   """Equal layers, so half of the weights each, whatever the gradients' scale."""
   params, gradients = layers(1.0)
