@@ -99,6 +99,7 @@ from sparsejax.core._tree import (
 )
 from sparsejax.core._types import (
   Array,
+  CondensedState,
   DenseGradients,
   Distribution,
   ForwardState,

@@ -12,7 +12,7 @@ from sparsejax.core._masks import masks as find_masks
 from sparsejax.core._packed import is_packed, pack_tree, unpack_tree
 from sparsejax.core._sharding import shard_like
 from sparsejax.core._tree import check_arrays, named_leaves
-from sparsejax.core._types import SparseState
+from sparsejax.core._types import CondensedState, SparseState
 
 Array = jax.Array
 PyTree = Any
@@ -43,7 +43,9 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
 
   Raises:
     ValueError: `opt_state` has no state of a sparsified optimizer; a sparsified leaf
-      has no mask, another leaf has one, or a shape differs from that of its weights.
+      has no mask, another leaf has one, or a shape differs from that of its weights;
+      or the inner optimizer is `sj.condensed`, which has moments for the budgets of
+      `init` alone.
     TypeError: a mask is not bool.
 
   Example:
@@ -63,6 +65,12 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
   def replace(node):
     if not isinstance(node, SparseState):
       return node
+    if isinstance(node.inner_state, CondensedState):
+      raise ValueError(
+        "opt_state must have moments for all weights, got the state of sj.condensed, "
+        "whose moments are those of the budgets at init; use the inner optimizer "
+        "without sj.condensed to replace its masks."
+      )
 
     def new_mask(name, old):
       used.add(name)

@@ -123,6 +123,20 @@ class SparseState(NamedTuple):
   soft_masks: PyTree = None
 
 
+class CondensedState(NamedTuple):
+  """The state of `sj.condensed`: an optimizer's state for live weights alone.
+
+  Attributes:
+    places: tree like the params without boxes; int32 (units,) at each sparsified leaf,
+      the indices of its live blocks, or of its live weights; None elsewhere.
+    inner_state: the state of the inner optimizer, with arrays of live weights in place
+      of those of whole kernels.
+  """
+
+  places: PyTree
+  inner_state: PyTree
+
+
 class ForwardState(SparseState):
   """The state of an optimizer whose masks are applied in the forward pass only.
 
@@ -148,6 +162,8 @@ class MaskTransform(NamedTuple):
     check: `(axes) -> None`, called in `init` with a `LayerAxes` per leaf, which raises
       ValueError for sparsified leaves that the transform does not support. None for a
       transform that supports all.
+    keeps_budgets: whether `update` never raises the budget of a layer, which
+      `sj.condensed` requires.
   """
 
   init: Callable[[PyTree], PyTree]
@@ -155,6 +171,7 @@ class MaskTransform(NamedTuple):
   fits: Callable[[Any, dict[str, tuple[int, ...]]], None] | None = None
   observe: Callable[[ScoreInputs, PyTree], PyTree] | None = None
   check: Callable[[Any], None] | None = None
+  keeps_budgets: bool = False
 
 
 Score = Callable[[ScoreInputs], PyTree]

@@ -91,4 +91,6 @@ def accumulate(
   def fits(structure, shapes):
     check_fits(transform, structure, shapes)
 
-  return MaskTransform(init, update, fits, observe, transform.check)
+  return MaskTransform(
+    init, update, fits, observe, transform.check, transform.keeps_budgets
+  )

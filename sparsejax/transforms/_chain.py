@@ -55,4 +55,7 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
     )
 
   watches = any(t.observe is not None for t in transforms)
-  return MaskTransform(init, update, fits, observe if watches else None, check)
+  keeps_budgets = all(t.keeps_budgets for t in transforms)
+  return MaskTransform(
+    init, update, fits, observe if watches else None, check, keeps_budgets
+  )

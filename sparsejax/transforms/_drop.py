@@ -100,7 +100,7 @@ def drop(score: Score, fraction: Fraction, scope: str = "layer") -> MaskTransfor
         f"scope must be 'layer' under the structure {structure.name}, got {scope!r}."
       )
 
-  return MaskTransform(lambda params: (), update, fits)
+  return MaskTransform(lambda params: (), update, fits, keeps_budgets=True)
 
 
 def _keep_by_sign(scores, dropped: Array, budgets: PyTree, masks: PyTree, params):

@@ -69,7 +69,7 @@ def grow(score: Score) -> MaskTransform:
     masks = jax.tree.map(jnp.logical_or, masks, grown)
     return topology._replace(masks=masks, finite=finite), state
 
-  return MaskTransform(lambda params: (), update, fits_any)
+  return MaskTransform(lambda params: (), update, fits_any, keeps_budgets=True)
 
 
 def grow_per_neuron(score: Score) -> MaskTransform:
@@ -123,7 +123,7 @@ def grow_per_neuron(score: Score) -> MaskTransform:
         )
     check_known(axes, "grow_per_neuron")
 
-  return MaskTransform(lambda params: (), update, check=check)
+  return MaskTransform(lambda params: (), update, check=check, keeps_budgets=True)
 
 
 @in_matrix_order

@@ -43,7 +43,9 @@ def keep(transform: MaskTransform) -> MaskTransform:
     masks = masks_containing_support(support, inputs.params, topology)
     return topology._replace(masks=masks), (support, inner)
 
-  return MaskTransform(init, update, check=transform.check)
+  return MaskTransform(
+    init, update, check=transform.check, keeps_budgets=transform.keeps_budgets
+  )
 
 
 def masks_containing_support(

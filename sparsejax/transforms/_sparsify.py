@@ -41,6 +41,12 @@ from sparsejax.core import (
 from sparsejax.core import select_masked as select
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import check_density, check_distribution, uniform
+from sparsejax.transforms._condensed import (
+  Condensed,
+  check_condensed,
+  first_capacities,
+  units_of,
+)
 from sparsejax.transforms._inner import check_inner, check_params
 from sparsejax.transforms._moments import (
   complete,
@@ -166,6 +172,9 @@ def sparsify(
     rule = "lie in [0, 1]"
     check_number("momentum_decay", momentum_decay, rule, lambda v: 0 <= v <= 1)
   check_structure(structure, density, distribution)
+  is_condensed = isinstance(inner, Condensed)
+  if is_condensed:
+    check_condensed(mask_gradients, mask_transform)
   # The names of the functions that built `inner` tell apart optimizers whose states
   # have the same type; see `find_moments`.
   factories = factories_of(inner)
@@ -205,8 +214,15 @@ def sparsify(
       structure=structure,
     )
     # Initialize the inner optimizer on all params, dense ones included.
-    inner_state = shard_state_like_params(inner.init(params), params)
-    check_inner(inner, inner_state, params, chosen, factories)
+    if is_condensed:
+      capacities = first_capacities(axes, density, distribution, structure)
+      units = units_of(axes, structure, capacities)
+      init: Any = inner.init  # takes the masks too
+      inner_state = init(params, masks, units)
+    else:
+      inner_state = inner.init(params)
+      check_inner(inner, inner_state, params, chosen, factories)
+    inner_state = shard_state_like_params(inner_state, params)
     # Keep a running average of the gradients only if `inner` keeps no momentum.
     average = None
     if momentum_decay is not None:
@@ -323,13 +339,27 @@ def sparsify(
       # on gradients that are zero where the new masks are False.
       masks, budgets, skipped, after = update_topology(state.inner_state, average)
       live = align(params, masks)
-      masked, inner_state = _where_live(live, grads, zeros=True), state.inner_state
-      # ACProp divides by second moments that newly grown weights do not have yet.
-      if divides_by_previous:
-        inner_state = fill_dead_second_moments(
-          inner_state, masked, params, old_masks, state.budgets
+      if is_condensed:
+        # It takes the live gradients itself, and moves its moments if masks changed.
+        axes = layer_axes(params, chosen, stacked, input_axes)
+        places = jax.tree.leaves(state.inner_state.places)
+        updates, inner_state = inner.update(
+          grads,
+          state.inner_state,
+          params,
+          masks=masks,
+          budgets=budgets,
+          units=units_of(axes, structure, [p.size for p in places]),
+          **extra_args,
         )
-      updates, inner_state = inner.update(masked, inner_state, params, **extra_args)
+      else:
+        masked, inner_state = _where_live(live, grads, zeros=True), state.inner_state
+        # ACProp divides by second moments that newly grown weights do not have yet.
+        if divides_by_previous:
+          inner_state = fill_dead_second_moments(
+            inner_state, masked, params, old_masks, state.budgets
+          )
+        updates, inner_state = inner.update(masked, inner_state, params, **extra_args)
       average = _accumulate(average, grads, chosen)
     else:
       # The inner optimizer first, on dense gradients; then the masks, with the moments

@@ -42,6 +42,7 @@ class Structure:
     density: the only density that the structure can have, or None for any.
     ablates: whether `fill` may ablate neurons, which a method must support by growing.
     group: `(n, m)` if n of every m adjacent inputs (axis -2) are live; else None.
+    block: `(bi, bo)` if inputs and outputs are live in blocks of this size; else None.
   """
 
   name: str
@@ -54,6 +55,7 @@ class Structure:
   density: float | None = None
   ablates: bool = False
   group: tuple[int, int] | None = None
+  block: tuple[int, int] | None = None
 
 
 def in_matrix_order(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The block structure: blocks of a kernel's inputs and outputs."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -96,7 +97,8 @@ def _block(shape: tuple[int, int], score: str) -> Structure:
     origin = [n + 2 * i + (0 if number > 1 else 1) for i, (number, _) in pairs]
     return reshape_keeping(x, like.shape, (*range(n), *origin))
 
-  return of_units(name, check, lambda layer: height * width, view, restore, score)
+  units = of_units(name, check, lambda layer: height * width, view, restore, score)
+  return dataclasses.replace(units, block=shape)
 
 
 def _cut(sizes: Sequence[int], length: int) -> list[tuple[int, int]] | None:
