@@ -13,8 +13,8 @@ SCRIPTS = ROOT / "scripts"
 # Each package may import from those in the lines above its own.
 LAYERS = (
   ("core",),
-  ("scores", "distributions", "initializers", "ops", "analysis"),
-  ("transforms", "second_order", "models"),
+  ("scores", "distributions", "initializers", "ops"),
+  ("transforms", "second_order", "models", "analysis"),
   ("methods", "theory", "post_training"),
   ("growth", "lottery", "supermasks"),
   ("training",),

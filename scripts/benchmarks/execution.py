@@ -10,6 +10,9 @@
                 plain optax on the same dense network; mask updates every 100 steps
                 are included, as (99 steps without + 1 with) / 100
   step/conv     forward and backward pass of one 3 x 3 convolution
+  deploy        forward pass of a deployed network against the masked one
+  condensed     bytes of AdamW's state, and the optimizer's step, by `sj.condensed`
+                against the whole state
 
 Both sides run alternately in one process. The results are medians over rounds of ratios
 within each round, and the milliseconds of both sides. Run nothing else meanwhile: it
@@ -32,7 +35,7 @@ from absl import flags, logging
 
 import sparsejax as sj
 from scripts import ROOT
-from scripts.benchmarks import timing
+from scripts.benchmarks import serving, timing
 from sparsejax import models, ops
 from sparsejax.experiments import command_line, results
 
@@ -92,7 +95,8 @@ def cases(quick: bool, rounds: int) -> timing.Cases:
     found[name] = functools.partial(
       convolution, name, channels, image, batch, block, density, rounds
     )
-  return found
+  found |= serving.deploy_cases(quick, rounds)
+  return found | serving.condensed_cases(quick, rounds)
 
 
 def _normal(seed: int, *shape: int) -> jax.Array:

@@ -39,16 +39,20 @@ from sparsejax.analysis.costs import (
   flops,
   sizes,
 )
+from sparsejax.analysis.deployment import Deployed, Layer, deploy
 
 __all__ = [
   "Compact",
   "Cost",
+  "Deployed",
   "Estimates",
+  "Layer",
   "LayerCost",
   "Sizes",
   "class_contributions",
   "class_specialization",
   "compact",
+  "deploy",
   "end_to_end",
   "estimated_speedups",
   "flops",

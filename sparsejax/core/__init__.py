@@ -72,6 +72,7 @@ from sparsejax.core._replica_check import (
   replica_checksums,
 )
 from sparsejax.core._rescale import rescale
+from sparsejax.core._safetensors import load_safetensors, save_safetensors
 from sparsejax.core._select import select as select_masked
 from sparsejax.core._selection import (
   check_scores,
@@ -140,6 +141,7 @@ __all__ = [
   "densify",
   "expand_n_m",
   "load_masks",
+  "load_safetensors",
   "mask_checksum",
   "masks",
   "n_m",
@@ -147,6 +149,7 @@ __all__ = [
   "replica_checksums",
   "rescale",
   "save_masks",
+  "save_safetensors",
   "skipped_updates",
   "soft_masks",
   "split_k",

@@ -32,7 +32,7 @@ def write_archive(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> 
     ValueError: an array has the object dtype.
     OSError: the file cannot be written; an existing file is unchanged.
   """
-  target = _checked(path)
+  target = check_path(path)
   folder = os.path.dirname(os.path.abspath(target))
   if os.path.isdir(target):
     raise IsADirectoryError(f"path must be a file, got the folder {target!r}.")
@@ -94,7 +94,7 @@ def read_archive(path: str | os.PathLike, writer: str) -> dict[str, np.ndarray]:
     ...   read_archive(file.name, "write_archive")
     {'a': array([0, 1, 2])}
   """
-  source = _checked(path)
+  source = check_path(path)
   if not os.path.isfile(source):
     raise FileNotFoundError(
       f"path must be a file of {writer}, got {source!r}: no file."
@@ -124,7 +124,8 @@ def read_archive(path: str | os.PathLike, writer: str) -> dict[str, np.ndarray]:
     ) from e
 
 
-def _checked(path) -> str:
+def check_path(path: Any) -> str:
+  """Returns a path as text, or raises TypeError."""
   if not isinstance(path, (str, os.PathLike)):
     raise TypeError(f"path must be the path of a file, got {path!r}.")
   return os.fspath(path)

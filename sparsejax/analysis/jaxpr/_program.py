@@ -92,6 +92,7 @@ def evaluate(
   params: Sequence[Any],
   inputs: Sequence[Any],
   visit: Callable[[Operation, list], Any] = lambda operation, values: None,
+  replace: Callable[[Operation, list], Any] = lambda operation, values: None,
 ) -> tuple[list, list[tuple[Operation, Any]]]:
   """Evaluates a program, and a function of the operands of each operation.
 
@@ -100,6 +101,8 @@ def evaluate(
     params: leaves of the parameters.
     inputs: leaves of the inputs.
     visit: `(operation, values of its operands) -> arrays or None`.
+    replace: `(operation, values of its operands) -> outputs or None`, the list of the
+      operation's outputs if they are computed in another way. Not called inside loops.
 
   Returns:
     The leaves of the outputs, and the results of `visit` that are not None, in order,
@@ -116,13 +119,14 @@ def evaluate(
     result = visit(operation, values)
     if result is not None:
       seen.append((operation, result))
-    if operation.name == "scan":
+    outputs = replace(operation, values)
+    if outputs is None and operation.name == "scan":
       outputs, inside = _scan(operation, values, visit)
       seen.extend(inside)
-    else:
+    elif outputs is None:
       outputs = operation.primitive.bind(*values, **operation.params)
-    several = operation.primitive.multiple_results
-    env.update(zip(operation.outputs, outputs if several else [outputs], strict=True))
+      outputs = outputs if operation.primitive.multiple_results else [outputs]
+    env.update(zip(operation.outputs, outputs, strict=True))
   return [read(i) for i in program.outputs], seen
 
 
