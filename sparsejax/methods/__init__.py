@@ -18,7 +18,14 @@ from sparsejax.methods._snfs import snfs
 from sparsejax.methods._sparse_evolution import sparse_evolution
 from sparsejax.methods._sparse_momentum import near_dense, sparse_momentum
 from sparsejax.methods._static_sparse import static_sparse
-from sparsejax.methods.at_initialization import grasp, phew, snip, synflow
+from sparsejax.methods.at_initialization import (
+  grasp,
+  ntk_sap,
+  phew,
+  prospr,
+  snip,
+  synflow,
+)
 from sparsejax.methods.forward import (
   continuous_sparsification,
   init_scores,
@@ -57,10 +64,12 @@ __all__ = [
   "mest",
   "movement_pruning",
   "near_dense",
+  "ntk_sap",
   "one_shot",
   "phew",
   "power_updates",
   "powerpropagation",
+  "prospr",
   "rigl",
   "s_ste",
   "snfs",

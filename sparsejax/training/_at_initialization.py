@@ -69,6 +69,9 @@ def mask_finder(
     if METHODS[name].data_free:
       seen = batches[0][0]
       inputs = jax.ShapeDtypeStruct((1, *seen.shape[1:]), seen.dtype)
+      if "init" in accepted:
+        example = jnp.zeros(inputs.shape, inputs.dtype)
+        chosen.setdefault("init", lambda key: model.init(key, example)[0])
       return method(evaluate, params, inputs, density, **chosen)
     return method(loss, params, batches, density, **chosen)
 

@@ -118,6 +118,8 @@ METHODS: dict[str, Method] = {
   "snip": Method(_GLOBAL, moves=False, prunes_at_init=True),
   "grasp": Method(_GLOBAL, moves=False, prunes_at_init=True),
   "synflow": Method(_GLOBAL, moves=False, prunes_at_init=True, data_free=True),
+  "prospr": Method({**_GLOBAL, "pruning_batches": 4}, moves=False, prunes_at_init=True),
+  "ntk_sap": Method(_GLOBAL, moves=False, prunes_at_init=True, data_free=True),
   "phew": Method(_GLOBAL, moves=False, prunes_at_init=True, data_free=True),
   # For comparison.
   "static_sparse": Method({"distribution": "erk"}, moves=False),

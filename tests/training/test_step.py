@@ -5,6 +5,8 @@ import optax
 import pytest
 
 import sparsejax as sj
+from sparsejax import models
+from sparsejax.training import _at_initialization as at_initialization
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _functions as functions
 from sparsejax.training import _optimizers as optimizers
@@ -162,6 +164,19 @@ def test_exploration_is_tracked_where_masks_move(tiny):
   np.testing.assert_allclose(explored(track_exploration=True), [19 / 64] * 2)
   assert explored() is None
   assert explored(track_exploration=True, method="snip") is None
+
+
+@pytest.mark.parametrize("method", ["phew", "ntk_sap", "prospr"])
+def test_masks_are_found_from_the_model(method):
+  module = models.create("mlp", num_classes=3, features=(8, 8))
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 1)), jnp.float32)
+  params = module.init(jax.random.key(0), images)["params"]
+  fields = {"seed": 1, "distribution": None}
+  find = at_initialization.mask_finder(method, module, 0.1, fields, {})
+  masks = find(params, {}, [(images, jnp.arange(3))])
+  sizes = [m.size for m in jax.tree.leaves(masks)]
+  assert sum(sizes) == 4 * 4 * 8 + 8 * 8 + 8 * 3
+  assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == round(0.1 * sum(sizes))
 
 
 def test_seeds_side_by_side_are_the_seeds_alone(prepared, pruned, two_seeds):

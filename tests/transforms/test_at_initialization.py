@@ -86,6 +86,53 @@ def test_grasp():
   assert bits(masks) == {"a": [0, 1], "b": [1, 1]}
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_prospr(steps):
+  rng = np.random.default_rng(0)
+  xs, w, rate = rng.normal(size=(4, 4)), np.array([4.0, -1.0, 2.0, -3.0]), 0.1
+  # The derivative through the steps: w_t = J_t w, with J_{t+1} = (I - rate x x^T) J_t.
+  jacobian = np.eye(4)
+  for x in xs[:steps]:
+    jacobian = (np.eye(4) - rate * np.outer(x, x)) @ jacobian
+  x = xs[steps]
+  scores = np.abs(w * (jacobian.T @ x * (x @ jacobian @ w)))
+  batches = [(jnp.asarray(x, jnp.float32),) for x in xs]
+  for k in (1, 2, 3):
+    masks = sj.prospr(
+      linear_square, PARAMS, batches, k / 4, steps=steps, learning_rate=rate
+    )
+    found = np.concatenate([np.ravel(masks["a"]), np.ravel(masks["b"])])
+    assert np.flatnonzero(found).tolist() == sorted(np.argsort(-scores)[:k])
+  if not steps:
+    assert bits(masks) == bits(sj.snip(linear_square, PARAMS, batches[:1], 3 / 4))
+
+
+def test_ntk_sap():
+  # The output depends on the masks of a path by their product alone, so both weights of
+  # a path have one score; the paths of the large weights matter most.
+  size = jnp.array([[1e-3, 9.0, 1e-3, 8.0, 1e-3, 7.0]])
+  fixed = {"a": size, "b": size.T}
+  ones = jax.tree.map(jnp.ones_like, fixed)
+  masks = sj.ntk_sap(product, ones, (1, 1), 0.5, init=lambda key: fixed, rounds=3)
+  assert bits(masks) == {"a": [0, 1, 0, 1, 0, 1], "b": [0, 1, 0, 1, 0, 1]}
+  # Units that the output does not depend on go first.
+  params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2)).at[1].set(0.0)}
+  masks = sj.ntk_sap(
+    product, params, (1, 3), 9 / 12, init=lambda key: params, where="a"
+  )
+  assert bits(masks) == {"a": [1, 0, 1, 1] * 3}
+  # Without an initializer weights are drawn with the standard deviation of the given
+  # ones: their order does not matter.
+  values = jax.random.normal(jax.random.key(0), (5, 6))
+  masks = [
+    sj.ntk_sap(product, {"a": a, "b": values.T}, (1, 5), 0.3, rounds=2, seed=seed)
+    for a, seed in ((values, 0), (values[::-1], 0), (values, 1))
+  ]
+  assert bits(masks[0]) == bits(masks[1])
+  assert bits(masks[0]) != bits(masks[2])
+  assert sum(sum(m) for m in bits(masks[0]).values()) == 18
+
+
 def product(params, x):
   return x @ params["a"] @ params["b"]
 
