@@ -4,10 +4,11 @@ r"""Writes one HTML page about a run, or about several for comparison.
   python scripts/report.py runs/rigl runs/sparse_momentum --out=rigl_or_momentum.html
 
 Each WORKDIR is the directory of a running or finished run, or a folder of runs from
-scripts/compare.py. The page shows accuracy and loss, each layer's budget over time,
-turnover, images of masks and filters, multiply-adds and sizes, the configs, and the
-hardware and versions that trained them. It is one file that needs no network. For runs
-with --config.track_exploration=True it shows the share of weights that were ever live.
+scripts/compare.py. Runs that differ in their seeds alone are averaged. The page shows
+error and loss, each layer's budget over time, turnover, step time, images of masks and
+filters, multiply-adds and sizes, the configs, and the command, hardware and versions
+that trained them. It is one file that needs no network. For runs with
+--config.track_exploration=True it shows the share of weights that were ever live.
 """
 
 import argparse

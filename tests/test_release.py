@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
   there = {
     str(p.relative_to(ROOT))
     for p in (ROOT / "sparsejax").rglob("*")
-    if p.is_file() and p.suffix in (".py", ".css", ".js", ".typed")
+    if p.is_file() and p.suffix in (".py", ".html", ".typed")
   }
   assert own == there
   assert "sparsejax/py.typed" in own

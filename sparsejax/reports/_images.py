@@ -1,13 +1,60 @@
-"""Masks and filters as PNGs with values as opacity, for any background."""
+"""Images of masks and filters, as PNGs with values as opacity, for any background."""
 
 import base64
 import io
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-_BLUE, _RED = (0, 114, 178), (213, 94, 0)
+from sparsejax.analysis import input_connectivity, mask_image
+from sparsejax.reports._run import Found
+
+_BLUE, _ORANGE = (0, 114, 178), (213, 94, 0)
 _MOST_FILTERS = 64
+_MOST_LAYERS = 7
+
+
+class Picture(NamedTuple):
+  """An image of a layer.
+
+  Attributes:
+    name: the layer's name.
+    text: how to read the image.
+    width: the number of columns.
+    height: the number of rows.
+    source: the image, as a `data:` URI.
+  """
+
+  name: str
+  text: str
+  width: int
+  height: int
+  source: str
+
+
+def pictures(run: Found) -> Iterator[Picture]:
+  """Yields images of the first layers of a run: filters, pixels or connections."""
+  for i, (name, mask) in enumerate(list(run.masks.items())[:_MOST_LAYERS]):
+    shape = run.image_shape if i == 0 else None
+    if mask.ndim == 4 and mask.shape[2] in (1, 3):
+      values = filters(run.params[name], mask)
+      text = f"{min(mask.shape[-1], _MOST_FILTERS)} filters; blank: dead"
+    elif shape and mask.shape[:-1] == (int(np.prod(shape)),):
+      values = input_connectivity(mask, shape).sum(-1)
+      text = f"live weights of each input pixel, 0 to {values.max()}"
+    elif mask.ndim >= 2:
+      values = mask_image(mask)
+      text = f"inputs down, outputs across; densest {values.max():.2g}"
+      if values.shape[0] > 2 * values.shape[1]:
+        values = values.T
+        text = text.replace("inputs down, outputs", "outputs down, inputs")
+    else:
+      continue
+    values = values / (np.nanmax(np.abs(values), initial=0) or 1)
+    height, width = values.shape
+    yield Picture(name.removesuffix("/kernel"), text, width, height, png(values))
 
 
 def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -18,9 +65,8 @@ def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
     mask: bool, of the same shape.
 
   Returns:
-    float (rows, columns) in [-1, 1]: at most 64 filters, each averaged over the live
-    weights of `in`, divided by the largest magnitude; NaN where all weights are masked
-    and between filters.
+    float (rows, columns): at most 64 filters, each averaged over the live weights of
+    `in`; NaN where all weights are masked and between filters.
   """
   live = np.where(mask, kernel, 0.0).sum(2) / np.maximum(mask.sum(2), 1)
   live = np.where(mask.any(2), live, np.nan)[..., :_MOST_FILTERS]
@@ -31,8 +77,7 @@ def filters(kernel: np.ndarray, mask: np.ndarray) -> np.ndarray:
   for i in range(n):
     top, left = i // columns * (height + 1), i % columns * (width + 1)
     grid[top : top + height, left : left + width] = live[..., i]
-  largest = np.nanmax(np.abs(grid)) if np.isfinite(grid).any() else 0.0
-  return grid / (largest or 1.0)
+  return grid
 
 
 def png(values: np.ndarray) -> str:
@@ -47,7 +92,7 @@ def png(values: np.ndarray) -> str:
   blank = ~np.isfinite(values)
   values = np.where(blank, 0.0, values)
   pixels = np.zeros((*values.shape, 4), np.uint8)
-  pixels[..., :3] = np.where((values >= 0)[..., None], _BLUE, _RED)
+  pixels[..., :3] = np.where((values >= 0)[..., None], _BLUE, _ORANGE)
   # A minimum opacity keeps the positions of small values visible.
   alpha = 0.07 + 0.93 * np.clip(np.abs(values), 0, 1)
   pixels[..., 3] = np.where(blank, 0, np.round(255 * alpha))

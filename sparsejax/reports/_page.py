@@ -1,19 +1,21 @@
 """`report.html`: a self-contained page that compares runs."""
 
 import datetime
-import importlib.resources
+import itertools
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
+import jinja2
+import plotly.io
+import plotly.offline
 
-from sparsejax.analysis import input_connectivity, mask_image, run_title
-from sparsejax.reports import _charts, _images, _tables
+from sparsejax.analysis import COLORS, run_title
+from sparsejax.reports import _charts, _images, _run, _tables
 from sparsejax.reports._run import Found
-from sparsejax.reports._tables import escaped
 from sparsejax.training import write_text
 
 FILE = "report.html"
+_TEMPLATE = pathlib.Path(__file__).with_name("page.html")
 
 
 def write(out: pathlib.Path | str, runs: Sequence[Found]) -> None:
@@ -28,108 +30,71 @@ def write(out: pathlib.Path | str, runs: Sequence[Found]) -> None:
   write_text(out, page(runs))
 
 
-def page(runs: Sequence[Found]) -> str:
-  """Returns the page of some runs.
+def page(runs: Sequence[Found], script: str | None = None) -> str:
+  """Returns the page of some runs; those that differ in their seeds alone are averaged.
+
+  A part that cannot be made is left out, and the reason is logged.
 
   Args:
     runs: the runs, from `read_run`; at least one.
+    script: the JavaScript that draws the charts; by default plotly's.
 
   Returns:
     A complete HTML document with style, script and images inlined.
   """
-  titles = list(dict.fromkeys(run_title(run.config) for run in runs))
-  title = titles[0] if len(titles) == 1 else f"{len(runs)} runs"
-  style, script = (
-    importlib.resources.files("sparsejax.reports").joinpath(f"page.{kind}").read_text()
-    for kind in ("css", "js")
+  groups = _run.group(runs)
+  firsts = [group[0] for group in groups]
+  titles = list(dict.fromkeys(run_title(run.config) for run in firsts))
+  numbers = itertools.count()
+
+  def drawn(what, charts):
+    found = _run.optional(what, lambda: charts(groups), [])
+    return [(c.title, c.note, _html(c.figure, next(numbers))) for c in found]
+
+  def table(what, rows, default=()):
+    return _run.optional(what, lambda: rows(groups), default)
+
+  environment = jinja2.Environment(
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
   )
-  today = datetime.datetime.now(datetime.UTC).date().isoformat()
-  under = runs[0].name if len(runs) == 1 else ", ".join(run.name for run in runs)
-  sections = [
-    _section("What it came to", _tables.summary(runs)),
-    _section("Curves", _grid("charts", _charts.curves(runs))),
-    _section("Masks over time", _moves(runs)),
-    _section("Masks", _masks(runs)),
-    _section("Layers", _tables.layers(runs)),
-    _section("Config", _tables.config(runs)),
-    _section("Environment", _tables.environment(runs)),
-  ]
-  return (
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{escaped(title)} · SparseJAX</title><style>{style}</style></head>"
-    "<body>"
-    f"<header><h1>{escaped(title)}</h1>"
-    f'<p class="faint">{escaped(under)} · drawn {today}</p></header>'
-    f'<main>{"".join(sections)}</main><div id="tip"></div>'
-    f"<script>{script}</script></body></html>\n"
-  )
-
-
-def _moves(runs: Sequence[Found]) -> str:
-  budgets = _charts.budgets(runs)
-  charts = _charts.moves(runs)
-  if len(runs) == 1:
-    return _grid("charts", [*budgets, *charts])
-  return _grid("charts", charts) + "<p></p>" + _grid("charts", budgets)
-
-
-def _masks(runs: Sequence[Found]) -> str:
-  cells = []
-  for run in runs:
-    head = escaped(run.name) if len(runs) > 1 else ""
-    if run.step is not None:
-      head += f' <small class="faint">step {run.step:,}</small>'
-    pictures = "".join(_pictures(run)) or '<p class="none">no checkpoint to read</p>'
-    cells.append(f'<div class="card"><h3>{head}</h3>{pictures}</div>')
-  if len(runs) == 1 and runs[0].masks:
-    # A single run uses the whole width, with its images next to each other.
-    return _grid("runs", list(_pictures(runs[0])))
-  return _grid("runs", cells)
-
-
-def _pictures(run: Found, most: int = 7):
-  shape = run.image_shape
-  for i, (name, mask) in enumerate(run.masks.items()):
-    if i == most:
-      more = len(run.masks) - most
-      yield f'<p class="none">and {more} layers more: see their table</p>'
-      return
-    if mask.ndim == 4 and mask.shape[2] in (1, 3):
-      n = min(mask.shape[-1], 64)
-      values = _images.filters(run.params[name], mask)
-      yield _picture(values, name, f"{n} filters; blank: dead")
-      continue
-    if shape and mask.ndim == 2 and mask.shape[0] == int(np.prod(shape)):
-      counts = input_connectivity(mask, shape).sum(-1)
-      text = f"live weights of each input pixel, 0 to {counts.max()}"
-      yield _picture(counts / max(counts.max(), 1), name, text)
-      continue
-    if mask.ndim < 2:
-      continue
-    values = mask_image(mask)
-    if values.shape[0] > 2 * values.shape[1]:
-      values, text = values.T, "outputs down, inputs across"
-    else:
-      text = "inputs down, outputs across"
-    top = values.max() or 1.0
-    yield _picture(values / top, name, f"{text}; densest {top:.2g}")
-
-
-def _picture(values: np.ndarray, name: str, text: str) -> str:
-  rows, columns = values.shape
-  name = escaped(name.removesuffix("/kernel"))
-  return (
-    f"<figure><figcaption>{name} <small>{escaped(text)}</small></figcaption>"
-    f'<img alt="{name}" width="{columns}" height="{rows}"'
-    f' style="height:auto;max-width:{min(440, 16 * columns)}px"'
-    f' src="{_images.png(values)}"></figure>'
+  return environment.from_string(_TEMPLATE.read_text()).render(
+    title=titles[0] if len(titles) == 1 else f"{len(groups)} runs",
+    today=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    plotly=plotly.offline.get_plotlyjs() if script is None else script,
+    names=[run.name for run in firsts],
+    seeds=[sum(run.config.get("num_seeds", 1) for run in group) for group in groups],
+    steps=[run.step for run in firsts],
+    colors=COLORS,
+    commands=table("Commands", _tables.commands, {}),
+    summary=table("Results", _tables.summary, {}),
+    curves=drawn("Curves", _charts.curves),
+    masks=drawn("Charts of masks", _charts.masks),
+    budgets=drawn("Charts of layers", _charts.layers),
+    pictures=[
+      _run.optional("Images", lambda run=run: list(_images.pictures(run)), [])
+      for run in firsts
+    ],
+    layer_columns=_tables.LAYER_COLUMNS,
+    layers=[
+      _run.optional("Layers", lambda run=run: _tables.layers(run), []) for run in firsts
+    ],
+    config=table("Configs", _tables.config, ({}, {})),
+    environment=table("Environments", _tables.environment, {}),
   )
 
 
-def _section(name: str, body: str) -> str:
-  return f"<section><h2>{name}</h2>{body}</section>" if body else ""
-
-
-def _grid(kind: str, cells: Sequence[str]) -> str:
-  return f'<div class="grid {kind}">{"".join(cells)}</div>'
+def _html(figure, number: int) -> str:
+  """Returns the HTML of a figure, without the script that all figures share."""
+  if figure is None:
+    return ""
+  return plotly.io.to_html(
+    figure,
+    config={"displaylogo": False},
+    include_plotlyjs=False,
+    full_html=False,
+    default_height=figure.layout.height,
+    div_id=f"chart{number}",
+  )

@@ -1,6 +1,7 @@
 """Reading of runs from their directories, for reports."""
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -11,8 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from sparsejax import models
-from sparsejax.analysis.costs import kernel_uses
 from sparsejax.training import (
   METHODS,
   METRICS_FILE,
@@ -21,19 +20,22 @@ from sparsejax.training import (
   cost_history,
   data,
   estimate_costs,
+  model_uses,
   read_environment,
   read_metrics,
 )
 
-MOST = 12  # the maximum number of runs on one page
+MOST = 12  # the maximum number of configs on one page, not counting seeds
+_SEEDS = ("seed", "num_seeds", "data_dir")  # may differ between runs that are averaged
 
 _MASK = re.compile(r"opt_state/(?:.*/)?masks/(.+)")
 _PARAM = re.compile(r"params/(.+)")
-_STATE = re.compile(r"model_state/(.+)")
 
 
 class Found(NamedTuple):
   """A run as read from its directory; arrays are those of the first seed.
+
+  Of runs whose configs differ in their seeds alone, only the first has arrays.
 
   Attributes:
     name: a name that distinguishes the run from the others on the page.
@@ -45,7 +47,6 @@ class Found(NamedTuple):
     step: the step of the checkpoint with the params and masks; None without one.
     params: arrays by path.
     masks: bool arrays by path, True = live.
-    model_state: further variables of the model, arrays by path.
     image_shape: the shape of one image; None if unknown.
     uses: how often each kernel is used per example, from `kernel_uses`; empty if
       unknown.
@@ -60,7 +61,6 @@ class Found(NamedTuple):
   step: int | None
   params: dict[str, np.ndarray]
   masks: dict[str, np.ndarray]
-  model_state: dict[str, np.ndarray]
   image_shape: tuple[int, ...] | None
   uses: dict[str, int]
 
@@ -89,7 +89,7 @@ def read(
     The runs in the given order, without duplicates.
 
   Raises:
-    WorkdirError: a directory contains no run, or there are more than `MOST` runs.
+    WorkdirError: a directory contains no run, or there are more than `MOST` configs.
   """
   paths: list[pathlib.Path] = []
   for given in workdirs:
@@ -106,15 +106,57 @@ def read(
       )
     paths += inside
   paths = list(dict.fromkeys(paths))
-  if len(paths) > MOST:
+  configs = [json.loads((path / "config.json").read_text()) for path in paths]
+  keys = [_key(config) for config in configs]
+  if len(set(keys)) > MOST:
     raise WorkdirError(
-      f"a report must be of at most {MOST} runs; got {len(paths)}. Name those to show."
+      f"a report must be of at most {MOST} runs, not counting their seeds; got"
+      f" {len(set(keys))}. Name those to show."
     )
   found = []
-  for path, name in zip(paths, names(paths), strict=True):
+  for i, (path, name) in enumerate(zip(paths, names(paths), strict=True)):
     say(f"Reading {path}")
-    found.append(_read(path, name))
+    found.append(_read(path, name, configs[i], with_arrays=keys[i] not in keys[:i]))
   return found
+
+
+def group(runs: Sequence[Found]) -> list[list[Found]]:
+  """Groups runs whose configs differ in their seeds alone, and names the groups.
+
+  Args:
+    runs: the runs from `read`.
+
+  Returns:
+    The groups in the order of their first runs. All runs of a group have its name, as
+    do those of a config that is there once.
+  """
+  groups: dict[str, list[Found]] = {}
+  for run in runs:
+    groups.setdefault(_key(run.config), []).append(run)
+  found = list(groups.values())
+  paths = [pathlib.Path(os.path.commonpath([r.path for r in runs])) for runs in found]
+  # A comparison has a folder per cell, with one folder in it per run of some seeds.
+  shorter = [p.parent if p.name.startswith("seed") else p for p in paths]
+  if len(found) > 1 and len(set(shorter)) == len(found):
+    paths = shorter
+  elif len(set(paths)) < len(found):
+    paths = [runs[0].path for runs in found]
+  return [
+    [run._replace(name=name) for run in runs]
+    for runs, name in zip(found, names(paths), strict=True)
+  ]
+
+
+def optional(what: str, compute: Callable[[], Any], default: Any = None) -> Any:
+  """Returns `compute()`, or a default and a warning in the log if it fails.
+
+  Parts of a page that may fail on a model that nobody foresaw never lose the page.
+  """
+  try:
+    return compute()
+  except Exception as e:
+    logging.warning("%s are missing: %s: %s", what, type(e).__name__, e)
+    return default
 
 
 def names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -144,12 +186,32 @@ def names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def costs(run: Found) -> tuple[float, float] | None:
   """Returns the `estimate_costs` of a run, or None if they are unknown."""
-  history = cost_history(run.records)
-  if not history or not run.masks or not set(history[0]) <= set(run.uses):
+  history, method = cost_history(run.records), run.config["method"]
+  known = history and run.masks and set(history[0]) <= set(run.uses)
+  if not known or method not in METHODS:
     return None
-  if run.config["method"] not in METHODS:
+  return optional(
+    "Multiply-adds", lambda: estimate_costs(history, run.uses, run.sizes, method)
+  )
+
+
+def live_blocks(run: Found) -> float | None:
+  """Returns live blocks / blocks at the checkpoint; None without a block structure."""
+  if run.config.get("structure") != "block" or not run.masks:
     return None
-  return estimate_costs(history, run.uses, run.sizes, run.config["method"])
+  side, live, count = run.config["block"], 0, 0
+  for mask in run.masks.values():
+    *lead, inputs, outputs = mask.shape
+    cut = mask.reshape(*lead, inputs // side, side, outputs // side, side)
+    blocks = cut.any((-3, -1))
+    live, count = live + int(blocks.sum()), count + blocks.size
+  return live / count
+
+
+def _key(config: dict[str, Any]) -> str:
+  """Returns what runs of different seeds have in common."""
+  rest = {name: value for name, value in config.items() if name not in _SEEDS}
+  return json.dumps(rest, sort_keys=True)
 
 
 def _is_run(path: pathlib.Path) -> bool:
@@ -165,15 +227,16 @@ def _is_run(path: pathlib.Path) -> bool:
   return (path / METRICS_FILE).exists() and fields <= set(config)
 
 
-def _read(path: pathlib.Path, name: str) -> Found:
-  config = json.loads((path / "config.json").read_text())
-  step, arrays = _arrays(path)
+def _read(
+  path: pathlib.Path, name: str, config: dict[str, Any], with_arrays: bool
+) -> Found:
+  step, arrays = _arrays(path) if with_arrays else (None, {})
   if config.get("num_seeds", 1) > 1:
     arrays = {key: x[0] for key, x in arrays.items() if x.ndim}
   noted = read_environment(path)
   params = _matching(_PARAM, arrays)
   masks = {k: m for k, m in _matching(_MASK, arrays).items() if m.dtype == bool}
-  image_shape, uses = _uses(config, noted)
+  image_shape, uses = _uses(config, noted) if with_arrays else (None, {})
   return Found(
     name=name,
     path=path,
@@ -185,7 +248,6 @@ def _read(path: pathlib.Path, name: str) -> Found:
     params=params,
     # In the order of the params.
     masks={k: masks[k] for k in params if k in masks},
-    model_state=_matching(_STATE, arrays),
     image_shape=image_shape,
     uses=uses,
   )
@@ -224,16 +286,13 @@ def _arrays(path: pathlib.Path) -> tuple[int | None, dict[str, np.ndarray]]:
 
 def _uses(config, noted) -> tuple[tuple[int, ...] | None, dict[str, int]]:
   shape, classes = noted.get("image_shape"), noted.get("num_classes")
-  try:
+
+  def compute():
+    nonlocal shape, classes
     if shape is None:
       dataset = data.load(config["dataset"], config["data_dir"])
       shape, classes = dataset.train.images.shape[1:], dataset.num_classes
-    kwargs = config["model_kwargs"]
-    model = models.create(config["model"], num_classes=classes, **kwargs)
-    # Text has one axis, of integer tokens; images have three.
-    dtype = "int32" if len(shape) == 1 else "float32"
-    example = jax.ShapeDtypeStruct((1, *shape), dtype)
-    return tuple(shape), kernel_uses(model, example)
-  except Exception as e:  # write the page without this column
-    logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
-    return (tuple(shape) if shape else None), {}
+    return model_uses(config["model"], config["model_kwargs"], shape, classes)[0]
+
+  uses = optional("Multiply-adds", compute, {})
+  return (tuple(shape) if shape else None), uses

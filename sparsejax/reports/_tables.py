@@ -1,6 +1,5 @@
-"""The tables of a report, with one row per quantity and one column per run."""
+"""The tables of a report: rows of texts, one column per group of runs."""
 
-import html
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,172 +8,161 @@ import numpy as np
 
 from sparsejax.analysis import method_name
 from sparsejax.analysis.costs import forward_multiply_adds, sizes
-from sparsejax.reports import _charts, _run
+from sparsejax.reports import _run
 from sparsejax.reports._run import Found
 from sparsejax.training import format_duration, format_percent
 
+Group = Sequence[Found]  # runs that differ in their seeds alone
+Rows = dict[str, list[str]]  # one text per group, by the name of the quantity
+
 _NOTHING = "–"
+LAYER_COLUMNS = ("layer", "shape", "weights", "live", "density", "multiply-adds")
 
 
-def summary(runs: Sequence[Found]) -> str:
-  """Formats the results of runs: accuracy, time, sizes and multiply-adds."""
-  rows: dict[str, list[str]] = {}
-  for run in runs:
-    for name, value in _facts(run).items():
-      rows.setdefault(name, []).append(value)
-  kept = {n: v for n, v in rows.items() if any(x != _NOTHING for x in v)}
-  return card(_table(runs, kept), "card fit")
+def summary(groups: Sequence[Group]) -> Rows:
+  """Formats the results of groups: accuracy, time, sizes and multiply-adds."""
+  return _rows([_facts(group) for group in groups])
 
 
-def layers(runs: Sequence[Found]) -> str:
-  """Formats shape, weights and density of each layer; long tables are collapsed."""
-  parts = []
-  for run in runs:
-    if not run.masks:
-      continue
-    lines = []
-    for name, mask in run.masks.items():
-      live = int(mask.sum())
-      ops = f"{run.uses[name] * live:,}" if name in run.uses else _NOTHING
-      shape = "×".join(map(str, mask.shape))
-      cells = (
+def layers(run: Found) -> list[tuple[str, ...]]:
+  """Formats each sparsified layer of a run, with the columns `LAYER_COLUMNS`."""
+  lines = []
+  for name, mask in run.masks.items():
+    live = int(mask.sum())
+    uses = run.uses.get(name)
+    lines.append(
+      (
         name,
-        shape,
+        "×".join(map(str, mask.shape)),
         f"{mask.size:,}",
         f"{live:,}",
         f"{live / mask.size:.4f}",
-        ops,
+        _NOTHING if uses is None else f"{uses * live:,}",
       )
-      lines.append("".join(f"<td>{escaped(cell)}</td>" for cell in cells))
-    # Collapse the table if there are several runs or many layers.
-    head = ("layer", "shape", "weights", "live", "density", "multiply-adds")
-    names = "".join(f"<th>{h}</th>" for h in head)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    table = (
-      f'<div class="scroll"><table><thead><tr>{names}</tr></thead>'
-      f"<tbody>{body}</tbody></table></div>"
     )
-    if len(runs) > 1 or len(lines) > 12:
-      table = f"<details><summary>{escaped(run.name)}</summary>{table}</details>"
-    parts.append(table)
-  return card("".join(parts)) if parts else ""
+  return lines
 
 
-def config(runs: Sequence[Found]) -> str:
-  """Formats the configs of runs; fields that differ between runs come first."""
-  names = list(dict.fromkeys(name for run in runs for name in run.config))
-  rows = {n: [_value(run.config.get(n, _NOTHING)) for run in runs] for n in names}
-  if len(runs) == 1:
-    return card(_table(runs, rows, text=True, head=False))
-  differ = {n: v for n, v in rows.items() if len(set(v)) > 1}
-  same = {n: v[:1] for n, v in rows.items() if n not in differ}
-  first = (
-    _table(runs, differ, text=True) if differ else "<p>The runs are of one config.</p>"
-  )
-  rest = _table(runs[:1], same, text=True, head=False)
-  note = "what all of them have in common"
-  return card(f"{first}<details><summary>{note}</summary>{rest}</details>")
+def config(groups: Sequence[Group]) -> tuple[Rows, Rows]:
+  """Formats the fields that differ between the configs of groups, then the others."""
+  configs = [{k: _text(v) for k, v in group[0].config.items()} for group in groups]
+  rows = _rows(configs)
+  differ = {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
+  return differ, {name: texts[:1] for name, texts in rows.items() if name not in differ}
 
 
-def environment(runs: Sequence[Found]) -> str:
-  """Formats the command, commit, date, hardware and versions of runs."""
-  rows: dict[str, list[str]] = {}
-  for run in runs:
+def environment(groups: Sequence[Group]) -> Rows:
+  """Formats the commit, date, hardware and versions of the first run of each group."""
+  facts = []
+  for run, *_ in groups:
     parts = run.environment.get("parts", [])
     first: dict[str, Any] = parts[0] if parts else {}
     versions = first.get("versions", {})
-    facts = {
-      "command": first.get("command", "not noted by the version that trained it"),
-      "commit": (first.get("commit") or _NOTHING)[:13],
-      "date": first.get("date", _NOTHING),
-      "hardware": first.get("hardware", _NOTHING),
-      "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or _NOTHING,
-      "went on at steps": ", ".join(f"{p['step']:,}" for p in parts[1:]) or _NOTHING,
-    }
-    for name, value in facts.items():
-      rows.setdefault(name, []).append(value)
-  kept = {n: v for n, v in rows.items() if any(x != _NOTHING for x in v)}
-  return card(_table(runs, kept, text=True, head=len(runs) > 1))
+    facts.append(
+      {
+        "commit": (first.get("commit") or _NOTHING)[:13],
+        "date": first.get("date", _NOTHING),
+        "hardware": first.get("hardware", _NOTHING),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or _NOTHING,
+        "resumed at": ", ".join(f"{p['step']:,}" for p in parts[1:]) or _NOTHING,
+      }
+    )
+  return _rows(facts)
 
 
-def card(body: str, kind: str = "card") -> str:
-  """Wraps HTML in a `<div>` of the given class."""
-  return f'<div class="{kind}">{body}</div>'
+def commands(groups: Sequence[Group]) -> dict[str, list[int]]:
+  """Returns the commands that trained the runs, with the numbers of their groups."""
+  found: dict[str, list[int]] = {}
+  for i, group in enumerate(groups):
+    for run in group:
+      for part in run.environment.get("parts", []):
+        numbers = found.setdefault(part["command"], [])
+        numbers += [i] if i not in numbers else []
+  return found
 
 
-def escaped(value: str) -> str:
-  """Escapes text for HTML."""
-  return html.escape(value, quote=True)
+def _rows(columns: Sequence[dict[str, str]]) -> Rows:
+  """Makes rows of columns, and leaves out those that no column has a text for."""
+  names = dict.fromkeys(name for column in columns for name in column)
+  rows = {name: [c.get(name, _NOTHING) for c in columns] for name in names}
+  return {name: texts for name, texts in rows.items() if set(texts) != {_NOTHING}}
 
 
-def _facts(run: Found) -> dict[str, str]:
-  # Method, density, accuracies and time; unfinished runs have no test results.
-  c, done = run.config, run.summary
-  facts = {"method": method_name(c["method"])}
-  live, size = sum(run.live.values()), sum(run.sizes.values())
-  facts["density"] = f"{live / size:.4g}" if size else f"{c['density']:.4g}"
-  facts["test accuracy"] = facts["test loss"] = _NOTHING
+def _facts(group: Group) -> dict[str, str]:
+  """Returns the facts of a group in their order; those that are not known are left out.
+
+  Runs that are not finished have no test results. Sizes and multiply-adds need a
+  checkpoint; they are those of the first seed.
+  """
+  first = group[0]
+  done = [run.summary for run in group if run.summary]
+  live, size = sum(first.live.values()), sum(first.sizes.values())
+  facts = {
+    "method": method_name(first.config["method"]),
+    "density": f"{live / size if size else first.config['density']:.4g}",
+  }
   if done:
-    right = 1 - np.asarray(done["test_error_percent"]) / 100
-    facts["test accuracy"] = format_percent(right)
-    facts["test loss"] = f"{np.mean(done['test_loss']):.4f}"
-  seen = [r for r in run.records if r.get("validation_accuracy") is not None]
-  facts["validation accuracy"] = (
-    format_percent(np.atleast_1d(np.array(seen[-1]["validation_accuracy"], float)))
-    if seen
-    else _NOTHING
-  )
-  last = run.records[-1]["step"] if run.records else 0
-  facts["steps"] = f"{last:,}" + ("" if done else " (not finished)")
-  facts["time"] = format_duration(done["seconds"]) if done else _NOTHING
-  # Parameters, bytes and multiply-adds, as far as the checkpoint and the costs exist.
-  formats = ("dense", "one bit a mask", "sparse rows")
-  names = ("parameters", "live parameters", *(f"bytes: {name}" for name in formats))
-  facts |= dict.fromkeys(names, _NOTHING)
-  if run.params and size:
-    found = sizes(run.params, {name: run.masks.get(name) for name in run.params})
-    counts = (f"{found.parameters:,}", f"{found.live:,}")
-    facts |= zip(names, (*counts, *map(_bytes, found[2:])), strict=True)
-  facts |= dict.fromkeys(("multiply-adds an image", "to infer", "to train"), _NOTHING)
-  cost = _run.costs(run)
+    errors = np.concatenate([np.atleast_1d(s["test_error_percent"]) for s in done])
+    facts["test accuracy"] = format_percent(1 - errors / 100)
+    losses = np.concatenate([np.atleast_1d(s["test_loss"]) for s in done])
+    facts["test loss"] = f"{np.mean(losses):.4f}"
+  seen = [_last(run, "validation_accuracy") for run in group]
+  seen = np.array([value for values in seen for value in values])
+  if len(seen):
+    facts["validation accuracy"] = format_percent(seen)
+  steps = sorted({run.records[-1]["step"] for run in group if run.records})
+  going = sum(not run.summary for run in group)
+  facts["steps"] = " to ".join(f"{n:,}" for n in (steps[:1] + steps[1:][-1:]) or [0])
+  if going:
+    facts["steps"] += " (not finished)" if len(group) == 1 else f" ({going} unfinished)"
+  # The first record of a run includes the time to compile.
+  speeds = [_values(run, "steps_per_second") for run in group]
+  speeds = [v for several in speeds for v in several[1:] or several if v > 0]
+  if speeds:
+    facts["step time"] = f"{1000 / np.median(speeds):.3g} ms"
+  if done:
+    facts["time"] = format_duration(sum(s["seconds"] for s in done))
+  blocks = _run.optional("Live blocks", lambda: _run.live_blocks(first))
+  if blocks is not None:
+    facts["live blocks"] = f"{100 * blocks:.3g} %"
+  facts |= _run.optional("Sizes", lambda: _sizes(first), {})
+  cost = _run.costs(first)
   if cost:
-    once = forward_multiply_adds(run.uses, run.live)
-    facts["multiply-adds an image"] = f"{once:,.0f}"
-    facts["to infer"], facts["to train"] = (f"{part:.3g} × dense" for part in cost)
-  skipped = done.get("skipped_steps", []), done.get("skipped_mask_updates", [])
-  for name, counts in zip(
-    ("steps skipped", "mask updates skipped"), skipped, strict=True
-  ):
-    facts[name] = str(sum(counts)) if any(counts) else _NOTHING
+    facts["multiply-adds per example"] = (
+      f"{forward_multiply_adds(first.uses, first.live):,.0f}"
+    )
+    for name, part in zip(("to infer", "to train"), cost, strict=True):
+      facts[f"multiply-adds {name}"] = f"{part:.3g} × dense"
+  for name in ("skipped_steps", "skipped_mask_updates"):
+    count = sum(np.sum(s.get(name, 0)) for s in done)
+    if count:
+      facts[name.replace("_", " ")] = f"{count:,.0f}"
   return facts
 
 
-def _table(
-  runs: Sequence[Found],
-  rows: dict[str, list[str]],
-  text: bool = False,
-  head: bool | None = None,
-) -> str:
-  """Formats a table with one row per quantity and one column per run."""
-  top = ""
-  if len(runs) > 1 if head is None else head:
-    cells = "".join(
-      f'<th{" class=text" if text else ""}><i style="background:{color}"></i>'
-      f"{escaped(run.name)}</th>"
-      for run, color in zip(runs, _charts.run_colors(len(runs)), strict=True)
-    )
-    top = f"<thead><tr><th></th>{cells}</tr></thead>"
-  kind = ' class="text"' if text else ""
-  body = "".join(
-    f"<tr><td>{escaped(name)}</td>"
-    + "".join(f"<td{kind}>{escaped(value)}</td>" for value in values)
-    + "</tr>"
-    for name, values in rows.items()
-  )
-  return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
+def _sizes(run: Found) -> dict[str, str]:
+  if not run.params or not run.masks:
+    return {}
+  found = sizes(run.params, {name: run.masks.get(name) for name in run.params})
+  names = ("bytes: dense", "bytes: one bit per mask", "bytes: sparse rows")
+  return {
+    "parameters": f"{found.parameters:,}",
+    "live parameters": f"{found.live:,}",
+    **dict(zip(names, map(_bytes, found[2:]), strict=True)),
+  }
 
 
-def _value(value: Any) -> str:
+def _values(run: Found, name: str) -> list[Any]:
+  return [r[name] for r in run.records if r.get(name) is not None]
+
+
+def _last(run: Found, name: str) -> list[float]:
+  """Returns a field of the last record that has it, one value per seed."""
+  values = _values(run, name)
+  return np.atleast_1d(np.array(values[-1], float)).tolist() if values else []
+
+
+def _text(value: Any) -> str:
   return value if isinstance(value, str) and value else json.dumps(value)
 
 

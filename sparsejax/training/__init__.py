@@ -20,6 +20,7 @@ from sparsejax.training._config import filled as fill_config
 from sparsejax.training._config import to_json as config_to_json
 from sparsejax.training._costs import estimate as estimate_costs
 from sparsejax.training._costs import history as cost_history
+from sparsejax.training._costs import model_uses
 from sparsejax.training._environment import read as read_environment
 from sparsejax.training._errors import (
   CheckpointError,

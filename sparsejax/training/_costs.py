@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from sparsejax.analysis.costs import forward_multiply_adds, training_multiply_adds
+from sparsejax import models
+from sparsejax.analysis.costs import (
+  forward_multiply_adds,
+  kernel_uses,
+  training_multiply_adds,
+)
+from sparsejax.core import path_string
 from sparsejax.training._methods import METHODS
 
 
@@ -51,3 +58,27 @@ def estimate(
   )
   whole = forward_multiply_adds(uses, dense)
   return forward_multiply_adds(uses, history[-1]) / whole, float(cost) / (3 * whole)
+
+
+def model_uses(
+  model: str, model_kwargs: Mapping[str, Any], shape: Sequence[int], num_classes: int
+) -> tuple[dict[str, int], dict[str, int]]:
+  """Counts how often one example uses each weight of a model.
+
+  Args:
+    model: the name of a model, as in configs.
+    model_kwargs: its arguments.
+    shape: the shape of an image; of a text, `(tokens,)`.
+    num_classes: the number of outputs.
+
+  Returns:
+    The uses per weight, from `kernel_uses`, and the number of weights, by path.
+  """
+  network = models.create(model, num_classes=num_classes, **model_kwargs)
+  # Text has one axis, of integer tokens; images have three, and are normalized.
+  dtype = "int32" if len(shape) == 1 else "float32"
+  example = jax.ShapeDtypeStruct((1, *shape), dtype)
+  params = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
+  named = jax.tree_util.tree_leaves_with_path(params)
+  sizes = {path_string(path): leaf.size for path, leaf in named}
+  return kernel_uses(network, example), sizes

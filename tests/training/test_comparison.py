@@ -92,7 +92,7 @@ def test_what_fails_after_training_costs_no_result(two_runs, tmp_path, monkeypat
     raise TypeError("no such product")
 
   config, said = make_config("dense"), []
-  monkeypatch.setattr(comparison, "kernel_uses", fail)
+  monkeypatch.setattr(comparison, "model_uses", fail)
   monkeypatch.setattr(logging, "warning", lambda line, *args: said.append(line % args))
   outcomes = comparison.collect(config, two_runs[0])
   snip = outcomes[comparison.Cell("snip", 0.1)]

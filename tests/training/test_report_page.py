@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from sparsejax import models
-from sparsejax.analysis import mask_image
+from sparsejax.analysis import COLORS, mask_image
 from sparsejax.reports import _charts as report_charts
 from sparsejax.reports import _images as report_images
 from sparsejax.reports import _page as report_page
 from sparsejax.reports import _run as report_run
-from sparsejax.reports import _svg as report_svg
+from sparsejax.reports import _tables as report_tables
 from sparsejax.training import _checkpoint as checkpoint
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _environment as environment
@@ -87,6 +87,9 @@ def folder(tmp_path_factory):
   _run(root / "grid/rigl/seed=0", method="rigl")
   _run(root / "grid/set/seed=0", seeds=2, finished=False, method="sparse_evolution")
   _run(root / "lenet5", dataset="mnist", model="lenet5", model_kwargs={})
+  for seed in range(3):
+    _run(root / f"cells/rigl/seeds={seed}", method="rigl", seed=seed)
+  _run(root / "cells/block/seeds=0", structure="block", block=8, method="rigl")
   return root
 
 
@@ -97,6 +100,15 @@ def pages(folder):
     "one": report_page.page(report_run.read([folder / "lenet5"])),
     "several": report_page.page(report_run.read(every)),
   }
+
+
+def _groups(*folders):
+  return report_run.group(report_run.read(folders))
+
+
+def _traces(chart, band=False):
+  skip = "skip" if band else None
+  return {t.name: t for t in chart.figure.data if t.hoverinfo == skip}
 
 
 def test_a_run_is_read_from_its_directory(folder):
@@ -131,7 +143,9 @@ def test_what_is_no_run_is_refused(tmp_path, folder, monkeypatch):
   with pytest.raises(errors.WorkdirError, match=r"must hold a run .* got"):
     report_run.read([tmp_path])
   monkeypatch.setattr(report_run, "MOST", 1)
-  with pytest.raises(errors.WorkdirError, match="at most 1 runs; got 2"):
+  with pytest.raises(
+    errors.WorkdirError, match="at most 1 runs, not counting their seeds; got 2"
+  ):
     report_run.read([folder / "grid"])
 
 
@@ -142,7 +156,91 @@ def test_a_run_without_a_checkpoint_or_environment_has_a_page(folder, tmp_path):
   (bare / environment.FILE).unlink()
   page = report_page.page(report_run.read([bare]))
   assert "no checkpoint to read" in page
-  assert "not noted by the version that trained it" in page
+  assert "not recorded by the version that trained it" in page
+
+
+def test_runs_that_differ_in_their_seeds_are_averaged(folder):
+  groups = _groups(folder / "cells")
+  assert [(group[0].name, len(group)) for group in groups] == [
+    ("block", 1),
+    ("rigl", 3),
+  ]
+  assert [bool(run.masks) for run in groups[1]] == [True, False, False]
+  for i, run in enumerate(groups[1]):
+    for record in run.records:
+      if "train_loss" in record:
+        record["train_loss"] = float(i)
+  loss = report_charts.curves(groups)[1]
+  lines, bands = _traces(loss), _traces(loss, band=True)
+  np.testing.assert_allclose(lines["rigl, training"].y, 1.0)
+  assert set(bands) == {"rigl, training"}
+  assert sorted(set(bands["rigl, training"].y)) == [0.0, 2.0]
+  facts = report_tables.summary(groups)
+  assert facts["test accuracy"] == ["96.00 %", "96.00 ± 0.00 % (3 seeds)"]
+  # The first record of a run, which includes compilation, is left out of step times.
+  assert facts["step time"] == ["111 ms", "111 ms"]
+  differ, same = report_tables.config(groups)
+  assert set(differ) == {"structure", "block"}
+  assert same["method"] == ["rigl"]
+
+
+def test_live_blocks_are_counted(folder):
+  (run,) = report_run.read([folder / "cells/block"])
+  mask = np.zeros((16, 8), bool)
+  mask[3, 2] = True  # one of two blocks
+  run = run._replace(masks={"a": mask, "b": np.ones((2, 8, 8), bool)})
+  assert report_run.live_blocks(run) == 3 / 4
+  assert report_tables.summary([[run]])["live blocks"] == ["75 %"]
+  other = run._replace(config={**run.config, "structure": "any"})
+  assert report_run.live_blocks(other) is None
+
+
+def test_all_accuracies_are_on_the_axis(folder):
+  (group,) = _groups(folder / "lenet5")
+  records = [
+    {"epoch": i, "step": i, "validation_accuracy": value}
+    for i, value in enumerate([0.05, 0.9, 0.99, 1.0])
+  ]
+  chart = report_charts.curves([[group[0]._replace(records=records)]])[0]
+  (trace,) = chart.figure.data
+  np.testing.assert_allclose(trace.y, [95, 10, 1, 0.01])
+  axis = chart.figure.layout.yaxis
+  assert (axis.type, axis.dtick) == ("log", 1)
+  assert axis.range is None
+
+
+def test_lines_have_the_colors_of_their_runs_and_epochs_are_integers(folder):
+  groups = _groups(folder / "grid", folder / "lenet5")
+  several = [*report_charts.curves(groups), *report_charts.masks(groups)]
+  several += report_charts.layers(groups)
+  for chart in several:
+    for trace in chart.figure.data:
+      number = trace.meta[0].removeprefix("run")
+      color = trace.line.color if trace.line.color else trace.fillcolor
+      assert color == COLORS[int(number)]
+    epochs = chart.figure.layout.xaxis
+    assert epochs.dtick == (None if epochs.type == "category" else 1)
+  kinds = {trace.name: trace.line.dash for trace in several[0].figure.data}
+  assert kinds["lenet5, validation"] == "solid"
+  assert kinds["lenet5, training"] != "solid"
+
+
+def test_what_fails_costs_its_part_of_the_page_only(folder, monkeypatch, caplog):
+  def fail(*args, **kwargs):
+    raise TypeError("no such product")
+
+  for place, name in (
+    (report_run, "model_uses"),
+    (report_run, "estimate_costs"),
+    (report_charts, "masks"),
+    (report_tables, "sizes"),
+    (report_images, "pictures"),
+  ):
+    monkeypatch.setattr(place, name, fail)
+  page = report_page.page(report_run.read([folder / "grid/rigl"]), script="")
+  assert "96.00 %" in page
+  assert "<figcaption>Error" in page
+  assert "no such product" in caplog.text
 
 
 def test_the_page_says_what_the_run_came_to(pages):
@@ -153,31 +251,10 @@ def test_the_page_says_what_the_run_came_to(pages):
     assert part in pages["several"]
 
 
-def test_the_page_needs_nothing_else(pages):
-  for page in pages.values():
-    links = re.findall(r'(?:src|href)="(?!data:)|url\(|@import|https?://', page)
-    assert not links
-    assert len(page) < 300_000
-
-
-def test_lines_are_where_their_values_are():
-  line = report_svg.Series("a", np.array([0, 1]), np.array([0.0, 10.0]), "red")
-  drawn = report_svg.chart("t", [line], limits=(0, 10))
-  (path,) = re.findall(r'class="line"[^>]* d="([^"]+)"', drawn)
-  bottom, top = report_svg.HEIGHT - 34, 10
-  assert [float(y) for y in re.findall(r" ([\d.]+)", path)] == [bottom, top]
-  assert "nothing recorded" in report_svg.chart("t", [])
-  gaps = line._replace(y=np.array([np.nan, 1.0]))
-  assert "<circle" in report_svg.chart("t", [gaps], log=True)
-
-
-@pytest.mark.parametrize("low", [0.001, 3.0])
-@pytest.mark.parametrize("high", [7.0, 91234.0])
-def test_ticks_reach_over_the_range(low, high):
-  for ticks in (report_svg.nice_ticks(low, high), report_svg.log_ticks(low, high)):
-    assert ticks[0] <= low < high <= ticks[-1]
-    assert ticks == sorted(set(ticks))
-    assert 2 <= len(ticks) <= 10
+def test_the_page_needs_nothing_else(folder):
+  page = report_page.page(report_run.read([folder / "grid"]), script="")
+  assert not re.findall(r'(?:src|href)="(?!data:)|url\(|@import|https?://', page)
+  assert len(page) < 200_000
 
 
 def test_pictures_show_what_is_live():
@@ -185,15 +262,11 @@ def test_pictures_show_what_is_live():
   mask[0, 0, 0, 0] = mask[1, 1, 0, 2] = True
   grid = report_images.filters(np.full(mask.shape, -2.0), mask)
   assert np.argwhere(np.isfinite(grid)).tolist() == [[0, 0], [1, 7]]
-  assert np.nanmin(grid) == np.nanmax(grid) == -1
+  assert np.nanmin(grid) == np.nanmax(grid) == -2
   blocks = mask_image(np.eye(300, 5, dtype=bool))
   assert blocks.shape == (128, 5)
   np.testing.assert_allclose(blocks[:, 0].sum(), 0.5)  # one of two rows of a block
-  assert report_images.png(grid).startswith("data:image/png;base64,")
-
-
-def test_a_colour_a_run():
-  assert len(set(report_charts.run_colors(12))) == 12
+  assert report_images.png(grid / 2).startswith("data:image/png;base64,")
 
 
 def _browser():
@@ -206,28 +279,31 @@ def _browser():
 
 
 _PROBE = """<script>
-window.onload = () => {
+window.onload = () => setTimeout(() => {
   const out = {};
   for (const frame of document.querySelectorAll("iframe")) {
-    const page = frame.contentDocument, svg = page.querySelector("figure.chart svg");
-    const box = svg.getBoundingClientRect();
-    svg.dispatchEvent(new frame.contentWindow.PointerEvent("pointermove",
-      {clientX: box.left + box.width / 2, clientY: box.top + 20}));
-    const cut = [...page.querySelectorAll("figcaption, h1, h2, h3, .legend li, img")]
-      .filter((e) => e.getBoundingClientRect().right > frame.width);
+    const page = frame.contentDocument, view = frame.contentWindow;
+    const plots = [...page.querySelectorAll(".js-plotly-plot")];
+    const right = (e) => e.getBoundingClientRect().right;
+    const parts = "figcaption, h1, h2, h3, pre, .legend button, img, svg";
+    const cut = [...page.querySelectorAll(parts)].filter((e) => right(e) > frame.width);
+    const scroll = page.querySelector(".scroll");
+    scroll.scrollLeft = 99999;
+    const first = plots[0];
+    [...page.querySelectorAll(".legend button")].at(-1).click();
     out[frame.id] = {
-      inner: frame.contentWindow.innerWidth,
+      inner: view.innerWidth,
       wide: page.documentElement.scrollWidth,
       cut: cut.length,
-      columns: new Set([...page.querySelectorAll(".charts > figure")].map(
-        (e) => e.getBoundingClientRect().left)).size,
-      tip: page.getElementById("tip").textContent,
-      paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
-      letters: parseFloat(box.width) / 340 * 12,
+      last: right(scroll.querySelector("tr").lastElementChild) - right(scroll),
+      columns: new Set(plots.map((e) => e.getBoundingClientRect().left)).size,
+      hidden: first.data.filter((t) => t.visible === false).map((t) => t.name),
+      paper: view.getComputedStyle(page.body).backgroundColor,
+      text: view.getComputedStyle(first.querySelector(".xtick text")).fill,
     };
   }
   document.getElementById("out").textContent = JSON.stringify(out);
-};
+}, 2000);
 </script>"""
 
 
@@ -253,11 +329,13 @@ def test_a_browser_shows_the_page(pages, tmp_path, dark):
   found = json.loads(html.unescape(text[1]))
   assert set(found) == {"one-390", "one-1280", "several-390", "several-1280"}
   for name, seen in found.items():
-    width = int(name.split("-")[1])
-    assert seen["inner"] == width
-    assert seen["wide"] <= width, "the page itself must not scroll sideways"
+    page, width = name.split("-")
+    assert seen["inner"] == int(width)
+    assert seen["wide"] <= int(width), "the page itself must not scroll sideways"
     assert seen["cut"] == 0
-    assert seen["columns"] == (1 if width == 390 else 4)
-    assert seen["letters"] > 9
-    assert "%" in seen["tip"]
-    assert (seen["paper"] == "rgb(20, 22, 27)") is dark
+    assert seen["last"] < 1, "the last column cannot be reached"
+    assert seen["columns"] == (1 if width == "390" else 4)
+    assert len(seen["hidden"]) == (1 if page == "one" else 3)
+    assert all(name.endswith("training") for name in seen["hidden"])
+    assert seen["paper"] == ("rgb(20, 22, 27)" if dark else "rgb(246, 247, 249)")
+    assert seen["text"] == ("rgb(154, 163, 178)" if dark else "rgb(102, 112, 133)")

@@ -10,8 +10,6 @@ import jax
 from absl import logging
 from ml_collections import config_dict
 
-from sparsejax import models
-from sparsejax.analysis.costs import kernel_uses
 from sparsejax.experiments import results
 from sparsejax.training import (
   METHODS,
@@ -27,6 +25,7 @@ from sparsejax.training import (
   data,
   estimate_costs,
   format_percent,
+  model_uses,
   read_metrics,
   train_and_evaluate,
 )
@@ -260,17 +259,8 @@ def _counts(config: Config) -> tuple[dict[str, int], dict[str, int]]:
   """Returns how often one example uses each weight, and each layer's size."""
   config = complete_config(config)
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
-  images = dataset.train
-  classes = int(images.labels.max()) + 1
-  model = models.create(config.model, num_classes=classes, **config.model_kwargs)
-  # The model's inputs are as in training: normalized float images or integer tokens.
-  dtype = "int32" if dataset.mean is None else "float32"
-  example = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), dtype)
-  params = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-  named = jax.tree_util.tree_leaves_with_path(params)
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  sizes = {name(path): leaf.size for path, leaf in named}
-  return kernel_uses(model, example), sizes
+  shape = dataset.train.images.shape[1:]
+  return model_uses(config.model, config.model_kwargs, shape, dataset.num_classes)
 
 
 def _outcome(run, index, uses, sizes, method) -> Outcome:
