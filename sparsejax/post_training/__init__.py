@@ -1,5 +1,6 @@
-"""One-shot pruning of trained networks, from statistics of each layer's inputs."""
+"""Pruning of trained networks in one shot, and their fine-tuning by sparse deltas."""
 
+from sparsejax.post_training._delta import fish_masks, spiel, with_delta
 from sparsejax.post_training._methods import ria, wanda
 from sparsejax.post_training._owl import owl
 from sparsejax.post_training._prune import LayerReport, Pruned, prune
@@ -15,10 +16,13 @@ __all__ = [
   "LayerInfo",
   "LayerReport",
   "Pruned",
+  "fish_masks",
   "input_statistics",
   "layers",
   "owl",
   "prune",
   "ria",
+  "spiel",
   "wanda",
+  "with_delta",
 ]
