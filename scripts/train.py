@@ -9,7 +9,8 @@ A config file may have variants, and every field can be changed:
 
 Running the same command again resumes a stopped run. A workdir contains one run;
 another config is rejected there. SIGTERM and Ctrl-C write a checkpoint before they end
-the run (exit status 0 and 130). scripts/report.py writes an HTML page of the result.
+the run (exit status 0 and 130). A run that ends with a loss of NaN exits with 1.
+scripts/report.py writes an HTML page of the result.
 
 On several devices, such as eight virtual CPU devices (`data=-1` uses all devices):
 
@@ -68,6 +69,11 @@ def main(argv: list[str]) -> int:
     result = training.train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
   except (training.TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
+  if result.diverged:
+    sys.exit(
+      "Error: the run diverged: its test loss is not finite. Try a learning_rate below"
+      f" {_CONFIG.value.learning_rate}."
+    )
   return 130 if result.stopped_by is signal.SIGINT else 0
 
 

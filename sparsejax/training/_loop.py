@@ -162,7 +162,7 @@ def _train(
         loss, accuracy = program.evaluate(state, validation).means()
         values |= {"validation_loss": loss, "validation_accuracy": accuracy}
         if count:
-          progress.update(count, accuracy=f"{np.mean(accuracy):.2%}")
+          progress.update(count, validation_accuracy=f"{np.mean(accuracy):.2%}")
       writer.write(count, {**values, "density": seen.density, "live": seen.live})
       writer.write_masks(count, _run.named(moved.masks), config.num_seeds)
 
@@ -175,6 +175,8 @@ def _train(
     # A new run evaluates its initial network, so that records begin at step 0.
     for message in _messages(run, restored, count):
       progress.note(message)
+    if count < total:
+      progress.note("Compiling the training program ...")
     if count == 0:
       evaluate()
     # Each pass trains up to the next step to log at, which is in the same epoch.
@@ -195,8 +197,11 @@ def _train(
       unmoved += run.schedule.number(begin, count)
       ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
       # Show the numbers and write them to `metrics.jsonl`.
+      epoch, position = divmod(count, run.steps_per_epoch)
+      evaluates = not position and (epoch % config.eval_every == 0 or count == total)
       speed = progress.update(
         count,
+        hold=evaluates and len(run.dataset.validation.labels) > 0,
         loss=f"{np.mean(loss):.4f}",
         train_accuracy=f"{np.mean(accuracy):.2%}",
         density=f"{np.mean(seen.density):.4f}",
@@ -221,10 +226,9 @@ def _train(
         },
       )
       # At the end of an epoch: evaluate, stop if nothing is learnt, save.
-      epoch, position = divmod(count, run.steps_per_epoch)
       if position:
         continue
-      if epoch % config.eval_every == 0 or count == total:
+      if evaluates:
         evaluate()
       if np.all(seen.stuck_steps >= run.steps_per_epoch):
         raise _errors.NonFiniteError(
@@ -288,5 +292,5 @@ def _messages(
     return [*messages, "The run begins at its first step."]
   if count == total:
     return [*messages, f"This run is finished: all {total:,} steps are done."]
-  again = " The steps after it are done again." if restored.lost else ""
-  return [*messages, f"Going on at step {count:,} of {total:,}.{again}"]
+  again = " The steps after it are repeated." if restored.lost else ""
+  return [*messages, f"Resuming at step {count:,} of {total:,}.{again}"]

@@ -8,12 +8,19 @@ import rich.progress
 
 # Outside a terminal, the least time between two lines, in seconds.
 _PAUSE = 2.0
+# The fields of a line, in their order.
+_LABELS = {
+  "loss": "train loss",
+  "train_accuracy": "train accuracy",
+  "validation_accuracy": "validation accuracy",
+  "density": "density",
+}
 # The number of mask updates without any change after which to warn.
 _DUE = 10
 
 
 class Progress:
-  """Shows steps done, loss, accuracy, density, speed and the time left.
+  """Shows steps done, loss, accuracies, density, speed and the time left.
 
   Args:
     total: steps of the whole run.
@@ -37,6 +44,7 @@ class Progress:
     self._last_line = -_PAUSE
     self._speed = 0.0
     self._fields: dict[str, str] = {}
+    self._printed: tuple[int, dict[str, str]] | None = None
     self._said: set[str] = set()
     self._bar = None
     if self._console.is_terminal or self._console.is_jupyter:
@@ -44,8 +52,8 @@ class Progress:
       self._bar = rich.progress.Progress(
         rich.progress.BarColumn(bar_width=None),
         column("{task.percentage:.0f}%"),
-        column("[dim]loss[/] {task.fields[loss]}"),
-        column("[dim]accuracy[/] [green]{task.fields[accuracy]}[/]"),
+        column("[dim]train loss[/] {task.fields[loss]}"),
+        column("[dim]{task.fields[split]}[/] [green]{task.fields[accuracy]}[/]"),
         column("[dim]density[/] [cyan]{task.fields[density]}[/]"),
         column("{task.fields[speed]} [dim]steps/s[/]"),
         column("[yellow]{task.fields[short]}[/] [dim]left[/]"),
@@ -64,16 +72,19 @@ class Progress:
   def __exit__(self, *error: Any) -> None:
     if self._bar is not None:
       self._bar.stop()
-    elif self._fields and error[0] is None:
+    elif self._fields and error[0] is None and self._printed != self._state():
       self._line()
 
-  def update(self, step: int, **fields: str) -> float:
+  def update(self, step: int, hold: bool = False, **fields: str) -> float:
     """Shows the current step and its numbers.
 
     Args:
       step: updates done so far.
-      **fields: `loss`, `accuracy` (on validation images; without it, `train_accuracy`
-        is shown) and `density`, formatted. A field that is not given keeps its value.
+      hold: whether another call for this step follows, with further numbers. Outside a
+        terminal, no line is printed then.
+      **fields: `loss` and `train_accuracy` (on the last training batches),
+        `validation_accuracy` and `density`, formatted. A field that is not given keeps
+        its value.
 
     Returns:
       Steps per second, between the last two calls with an increased step.
@@ -89,7 +100,7 @@ class Progress:
     self._fields.update(fields)
     if self._bar is not None:
       self._bar.update(self._task, completed=step, **self._shown(step))
-    elif now - self._last_line >= _PAUSE:
+    elif not hold and now - self._last_line >= _PAUSE:
       self._line()
     return self._speed
 
@@ -129,13 +140,19 @@ class Progress:
 
   def _line(self) -> None:
     shown = self._shown(self._step)
-    line = (
-      f"step {self._step:>6,}/{self._total:,}  loss {shown['loss']}"
-      f"  accuracy {shown['accuracy']}  density {shown['density']}"
-      f"  {shown['speed']} steps/s  {shown['left']} left"
-    )
-    self._last_line = time.monotonic()
-    self._console.print(line, highlight=False, soft_wrap=True)
+    parts = [f"step {self._step:>6,}/{self._total:,}"]
+    parts += [
+      f"{label} {self._fields[name]}"
+      for name, label in _LABELS.items()
+      if name in self._fields
+    ]
+    parts += [f"{shown['speed']} steps/s", f"{shown['left']} left"]
+    self._last_line, self._printed = time.monotonic(), self._state()
+    self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+  def _state(self) -> tuple[int, dict[str, str]]:
+    """Returns what a line shows of the run, without speed and time."""
+    return self._step, dict(self._fields)
 
   def _shown(self, step: int) -> dict[str, Any]:
     """Returns the texts of the bar's and the line's columns."""
@@ -144,11 +161,15 @@ class Progress:
       # The mean speed since compilation, which fluctuates less than the current one.
       speed = (step - self._since[0]) / (time.monotonic() - self._since[1])
       left = (self._total - step) / speed
+    # The bar has room for one accuracy.
+    evaluated = "validation_accuracy" in self._fields
     return {
-      "loss": "-",
-      "accuracy": self._fields.get("train_accuracy", "-"),
-      "density": "-",
-      **self._fields,
+      "loss": self._fields.get("loss", "-"),
+      "split": "valid." if evaluated else "train",
+      "accuracy": self._fields.get(
+        "validation_accuracy" if evaluated else "train_accuracy", "-"
+      ),
+      "density": self._fields.get("density", "-"),
       "speed": f"{self._speed:,.0f}" if self._speed else "-",
       "left": "-" if left is None else duration(left),
       # The bar must fit into a terminal of 80 columns.

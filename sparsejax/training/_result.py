@@ -45,6 +45,11 @@ class Result(NamedTuple):
   seconds: float
   state: _step.TrainState
 
+  @property
+  def diverged(self) -> bool:
+    """Whether the run is finished with a test loss that is not finite."""
+    return self.finished and not bool(np.all(np.isfinite(self.test_loss)))
+
 
 def first_seed(result: Result) -> tuple[Any, Any]:
   """Returns the params and masks of the first seed.
@@ -118,7 +123,7 @@ def show(result: Result, path: pathlib.Path) -> None:
     name = result.stopped_by.name if result.stopped_by else "a signal"
     console.print(
       f"Stopped by {name} at step {result.step:,} of {result.total_steps:,}; the"
-      " checkpoint is written. The same command goes on from there.",
+      " checkpoint is written. The same command resumes the run.",
       soft_wrap=True,
     )
     return

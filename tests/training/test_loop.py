@@ -259,7 +259,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_says_so(
   assert _records(path) == _records(whole[0])
   shown = capsys.readouterr().err
   assert "Warning: the checkpoint of step 160 is damaged" in shown
-  assert "Going on at step 120 of 160" in shown
+  assert "Resuming at step 120 of 160" in shown
 
 
 def test_a_run_that_was_killed_between_checkpoints_goes_on(whole, tmp_path, tiny):

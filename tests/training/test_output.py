@@ -12,6 +12,7 @@ from matplotlib import image
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import _picture as report
 from sparsejax.training import _progress as progress
+from sparsejax.training import _result as result
 
 
 def test_metrics_are_json_whatever_comes(tmp_path):
@@ -98,17 +99,18 @@ def test_lines_elsewhere_than_in_a_terminal(monkeypatch):
   console = _console(False)
   with progress.Progress(1000, 0, console=console) as bar:
     bar.update(10, loss="2.3000", train_accuracy="11.00%", density="0.0500")
-    bar.update(500, loss="0.5000", accuracy="90.00%")
+    bar.update(500, loss="0.5000", hold=True)
+    bar.update(500, validation_accuracy="90.00%")
     bar.note("a note")
   text = console.file.getvalue()
   assert "\x1b" not in text
-  first, second, note, last = text.splitlines()
-  assert "10/1,000  loss 2.3000  accuracy 11.00%  density 0.0500" in first
-  assert "500/1,000  loss 0.5000  accuracy 90.00%  density 0.0500" in second
+  first, second, note = text.splitlines()  # step 500 is not printed again at the end
+  assert "10/1,000  train loss 2.3000  train accuracy 11.00%  density 0.0500" in first
+  assert "500/1,000  train loss 0.5000  train accuracy 11.00%" in second
+  assert "validation accuracy 90.00%  density 0.0500" in second
   assert " steps/s" in second
   assert "left" in second
   assert note == "a note"
-  assert last.startswith("step    500")
 
 
 def test_lines_do_not_flood(monkeypatch):
@@ -124,10 +126,20 @@ def test_a_bar_in_a_terminal():
   console = _console(True)
   with progress.Progress(1000, 0, console=console) as bar:
     bar.update(10, loss="2.3000")
-    bar.update(500, loss="0.5000", accuracy="90.00%", density="0.0500")
+    bar.update(500, loss="0.5000", validation_accuracy="90.00%", density="0.0500")
   text = console.file.getvalue()
-  for part in ("50%", "0.5000", "90.00%", "0.0500", "steps/s", "left"):
+  numbers = ("50%", "0.5000", "90.00%", "0.0500")
+  for part in ("train loss", "valid.", "steps/s", "left", *numbers):
     assert part in text
+
+
+def test_a_finished_run_whose_loss_is_not_finite_has_diverged():
+  one = np.zeros(2)
+  done = result.Result(True, None, 9, 9, one, one, 0.1, one, one, 1.0, None)
+  assert not done.diverged
+  bad = done._replace(test_loss=np.array([0.1, np.nan]))
+  assert bad.diverged
+  assert not bad._replace(finished=False).diverged  # not evaluated yet
 
 
 def _history(layers, seeds, epochs=5):

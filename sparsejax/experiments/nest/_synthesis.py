@@ -171,7 +171,7 @@ class _Run:
       position = extra["position"]
       for name in ("start", "start_units"):
         position[name] = tuple(position[name])
-      self.say(f"Going on after round {self.rounds}.")
+      self.say(f"Resuming after round {self.rounds}.")
       return network, best, growth.Position(**position)
     network = self._seed()
     return network, network, growth.Position()
