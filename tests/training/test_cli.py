@@ -12,6 +12,7 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import models
+from sparsejax.experiments.command_line import _configs as command_line
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _functions as functions
@@ -151,6 +152,33 @@ def test_configs_are_listed_where_none_is_named(script, args, message):
   assert "A small network on scikit-learn's 8x8 digits" in done.stderr
   assert not (ROOT / "nowhere").exists()
   assert "configs/digits_lottery.py" not in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("script", "config", "other"),
+  [
+    ("train.py", "digits_lottery", "lottery.py"),
+    ("compare.py", "mnist_lenet5_nest", "grow_and_prune.py"),
+    ("instability.py", "digits", "train.py"),
+    ("lottery.py", "digits_lottery", None),
+    ("instability.py", "digits_lottery", None),
+    ("compare.py", "digits", None),
+  ],
+)
+def test_a_config_for_another_script_is_recognized(script, config, other):
+  found = command_line.other_script(f"scripts/{script}", _config(config).get_config())
+  assert found == other
+
+
+def test_a_config_for_another_script_is_refused_by_name(tmp_path):
+  done = _run(
+    "scripts/train.py", "--config=configs/digits_lottery.py", f"--workdir={tmp_path}"
+  )
+  assert done.returncode == 1
+  assert (
+    "Error: configs/digits_lottery.py is a config for scripts/lottery.py, not for"
+    " scripts/train.py."
+  ) in done.stderr
 
 
 def test_help_explains():

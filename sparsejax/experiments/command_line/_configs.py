@@ -1,6 +1,7 @@
 """Reading and listing of config files, which are Python files with a `get_config`."""
 
 import ast
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -10,7 +11,13 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 # Scripts that accept the configs of another one.
-_SAME_CONFIGS = {"instability.py": "lottery.py"}
+_SAME_CONFIGS = {"instability.py": "lottery.py", "compare.py": "train.py"}
+# The fields of each script's configs are those of a `default_config`.
+_PACKAGES = {
+  "train.py": "sparsejax.training",
+  "lottery.py": "sparsejax.experiments.lottery",
+  "grow_and_prune.py": "sparsejax.experiments.nest",
+}
 
 
 def load_config(path: str | os.PathLike[str], *variant: str) -> Any:
@@ -63,7 +70,7 @@ def list_configs(script: str) -> str:
 
   Args:
     script: path of the script. Listed are the configs whose docstring launches it, or
-      else those that launch scripts/train.py.
+      else the script that accepts the same configs.
 
   Returns:
     One line per file: its path, and the first line of its docstring.
@@ -74,7 +81,7 @@ def list_configs(script: str) -> str:
   }
   own = pathlib.Path(script).name
   chosen: dict[str, str] = {}
-  for name in (own, _SAME_CONFIGS.get(own, own), "train.py"):
+  for name in (own, _SAME_CONFIGS.get(own, own)):
     chosen = {file: doc for file, doc in docs.items() if f"scripts/{name}" in doc}
     if chosen:
       break
@@ -83,3 +90,26 @@ def list_configs(script: str) -> str:
     f"  configs/{file:<{width}}  {doc.partition(chr(10))[0]}"
     for file, doc in chosen.items()
   )
+
+
+def other_script(script: str, config: Any) -> str | None:
+  """Returns the script that a config is for, if it is not for the given one.
+
+  Args:
+    script: path of the script that was given the config.
+    config: an `ml_collections.ConfigDict`.
+
+  Returns:
+    The name of the other script, such as `lottery.py`; None if the config is for the
+    given script, or for none.
+  """
+  own = pathlib.Path(script).name
+  own = _SAME_CONFIGS.get(own, own)
+
+  def fits(name: str) -> bool:
+    known = importlib.import_module(_PACKAGES[name]).default_config()
+    return set(config) <= set(known)
+
+  if own not in _PACKAGES or fits(own):
+    return None
+  return next((name for name in _PACKAGES if fits(name)), None)

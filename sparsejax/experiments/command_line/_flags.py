@@ -8,7 +8,11 @@ from typing import Any
 
 from absl import app, flags
 
-from sparsejax.experiments.command_line._configs import config_files, list_configs
+from sparsejax.experiments.command_line._configs import (
+  config_files,
+  list_configs,
+  other_script,
+)
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
@@ -49,7 +53,7 @@ def parse(argv: list[str]) -> list[str]:
     if "=" in given[-1]:
       _check_file_exists(argv[0], given[-1].partition("=")[2])
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
   except SystemExit:
     # absl exits with 1 after printing the help; that is not an error.
     sys.exit(0 if _asks_for_help(argv) else 1)
@@ -63,6 +67,20 @@ def parse(argv: list[str]) -> list[str]:
         e = e.args[0]
       text = "unknown field of the config: " + " ".join(str(e.args[0]).split())
     sys.exit(f"Error: {text}\n(--help lists all flags.)")
+  if given:
+    _check_kind(argv[0], given[-1].partition("=")[2])
+  return rest
+
+
+def _check_kind(script: str, path: str) -> None:
+  """Exits with an error if the config is one for another script."""
+  other = other_script(script, flags.FLAGS["config"].value)
+  if other is not None:
+    sys.exit(
+      f"Error: {path or 'the config'} is a config for scripts/{other}, not for"
+      f" scripts/{pathlib.Path(script).name}. Available configs:\n\n"
+      + list_configs(script)
+    )
 
 
 def _check_file_exists(script: str, value: str) -> None:
