@@ -34,6 +34,15 @@ def test_a_mean_in_a_sentence_is_that_of_its_row():
     tables.filled(mark.format("speed", "0"))
 
 
+def test_the_summary_has_means_errors_seeds_and_published_values():
+  _, _, _, *lines = tables.filled("<!-- summary -->\nold\n<!-- end -->").splitlines()
+  assert len(lines) == len(tables.SUMMARY) + 1
+  row = tables.find("lottery", "lenet300/weights=0.211/ticket", tables.SUMMARY[7][3])
+  assert row is not None
+  wanted = f"{row['mean']:.2f} ± {row['sem']:.2g} | {row['n']} | {row['paper']:.2f} |"
+  assert lines[7].endswith(wanted)
+
+
 def test_costs_are_a_line_a_method():
   text = tables.filled("<!-- costs: resnet50 -->\nold\n<!-- end -->")
   head, _, *lines = text.splitlines()[1:-1]

@@ -5,6 +5,7 @@
 A table is written between `<!-- results: NAME -->` and `<!-- end -->`; `NAME published`
 has only the rows with a published value. The costs of every method on a tree of
 parameters follow `<!-- costs: TREE -->`, and those on a GPU `<!-- costs: TREE gpu -->`.
+`<!-- summary -->` is followed by the rows of `SUMMARY`, for the README.
 A mean in a sentence is written between `<!-- mean: NAME CASE METRIC -->` and
 `<!-- end -->`; the mark must not be at the start of a line, where it would end the
 paragraph. A test compares the files with the output of this script.
@@ -22,8 +23,51 @@ _TABLE = re.compile(
   r"(<!-- results: (\w+)( published)? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 _COSTS = re.compile(r"(<!-- costs: (\w+)( gpu)? -->\n).*?(<!-- end -->)", re.DOTALL)
+_SUMMARY = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
 _MEAN = re.compile(r"(<!-- mean: (\w+) (\S+) (\w+) -->).*?(<!-- end -->)")
 
+
+_SPARSE_MOMENTUM = [
+  (
+    f"sparse momentum, {name}, {100 * density:g} % of the weights: error, %",
+    "mnist_sparse_momentum",
+    f"{model}/density={density:g}",
+    "test_error_percent",
+  )
+  for model, name, densities in (
+    ("lenet300", "LeNet-300-100", (0.01, 0.02, 0.05, 0.1)),
+    ("lenet5", "LeNet-5 ¹", (0.01, 0.02, 0.05)),
+  )
+  for density in densities
+]
+# The README's table: text, file, case and metric.
+SUMMARY = (
+  *_SPARSE_MOMENTUM,
+  (
+    "lottery ticket ², 21 % of the weights: earlier stop, %",
+    "lottery",
+    "lenet300/weights=0.211/ticket",
+    "early_stop_reduction_percent",
+  ),
+  (
+    "the same against new initial weights: faster, times",
+    "lottery",
+    "lenet300/weights=0.211/ticket_vs_reinit",
+    "early_stop_speedup",
+  ),
+  (
+    "NeST, LeNet-300-100, 35 times fewer parameters: error, %",
+    "nest",
+    "lenet300/accurate",
+    "test_error_percent",
+  ),
+  (
+    "NeST, LeNet-5, 78 times fewer parameters: error, %",
+    "nest",
+    "lenet5",
+    "test_error_percent",
+  ),
+)
 
 # Scripts that have moved since results files with their commands were written.
 _MOVED = {
@@ -76,6 +120,12 @@ def value(name: str, case: str, metric: str, field: str = "mean") -> str:
   return number(row[field])
 
 
+def ours(row: dict[str, Any]) -> str:
+  """Formats the mean of a row and its standard error."""
+  error = "" if row["sem"] is None else f" ± {row['sem']:.2g}"
+  return number(row["mean"]) + error
+
+
 def table(rows: list[dict[str, Any]]) -> str:
   """Formats rows as a Markdown table: case, metric, mean and error, n, paper.
 
@@ -83,10 +133,8 @@ def table(rows: list[dict[str, Any]]) -> str:
   """
   lines, bar = ["| case | metric | ours | n | paper |", "|---|---|---|---|---|"], r"\|"
   for row in rows:
-    ours = number(row["mean"])
-    if row["sem"] is not None:
-      ours += f" ± {row['sem']:.2g}"
-    cells = (row["case"], row["metric"], ours, str(row["n"]), number(row["paper"]))
+    numbers = ours(row), str(row["n"]), number(row["paper"])
+    cells = (row["case"], row["metric"], *numbers)
     lines.append(f"| {' | '.join(cell.replace('|', bar) for cell in cells)} |")
   return "\n".join(lines)
 
@@ -136,7 +184,18 @@ def costs(tree: str, device: str = "") -> str:
   return "\n".join(lines) + "\n"
 
 
+def summary() -> str:
+  """Formats the rows of `SUMMARY`: mean and standard error, n, published value."""
+  lines = ["| | ours | n | paper |", "|---|---|---|---|"]
+  for text, name, case, metric in SUMMARY:
+    if (row := find(name, case, metric)) is None:
+      raise LookupError(f"results/{name}.json has no row {case} {metric}")
+    lines.append(f"| {text} | {ours(row)} | {row['n']} | {number(row['paper'])} |")
+  return "\n".join(lines) + "\n"
+
+
 def filled(text: str) -> str:
+  text = _SUMMARY.sub(lambda m: m[1] + summary() + m[2], text)
   text = _COSTS.sub(lambda m: m[1] + costs(m[2], "_gpu" if m[3] else "") + m[4], text)
   text = _TABLE.sub(lambda m: m[1] + results(m[2], bool(m[3])) + m[4], text)
   return _MEAN.sub(lambda m: m[1] + value(m[2], m[3], m[4]) + m[5], text)
