@@ -15,6 +15,18 @@
 # freed budget goes, which weights grow, and when. Each answer is a small pure function,
 # and a method is a choice of them. Here is one that no paper has, in three lines, next
 # to SET and RigL, on scikit-learn's 8 x 8 digits with one weight in twenty.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/1_compose_your_own.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -45,9 +57,10 @@ model = models.MLP(features=(128, 128), initialization=models.lecun_normal)
 # optimizer. RigL drops the smallest weights and grows those of the largest gradient;
 # SET grows at random.
 #
-# Ours drops by *influence*, $|w\,\partial L/\partial w|$, the first-order change of the
-# loss if the weight were gone, and lets layers compete for what is free. A score is any
-# function of `inputs`, which has `params`, `grads`, `moments`, `masks`, `key`, `step`.
+# Our method drops by *influence*, $|w\,\partial L/\partial w|$, the first-order change
+# of the loss if the weight were removed, and lets layers compete for the freed budget.
+# A score is any function of `inputs`, which has `params`, `grads`, `moments`, `masks`,
+# `key`, `step`.
 
 
 # %%
@@ -79,9 +92,9 @@ def optimizer(change, seed):
 # %% [markdown]
 # ## The loop is yours
 #
-# Nothing in it knows of sparsity: gradients, `tx.update`, `apply_updates`. It is one
-# `lax.scan` here, compiled once a method; the seed of the masks may be traced, as may
-# all counts.
+# It contains nothing about sparsity: gradients, `tx.update`, `apply_updates`. Here it
+# is one `lax.scan`, compiled once per method; the seed of the masks and all counts may
+# be traced.
 
 
 # %%
@@ -138,8 +151,8 @@ plt.show()
 # %% [markdown]
 # ## What `sparsify` promises, whatever the choice
 #
-# Masked weights are exactly zero after every step; each layer holds exactly its budget;
-# and redistribution moves budget but never makes or loses any.
+# Masked weights are exactly zero after every step; the live weights of each layer equal
+# its budget; and redistribution keeps the sum of the budgets.
 
 # %%
 for name, seeds in results.items():

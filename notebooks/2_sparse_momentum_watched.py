@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # 2. Sparse momentum, watched
+# # 2. Watch sparse momentum
 #
 # Dettmers and Zettlemoyer (2019) keep the optimizer's momentum for all weights, dead
 # ones too: its magnitude says which dead weights would lower the loss, and its mean
@@ -19,7 +19,19 @@
 # 2. the freed budget is *redistributed* in proportion to the layers' mean $|m|$;
 # 3. each layer *grows* its dead weights of the largest $|m|$.
 #
-# Here all three are looked at while a small network learns the 8 x 8 digits.
+# Here we plot all three while a small network learns the 8 x 8 digits.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/2_sparse_momentum_watched.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -95,7 +107,7 @@ print(f"test accuracy {accuracy:.1%} with {DENSITY:.0%} of the weights")
 # %% [markdown]
 # ## Budget moves between layers
 #
-# All layers begin at the same density. Their budgets move; the sum never does.
+# All layers begin at the same density. Their budgets change; the sum does not.
 
 # %%
 live = np.array([[mask.sum() for mask in masks] for masks in history])
@@ -115,8 +127,9 @@ plt.show()
 # %% [markdown]
 # ## The mask as an image
 #
-# Live weights of each input pixel. A network that was told nothing of images finds that
-# the pixels at the left and right edge, nearly always black, are not worth a weight.
+# The number of live weights per input pixel. The network is not given the geometry of
+# images, and still removes the pixels at the left and right edge, which are nearly
+# always black.
 
 # %%
 figure, panels = plt.subplots(1, 4, figsize=(10, 2.7), layout="constrained")
@@ -136,9 +149,9 @@ plt.show()
 # %% [markdown]
 # ## Momentum against weight
 #
-# Just after one mask update of the second layer. Dead weights are zero, so they lie on
-# the left edge; of them those above the dashed line grew: the largest momentum, and now
-# one step away from zero. What was dropped lay far left among the live ones.
+# The second layer just after a mask update. Masked weights are zero, so they are at the
+# left edge. Those above the dashed line, with the largest momentum, have grown and are
+# now one step away from zero. The dropped weights were the smallest of the live ones.
 
 # %%
 weights, momenta = (np.abs(snapshot[k][1]).ravel() for k in ("weights", "momentum"))

@@ -16,7 +16,20 @@
 # network, the winning ticket, that learns as well as the dense one and as fast. With
 # other initial weights the same mask does not.
 #
-# Here on the 8 x 8 digits, in a minute; `scripts/lottery.py` is the whole experiment.
+# Here it takes a minute, on the 8 x 8 digits; `scripts/lottery.py` runs the whole
+# experiment.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/3_lottery_tickets.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -90,11 +103,11 @@ def fit(params, masks, seeds):
 
 
 # %% [markdown]
-# ## The ladder
+# ## Rounds of pruning
 #
-# A round prunes a fraction of each layer's live weights, and half that of the output
-# layer. Against every ticket two controls train: its mask with new initial weights, and
-# random masks with as many weights a layer.
+# A round prunes a fraction of each layer's live weights, and half that fraction of the
+# output layer. Two controls are trained beside every ticket: its mask with new initial
+# weights, and random masks with as many weights per layer.
 
 # %%
 initial = [init(jax.random.key(seed)) for seed in range(SEEDS)]
@@ -137,9 +150,10 @@ for round_ in range(ROUNDS + 1):
 # %% [markdown]
 # ## Accuracy and speed
 #
-# Left, mean and range over seeds, read at the early stop: the digits are easy, and the
-# gap opens where few weights are left. Right, how the networks of the last round learn,
-# beside the dense one: the ticket well ahead of its controls.
+# Left: mean and range over seeds, measured at the step of early stopping. The digits
+# are easy, so the gap opens where few weights are left. Right: the networks of the last
+# round during training, beside the dense one. The ticket learns faster than its
+# controls.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
@@ -166,9 +180,9 @@ right.legend(frameon=False, ncols=4, loc="upper center", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# ## What a ticket looks at
+# ## The input pixels of a ticket
 #
-# Connected input pixels, after all rounds.
+# The connected input pixels after all rounds.
 
 # %%
 figure, panels = plt.subplots(1, SEEDS + 1, figsize=(2.2 * SEEDS + 2.2, 2.5))

@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # 4. Ten thousand layers, and why
+# # 4. Ten thousand layers, and why they can be trained
 #
 # Xiao et al. (2018) train convolutional networks of 10,000 layers without residuals or
 # normalization, by their initial weights alone. Two things must hold at the start:
@@ -20,6 +20,18 @@
 # * **dynamical isometry**: all singular values of the end-to-end Jacobian lie near 1,
 #   and not only their mean square. Gaussian kernels cannot do this at any variance;
 #   delta-orthogonal ones can.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/4_ten_thousand_layers.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -40,7 +52,7 @@ DEPTHS = (10, 100, 1000) if QUICK else (10, 100, 1000, 10_000)
 # %% [markdown]
 # ## Criticality
 #
-# `trainable_depth` puts the theory into words.
+# `trainable_depth` returns the phase, the correlation length and the depth.
 
 # %%
 print(initializers.trainable_depth(1.3, 2.01e-5, depth=10_000))
@@ -95,9 +107,9 @@ for name, by_depth in spectra.items():
 # %% [markdown]
 # ## Training
 #
-# What the spectra say is seen in a few steps: the same network, the same data, the same
-# rule for the learning rate ($\propto 1/L$), two initializations. Delta-orthogonal
-# learns at once; Gaussian stays at chance, $\ln 10$. `configs/mnist_deep_cnn.py` goes
+# A few steps show the difference: the same network, data and rule for the learning rate
+# ($\propto 1/L$), with two initializations. The delta-orthogonal network learns at
+# once; the Gaussian one stays at chance, $\ln 10$. `configs/mnist_deep_cnn.py` goes
 # to 10,000 layers on MNIST.
 
 # %%

@@ -9,17 +9,29 @@
 # ---
 
 # %% [markdown]
-# # 5. NeST: growing and thinning
+# # 5. NeST: growing and pruning
 #
 # Dai, Yin and Jha (2017) begin with a sparse seed, *grow* what lowers the loss, then
-# *prune* what does not matter. Two of their policies are watched here on the 8 x 8
+# *prune* what does not matter. This notebook shows two of their policies on the 8 x 8
 # digits:
 #
-# * **connections**: dormant weights with the largest $|\partial L / \partial w|$ wake;
+# * **connections**: masked weights with the largest $|\partial L / \partial w|$ grow;
 # * **neurons**: a pair of units, one layer apart, whose *bridging gradient* is large
 #   gets a new neuron between them;
 #
 # and then magnitude pruning, round by round.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/5_nest.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -44,8 +56,8 @@ train, test = to_floats(digits.train), to_floats(digits.test)
 # %% [markdown]
 # ## Capacity and seed
 #
-# Arrays have the size of the *capacity*; the network is what the masks say. So nothing
-# compiles anew while it grows. The seed has two fifths of the units, thinly joined.
+# Arrays have the size of the *capacity*, and masks select the network, so nothing is
+# compiled again while it grows. The seed has two fifths of the units, sparsely connected.
 
 # %%
 model = models.MLP(features=(60, 30), initialization=models.lecun_normal)
@@ -55,7 +67,7 @@ params = model.init(jax.random.key(1), train[0][:1])["params"]
 params = {  # biases of units that are not there stay zero
   name: {"kernel": p["kernel"], "bias": 0 * p["bias"]} for name, p in params.items()
 }
-# New weights take small steps first: Adam's count would make their first one huge.
+# New weights are warmed up: Adam would make their first step very large.
 tx = growth.warm_up(sj.static_sparse(optax.adam(5e-3), density=1.0), steps=10)
 opt_state = sj.with_masks(jax.jit(tx.init)(params), masks)
 params = sj.apply_masks(params, sj.masks(opt_state))
@@ -90,9 +102,9 @@ def accuracy(params):
 # %% [markdown]
 # ## Bridging gradients
 #
-# A virtual kernel $B$ from the inputs of one layer to the outputs of the next, at
-# $B = 0$: its gradient says which pairs want a neuron between them. `bridge` adds it to
-# any flax model while it is traced.
+# A virtual kernel $B$ from the inputs of one layer to the outputs of the next, at $B =
+# 0$. Its gradient shows which pairs would gain from a neuron between them. `bridge`
+# adds it to any flax model while it is traced.
 
 # %%
 lower, upper = chain[0], chain[1]
@@ -145,10 +157,10 @@ for round_ in range(PRUNINGS):
 images.append(analysis.input_connectivity(masks["dense1"]["kernel"], (8, 8)))
 
 # %% [markdown]
-# ## What happened
+# ## The result
 #
-# What is left is smaller than the network at its peak, and better than the seed: growth
-# found where connections are worth having.
+# The final network is smaller than the largest one and better than the seed: growth
+# found the connections that matter.
 
 # %%
 colors = {"seed": "C7", "grow": "C2", "prune": "C1"}

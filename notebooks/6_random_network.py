@@ -9,16 +9,28 @@
 # ---
 
 # %% [markdown]
-# # 6. A random network hides your network
+# # 6. A random network contains your network
 #
-# Two statements about random weights that are never trained.
+# Two results about random weights that are never trained.
 #
 # * **Strong lottery tickets** (Malach et al. 2020; Pensia et al. 2020; Orseau et al.
-#   2020): a random network some times as wide contains, under the right mask, *any*
-#   given network, to any precision $\varepsilon$. The proofs are constructions, and
-#   here they are run.
+#   2020): a random network that is several times as wide contains, under the right
+#   mask, *any* given network, to any precision $\varepsilon$. The proofs are
+#   constructions, which are run here.
 # * **Supermasks** (Ramanujan et al. 2020): a mask found by gradient descent in an
 #   ordinary random network classifies well, though no weight of it was ever trained.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/6_random_network.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -46,7 +58,7 @@ train, test = to_floats(digits.train), to_floats(digits.test)
 # %% [markdown]
 # ## The target
 #
-# A small network, trained in the ordinary way: it is what is to be found.
+# A small network, trained in the ordinary way, which the masks will approximate.
 
 # %%
 HIDDEN = 16 if QUICK else 64
@@ -85,11 +97,11 @@ accuracy = lambda logits: np.mean(np.argmax(logits, 1) == np.asarray(test[1]))
 print(f"target: {accuracy(apply(target, test[0])):.1%} right")
 
 # %% [markdown]
-# ## Cut out of noise
+# ## Approximation by masks
 #
 # `approximate` draws a wider random network and looks for masks: every weight $w$ of
 # the target becomes a sum over a subset of random products,
-# $w \approx \sum_k m_k a_k b_k$. With subset sums, ten samples a weight are enough for
+# $w \approx \sum_k m_k a_k b_k$. With subset sums, ten samples per weight suffice for
 # two digits of precision.
 
 # %%
@@ -118,10 +130,10 @@ right.set_title("A mask, not a rounding: most errors are tiny", loc="left")
 plt.show()
 
 # %% [markdown]
-# ## A bit a sample
+# ## One bit per sample
 #
 # Why so few? $n$ samples have $2^n$ subsets, so the best subset halves its error with
-# every sample: $\log(1/\varepsilon)$ samples a weight, where picking the one best
+# every sample: $\log(1/\varepsilon)$ samples per weight, where picking the single best
 # sample takes $1/\varepsilon$.
 
 # %%
@@ -145,11 +157,12 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## Found by gradient descent
+# ## Masks found by gradient descent
 #
 # Edge-popup gives every weight a score, uses those of the best $k$ % in each layer, and
-# trains the scores. Here the weights are $\pm$ one constant a layer; no weight changes,
-# bit for bit, and how many are kept matters: at either end there is nothing to choose.
+# trains the scores. Here the weights are $\pm$ one constant per layer, and never
+# change. The number of kept weights matters: at 0 and at 100 % there is nothing to
+# choose.
 
 # %%
 KEPT = (0.1, 0.5, 0.9) if QUICK else (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
@@ -210,8 +223,8 @@ plt.show()
 # %% [markdown]
 # ## A network as a seed and a mask
 #
-# What was learned is one bit a weight; the weights are drawn again from their seed, and
-# a hash tells if they were other ones.
+# The result of training is one bit per weight. The weights are drawn again from their
+# seed, and a hash verifies them.
 
 # %%
 model_state, opt_state = found[0.5]

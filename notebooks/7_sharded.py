@@ -11,11 +11,23 @@
 # %% [markdown]
 # # 7. Sharded sparse training on eight virtual devices
 #
-# A kernel too large for one device is laid out over several. Selecting its k largest
-# scores must not gather it: here only counts travel. The masks are bit for bit those of
-# one device, and they lie where their weights lie.
+# A kernel too large for one device is sharded over several. Selecting its k largest
+# scores must not gather it: here devices exchange only counts. The masks equal those of
+# one device bit for bit, and have the sharding of their weights.
 #
 # Eight CPU devices stand in for eight accelerators; the program is the same.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/7_sharded.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os
@@ -26,16 +38,16 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-import jax.numpy as jnp  # noqa: E402
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from jax.sharding import NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import sparsejax as sj  # noqa: E402
-from sparsejax import models  # noqa: E402
-from sparsejax.training import data  # noqa: E402
+import sparsejax as sj
+from sparsejax import models
+from sparsejax.training import data
 
 QUICK = bool(os.environ.get("SPARSEJAX_QUICK"))
 WIDTH, STEPS = (128, 60) if QUICK else (1024, 200)
@@ -45,11 +57,11 @@ mesh = jax.make_mesh(
 print(mesh)
 
 # %% [markdown]
-# ## The layout
+# ## The mesh and the shardings
 #
 # Batches are split over `data`, kernels over `model`: the first by columns, the second
-# by rows, so that their product needs one sum. Everything else is on every device. The
-# optimizer is not told of it.
+# by rows, so that their product needs one sum. Everything else is replicated. The
+# optimizer needs no change.
 
 # %%
 digits = data.load("digits")
@@ -84,10 +96,10 @@ def step(params, opt_state, images, labels):
 
 
 # %% [markdown]
-# ## Masks and moments lie where their weights lie
+# ## Masks and moments have the sharding of their weights
 #
-# From `init` on. The numbers are the devices that hold a block: a copy for either half
-# of the batch.
+# From `init` on. The numbers are the devices that store a block; each half of the batch
+# has a copy.
 
 # %%
 start = jax.jit(lambda params: sj.init(tx, params))
@@ -123,9 +135,9 @@ plt.show()
 # %% [markdown]
 # ## One mask update, on one device and on eight
 #
-# The same weights and gradients go in; the masks that come out are equal bit for bit.
-# (Whole runs differ in the last bits of their gradients, as sums are taken in another
-# order; that is true of dense training too.)
+# With equal weights and gradients, the new masks are equal bit for bit. (Whole runs
+# differ in the last bits of their gradients, because sums are taken in another order;
+# so do dense runs.)
 
 # %%
 grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
@@ -137,7 +149,7 @@ for one, eight in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=Tr
 print("masks are equal:", [m.sharding.spec for m in jax.tree.leaves(spread)])
 
 # %% [markdown]
-# ## What travels
+# ## Communication
 #
 # The collectives in the compiled mask update, by the largest array that each moves. The
 # kernels of the hidden layers have tens of thousands of weights and more; none is
@@ -160,7 +172,7 @@ assert max(found.get("all-gather", [0])) < WIDTH * WIDTH // 8
 # %% [markdown]
 # ## Training
 #
-# The loop is the one of a single device; only where the arrays lie is another matter.
+# The loop is that of a single device; only the shardings of the arrays differ.
 
 # %%
 params, losses = sj.rescale(sharded, masks), []

@@ -23,6 +23,18 @@
 #
 # Here we train a small network, see which path each product takes, and measure a step
 # against density. Run nothing else meanwhile: the dense product uses all cores.
+#
+# [Open in Colab](https://colab.research.google.com/github/sparsejax/sparsejax/blob/main/notebooks/8_sparse_and_faster.ipynb)
+
+# %%
+# Where sparsejax is not installed, as in Colab, install it.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("sparsejax") is None:
+  source = "sparsejax[train] @ git+https://github.com/sparsejax/sparsejax"
+  subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import os

@@ -1,5 +1,7 @@
 """Hooks of mkdocs that add the generated pages and fill in numbers."""
 
+import shutil
+
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -15,6 +17,7 @@ def on_config(config):
   sections["Methods"] += [f"methods/{name}.md" for name in reference.methods()]
   sections["Results"] += [f"results/{stem}.md" for stem in _stems()]
   sections["API reference"] += list(reference.pages())
+  sections["Notebooks"] += _notebooks()
   return config
 
 
@@ -53,6 +56,23 @@ def on_page_markdown(markdown, page, config, files):
     if mark in markdown:
       markdown = markdown.replace(mark, make())
   return markdown
+
+
+def _notebooks() -> list[str]:
+  """Returns the pages of the notebooks, and copies those that were not executed.
+
+  `python -m scripts.site.notebooks --site` writes executed notebooks, with their
+  figures, into docs/notebooks. The others appear without outputs.
+  """
+  folder = _DOCS / "notebooks"
+  folder.mkdir(exist_ok=True)
+  names = []
+  for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    page = folder / path.name
+    if not page.exists() or page.stat().st_mtime < path.stat().st_mtime:
+      shutil.copyfile(path, page)
+    names.append(f"notebooks/{path.name}")
+  return names
 
 
 def _stems() -> list[str]:

@@ -3,6 +3,7 @@
   python -m scripts.site.notebooks            # in quick mode, as CI does
   python -m scripts.site.notebooks --pair     # write the .ipynb files, run nothing
   python -m scripts.site.notebooks --full --only=4 --images=plots
+  python -m scripts.site.notebooks --site     # as well, keep the outputs for the site
 
 A notebook is written as notebooks/*.py (py:percent); its .ipynb has the same cells and
 no outputs. Quick mode sets SPARSEJAX_QUICK=1 and takes seconds per notebook. Needs the
@@ -29,6 +30,7 @@ _FULL = flags.DEFINE_bool("full", False, "Run at full length.")
 _ONLY = flags.DEFINE_list(
   "only", None, "Beginnings of the names of the notebooks to run."
 )
+_SITE = flags.DEFINE_bool("site", False, "Write the results to docs/notebooks.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder for the figures, as PNG.")
 
 
@@ -53,6 +55,10 @@ def run(path: pathlib.Path) -> float:
     startup_timeout=300,
     resources={"metadata": {"path": str(path.parent)}},
   ).execute()
+  if _SITE.value:
+    folder = ROOT / "docs/notebooks"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{path.stem}.ipynb").write_text(nbformat.writes(notebook))
   if _IMAGES.value:
     folder = pathlib.Path(_IMAGES.value)
     folder.mkdir(parents=True, exist_ok=True)
