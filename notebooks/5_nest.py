@@ -57,7 +57,8 @@ train, test = to_floats(digits.train), to_floats(digits.test)
 # ## Capacity and seed
 #
 # Arrays have the size of the *capacity*, and masks select the network, so nothing is
-# compiled again while it grows. The seed has two fifths of the units, sparsely connected.
+# compiled again while it grows. The seed has two fifths of the units, sparsely
+# connected.
 
 # %%
 model = models.MLP(features=(60, 30), initialization=models.lecun_normal)
