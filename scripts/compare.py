@@ -8,6 +8,8 @@ recipe of the config, whose fields can be changed for all methods
 (--config.num_epochs=10). Finished runs are not repeated, and a stopped run resumes.
 Several processes with the same command share the work; the last one to finish writes
 the whole table, which covers all finished runs of the workdir.
+With --config.track_exploration=True it has a column with the exploration rate, the
+fraction of the weights that was live at any time.
 
 --together is the number of seeds trained in one vectorized run. The default is all of
 them on an accelerator (fewer if memory does not suffice), and one on a CPU, where more

@@ -124,9 +124,29 @@ def test_runs_on_text_are_collected(tmp_path):
   parts = {"parts": [{"step": 0, **RUN}]}
   (run / "environment.json").write_text(json.dumps(parts))
   live = {"mlp1/up/kernel": 8 * 32, "mlp1/down/kernel": 32 * 8}
-  (run / metrics.FILE).write_text(json.dumps({"live": live}) + "\n")
+  records = [{"live": live, "explored": x} for x in (0.25, 0.75)]
+  (run / metrics.FILE).write_text("\n".join(map(json.dumps, records)) + "\n")
   [found] = comparison.collect(config, tmp_path).values()
-  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, (RUN,))}
+  assert found == {0: comparison.Outcome(40.0, 1.0, 1.0, 3, (RUN,), 0.75)}
+
+
+def test_the_exploration_rate_is_a_column_where_it_was_tracked(tmp_path):
+  config = make_config("dense")
+  rigl, dense = comparison.Cell("rigl", 0.1), comparison.Cell("dense", 1.0)
+  whole = comparison.Outcome(98.0, 1.0, 1.0, 10, (RUN,))
+  sparse = comparison.Outcome(97.0, 0.1, 0.1, 10, (RUN,), 0.3)
+  outcomes = {rigl: {0: sparse, 1: sparse._replace(explored=0.5)}, dense: {0: whole}}
+  head, *lines = comparison_report.table(config, outcomes).splitlines()
+  assert head.split()[-1] == "explored"
+  assert [line.split()[-1] for line in lines] == ["40.0%", "100.0%"]
+  assert len(lines[1]) < len(head)  # the dense network's is blank
+  out = tmp_path / "toy.json"
+  comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
+  kept = comparison_report.keep(config, {}, out)
+  assert kept[rigl][0].explored == pytest.approx(0.4)
+  assert kept[dense][0].explored is None
+  plain = comparison_report.table(config, {dense: {0: whole}})
+  assert "explored" not in plain
 
 
 def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):

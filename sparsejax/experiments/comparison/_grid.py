@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
@@ -50,6 +51,8 @@ class Outcome(NamedTuple):
     training: multiply-adds of the whole run divided by a dense run's, or None.
     steps: training steps of the run.
     runs: the environments it was trained in, from `results.trained_in`.
+    explored: weights that were ever live divided by all, the exploration rate R_s of
+      `sj.exploration_rate`; None if the run did not track it.
   """
 
   accuracy: float
@@ -57,6 +60,7 @@ class Outcome(NamedTuple):
   training: float | None
   steps: int
   runs: tuple[Mapping[str, Any], ...]
+  explored: float | None = None
 
 
 def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
@@ -265,10 +269,12 @@ def _counts(config: Config) -> tuple[dict[str, int], dict[str, int]]:
 
 def _outcome(run, index, uses, sizes, method) -> Outcome:
   summary = json.loads((run / RESULT_FILE).read_text())
+  records = read_metrics(run)
+  explored = [record["explored"] for record in records if "explored" in record]
   inference = training = None
   if uses is not None:
     try:
-      history = cost_history(read_metrics(run), index)
+      history = cost_history(records, index)
       inference, training = estimate_costs(history, uses, sizes, method)
     except Exception as e:
       error = type(e).__name__
@@ -279,4 +285,5 @@ def _outcome(run, index, uses, sizes, method) -> Outcome:
     training=training,
     steps=summary["step"],
     runs=tuple(results.trained_in([run])),
+    explored=float(np.atleast_1d(explored[-1])[index]) if explored else None,
   )

@@ -36,6 +36,8 @@ def rows(config: Config, outcomes: Outcomes) -> list[dict[str, Any]]:
     paper, source = _published.accuracy(config.dataset, model, *cell)
     several = list(found.values())
     inference, training = _costs(several)
+    explored = _explored(several)
+    fields: dict[str, Any] = {} if explored is None else {"explored": explored}
     note = f"{several[0].steps} steps; seeds {', '.join(map(str, found))}"
     if inference is not None:
       note += (
@@ -57,6 +59,7 @@ def rows(config: Config, outcomes: Outcomes) -> list[dict[str, Any]]:
         steps=several[0].steps,
         seeds=list(found),
         multiply_adds={"inference": inference, "training": training},
+        **fields,
       )
     )
   return table
@@ -107,6 +110,7 @@ def keep(
       training=costs["training"],
       steps=entry["steps"],
       runs=tuple(entry["runs"]),
+      explored=entry.get("explored"),
     )
     for seed, accuracy in zip(entry["seeds"], entry["values"], strict=True):
       here.setdefault(seed, outcome._replace(accuracy=accuracy))
@@ -126,9 +130,12 @@ def table(config: Config, outcomes: Outcomes) -> str:
 
   Returns:
     The lines of the table. FLOPs are percentages of the dense network's, for inference
-    and for training; they are blank where they cannot be counted.
+    and for training; they are blank where they cannot be counted. `explored`, the
+    exploration rate, is there if a run tracked it (`track_exploration` in the config).
   """
   head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
+  tracked = any(o.explored is not None for f in outcomes.values() for o in f.values())
+  head += ("explored",) if tracked else ()
   lines: list[tuple[str, ...]] = [head]
 
   def order(item):
@@ -140,6 +147,7 @@ def table(config: Config, outcomes: Outcomes) -> str:
     mean, sem = _mean([o.accuracy for o in several])
     paper, _ = _published.accuracy(config.dataset, model_name(config), *cell)
     inference, training = _costs(several)
+    explored = _explored(several)
     lines.append(
       (
         cell.method,
@@ -149,6 +157,8 @@ def table(config: Config, outcomes: Outcomes) -> str:
         "" if paper is None else f"{paper:.2f}",
         "" if inference is None else f"{inference:.1%}",
         "" if training is None else f"{training:.1%}",
+        *([""] if tracked and explored is None else []),
+        *([] if explored is None else [f"{explored:.1%}"]),
       )
     )
   # Align the columns: the first to the left, the others to the right.
@@ -260,6 +270,12 @@ def _mean(values) -> tuple[float, float]:
   values = np.asarray(values, float)
   spread = values.std(ddof=1) if len(values) > 1 else 0.0
   return float(values.mean()), float(spread / np.sqrt(len(values)))
+
+
+def _explored(several: list[Outcome]) -> float | None:
+  """Averages the exploration rate over the seeds that tracked it; None if none did."""
+  known = [o.explored for o in several if o.explored is not None]
+  return float(np.mean(known)) if known else None
 
 
 def _costs(several: list[Outcome]) -> tuple[float | None, float | None]:

@@ -27,7 +27,7 @@ KEYS = (
 )
 RUN_KEYS = ("command", "commit", "date", "hardware", "versions")
 # What programs read back from the rows of comparisons.
-FIELDS = ("model", "method", "density", "steps", "seeds", "multiply_adds")
+FIELDS = ("model", "method", "density", "steps", "seeds", "multiply_adds", "explored")
 
 
 def row(
