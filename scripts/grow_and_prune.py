@@ -4,10 +4,12 @@ r"""Grows a network from a sparse seed, then prunes it (NeST).
     --workdir=runs/lenet300_nest
 
 A config may have variants (`file.py:variant`), and every field can be changed, as in
-`--config.seed=1`; sparsejax/experiments/nest/_config.py documents the fields. Running
-the same command again resumes after the last finished round. A workdir contains one
-run; another config is rejected there. At the end `connections.png` shows each layer's
-connections over time, and `inputs.png` which pixels are still read.
+`--config.seed=1`. Running the same command again resumes after the last finished round.
+A workdir contains one run; another config is rejected there. At the end
+`connections.png` shows each layer's connections over time, and `inputs.png` which
+pixels are still read. These are all fields of a config, with their defaults, meanings
+and rules; config files set other values:
+
 """
 
 import sys
@@ -17,7 +19,9 @@ from ml_collections import config_flags
 
 from sparsejax import training
 from sparsejax.experiments import command_line
-from sparsejax.experiments.nest import grow_and_prune, write_plots
+from sparsejax.experiments.nest import config_help, grow_and_prune, write_plots
+
+__doc__ = str(__doc__) + config_help()
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",

@@ -15,8 +15,8 @@ constant (the live weights of a layer permuted, or all with one magnitude), rand
 weights, masks shuffled within layers), random_reinit (new weights and shuffled masks).
 
 At the end the script writes a table and plots; --report_only writes them from the
-levels that are finished. These are all fields and their defaults, which the config
-files replace:
+levels that are finished. These are all fields of a config, with their defaults,
+meanings and rules; config files set other values:
 
 """
 
@@ -27,14 +27,10 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from sparsejax.experiments import command_line
-from sparsejax.experiments.lottery import default_config, run_experiment, write_report
+from sparsejax.experiments.lottery import config_help, run_experiment, write_report
 from sparsejax.training import TrainingError
 
-__doc__ = str(__doc__) + "".join(
-  f"  --config.{name}={value}\n"
-  for name, value in default_config().to_dict().items()
-  if name != "train"
-)
+__doc__ = str(__doc__) + config_help()
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="A config file, such as configs/digits_lottery.py."

@@ -23,8 +23,8 @@ the processes find each other. Elsewhere pass --coordinator, --num_processes and
 --process_id, or set the environment variables SPARSEJAX_COORDINATOR,
 SPARSEJAX_NUM_PROCESSES and SPARSEJAX_PROCESS_ID.
 
-Without --config, the script lists the files of configs/. These are all fields and their
-defaults, which the config files replace:
+Without --config, the script lists the files of configs/. These are all fields of a
+config, with their defaults, meanings and rules; config files set other values:
 
 """
 
@@ -38,10 +38,7 @@ from sparsejax import training
 from sparsejax.experiments import command_line
 from sparsejax.training.parallel import initialize_processes
 
-__doc__ = str(__doc__) + "".join(
-  f"  --config.{name}={value}\n"
-  for name, value in training.default_config().to_dict().items()
-)
+__doc__ = str(__doc__) + training.config_help()
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",

@@ -8,12 +8,14 @@ from sparsejax.training._config import (
   Rules,
   TrainConfig,
   check_rules,
+  config_help,
   default_config,
   to_config_dict,
   use_method,
 )
 from sparsejax.training._config import checked as checked_config
 from sparsejax.training._config import complete as complete_config
+from sparsejax.training._config import describe as describe_config
 from sparsejax.training._config import difference as config_difference
 from sparsejax.training._config import empty as empty_dict
 from sparsejax.training._config import filled as fill_config

@@ -2,13 +2,16 @@
 
 import dataclasses
 import difflib
+import inspect
 import json
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import config_dict
 
+from sparsejax import models
 from sparsejax.training import _errors, data
 from sparsejax.training._methods import METHODS
 from sparsejax.training.data import _augment
@@ -53,58 +56,106 @@ def empty() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+  """A complete config, as `complete` returns it; users write a `ConfigDict`.
+
+  Attributes:
+    dataset: the data set to train on.
+    data_dir: a TFDS folder; if empty, `TFDS_DATA_DIR`, then the default of TFDS.
+    validation_fraction: the fraction of the training images to hold out, whatever the
+      seed.
+    augmentation: the augmentation of training images.
+    centering: "channel" normalizes by channel, "pixel" subtracts the mean image,
+      "none" divides by 255.
+    model: the network, from `sparsejax.models`.
+    model_kwargs: arguments of the model.
+    compute_dtype: the dtype of the model; params and moments stay float32.
+    method: the method of sparse training.
+    method_kwargs: arguments of the method, which take precedence over fields.
+    density: live weights / weights, over all sparsified layers.
+    distribution: the initial budget per layer; "global" for methods that compare the
+      weights of all layers.
+    structure: "block" masks whole blocks of `block` x `block` weights.
+    block: inputs and outputs per block.
+    execution: "sparse" skips the products of dead blocks; needs structure="block".
+    rescale_start: scale sparse layers up to the variance of dense ones at the start.
+    update_every: steps from one mask update to the next.
+    start_fraction: the fraction of the run after which mask updates start.
+    end_fraction: the fraction of the run after which they end.
+    drop_fraction: the fraction of live weights to drop, at step 0.
+    final_drop_fraction: the fraction at `end_fraction`; a cosine in between.
+    pruning_batches: batches for a method that prunes at initialization.
+    optimizer: the optimizer; sgd has Nesterov momentum.
+    learning_rate: the learning rate, or its peak.
+    lr_schedule: the schedule of the learning rate; "step" decays at intervals.
+    lr_decay_every: steps between decays, for lr_schedule="step".
+    lr_decay_epochs: epochs of the decays; replaces `lr_decay_every` unless empty.
+    lr_decay_factor: the factor of each decay.
+    warmup_epochs: epochs in which the learning rate rises linearly from zero.
+    momentum: momentum of sgd, b1 of adam and adamw.
+    weight_decay: L2 for sgd and adam, decoupled for adamw.
+    label_smoothing: the probability that labels give to all classes alike.
+    lr_scales: `{regex of paths: factor of the learning rate}`.
+    mesh: the devices; see `MeshConfig`.
+    batch_size: examples per step.
+    num_epochs: epochs of the whole run.
+    seed: the seed of weights, masks and data order.
+    num_seeds: train `seed`, `seed + 1`, ... in one vectorized run.
+    log_every: steps between two records.
+    eval_every: epochs between two evaluations on the validation images.
+    checkpoint_every: epochs between two checkpoints; the last step is always saved.
+    tensorboard: write event files for TensorBoard too.
+    track_exploration: log the fraction of weights that were ever live.
+  """
 
   # Data.
   dataset: str = "digits"
-  data_dir: str = ""  # a TFDS folder; if empty, TFDS_DATA_DIR, then TFDS's default
-  validation_fraction: float = 0.1  # of the training images, whatever the seed
+  data_dir: str = ""
+  validation_fraction: float = 0.1
   augmentation: str = "none"
-  centering: str = "channel"  # "pixel": subtracts the mean image; "none": x / 255
+  centering: str = "channel"
   # Model.
-  model: str = "mlp"  # a key of sparsejax.models.MODELS
+  model: str = "mlp"
   model_kwargs: Mapping[str, Any] = empty()
-  compute_dtype: str = "float32"  # of the model; parameters and moments stay float32
+  compute_dtype: str = "float32"
   # Sparsity: the method, the budget and the schedule of mask updates.
   method: str = "sparse_momentum"
   method_kwargs: Mapping[str, Any] = empty()
-  density: float = 0.1  # live weights / weights
-  distribution: str = "uniform"  # the initial budget per layer; or "global", for
-  # methods that compare the weights of all layers
-  structure: str = "any"  # "block": whole blocks of block x block weights are masked
-  block: int = 128  # inputs and outputs per block
-  execution: str = "dense"  # "sparse": products skip dead blocks; structure="block"
-  rescale_start: bool = False  # scale sparse layers up to the variance of dense ones
-  update_every: int = 100  # steps from one mask update to the next
-  start_fraction: float = 0.0  # the fraction of the run after which updates start ...
-  end_fraction: float = 1.0  # ... and the fraction after which they end
-  drop_fraction: float = 0.5  # of the live weights, at step 0
-  final_drop_fraction: float = 0.0  # reached at end_fraction; a cosine in between
-  pruning_batches: int = 1  # batches for a method that prunes at initialization
+  density: float = 0.1
+  distribution: str = "uniform"
+  structure: str = "any"
+  block: int = 128
+  execution: str = "dense"
+  rescale_start: bool = False
+  update_every: int = 100
+  start_fraction: float = 0.0
+  end_fraction: float = 1.0
+  drop_fraction: float = 0.5
+  final_drop_fraction: float = 0.0
+  pruning_batches: int = 1
   # Optimizer.
-  optimizer: str = "sgd"  # sgd has Nesterov momentum
+  optimizer: str = "sgd"
   learning_rate: float = 0.1
   lr_schedule: str = "step"
-  lr_decay_every: int = 25_000  # steps; lr_schedule="step" only
-  lr_decay_epochs: tuple[float, ...] = ()  # replaces lr_decay_every unless empty
+  lr_decay_every: int = 25_000
+  lr_decay_epochs: tuple[float, ...] = ()
   lr_decay_factor: float = 0.1
-  warmup_epochs: float = 0.0  # the learning rate rises linearly from zero
+  warmup_epochs: float = 0.0
   momentum: float = 0.9
-  weight_decay: float = 5e-4  # L2 for sgd and adam, decoupled for adamw
+  weight_decay: float = 5e-4
   label_smoothing: float = 0.0
-  lr_scales: Mapping[str, float] = empty()  # {regex of paths: learning-rate factor}
+  lr_scales: Mapping[str, float] = empty()
   mesh: MeshConfig = MeshConfig()
   # Length and seeds.
   batch_size: int = 100
   num_epochs: int = 10
   seed: int = 0
-  num_seeds: int = 1  # trains seed, seed + 1, ... together under vmap
+  num_seeds: int = 1
   # Logging and checkpoints.
-  log_every: int = 100  # steps
-  eval_every: int = 1  # epochs
-  checkpoint_every: int = 10  # epochs; the last step is always saved
+  log_every: int = 100
+  eval_every: int = 1
+  checkpoint_every: int = 10
   tensorboard: bool = False
-  track_exploration: bool = False  # log the fraction of weights ever live
+  track_exploration: bool = False
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -160,6 +211,7 @@ _RULES: Rules = {
   "dataset": _one_of((*data.NAMES, *data.NOT_IN_MEMORY)),
   "validation_fraction": _FRACTION,
   "augmentation": _one_of(tuple(_augment.AUGMENTATIONS)),
+  "model": _one_of(tuple(models.MODELS)),
   "method": _one_of(tuple(METHODS)),
   "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "distribution": _one_of(DISTRIBUTIONS),
@@ -319,6 +371,50 @@ def filled(
       raise _errors.ConfigError(f"{path} must be {wanted.__name__}; got {value!r}")
     values[field] = value
   return kind(**values)
+
+
+def describe(kind: type, rules: Rules, prefix: str = "") -> str:
+  """Describes the fields of a config: defaults, meanings and rules, for a help text.
+
+  Args:
+    kind: a frozen dataclass with a default for every field, whose docstring has an
+      Attributes section.
+    rules: the rules of its fields; a field may have none.
+    prefix: the names of the configs around it, such as `mesh.`.
+
+  Returns:
+    Two or more lines per field.
+
+  Example:
+    >>> text = describe(MeshConfig, {"model": (lambda v: v >= 1, "at least 1")})
+    >>> text.splitlines()[2].split(), text.splitlines()[3].strip()
+    (['--config.model=1'], 'shards per kernel (at least 1)')
+  """
+  section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+  found = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, flags=re.MULTILINE)
+  meanings = {name: " ".join(text.split()).removesuffix(".") for name, text in found}
+  lines = []
+  for name, default in vars(kind()).items():
+    if dataclasses.is_dataclass(default):
+      inner = f"{prefix}{name}."
+      if isinstance(default, MeshConfig):
+        lines.append(describe(MeshConfig, {}, inner))
+      else:
+        lines += [f"  --config.{inner}FIELD", f"      {meanings[name]}"]
+      continue
+    rule = f" ({rules[name][1]})" if name in rules else ""
+    shown = repr(default) if isinstance(default, str) else default
+    indent = " " * 6
+    lines.append(f"  --config.{prefix}{name}={shown}")
+    lines += textwrap.wrap(
+      meanings[name] + rule, 80, initial_indent=indent, subsequent_indent=indent
+    )
+  return "\n".join(lines)
+
+
+def config_help() -> str:
+  """Returns a help text on all fields of a config, for the command line."""
+  return describe(TrainConfig, _RULES)
 
 
 def to_config_dict(config: "DataclassInstance") -> config_dict.ConfigDict:

@@ -184,8 +184,15 @@ def test_a_config_for_another_script_is_refused_by_name(tmp_path):
 def test_help_explains():
   process = _train("--help")
   out, _ = process.communicate(timeout=60)
-  for part in ("--config=configs/digits.py", "--config.density=0.1", "--workdir"):
+  for part in ("--config=configs/digits.py", "--workdir"):
     assert part in out
+  # Every field with its default, its meaning and its rule.
+  text = " ".join(out.split())
+  for name in config_lib.TrainConfig.__dataclass_fields__:
+    assert f"--config.{name}" in text
+  assert "--config.density=0.1 live weights / weights" in text
+  assert "--config.lr_schedule='step' the schedule of the learning rate" in text
+  assert "(one of constant, step, cosine)" in text
 
 
 def test_the_library_does_not_import_training():

@@ -1,6 +1,6 @@
 """Lottery ticket experiments: train, prune, rewind and repeat, with controls."""
 
-from sparsejax.experiments.lottery._config import conv_net, default_config
+from sparsejax.experiments.lottery._config import config_help, conv_net, default_config
 from sparsejax.experiments.lottery._experiment import run_experiment
 from sparsejax.experiments.lottery._instability import run_instability
 from sparsejax.experiments.lottery._levels import Cell

@@ -16,6 +16,7 @@ from sparsejax.training import (
   check_rules,
   checked_config,
   config_to_json,
+  describe_config,
   empty_dict,
   fill_config,
   to_config_dict,
@@ -38,29 +39,47 @@ _NOT_THE_RUN = ("rounds", "controls", "one_shot_levels", "together", "train.data
 
 @dataclasses.dataclass(frozen=True)
 class LotteryConfig:
-  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+  """A complete config, as `complete` returns it; users write a `ConfigDict`.
 
-  # `method` and the fields of methods have no effect here.
+  Attributes:
+    train: the config of training; `method` and its fields have no effect here.
+    rounds: levels in addition to the dense one.
+    prune_fraction: the fraction of the live weights to prune per round.
+    prune_rates: `{regex of paths: fraction}`, other fractions for some layers.
+    scope: whether layers are pruned one by one or together.
+    where: regex of the leaves to prune; empty for kernels.
+    criterion: the mask criterion, from `sparsejax.lottery.criterion`.
+    restart: how training restarts; "learning_rate" and "fine_tune" keep the trained
+      weights.
+    rewind_step: the step to rewind the weights, or only the schedule, to.
+    mask_zero: the values of pruned weights.
+    controls: `{name: levels}`, controls to train; levels above `rounds` are ignored.
+    one_shot_levels: levels whose densities are also pruned to in one step.
+    eval_every: steps between validations; one of them is the early stop.
+    measure_every: steps between measurements of the test accuracy.
+    last_evaluations: the test accuracy is measured at so many last validations too.
+    together: seeds trained by one vmap; 0 for one on a CPU, all elsewhere.
+  """
+
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
   # Pruning.
-  rounds: int = 5  # levels in addition to the dense one
-  prune_fraction: float = 0.2  # fraction of the live weights pruned per round
-  prune_rates: Mapping[str, float] = empty_dict()  # {regex of paths: fraction}
-  scope: str = "layer"  # or "global"
-  where: str = ""  # regex of the leaves to prune; empty for kernels
-  criterion: str = "large_final"  # of sparsejax.lottery.criterion
+  rounds: int = 5
+  prune_fraction: float = 0.2
+  prune_rates: Mapping[str, float] = empty_dict()
+  scope: str = "layer"
+  where: str = ""
+  criterion: str = "large_final"
   # Training after pruning.
-  restart: str = "rewind"  # "learning_rate" and "fine_tune" keep the trained weights
-  rewind_step: int = 0  # the step to rewind weights (or only the schedule) to
-  mask_zero: str = "zero"  # or "init", "init_if_moved_away": values of pruned weights
-  # {name: levels}; see the command line's help. Levels above `rounds` are ignored.
+  restart: str = "rewind"
+  rewind_step: int = 0
+  mask_zero: str = "zero"
   controls: Mapping[str, tuple[int, ...]] = empty_dict()
-  one_shot_levels: tuple[int, ...] = ()  # their densities are pruned to in one step
+  one_shot_levels: tuple[int, ...] = ()
   # Measurements.
-  eval_every: int = 100  # steps between validations; one of them is the early stop
-  measure_every: int = 1000  # steps between measurements of the test accuracy
-  last_evaluations: int = 10  # the test accuracy is measured at the last ones too
-  together: int = 0  # seeds trained by one vmap; 0 for one on a CPU, all elsewhere
+  eval_every: int = 100
+  measure_every: int = 1000
+  last_evaluations: int = 10
+  together: int = 0
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -151,6 +170,11 @@ _RULES: Rules = {
   "last_evaluations": (lambda v: v >= 1, "at least 1"),
   "together": (lambda v: v >= 0, "at least 0"),
 }
+
+
+def config_help() -> str:
+  """Returns a help text on all fields of a config, for the command line."""
+  return describe_config(LotteryConfig, _RULES)
 
 
 def complete(config: Mapping[str, Any] | LotteryConfig) -> LotteryConfig:

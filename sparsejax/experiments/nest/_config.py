@@ -13,6 +13,7 @@ from sparsejax.training import (
   Rules,
   check_rules,
   data,
+  describe_config,
   empty_dict,
   fill_config,
   to_config_dict,
@@ -22,53 +23,87 @@ from sparsejax.training.data import get_augmentation
 
 @dataclasses.dataclass(frozen=True)
 class NestConfig:
-  """A complete config, as `complete` returns it; users write a `ConfigDict`."""
+  """A complete config, as `complete` returns it; users write a `ConfigDict`.
+
+  Attributes:
+    dataset: the data set to train on.
+    data_dir: a TFDS folder; if empty, `TFDS_DATA_DIR`, then the default of TFDS.
+    validation_fraction: the fraction of the training images that errors are measured
+      on; 0 to measure them on the augmented training images.
+    augmentation: the augmentation of training images.
+    inputs: "unit" scales to [0, 1], so that black pixels are 0.
+    model: a chain of layers whose attribute `features` has the hidden widths.
+    model_kwargs: arguments of the model.
+    features: the initial capacity; doubled when no unused units are left.
+    width_ratio: the units of the seed, as a fraction of the capacity.
+    density: the connections of the seed, as a fraction of the possible ones.
+    target_error: percent; growth ends at this error.
+    growth_rounds: rounds of growth, at most.
+    growth_epochs: training epochs per round of growth.
+    growth_connections: connections grown per round, as a fraction of the live ones.
+    growth_units: neurons or maps grown per round and hidden layer; () for none.
+    growth_batches: batches of 500 images per mean gradient.
+    connections_by: how connections are chosen; random is the control.
+    units_by: how neurons and maps are chosen; random is the control.
+    pair_fraction: the fraction of bridging gradients connected per new neuron.
+    birth_strength: the magnitude of a new neuron's weights, relative to its layer's.
+    map_candidates: random kernels that a feature map is chosen from.
+    milestones: sizes at which the network is fine-tuned: connections of the whole
+      network, or a tuple of one number per layer.
+    milestone_rounds: pruning rounds before each milestone.
+    milestone_units: per milestone: inputs, then hidden units; () for any.
+    prune_epochs: training epochs per pruning round.
+    tolerated_error: percent; pruning ends if the error stays above it.
+    patience: how often a network is retrained before pruning ends.
+    uses_power: ranks weights by |w| / uses^power; 0.5 saves multiply-adds.
+    tune_epochs: training epochs at a milestone.
+    learning_rate: the learning rate of Adam; a cosine per round.
+    final_rate: the learning rate at the end of a round, relative to its start.
+    weight_decay: decoupled weight decay.
+    warm_up_steps: steps in which a grown weight is warmed up.
+    batch_size: examples per step.
+    seed: the seed of weights and data order.
+  """
 
   # Data, as in `training.default_config`.
   dataset: str = "digits"
   data_dir: str = ""
-  validation_fraction: float = 0.1  # fraction of the training images that errors are
-  # measured on; 0 to measure them on the augmented training images
+  validation_fraction: float = 0.1
   augmentation: str = "none"
-  inputs: str = "standardized"  # or "unit": scaled to [0, 1]: black pixels are 0
+  inputs: str = "standardized"
   # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
   model: str = "mlp"
   model_kwargs: Mapping[str, Any] = empty_dict()
-  features: tuple[int, ...] = (32, 16)  # the initial capacity; doubled when no unused
-  # units are left
+  features: tuple[int, ...] = (32, 16)
   # The seed.
-  width_ratio: float = 0.5  # fraction of the capacity's units
-  density: float = 0.2  # fraction of the possible connections
+  width_ratio: float = 0.5
+  density: float = 0.2
   # Growth.
-  target_error: float = 5.0  # percent; growth ends at this error
-  growth_rounds: int = 4  # at most
-  growth_epochs: int = 2  # training epochs per round
-  growth_connections: float = 0.3  # grown per round, as a fraction of the live ones
-  growth_units: tuple[int, ...] = ()  # neurons or maps grown per round, per hidden
-  # layer; () for none
-  growth_batches: int = 20  # batches of 500 images per mean gradient
-  connections_by: str = "gradient"  # or "random", the control
-  units_by: str = "gradient"  # or "random"
-  pair_fraction: float = 0.1  # of the bridging gradients connected per new neuron
-  birth_strength: float = 0.5  # magnitude of a new neuron's weights, relative to the
-  # layer's
-  map_candidates: int = 16  # random kernels that a feature map is chosen from
+  target_error: float = 5.0
+  growth_rounds: int = 4
+  growth_epochs: int = 2
+  growth_connections: float = 0.3
+  growth_units: tuple[int, ...] = ()
+  growth_batches: int = 20
+  connections_by: str = "gradient"
+  units_by: str = "gradient"
+  pair_fraction: float = 0.1
+  birth_strength: float = 0.5
+  map_candidates: int = 16
   # Pruning.
-  milestones: tuple[int | tuple[int, ...], ...] = (300,)  # sizes at which the network
-  # is fine-tuned: connections, of the whole network or a tuple of one number per layer
-  milestone_rounds: tuple[int, ...] = (4,)  # pruning rounds before each milestone
-  milestone_units: tuple[tuple[int, ...], ...] = ()  # per milestone: inputs, then
-  # hidden units; () for any
-  prune_epochs: int = 2  # training epochs per pruning round
-  tolerated_error: float = 100.0  # percent; pruning ends if the error stays above it
-  patience: int = 1  # how often a network is retrained before pruning ends
-  uses_power: float = 0.0  # ranks weights by |w| / uses^power; 0.5 saves multiply-adds
-  tune_epochs: int = 4  # training epochs at a milestone
+  milestones: tuple[int | tuple[int, ...], ...] = (300,)
+  milestone_rounds: tuple[int, ...] = (4,)
+  milestone_units: tuple[tuple[int, ...], ...] = ()
+  prune_epochs: int = 2
+  tolerated_error: float = 100.0
+  patience: int = 1
+  uses_power: float = 0.0
+  tune_epochs: int = 4
   # Optimizer: Adam, with a cosine learning rate schedule per round.
   learning_rate: float = 2e-3
-  final_rate: float = 0.25  # learning rate at the end of a round, relative to its start
+  final_rate: float = 0.25
   weight_decay: float = 0.0
-  warm_up_steps: int = 10  # warm-up of a grown weight, in steps
+  warm_up_steps: int = 10
   batch_size: int = 128
   seed: int = 0
 
@@ -116,6 +151,11 @@ _RULES: Rules = {
   "connections_by": _SOURCE,
   "units_by": _SOURCE,
 }
+
+
+def config_help() -> str:
+  """Returns a help text on all fields of a config, for the command line."""
+  return describe_config(NestConfig, _RULES)
 
 
 def complete(config: Mapping[str, Any] | NestConfig) -> NestConfig:
