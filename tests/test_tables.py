@@ -59,7 +59,6 @@ UNTRACED = {
   # The first measurements; later ones are compared to them.
   "benchmarks": r".*_before",
   "mnist_sparse_momentum": r"lenet300/.*|lenet5/.*/epochs=100 .*",
-  "strong_tickets": r".*",
   "supermask": r".*",
 }
 
