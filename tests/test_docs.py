@@ -85,7 +85,7 @@ def test_every_method_has_a_page_that_says_when_to_use_it():
     assert "```text\n" in made
     assert "## Cost" in made
   written = {path.stem for path in (ROOT / "docs/methods").glob("*.md")}
-  assert written == {*methods, "index"}
+  assert written == {*methods, "index", "which"}
 
 
 def test_numbers_come_from_the_results():

@@ -54,6 +54,20 @@ def test_costs_are_a_line_a_method():
   assert "old" not in text
 
 
+def test_methods_are_ordered_by_accuracy_at_the_lowest_density():
+  text = tables.filled("<!-- methods: mnist_methods -->\nold\n<!-- end -->")
+  head, _, *lines = text.splitlines()[1:-1]
+  assert head.startswith("| method | 1 % | 2 % | 5 % | 10 % |")
+  first = [float(line.split("|")[2].split("±")[0] or 0) for line in lines]
+  assert first[:-1] == sorted(first[:-1], reverse=True)
+  assert lines[-1].startswith("| [dense](dense.md) |")
+  row = tables.find(
+    "mnist_methods", "lenet300/rigl/density=0.05", "test_accuracy_percent"
+  )
+  [rigl] = [line for line in lines if "[rigl]" in line]
+  assert rigl.split("|")[4].strip() == f"{row['mean']:.2f} ± {row['sem']:.2g}"
+
+
 # Rows whose commit or tree no repository has. The pages in docs/results say why.
 UNTRACED = {
   # The first measurements; later ones are compared to them.

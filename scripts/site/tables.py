@@ -6,6 +6,8 @@ A table is written between `<!-- results: NAME -->` and `<!-- end -->`; `NAME pu
 has only the rows with a published value. The costs of every method on a tree of
 parameters follow `<!-- costs: TREE -->`, and those on a GPU `<!-- costs: TREE gpu -->`.
 `<!-- summary -->` is followed by the rows of `SUMMARY`, for the README.
+`<!-- methods: NAME -->` has one line per method and one column per density, the most
+accurate method first.
 A mean in a sentence is written between `<!-- mean: NAME CASE METRIC -->` and
 `<!-- end -->`; the mark must not be at the start of a line, where it would end the
 paragraph. A test compares the files with the output of this script.
@@ -24,6 +26,7 @@ _TABLE = re.compile(
 )
 _COSTS = re.compile(r"(<!-- costs: (\w+)( gpu)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _SUMMARY = re.compile(r"(<!-- summary -->\n).*?(<!-- end -->)", re.DOTALL)
+_METHODS = re.compile(r"(<!-- methods: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MEAN = re.compile(r"(<!-- mean: (\w+) (\S+) (\w+) -->).*?(<!-- end -->)")
 
 
@@ -194,10 +197,38 @@ def summary() -> str:
   return "\n".join(lines) + "\n"
 
 
+def methods(name: str) -> str:
+  """Formats a comparison: methods by accuracy at the lowest density, dense last.
+
+  The last column has the multiply-adds of training at the lowest density of the line,
+  in percent of those of the dense network, where zeros are skipped.
+  """
+  rows = json.loads((ROOT / f"results/{name}.json").read_text())["rows"]
+  cells = {(row["method"], row["density"]): row for row in rows}
+  densities = sorted({d for _, d in cells if d < 1})
+  names = dict.fromkeys(method for method, _ in cells)
+
+  def rank(method):
+    found = [cells.get((method, d)) for d in densities]
+    return method == "dense", [-row["mean"] if row else 0.0 for row in found]
+
+  head = [f"{100 * d:g} %" for d in densities]
+  lines = [f"| method | {' | '.join(head)} | training, % |"]
+  lines.append("|---" * (len(head) + 2) + "|")
+  for method in sorted(names, key=rank):
+    line = [cells.get((method, d if method != "dense" else 1.0)) for d in densities]
+    texts = ["" if row is None else ours(row) for row in line]
+    first = next(row for row in line if row is not None)
+    cost = f"{100 * first['multiply_adds']['training']:.0f}"
+    lines.append(f"| [{method}]({method}.md) | {' | '.join(texts)} | {cost} |")
+  return "\n".join(lines) + "\n"
+
+
 def filled(text: str) -> str:
   text = _SUMMARY.sub(lambda m: m[1] + summary() + m[2], text)
   text = _COSTS.sub(lambda m: m[1] + costs(m[2], "_gpu" if m[3] else "") + m[4], text)
   text = _TABLE.sub(lambda m: m[1] + results(m[2], bool(m[3])) + m[4], text)
+  text = _METHODS.sub(lambda m: m[1] + methods(m[2]) + m[3], text)
   return _MEAN.sub(lambda m: m[1] + value(m[2], m[3], m[4]) + m[5], text)
 
 
