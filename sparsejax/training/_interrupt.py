@@ -1,6 +1,8 @@
 """Turns SIGTERM and SIGINT into a flag that the loop polls."""
 
 import contextlib
+import ctypes
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -38,13 +40,16 @@ def listen() -> Iterator[Stop]:
   if threading.current_thread() is not threading.main_thread():
     yield stop
     return
-  before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+  caught = signal.SIGTERM, signal.SIGINT
+  before = {s: (signal.getsignal(s), _native_action(s)) for s in caught}
 
   def restore():
-    for number, handler in before.items():
-      # A handler that was not installed from Python reads as None; the system's default
-      # replaces it.
-      signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    for number, (handler, native) in before.items():
+      signal.signal(number, handler if callable(handler) else signal.SIG_DFL)
+      # A handler that was not installed from Python, such as that of jax.distributed,
+      # reads as None or as the default.
+      if not callable(handler) and native is not None:
+        _libc().sigaction(number, native, None)
 
   def handle(number, frame):
     del frame
@@ -57,3 +62,15 @@ def listen() -> Iterator[Stop]:
     yield stop
   finally:
     restore()
+
+
+def _native_action(number: signal.Signals) -> "ctypes.Array | None":
+  """Returns the system's `struct sigaction` of a signal; None if there is none."""
+  if os.name != "posix":
+    return None
+  action = ctypes.create_string_buffer(1024)  # longer than the struct of any system
+  return action if _libc().sigaction(number, None, action) == 0 else None
+
+
+def _libc() -> ctypes.CDLL:
+  return ctypes.CDLL(None)

@@ -14,7 +14,7 @@ from sparsejax.analysis import (
   run_title,
   style_axes,
 )
-from sparsejax.training import _metrics, _result, _run
+from sparsejax.training import _metrics, _result, _run, _workdir
 
 FILE = "report.png"
 
@@ -37,9 +37,8 @@ def write(path: pathlib.Path, run: _run.Run, result: _result.Result) -> None:
     subtitle=f"{method}, density {result.density:.3g}, {result.total_steps:,} steps",
     score=_result.percent(result.test_accuracy),
   )
-  temporary = path / f"{FILE}.tmp"
-  drawn.savefig(temporary, format="png", dpi=160)
-  temporary.replace(path / FILE)
+  with _workdir.replacing(path / FILE) as file:
+    drawn.savefig(file, format="png", dpi=160)
 
 
 def draw(

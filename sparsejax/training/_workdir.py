@@ -5,11 +5,11 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import jax
 
-from sparsejax.core import replacing
+from sparsejax import core
 from sparsejax.training import _config, _errors
 from sparsejax.training.parallel import _distributed
 
@@ -107,6 +107,26 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     write_text(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a file that replaces another one atomically, if the block raises nothing.
+
+  Args:
+    path: the file to replace, in an existing directory.
+
+  Yields:
+    A temporary file, open for writing bytes.
+
+  Raises:
+    WorkdirError: if the file cannot be written.
+  """
+  try:
+    with core.replacing(path) as file:
+      yield file
+  except OSError as e:
+    raise _errors.WorkdirError(f"{path} cannot be written: {e.strerror or e}") from e
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Replaces a file's text atomically: a reader sees the old text or the new one.
 
@@ -117,8 +137,5 @@ def write_text(path: pathlib.Path, text: str) -> None:
   Raises:
     WorkdirError: if the file cannot be written.
   """
-  try:
-    with replacing(path) as file:
-      file.write(text.encode())
-  except OSError as e:
-    raise _errors.WorkdirError(f"{path} cannot be written: {e.strerror or e}") from e
+  with replacing(path) as file:
+    file.write(text.encode())

@@ -1,3 +1,4 @@
+import ctypes
 import json
 import os
 import shutil
@@ -424,5 +425,25 @@ def test_a_second_signal_acts_as_it_did_before():
       assert stop
       assert seen == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is own
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="reads the system's handlers")
+def test_a_handler_that_python_did_not_install_is_put_back():
+  """As that of `jax.distributed`, which `signal.getsignal` does not show."""
+  libc = ctypes.CDLL(None)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+  own = ctypes.cast(libc.abs, ctypes.c_void_p).value  # never called
+  before = signal.getsignal(signal.SIGTERM)
+  libc.signal(signal.SIGTERM, own)
+  try:
+    for _ in range(2):
+      with interrupt.listen() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stop:
+          time.sleep(0.01)
+    assert libc.signal(signal.SIGTERM, None) == own
   finally:
     signal.signal(signal.SIGTERM, before)

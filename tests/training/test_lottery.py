@@ -23,6 +23,7 @@ from sparsejax.experiments.lottery import _setup as setup_lib
 from sparsejax.experiments.lottery import _start as lottery_start
 from sparsejax.experiments.lottery._levels import Cell
 from sparsejax.training import _errors as errors
+from sparsejax.training import _progress as progress_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {
@@ -56,13 +57,32 @@ def setup():
   return setup_lib.prepare(TINY)
 
 
+SHOWN = []  # per training: the total of its progress, and the last step shown
+
+
+class _Recorded(progress_lib.Progress):
+  def __init__(self, total, done, verbose):
+    super().__init__(total, done, verbose)
+    SHOWN.append([total, done])
+
+  def update(self, step, **fields):
+    SHOWN[-1][1] = step
+    return super().update(step, **fields)
+
+
 @pytest.fixture(scope="module")
 def whole(setup, tmp_path_factory):
   path = tmp_path_factory.mktemp("lottery")
   with pytest.MonkeyPatch.context() as m:
     m.setattr(setup_lib, "prepare", lambda config: setup)
+    m.setattr(lottery_lib, "Progress", _Recorded)
     cells = lottery_lib.run_experiment(TINY, path, verbose=False)
   return path, cells
+
+
+def test_progress_ends_at_its_total(whole):
+  """The dense training too: 2 seeds, from the rewind step 5 to step 40."""
+  assert [[70, 70]] * len(whole[1]) == SHOWN
 
 
 @pytest.fixture
@@ -180,7 +200,7 @@ def test_metrics(whole):
   losses = np.array(metrics["validation_loss"])
   best = losses.argmin(1)
   assert metrics["early_stop"] == [metrics["steps"][i] for i in best]
-  o = lottery_report.outcome(metrics, last=2)
+  o = lottery_report.read(path)[Cell("ticket", 1)]  # last_evaluations is 2
   accuracy = np.array(metrics["measurements"]["test_accuracy"])
   np.testing.assert_allclose(o.final_accuracy, 100 * accuracy[:, -2:].mean(1))
   assert (o.accuracy > 30).all()

@@ -13,6 +13,7 @@ from sparsejax.training import _metrics as metrics
 from sparsejax.training import _picture as report
 from sparsejax.training import _progress as progress
 from sparsejax.training import _result as result
+from sparsejax.training import _workdir as workdir
 
 
 def test_metrics_are_json_whatever_comes(tmp_path):
@@ -202,3 +203,16 @@ def test_what_was_not_finite_is_said_once():
     "Warning: A mask update was skipped: a score was not finite. The summary counts"
     " them.",
   ]
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
+  def fail():
+    with workdir.replacing(tmp_path / report.FILE) as file:
+      file.write(b"new")
+      raise ValueError("no ink")
+
+  (tmp_path / report.FILE).write_bytes(b"old")
+  with pytest.raises(ValueError, match="no ink"):
+    fail()
+  assert [p.name for p in tmp_path.iterdir()] == [report.FILE]
+  assert (tmp_path / report.FILE).read_bytes() == b"old"

@@ -161,7 +161,7 @@ def test_capacity_doubles_where_it_is_full(tmp_path):
   [
     ("density", 1.5, r"density must be in \(0, 1\]; got 1.5"),
     ("milestone_rounds", (1,), "milestone_rounds must be of 2 numbers"),
-    ("growth_units", (1,), "or 2 numbers, one a hidden layer"),
+    ("growth_units", (1,), "or 2 numbers, one per hidden layer"),
     ("connections_by", "chance", "must be gradient or random"),
     ("milestones", (100, 200), "fewer and fewer connections"),
     ("milestones", ((99, 90, 10), 200), "fewer and fewer connections"),
@@ -259,6 +259,17 @@ def test_random_neurons_are_wired_as_strongly_as_those_by_gradients(compiled):
   # Other inputs, not others of the same neurons.
   first = [np.asarray(get(masks, chain[0].path)) for masks in grown.values()]
   assert (first[0] != first[1]).any()
+
+
+def test_batches_of_growth_repeat_no_image_before_all_are_drawn():
+  first, second, third, fourth = np.asarray(
+    policies.batch_orders(jax.random.key(0), examples=11, size=5, batches=4)
+  )
+  for a, b in ((first, second), (third, fourth)):
+    assert len({*a.tolist(), *b.tolist()}) == 10
+  assert {*first.tolist()} != {*third.tolist()}
+  whole = jax.random.permutation(jax.random.key(0), 11)
+  np.testing.assert_array_equal(np.concatenate([first, second]), whole[:10])
 
 
 def test_milestones_are_read_in_the_order_of_their_indices(tmp_path):

@@ -27,6 +27,7 @@ from scripts.reproduce.deep_cnn.cases import (
   spectrum,
   start,
 )
+from sparsejax.core import write_archive
 from sparsejax.training import environment, listen_for_signals
 
 # Seconds between the states from which a stopped run resumes.
@@ -210,9 +211,7 @@ def _evaluation(model, norm):
 def _save(path, params, state, records):
   leaves = jax.tree.leaves((params, state))
   arrays: dict[str, Any] = {str(i): np.asarray(x) for i, x in enumerate(leaves)}
-  temporary = path.with_name("partial.tmp.npz")
-  np.savez(temporary, records=np.array(json.dumps(records)), **arrays)
-  temporary.replace(path)
+  write_archive(path, {"records": np.array(json.dumps(records)), **arrays})
 
 
 def _restore(path, params, state):

@@ -19,7 +19,6 @@ from sparsejax.core import path_string
 from sparsejax.experiments.lottery import _config, _levels, _setup, _start
 from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.experiments.lottery._levels import Cell
-from sparsejax.experiments.lottery._setup import Setup
 from sparsejax.experiments.lottery._start import DENSE, INITIAL, REWIND
 from sparsejax.training import (
   NonFiniteError,
@@ -68,8 +67,10 @@ def run_experiment(
         _levels.done(path, point, digest)
         _levels.read_weights(path, point, _start.stacked(setup, setup.like))
     claim_workdir(path, setup.stamp)
+    # Every training is shown from the rewind step on, the dense one too.
+    total = setup.config.train.num_seeds * (setup.steps - setup.config.rewind_step)
     for i, cell in enumerate(missing):
-      with Progress(_total(setup, cell), 0, verbose) as progress:
+      with Progress(total, 0, verbose) as progress:
         progress.note(f"{cell.kind}, level {cell.level} [{i + 1} of {len(missing)}]")
         _run_cell(setup, path, cell, digest, stop, progress)
     return _levels.cells(path)
@@ -96,11 +97,6 @@ def plan(config: LotteryConfig) -> list[Cell]:
     cells.append(Cell("ticket", level))
     cells += [Cell(k, level) for k, at in config.controls.items() if level in at]
   return cells + [Cell("one_shot", level) for level in config.one_shot_levels]
-
-
-def _total(setup: Setup, cell: Cell) -> int:
-  first = 0 if cell == DENSE else setup.config.rewind_step
-  return setup.config.train.num_seeds * (setup.steps - first)
 
 
 def _run_cell(setup, path, cell, digest, stop, progress) -> None:

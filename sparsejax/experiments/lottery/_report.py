@@ -1,6 +1,7 @@
 """Reports of a lottery ticket experiment: curves, a table and plots."""
 
 import itertools
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sparsejax import analysis
 from sparsejax.experiments.lottery import _levels
+from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.experiments.lottery._levels import Cell
 from sparsejax.training import WorkdirError
 
@@ -20,7 +22,8 @@ class Outcome(NamedTuple):
     density: live weights / weights of the pruned layers.
     early_stop: the step of the lowest validation loss.
     accuracy: test accuracy at the early stop, percent.
-    final_accuracy: the mean of the last measurements of the test accuracy, percent.
+    final_accuracy: the mean of the last `last_evaluations` measurements of the test
+      accuracy, percent.
     end_accuracy: test accuracy after the last step, percent.
     measured: (measurements,) the steps at which the test accuracy was measured.
     curve: (seeds, measurements) test accuracy at these steps, percent.
@@ -37,7 +40,7 @@ class Outcome(NamedTuple):
   steps: int
 
 
-def outcome(metrics: dict[str, Any], last: int = 10) -> Outcome:
+def outcome(metrics: dict[str, Any], last: int) -> Outcome:
   """Creates the outcome of a cell from its metrics.
 
   Args:
@@ -73,8 +76,12 @@ def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
   Raises:
     WorkdirError: no cell is finished.
   """
+  # `config.json` has the fields that are not at their defaults.
+  config = workdir / "config.json"
+  fields = json.loads(config.read_text()) if config.exists() else {}
+  last = fields.get("last_evaluations", LotteryConfig.last_evaluations)
   found = {
-    cell: outcome(_levels.read_metrics(workdir, cell))
+    cell: outcome(_levels.read_metrics(workdir, cell), last)
     for cell in _levels.cells(workdir)
   }
   if not found:

@@ -29,7 +29,7 @@ def gradients(
     model: a flax module.
     chain: the model's layers.
     dataset: the data set, for shapes and statistics.
-    batches: the number of batches, of 500 random images each.
+    batches: the number of batches, of 500 random images each; see `batch_orders`.
 
   Returns:
     `(state, train, key) -> (gradients like the params, bridging gradients)`. There is
@@ -55,11 +55,10 @@ def gradients(
     logits, _ = bridged(bridges, params, state.model_state, images, None)
     return cross_entropy(logits, labels)[0]
 
-  # Average the gradients with respect to the params and to virtual kernels of zero,
-  # over batches of a random permutation.
+  # Average the gradients with respect to the params and to virtual kernels of zero.
   @jax.jit
   def run(state, train, key):
-    order = jax.random.permutation(key, examples)
+    orders = batch_orders(key, examples, size, batches)
     bridges = [
       jnp.zeros((lower.shape[0], upper.shape[1])) if d else None
       for (lower, upper), d in zip(pairs, dense, strict=True)
@@ -67,7 +66,7 @@ def gradients(
     wanted = (state.params, bridges)
 
     def body(i, total):
-      take = jax.lax.dynamic_slice_in_dim(order, i * size % (examples - size + 1), size)
+      take = orders[i]
       images = dataset.normalize(train.images[take])
       new = jax.grad(loss)(wanted, state, images, train.labels[take])
       return jax.tree.map(jnp.add, total, new)
@@ -77,6 +76,29 @@ def gradients(
     return jax.tree.map(lambda g: g / batches, total)
 
   return run
+
+
+def batch_orders(key: jax.Array, examples: int, size: int, batches: int) -> jax.Array:
+  """Draws batches of examples; none is repeated before all whole batches are drawn.
+
+  Args:
+    key: a PRNG key.
+    examples: the number of examples.
+    size: examples per batch, at most `examples`.
+    batches: the number of batches.
+
+  Returns:
+    int32 (batches, size): consecutive parts of one permutation, then of others.
+
+  Example:
+    >>> orders = batch_orders(jax.random.key(0), examples=5, size=2, batches=3)
+    >>> orders.shape, len(set(orders[:2].ravel().tolist()))
+    ((3, 2), 4)
+  """
+  each = examples // size
+  passes = [key, *(jax.random.fold_in(key, i) for i in range(1, -(-batches // each)))]
+  orders = [jax.random.permutation(k, examples)[: each * size] for k in passes]
+  return jnp.concatenate(orders).reshape(-1, size)[:batches]
 
 
 def grow(

@@ -5,13 +5,13 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 import warnings
 import zipfile
 from typing import Any
 
 import numpy as np
 
+from sparsejax.core import replacing
 from sparsejax.training import _errors
 
 _BATCH = 1000  # records read at once
@@ -175,17 +175,11 @@ def _read_cache(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write_cache(path: pathlib.Path, arrays: tuple[np.ndarray, np.ndarray]) -> None:
-  """Writes a temporary file and renames it, so that readers see complete files only."""
+  """Writes decoded data to the cache, so that readers see complete files only."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-      with os.fdopen(handle, "wb") as file:
-        np.savez(file, images=arrays[0], labels=arrays[1])
-      os.replace(temporary, path)
-    except BaseException:
-      os.unlink(temporary)
-      raise
+    with replacing(path) as file:
+      np.savez(file, images=arrays[0], labels=arrays[1])
   except OSError as e:
     warnings.warn(
       f"decoded data could not be cached in {path.parent} ({e}); the next run decodes"
