@@ -4,6 +4,7 @@ import functools
 import re
 from typing import Any
 
+import chex
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -139,11 +140,11 @@ def test_boxed_params_train(box, wrap):
     masks = sj.masks(end.opt_state)
     assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == 64  # of 256
     masked = sj.apply_masks(end.params, masks)
-    jax.tree.map(np.testing.assert_array_equal, masked, end.params)
+    chex.assert_trees_all_equal(masked, end.params)
     [total] = re.findall("^sparsified .*", sj.summary(end.params, masks), re.MULTILINE)
     assert total.split() == ["sparsified", "256", "64", "0.2500"]
     again = sj.with_masks(end.opt_state, masks)
-    jax.tree.map(np.testing.assert_array_equal, again, end.opt_state)
+    chex.assert_trees_all_equal(again, end.opt_state)
 
 
 def test_nnx_metadata_under_a_mesh():
@@ -213,7 +214,7 @@ def test_states_survive_flax_serialization(methods):
     data = flax.serialization.to_bytes(state)
     restored = flax.serialization.from_bytes(blank, data)
     assert jax.tree.structure(restored) == jax.tree.structure(state), name
-    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    chex.assert_trees_all_equal(restored, state)
 
 
 # Methods with branches of their own; the others share the one of `sparsify`.

@@ -3,6 +3,7 @@
 The tables and the run whose facts are checked here are in `conftest.py`.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,7 @@ def test_init_takes_abstract_params(run):
 def test_init_does_not_read_the_weights(run):
   params, state, _ = run.start
   again = run.tx.init(jax.tree.map(jnp.zeros_like, params))
-  jax.tree.map(np.testing.assert_array_equal, sj.masks(again), sj.masks(state))
+  chex.assert_trees_all_equal(sj.masks(again), sj.masks(state))
 
 
 def test_apply_masks_keeps_the_container(run):
@@ -109,7 +110,7 @@ def test_apply_masks_keeps_the_container(run):
   assert type(masked) is type(params)
   assert jax.tree.structure(masked) == jax.tree.structure(params)
   if run.every == 1:
-    jax.tree.map(np.testing.assert_array_equal, masked, params)
+    chex.assert_trees_all_equal(masked, params)
 
 
 def test_checkpoints_round_trip(run, tmp_path):
@@ -121,7 +122,7 @@ def test_checkpoints_round_trip(run, tmp_path):
     target = jax.eval_shape(lambda x: x, saved)
     restored = checkpointer.restore(tmp_path / "saved", target)
   assert jax.tree.structure(restored) == jax.tree.structure(saved)
-  jax.tree.map(np.testing.assert_array_equal, restored, saved)
+  chex.assert_trees_all_equal(restored, saved)
 
 
 def test_update_masks_overrides_the_schedule_and_other_arguments_pass(method):
@@ -164,8 +165,8 @@ def test_gradients_that_marked_products_skip_are_not_needed(run, harness):
     whole = run.program(*whole, grads)[:3]
     partly = run.program(*partly, seen(grads, *partly[:2]))[:3]
     masks = sj.masks(whole[1]), sj.masks(partly[1])
-    jax.tree.map(np.testing.assert_array_equal, *masks)
-    jax.tree.map(np.testing.assert_array_equal, whole[0], partly[0])
+    chex.assert_trees_all_equal(*masks)
+    chex.assert_trees_all_equal(whole[0], partly[0])
 
 
 def _without_marked(grads, params, state):

@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def _expected(method):
 )
 def test_eight_devices(name, layout):
   got = jax.device_get(worker.masks(name, worker.LAYOUTS[layout]))
-  jax.tree.map(np.testing.assert_array_equal, got, _expected(name))
+  chex.assert_trees_all_equal(got, _expected(name))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def test_nnx_optimizer(run):
   for found in (masks, pure):
     masked = sj.apply_masks(params, found)
     assert type(masked) is type(params) is nnx.State
-    jax.tree.map(np.testing.assert_array_equal, masked, params)
+    chex.assert_trees_all_equal(masked, params)
   nnx.update(model, masked)  # and the module takes it back
 
 

@@ -1,5 +1,6 @@
 """One mask update is the same, bit for bit, however JAX is asked to run it."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ class Update:
     return state.masks, state.budgets
 
   def check(self, got):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), self.expected)
+    chex.assert_trees_all_equal(jax.device_get(got), self.expected)
 
   def sharded(self, mesh):
     """The inputs, laid out over the mesh; moments and masks as their weights."""
@@ -95,7 +96,7 @@ def test_vmap(update):
   both = jax.jit(jax.vmap(update))(*_stacked(members))
   for i, member in enumerate(members):
     got = jax.tree.map(lambda x, i=i: x[i], both)
-    jax.tree.map(np.testing.assert_array_equal, got, jax.jit(update)(*member))
+    chex.assert_trees_all_equal(got, jax.jit(update)(*member))
   update.check(jax.tree.map(lambda x: x[0], both))
 
 
@@ -181,7 +182,7 @@ def test_traced_arguments_give_each_member_its_own_masks():
     start, end = alone(seeds[i], densities[i], fractions[i])
     np.testing.assert_array_equal(start, starts[i])
     mine = jax.tree.map(lambda x, i=i: x[i], ends)
-    jax.tree.map(np.testing.assert_array_equal, end, mine)
+    chex.assert_trees_all_equal(end, mine)
   # And a program for which they are constants gives the same.
   start, end = member(3, 0.3, 0.5)
   np.testing.assert_array_equal(start, starts[0])

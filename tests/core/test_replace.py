@@ -1,5 +1,6 @@
 """Masks put into a state, and in files."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ MASKS = {
 
 
 def same(got, expected):
-  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  chex.assert_trees_all_equal(got, expected)
   assert jax.tree.structure(got) == jax.tree.structure(expected)
 
 

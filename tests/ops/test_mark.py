@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def _same_as_masks(params, state):
   params = sj.apply_masks(params, sj.masks(state))
   marked = jax.jit(sj.mark_dead)(params, state)
   assert jax.tree.structure(marked) == jax.tree.structure(params)
-  jax.tree.map(np.testing.assert_array_equal, marked, params)
+  chex.assert_trees_all_equal(marked, params)
   masks = jax.tree.leaves(sj.masks(state))
   found = [m for m in _marked(marked).values() if m.any()]
   assert len(found) == len(masks) > 0
@@ -211,7 +212,7 @@ def test_training_marked_is_training_masked(method, dense_steps):
     assert max(visited for visited, _ in runs) <= blocks // 10
     assert [i for i, (_, wanted) in enumerate(runs) if wanted == blocks] == dense_steps
   for (m0, p0, v0), (m1, p1, v1) in zip(marked, masked, strict=True):
-    jax.tree.map(np.testing.assert_array_equal, m0, m1)
+    chex.assert_trees_all_equal(m0, m1)
     np.testing.assert_allclose(v0, v1, rtol=1e-5)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), p0, p1)
     for name in "ab" if not forward else "":

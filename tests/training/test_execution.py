@@ -1,5 +1,6 @@
 """Configs whose products skip dead blocks."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_a_sparse_run_is_the_dense_run(tmp_path, monkeypatch):
   masks = [sj.masks(run.state.opt_state) for run in (dense, sparse)]
   # The kernels of whole blocks, 64 x 64 each; not the last one, of ten outputs.
   assert [m.shape for m in jax.tree.leaves(masks[0])] == [(64, 64), (64, 64)]
-  jax.tree.map(np.testing.assert_array_equal, *masks)
+  chex.assert_trees_all_equal(*masks)
   np.testing.assert_allclose(dense.test_loss, sparse.test_loss, rtol=1e-3)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,9 +60,9 @@ def test_a_loaded_network_computes_what_was_trained(trained, seed):
   assert _files(path) == before
   assert (run.step, run.config.seed, run.image_shape) == (160, 3, (8, 8, 1))
   expected = jax.tree.map(lambda x: x[seed], result.state.params)
-  jax.tree.map(np.testing.assert_array_equal, run.params, expected)
+  chex.assert_trees_all_equal(run.params, expected)
   sj.check_sparse(run.params, run.opt_state)
-  jax.tree.map(np.testing.assert_array_equal, run.masks, sj.masks(run.opt_state))
+  chex.assert_trees_all_equal(run.masks, sj.masks(run.opt_state))
   np.testing.assert_allclose(_accuracy(run), result.test_accuracy[seed], atol=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_a_run_on_a_mesh_is_loaded_on_one_device(tmp_path, prepared, pruned):
   state = _untrained(tmp_path, prepared, config)
   run = load_run(tmp_path)
   assert len(run.params["dense1"]["kernel"].sharding.device_set) == 1
-  jax.tree.map(np.testing.assert_array_equal, run.params, state.params)
+  chex.assert_trees_all_equal(run.params, state.params)
 
 
 @pytest.mark.parametrize(

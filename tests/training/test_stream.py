@@ -3,6 +3,7 @@
 import functools
 import io
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,7 @@ def test_batches_follow_from_their_number(small):
   assert whole[0][0].shape == (8, 32, 32, 3)
   assert whole[0][0].dtype == np.uint8
   for a, b in zip(whole[3:], _take(small, 3, 4), strict=True):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
   # An epoch of five batches sees every example once, the next in another order.
   labels = np.concatenate([labels for _, labels in whole[:5]])
   assert sorted(labels.tolist()) == sorted([*range(10)] * 4)

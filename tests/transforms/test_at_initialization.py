@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -286,7 +287,7 @@ def test_layers_that_are_emptied_are_named():
   assert [int(full[k].sum()) for k in ("first", "last", "body")] == [5, 5, 6]
   # Under jit nothing can be read; the masks are the same.
   traced = jax.jit(lambda p: sj.synflow(whole, p, (1, 4), 1 / 3, rounds=2))(params)
-  jax.tree.map(np.testing.assert_array_equal, traced, masks)
+  chex.assert_trees_all_equal(traced, masks)
 
 
 def test_methods_are_the_same_under_jit_vmap_and_sharding():
@@ -312,11 +313,11 @@ def test_methods_are_the_same_under_jit_vmap_and_sharding():
   mesh = Mesh(np.array(jax.devices()), ("d",))
   spread = lambda p: jax.device_put(p, NamedSharding(mesh, PartitionSpec(None, "d")))
   sharded = members[0] | {k: spread(members[0][k]) for k in "ab"}
-  jax.tree.map(np.testing.assert_array_equal, compiled(sharded), expected[0])
+  chex.assert_trees_all_equal(compiled(sharded), expected[0])
   batched = jax.jit(jax.vmap(both))(params)
   for i, member in enumerate(expected):
     one = jax.tree.map(lambda m, i=i: m[i], batched)
-    jax.tree.map(np.testing.assert_array_equal, one, member)
+    chex.assert_trees_all_equal(one, member)
   totals = [int(m["a"].sum() + m["b"].sum()) for m in expected[0]]
   assert totals == [round(0.3 * 256)] * 2
 

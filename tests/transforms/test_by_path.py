@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,4 +62,4 @@ def test_groups_have_their_own_methods_and_densities(container):
     step = jax.tree.map(lambda n, b: n - b, params[name]["bias"], before[name]["bias"])
     [step], [g] = jax.tree.leaves(step), jax.tree.leaves(grads[name]["bias"])
     np.testing.assert_allclose(step, -rate * g, rtol=1e-5)
-  jax.tree.map(np.testing.assert_array_equal, sj.apply_masks(params, found), params)
+  chex.assert_trees_all_equal(sj.apply_masks(params, found), params)

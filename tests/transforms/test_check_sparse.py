@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -128,11 +129,10 @@ def test_nothing_is_promised_before_the_first_update():
 
 def test_under_jit_it_is_a_check_of_checkify():
   for tx, broken in ((sparse(), False), (WRONG["scale"](), True)):
-    traces = 0
+    chex.clear_trace_counter()
 
+    @chex.assert_max_traces(n=1)
     def step(params, state, tx=tx):
-      nonlocal traces
-      traces += 1
       updates, state = tx.update(params, state, params)
       params = optax.apply_updates(params, updates)
       sj.check_sparse(params, state)
@@ -148,7 +148,6 @@ def test_under_jit_it_is_a_check_of_checkify():
         error.throw()
     else:
       error.throw()
-    assert traces == 1
 
 
 def test_lookahead_is_found_and_the_documented_way_passes():

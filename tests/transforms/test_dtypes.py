@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -249,7 +250,7 @@ def test_learned_masks_leave_the_weights_whatever_the_gradients_dtype(find):
   params = parameters("float32")
   tx = find(optax.sgd(0.1), 0.5)
   for after, masks, _ in train(tx, params, "bfloat16", steps=2):
-    jax.tree.map(np.testing.assert_array_equal, after, params)
+    chex.assert_trees_all_equal(after, params)
     assert 0 < int(masks["head"]["kernel"].sum()) < 64
 
 

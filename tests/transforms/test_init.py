@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ def test_params_are_masked_unless_the_forward_pass_does_it(tx, live):
   params, state = sj.init(tx, before := _params())
   assert tuple(_live(params).values()) == live
   assert all(layer["bias"].sum() == 4 for layer in params.values())
-  jax.tree.map(np.testing.assert_array_equal, state, tx.init(before))
+  chex.assert_trees_all_equal(state, tx.init(before))
   kept = {id(x) for x in jax.tree.leaves(before)}
   assert not kept & {id(x) for x in jax.tree.leaves(params)}
 
@@ -121,8 +122,8 @@ def test_corners_of_pytrees(name, tmp_path):
   masks = sj.masks(after)
   [kernel] = [x for x in jax.tree.leaves(end) if x.ndim == 2]
   np.testing.assert_allclose(np.sort(kernel.ravel()), [0.0] * 12 + [0.9] * 4)
-  jax.tree.map(np.testing.assert_array_equal, sj.apply_masks(end, masks), end)
+  chex.assert_trees_all_equal(sj.apply_masks(end, masks), end)
   sj.save_masks(tmp_path / "masks.npz", masks)
   loaded = sj.load_masks(tmp_path / "masks.npz", end)
   restored = sj.with_masks(after, loaded)
-  jax.tree.map(np.testing.assert_array_equal, restored, after)
+  chex.assert_trees_all_equal(restored, after)

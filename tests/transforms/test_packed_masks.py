@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +37,9 @@ def run(tx, params, steps=5):
 def test_the_run_is_the_same_bit_for_bit_and_the_masks_an_eighth():
   params, state = run(optimizer(), normal(0))
   same, packed = run(sj.packed_masks(optimizer()), normal(0))
-  jax.tree.map(np.testing.assert_array_equal, same, params)
-  jax.tree.map(np.testing.assert_array_equal, sj.masks(packed), sj.masks(state))
-  jax.tree.map(np.testing.assert_array_equal, packed.budgets, state.budgets)
+  chex.assert_trees_all_equal(same, params)
+  chex.assert_trees_all_equal(sj.masks(packed), sj.masks(state))
+  chex.assert_trees_all_equal(packed.budgets, state.budgets)
   bits = jax.tree.leaves(packed.masks)
   assert [b.dtype for b in bits] == [jnp.uint8] * 3
   # Rows of 20, 8 and 1 weights take 3, 1 and 1 bytes.
@@ -54,7 +55,7 @@ def test_state_functions_take_it():
   assert jax.tree.structure(dense) == jax.tree.structure(state)
   assert all(m.all() for m in jax.tree.leaves(sj.masks(dense)))
   back = sj.with_masks(dense, sj.masks(state))
-  jax.tree.map(np.testing.assert_array_equal, back, state)
+  chex.assert_trees_all_equal(back, state)
   with pytest.raises(ValueError, match="must have the shapes of their weights"):
     sj.with_masks(state, sj.masks(state) | {"a": jnp.ones((6, 24), bool)})
 
@@ -90,7 +91,7 @@ def test_cut_over_devices(axis_type):
       _, state = jax.jit(tx.update)(lay(normal(i + 1, shape)), state, params)
     masks = jax.device_get(sj.masks(state))
     expected = masks if expected is None else expected
-  jax.tree.map(np.testing.assert_array_equal, masks, expected)
+  chex.assert_trees_all_equal(masks, expected)
   got = {name: state.masks[name].bits.sharding for name in ("a", "b")}
   for name, sharding in got.items():
     assert sharding.is_equivalent_to(NamedSharding(mesh, spec[name]), 2), name
