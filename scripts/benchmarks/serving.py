@@ -49,27 +49,16 @@ def deployed(name: str, batch: int, rounds: int) -> list[dict]:
   def apply(params: Any, images: jax.Array) -> Any:
     return model.apply({"params": params}, images)
 
-  masked = sj.apply_masks(params, masks)
-  net = analysis.deploy(apply, params, masks, images)
-  calls = {
-    "dense": functools.partial(jax.jit(functools.partial(apply, params)), images),
-    "masked": functools.partial(jax.jit(functools.partial(apply, masked)), images),
-    "deployed": functools.partial(net.apply, images),
-  }
   # A call takes a fraction of a millisecond: more rounds than elsewhere.
-  taken = timing.interleaved(calls, 20 * rounds)
+  found = analysis.latency(apply, params, masks, images, 10 * rounds)
+  net = found.deployed
   layers = ", ".join(f"{x.name}: {x.choice}" for x in net.layers)
-  note = f"median of {20 * rounds} rounds in turns; {net.choice} network; {layers}"
+  note = f"median of {10 * rounds} rounds in turns; {net.choice} network; {layers}"
   rows = [
-    results.row(
-      name,
-      f"speedup_over_{other}",
-      timing.median_ratio(taken[other], taken["deployed"]),
-      note=note,
-    )
+    results.row(name, f"speedup_over_{other}", found.speedup(other), note=note)
     for other in ("masked", "dense")
   ]
-  for way, seconds in taken.items():
+  for way, seconds in found.seconds.items():
     value = 1e3 * float(np.median(seconds))
     rows.append(results.row(name, f"{way}_milliseconds", value, note=note))
   return rows

@@ -39,13 +39,14 @@ from sparsejax.analysis.costs import (
   flops,
   sizes,
 )
-from sparsejax.analysis.deployment import Deployed, Layer, deploy
+from sparsejax.analysis.deployment import Deployed, Latency, Layer, deploy, latency
 
 __all__ = [
   "Compact",
   "Cost",
   "Deployed",
   "Estimates",
+  "Latency",
   "Layer",
   "LayerCost",
   "Sizes",
@@ -57,6 +58,7 @@ __all__ = [
   "estimated_speedups",
   "flops",
   "input_connectivity",
+  "latency",
   "layer_densities",
   "live_parameters",
   "overlap",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sparsejax as sj
+from scripts import latency
 from scripts.benchmarks import compaction
 from scripts.reproduce import networks
 from sparsejax.training import _checkpoint as checkpoint
@@ -162,3 +163,18 @@ def test_scripts_read_and_compact_the_network(trained):
   assert {"speedup_scan", "speedup_batch128", "speedup_call"} <= set(found)
   with pytest.raises(errors.WorkdirError, match="milestone must be one of the 0"):
     networks.load(path, 0)
+
+
+def test_latency_of_a_run_is_printed_per_batch_size(trained, monkeypatch, capsys):
+  path, _ = trained
+  arguments = ["latency.py", str(path), "--batches=1,2", "--rounds=2", "--seed-index=1"]
+  monkeypatch.setattr("sys.argv", arguments)
+  assert latency.main() == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  rows = [words[:2] for words in lines if words[:1] in (["1"], ["2"])]
+  names = ("dense", "masked", "deployed")
+  assert rows == [[batch, name] for batch in "12" for name in names]
+  assert [words[-1] for words in lines if words[1:2] == ["masked"]] == ["1.00"] * 2
+  monkeypatch.setattr("sys.argv", ["latency.py", str(path / "none")])
+  assert latency.main() == 1
+  assert "workdir must be the directory of a run" in capsys.readouterr().err

@@ -11,7 +11,6 @@ The choice is made in two stages, both by measurement on this machine:
 
 import functools
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from sparsejax import ops
 from sparsejax.analysis.compaction import compact
 from sparsejax.analysis.deployment._csr import CUSTOM_CALLS, csr_product
 from sparsejax.analysis.deployment._products import find_products, kernels_of
+from sparsejax.analysis.deployment._timing import draw_inputs, time_in_turns
 from sparsejax.analysis.jaxpr import evaluate, trace
 from sparsejax.core import (
   PyTree,
@@ -221,7 +221,7 @@ def deploy(
 
   # Time whole networks, and keep the masked one unless another is clearly faster.
   compiled = {name: jax.jit(network) for name, network in networks.items()}
-  seconds = _medians(compiled, _inputs(like), rounds)
+  seconds = _medians(compiled, like, rounds)
   best = _choose(seconds, "masked")
   layers = tuple(layer for layer, _ in chosen)
   return Deployed(compiled[best], layers, seconds, best, like, not_compact)
@@ -249,7 +249,7 @@ def _fastest(
   seconds = {}
   if len(functions) > 1 and x.size:
     compiled = {name: jax.jit(function) for name, function in functions.items()}
-    seconds = _medians(compiled, _inputs(x), rounds)
+    seconds = _medians(compiled, x, rounds)
   choice = _choose(seconds, "dense") if seconds else "dense"
   layer = Layer(name, rows, kernel.shape, density, seconds, choice)
   return layer, None if choice == "dense" else functions[choice]
@@ -283,34 +283,11 @@ def _with_formats(base, params, functions) -> Callable[[Array], Any]:
   return network
 
 
-def _inputs(like: jax.ShapeDtypeStruct) -> Array:
-  """Draws inputs to time a program with: normal floats, or integers 0 and 1."""
-  rng = np.random.default_rng(0)
-  if jnp.issubdtype(like.dtype, jnp.floating):
-    return jnp.asarray(rng.normal(size=like.shape), like.dtype)
-  return jnp.asarray(rng.integers(2, size=like.shape), like.dtype)
-
-
 def _medians(
-  calls: dict[str, Callable], inputs: Array, rounds: int
+  calls: dict[str, Callable], like: jax.ShapeDtypeStruct, rounds: int
 ) -> dict[str, float]:
-  """Times functions in turns, so that other load affects all alike.
-
-  Calls shorter than a millisecond are repeated within a round.
-  """
-  repeats = {}
-  for name, call in calls.items():
-    jax.block_until_ready(call(inputs))  # compile
-    start = time.perf_counter()
-    jax.block_until_ready(call(inputs))
-    repeats[name] = min(20, 1 + int(1e-3 / (time.perf_counter() - start)))
-  taken: dict[str, list[float]] = {name: [] for name in calls}
-  for _ in range(rounds):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      for _ in range(repeats[name]):
-        jax.block_until_ready(call(inputs))
-      taken[name].append((time.perf_counter() - start) / repeats[name])
+  """Returns the median seconds of each function, for random inputs."""
+  taken = time_in_turns(calls, draw_inputs(like), rounds)
   return {name: float(np.median(seconds)) for name, seconds in taken.items()}
 
 
