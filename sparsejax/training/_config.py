@@ -98,6 +98,8 @@ class TrainConfig:
     mesh: the devices; see `MeshConfig`.
     batch_size: examples per step.
     num_epochs: epochs of the whole run.
+    num_steps: steps of the whole run, for short trials; 0 for `num_epochs`. Schedules
+      end with the run, and their epochs shrink in proportion.
     seed: the seed of weights, masks and data order.
     num_seeds: train `seed`, `seed + 1`, ... in one vectorized run.
     log_every: steps between two records.
@@ -148,6 +150,7 @@ class TrainConfig:
   # Length and seeds.
   batch_size: int = 100
   num_epochs: int = 10
+  num_steps: int = 0
   seed: int = 0
   num_seeds: int = 1
   # Logging and checkpoints.
@@ -252,6 +255,7 @@ _RULES: Rules = {
   "centering": _one_of(tuple(data.CENTERINGS)),
   "batch_size": _at_least(1),
   "num_epochs": _at_least(1),
+  "num_steps": _at_least(0),
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
   "num_seeds": _at_least(1),
   "log_every": _at_least(1),

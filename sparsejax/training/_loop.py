@@ -184,7 +184,8 @@ def _train(
       # The order of the examples; a resumed run may be in the middle of its epoch.
       if order is None or count % run.steps_per_epoch == 0:
         order = program.order(state)
-      begin, count = count, next_stop(count, run.steps_per_epoch, config.log_every)
+      begin = count
+      count = min(next_stop(count, run.steps_per_epoch, config.log_every), total)
       state, totals = _replicas.advance(run, state, train, order, begin, count)
       # Count live, dropped and grown weights; check budgets and that masked weights
       # are zero.
@@ -198,7 +199,7 @@ def _train(
       ever_moved |= np.asarray(moved.dropped + moved.grown) > 0
       # Show the numbers and write them to `metrics.jsonl`.
       epoch, position = divmod(count, run.steps_per_epoch)
-      evaluates = not position and (epoch % config.eval_every == 0 or count == total)
+      evaluates = count == total or not (position or epoch % config.eval_every)
       speed = progress.update(
         count,
         hold=evaluates and len(run.dataset.validation.labels) > 0,
@@ -225,8 +226,8 @@ def _train(
           "steps_per_second": speed,
         },
       )
-      # At the end of an epoch: evaluate, stop if nothing is learnt, save.
-      if position:
+      # At the end of an epoch or of the run: evaluate, stop if nothing is learnt, save.
+      if position and count < total:
         continue
       if evaluates:
         evaluate()

@@ -376,6 +376,24 @@ def test_an_epoch_without_finite_gradients_ends_the_run(tmp_path, prepared, tiny
   assert records[-1]["skipped_mask_updates"] == 3
 
 
+def test_a_run_may_end_within_an_epoch(tmp_path, monkeypatch, prepared, tiny):
+  short = prepared(tiny)._replace(total_steps=70)  # of 40 per epoch
+  monkeypatch.setattr(run_lib, "prepare", lambda config: short)
+  result = train_and_evaluate(tiny, tmp_path, verbose=False)
+  assert result.finished
+  assert result.step == 70
+  assert np.isfinite(result.test_loss).all()
+  last = metrics.read(tmp_path)[-1]
+  assert (last["step"], last["epoch"]) == (70, 1.75)
+  assert last["validation_accuracy"] > 0.2
+  assert (tmp_path / "checkpoints/70").is_dir()
+
+
+def test_num_steps_is_the_length_of_the_run(tiny):
+  assert run_lib.prepare({**tiny, "num_steps": 70}).total_steps == 70
+  assert run_lib.prepare(tiny).total_steps == 160
+
+
 def test_seeds_side_by_side(tmp_path, capsys, two_seeds):
   result = train_and_evaluate(two_seeds, tmp_path)
   assert result.test_accuracy.shape == (2,)

@@ -101,7 +101,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
       "train.validation_fraction must leave images to find the early stop on; got"
       f" {t.validation_fraction}"
     )
-  steps = examples // t.batch_size * t.num_epochs
+  steps = t.num_steps or examples // t.batch_size * t.num_epochs
   if c.rewind_step >= steps:
     raise ConfigError(
       f"rewind_step must be below the {steps} steps of a training; got {c.rewind_step}"
