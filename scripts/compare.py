@@ -90,20 +90,21 @@ def main(argv: list[str]) -> None:
   try:
     if not _WRITE_ONLY.value:
       train(workdir)
-    outcomes = collect_cells(_CONFIG.value, workdir)
+    config = training.complete_config(_CONFIG.value)
+    outcomes = collect_cells(config, workdir)
     out = pathlib.Path(_OUT.value or workdir / "comparison.json")
     if _KEEP.value:
-      outcomes = keep_rows(_CONFIG.value, outcomes, out)
+      outcomes = keep_rows(config, outcomes, out)
     if not outcomes:
       sys.exit(f"Error: there is no finished run in {workdir}.")
     plot = pathlib.Path(_PLOT.value or workdir / "comparison.png")
-    write_comparison(_CONFIG.value, outcomes, out, plot)
+    write_comparison(config, outcomes, out, plot)
   except KeyboardInterrupt:
     print("Stopped after writing a checkpoint. The same command resumes.")
     sys.exit(130)
   except (training.TrainingError, OSError, ValueError) as e:
     sys.exit(f"Error: {e}")
-  print(f"\n{comparison_table(_CONFIG.value, outcomes)}\n")
+  print(f"\n{comparison_table(config, outcomes)}\n")
   print(f"Wrote {out}{f' and {plot}' if plot.exists() else ''}.")
 
 

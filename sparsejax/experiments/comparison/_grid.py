@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import config_dict
 
 from sparsejax.experiments import results
 from sparsejax.training import (
@@ -30,8 +29,6 @@ from sparsejax.training import (
   read_metrics,
   train_and_evaluate,
 )
-
-Config = config_dict.ConfigDict | TrainConfig
 
 
 class Cell(NamedTuple):
@@ -93,7 +90,7 @@ def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
   ]
 
 
-def model_name(config: Config) -> str:
+def model_name(config: TrainConfig) -> str:
   """Returns a model's name, followed by its depth and width if they are given."""
   kwargs = config.model_kwargs
   sizes = [str(kwargs[name]) for name in ("depth", "width") if name in kwargs]
@@ -180,11 +177,13 @@ def finished_seeds(cell_folder: pathlib.Path) -> dict[int, tuple[pathlib.Path, i
   return dict(sorted(found.items()))
 
 
-def collect(config: Config, workdir: pathlib.Path) -> dict[Cell, dict[int, Outcome]]:
+def collect(
+  config: TrainConfig, workdir: pathlib.Path
+) -> dict[Cell, dict[int, Outcome]]:
   """Reads the outcomes of all finished runs in a folder.
 
   Args:
-    config: a config of the comparison, complete or not, for the model and the data set.
+    config: a complete config of the comparison, for the model and the data set.
     workdir: the folder of all runs, as in `run_grid`.
 
   Returns:
@@ -259,9 +258,8 @@ def _span(seeds: Sequence[int]) -> str:
   return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
 
 
-def _counts(config: Config) -> tuple[dict[str, int], dict[str, int]]:
+def _counts(config: TrainConfig) -> tuple[dict[str, int], dict[str, int]]:
   """Returns how often one example uses each weight, and each layer's size."""
-  config = complete_config(config)
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
   shape = dataset.train.images.shape[1:]
   return model_uses(config.model, config.model_kwargs, shape, dataset.num_classes)

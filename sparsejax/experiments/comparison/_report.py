@@ -11,8 +11,8 @@ from matplotlib import figure, ticker
 from sparsejax.analysis import COLORS, INK, method_name, run_title, style_axes
 from sparsejax.experiments import results
 from sparsejax.experiments.comparison import _published
-from sparsejax.experiments.comparison._grid import Cell, Config, Outcome, model_name
-from sparsejax.training import METHODS, ConfigError
+from sparsejax.experiments.comparison._grid import Cell, Outcome, model_name
+from sparsejax.training import METHODS, ConfigError, TrainConfig
 
 Outcomes = Mapping[Cell, Mapping[int, Outcome]]
 
@@ -21,7 +21,7 @@ _MARKERS = "osD"  # together with the colors, these distinguish 36 methods
 _TICKS = (0, 20, 40, 60, 80, 85, 90, 92, 94, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8, 99.9)
 
 
-def rows(config: Config, outcomes: Outcomes) -> list[dict[str, Any]]:
+def rows(config: TrainConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
   """Returns the rows of a results file, with published values where there are any.
 
   Args:
@@ -66,7 +66,7 @@ def rows(config: Config, outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def keep(
-  config: Config, outcomes: Outcomes, held: pathlib.Path
+  config: TrainConfig, outcomes: Outcomes, held: pathlib.Path
 ) -> dict[Cell, dict[int, Outcome]]:
   """Adds the outcomes of an earlier results file for seeds that have none.
 
@@ -121,7 +121,7 @@ def keep(
   }
 
 
-def table(config: Config, outcomes: Outcomes) -> str:
+def table(config: TrainConfig, outcomes: Outcomes) -> str:
   """Formats the outcomes as a text table, sorted by density, then by accuracy.
 
   Args:
@@ -172,7 +172,7 @@ def table(config: Config, outcomes: Outcomes) -> str:
   )
 
 
-def draw(config: Config, outcomes: Outcomes, title: str = "") -> figure.Figure:
+def draw(config: TrainConfig, outcomes: Outcomes, title: str = "") -> figure.Figure:
   """Plots accuracy against density, with one line per method and the dense network's.
 
   Args:
@@ -235,7 +235,9 @@ def draw(config: Config, outcomes: Outcomes, title: str = "") -> figure.Figure:
   return fig
 
 
-def write(config: Config, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path):
+def write(
+  config: TrainConfig, outcomes: Outcomes, out: pathlib.Path, plot: pathlib.Path
+):
   """Writes the results file and the plot.
 
   The results are named after the file. If the plot cannot be drawn, it is left out and
