@@ -98,17 +98,17 @@ def percent(values: np.ndarray) -> str:
     values: fractions, float (num_seeds,).
 
   Returns:
-    A text such as `97.22 %`, or `97.22 ± 0.10 % (3 seeds)`.
+    A text such as `97.22 %`, or `97.22 ± 0.10 % (standard error, 3 seeds)`.
 
   Example:
     >>> percent(np.array([0.97])), percent(np.array([0.97, 0.98]))
-    ('97.00 %', '97.50 ± 0.50 % (2 seeds)')
+    ('97.00 %', '97.50 ± 0.50 % (standard error, 2 seeds)')
   """
   values = 100 * np.asarray(values)
   if len(values) == 1:
     return f"{values[0]:.2f} %"
   sem = values.std(ddof=1) / np.sqrt(len(values))
-  return f"{values.mean():.2f} ± {sem:.2f} % ({len(values)} seeds)"
+  return f"{values.mean():.2f} ± {sem:.2f} % (standard error, {len(values)} seeds)"
 
 
 def show(result: Result, path: pathlib.Path) -> None:

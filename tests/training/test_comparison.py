@@ -59,7 +59,7 @@ def test_cells():
 def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
   workdir, lines = two_runs
   assert lines[0].startswith("snip, density 0.1, seed 0-1: ")
-  assert "(2 seeds)" in lines[0]
+  assert "(standard error, 2 seeds)" in lines[0]
   config = make_config("dense")
   outcomes = comparison.collect(config, workdir)
   snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
@@ -81,6 +81,7 @@ def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
   assert rows[0]["n"] == 2
   assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
   table = comparison_report.table(config, outcomes).splitlines()
+  assert table[-1] == "±: standard error over the seeds"
   assert table[1].split()[:2] == ["snip", "10"]
   assert table[1].endswith("10.0%     10.0%")
 
@@ -136,7 +137,7 @@ def test_the_exploration_rate_is_a_column_where_it_was_tracked(tmp_path):
   whole = comparison.Outcome(98.0, 1.0, 1.0, 10, (RUN,))
   sparse = comparison.Outcome(97.0, 0.1, 0.1, 10, (RUN,), 0.3)
   outcomes = {rigl: {0: sparse, 1: sparse._replace(explored=0.5)}, dense: {0: whole}}
-  head, *lines = comparison_report.table(config, outcomes).splitlines()
+  head, *lines, _ = comparison_report.table(config, outcomes).splitlines()
   assert head.split()[-1] == "explored"
   assert [line.split()[-1] for line in lines] == ["40.0%", "100.0%"]
   assert len(lines[1]) < len(head)  # the dense network's is blank

@@ -403,7 +403,7 @@ def test_seeds_side_by_side(tmp_path, capsys, two_seeds):
   record = metrics.read(tmp_path)[-1]
   assert len(record["validation_accuracy"]) == 2
   assert len(json.loads((tmp_path / "summary.json").read_text())["test_loss"]) == 2
-  assert "(2 seeds)" in capsys.readouterr().out
+  assert "(standard error, 2 seeds)" in capsys.readouterr().out
   again = train_and_evaluate(two_seeds, tmp_path, verbose=False)
   _same(result, again)
 

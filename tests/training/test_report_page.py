@@ -176,7 +176,10 @@ def test_runs_that_differ_in_their_seeds_are_averaged(folder):
   assert set(bands) == {"rigl, training"}
   assert sorted(set(bands["rigl, training"].y)) == [0.0, 2.0]
   facts = report_tables.summary(groups)
-  assert facts["test accuracy"] == ["96.00 %", "96.00 ± 0.00 % (3 seeds)"]
+  assert facts["test accuracy"] == [
+    "96.00 %",
+    "96.00 ± 0.00 % (standard error, 3 seeds)",
+  ]
   # The first record of a run, which includes compilation, is left out of step times.
   assert facts["step time"] == ["111 ms", "111 ms"]
   differ, same = report_tables.config(groups)

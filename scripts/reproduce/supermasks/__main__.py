@@ -8,7 +8,7 @@ and their masks by magnitude and sign, which train no scores; and the share of a
 time that top-k selection takes. The script also plots accuracy against k. It takes half
 an hour on one idle CPU core, most of it for Conv-4. A run with a record is not
 repeated; several processes may share the workdir with different --parts. --write_only
-writes the table from the records.
+writes the table from the records; rows of cases without a record are left unchanged.
 
 All densities and initializations of a network are trained by one compiled program, each
 as one member of a population (`lottery.train_population`); `scripts/train.py` trains a
@@ -130,7 +130,8 @@ def rows() -> list[dict]:
     path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
     if path.exists():
       table += [results.row(**row) for row in json.loads(path.read_text())]
-  return sorted(table, key=lambda row: row["case"])
+  whole = results.merge_with_existing(table, _OUT.value)
+  return sorted(whole, key=lambda row: row["case"])
 
 
 def plot(table: list[dict]) -> None:

@@ -129,9 +129,10 @@ def table(config: TrainConfig, outcomes: Outcomes) -> str:
     outcomes: the outcomes from `collect`.
 
   Returns:
-    The lines of the table. FLOPs are percentages of the dense network's, for inference
-    and for training; they are blank where they cannot be counted. `explored`, the
-    exploration rate, is there if a run tracked it (`track_exploration` in the config).
+    The lines of the table, and one that says what ± is. FLOPs are percentages of the
+    dense network's, for inference and for training; they are blank where they cannot be
+    counted. `explored`, the exploration rate, is there if a run tracked it
+    (`track_exploration` in the config).
   """
   head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
   tracked = any(o.explored is not None for f in outcomes.values() for o in f.values())
@@ -163,13 +164,14 @@ def table(config: TrainConfig, outcomes: Outcomes) -> str:
     )
   # Align the columns: the first to the left, the others to the right.
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
+  aligned = [
     "  ".join(
       text.ljust(w) if i == 0 else text.rjust(w)
       for i, (text, w) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in lines
-  )
+  ]
+  return "\n".join([*aligned, "±: standard error over the seeds"])
 
 
 def draw(config: TrainConfig, outcomes: Outcomes, title: str = "") -> figure.Figure:
