@@ -17,7 +17,14 @@ from sparsejax.training._methods import METHODS
 from sparsejax.training.data import _augment
 
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
-OPTIMIZERS = ("sgd", "adam", "adamw")
+# Those of optax that need nothing but gradients, and Muon.
+OPTIMIZERS = (
+  *("sgd", "adam", "adamw", "adabelief", "adadelta", "adafactor", "adagrad", "adamax"),
+  *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion", "muon"),
+  *("noisy_sgd", "novograd", "optimistic_adam_v2"),
+  *("optimistic_gradient_descent", "radam", "rmsprop", "rprop", "sign_sgd", "signum"),
+  *("sm3", "yogi"),
+)
 LR_SCHEDULES = ("constant", "step", "cosine")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 STRUCTURES = ("any", "block")
@@ -84,15 +91,17 @@ class TrainConfig:
     drop_fraction: the fraction of live weights to drop, at step 0.
     final_drop_fraction: the fraction at `end_fraction`; a cosine in between.
     pruning_batches: batches for a method that prunes at initialization.
-    optimizer: the optimizer; sgd has Nesterov momentum.
+    optimizer: an optimizer of optax; sgd has Nesterov momentum.
+    optimizer_kwargs: arguments of the optimizer, which take precedence over fields.
     learning_rate: the learning rate, or its peak.
     lr_schedule: the schedule of the learning rate; "step" decays at intervals.
     lr_decay_every: steps between decays, for lr_schedule="step".
     lr_decay_epochs: epochs of the decays; replaces `lr_decay_every` unless empty.
     lr_decay_factor: the factor of each decay.
     warmup_epochs: epochs in which the learning rate rises linearly from zero.
-    momentum: momentum of sgd, b1 of adam and adamw.
-    weight_decay: L2 for sgd and adam, decoupled for adamw.
+    momentum: the optimizer's argument `momentum` or b1.
+    weight_decay: decoupled where the optimizer has an argument for it, as adamw; else
+      L2, as for sgd and adam.
     label_smoothing: the probability that labels give to all classes alike.
     lr_scales: `{regex of paths: factor of the learning rate}`.
     mesh: the devices; see `MeshConfig`.
@@ -136,6 +145,7 @@ class TrainConfig:
   pruning_batches: int = 1
   # Optimizer.
   optimizer: str = "sgd"
+  optimizer_kwargs: Mapping[str, Any] = empty()
   learning_rate: float = 0.1
   lr_schedule: str = "step"
   lr_decay_every: int = 25_000

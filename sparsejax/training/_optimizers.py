@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import sparsejax as sj
 from sparsejax import models
@@ -136,17 +138,35 @@ def unguarded(
 
   Returns:
     An optax optimizer.
+
+  Raises:
+    ConfigError: if `optimizer_kwargs` has an argument that the optimizer lacks.
   """
-  decay = config.weight_decay
-  if config.optimizer == "adamw":
-    chain = optax.adamw(rate, b1=config.momentum, weight_decay=decay)
-  else:
-    if config.optimizer == "adam":
-      last = optax.adam(rate, b1=config.momentum)
-    else:
-      last = optax.sgd(rate, momentum=config.momentum, nesterov=config.momentum > 0)
+  name, decay = config.optimizer, config.weight_decay
+  make = getattr(optax, name, None) or getattr(optax.contrib, name)
+  accepted = inspect.signature(make).parameters
+  unknown = sorted(set(config.optimizer_kwargs) - set(accepted))
+  if unknown:
+    raise _errors.ConfigError(
+      f"optimizer_kwargs must be arguments of {name} ({', '.join(accepted)}); got"
+      f" {', '.join(unknown)}"
+    )
+  # Pass the fields that the optimizer has an argument for.
+  kwargs: dict[str, Any] = {}
+  if "momentum" in accepted:
+    kwargs["momentum"] = config.momentum
+  elif "b1" in accepted:
+    kwargs["b1"] = config.momentum
+  if name == "sgd":
+    kwargs["nesterov"] = config.momentum > 0
+  if "key" in accepted:  # noisy_sgd
+    kwargs["key"] = jax.random.key(config.seed)
+  decays = [k for k in ("weight_decay", "weight_decay_rate") if k in accepted]
+  kwargs |= dict.fromkeys(decays, decay)
+  chain = make(rate, **{**kwargs, **config.optimizer_kwargs})
+  if decay and not decays:
     # L2: added to the gradient, before the momentum.
-    chain = optax.chain(optax.add_decayed_weights(decay), last) if decay else last
+    chain = optax.chain(optax.add_decayed_weights(decay), chain)
   if config.lr_scales:
     chain = optax.chain(chain, models.scale_by_path(dict(config.lr_scales)))
   return chain

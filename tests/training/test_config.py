@@ -1,5 +1,6 @@
 import ast
 import dataclasses
+import inspect
 import json
 import pathlib
 
@@ -153,6 +154,59 @@ def test_drop_fraction_falls_and_stays():
   np.testing.assert_allclose(
     [f(t) for t in (0, 250, 500, 900)], [0.5, 0.2525, 0.005, 0.005], rtol=1e-5
   )
+
+
+def _first_update(**fields):
+  """The first update of a weight of 2 whose gradient is 1, at learning rate 1."""
+  c = config_lib.complete({"learning_rate": 1.0, "weight_decay": 0.1, **fields})
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    tx = optimizers.unguarded(c, optax.constant_schedule(1.0))
+    params = {"kernel": jnp.full((2, 2), 2.0)}
+    state = tx.init(params)
+    updates, _ = tx.update({"kernel": jnp.ones((2, 2))}, state, params)
+  return float(updates["kernel"][0, 0])
+
+
+def test_fields_are_arguments_of_the_optimizer():
+  # Gradient and L2 are 1 + 0.1 * 2; Nesterov's momentum adds 0.9 of it.
+  assert _first_update(optimizer="sgd") == pytest.approx(-1.2 * 1.9)
+  # Decoupled decay adds 0.1 * 2 to a sign; lion has no bias correction to undo.
+  assert _first_update(optimizer="lion") == pytest.approx(-1.2)
+  assert _first_update(optimizer="sign_sgd", weight_decay=0.0) == pytest.approx(-1)
+  # Keyword arguments take precedence: no momentum.
+  kwargs = {"momentum": None, "nesterov": False}
+  plain = _first_update(optimizer="sgd", optimizer_kwargs=kwargs)
+  assert plain == pytest.approx(-1.2)
+  with pytest.raises(errors.ConfigError, match="optimizer_kwargs must be arguments of"):
+    _first_update(optimizer="lion", optimizer_kwargs={"b3": 0.5})
+
+
+@pytest.mark.parametrize("name", config_lib.OPTIMIZERS)
+def test_every_optimizer_updates_a_sparse_network(name):
+  c = config_lib.complete({"optimizer": name, "density": 0.5, "method": "rigl"})
+  params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+
+  def step(params):
+    tx = optimizers.make_tx(c, 1000, 0)
+    return tx.update(params, tx.init(params), params)[0]
+
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    updates = jax.eval_shape(step, params)
+  assert jax.tree.map(lambda x: x.shape, updates) == {"kernel": (4, 4), "bias": (4,)}
+
+
+def test_the_optimizers_are_those_of_optax():
+  """All its functions of a learning rate; one is deprecated, one needs losses."""
+  found = {
+    name
+    for name, item in vars(optax).items()
+    if inspect.isfunction(item)
+    and not name.startswith("scale_by")
+    and next(iter(inspect.signature(item).parameters), "") == "learning_rate"
+  }
+  assert {*config_lib.OPTIMIZERS} - {"muon"} <= found
+  if optax.__version__.startswith("0.2.8"):
+    assert {*config_lib.OPTIMIZERS} == found - {"lbfgs", "optimistic_adam"} | {"muon"}
 
 
 @pytest.mark.parametrize(
