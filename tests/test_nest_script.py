@@ -16,13 +16,15 @@ from sparsejax import models
 def test_a_network_in_full_widths_computes_the_same(name, narrow, wide):
   module, shape = models.create(name, features=narrow), (28, 28, 1)
   images = jax.random.normal(jax.random.key(1), (3, *shape))
-  params = module.init(jax.random.key(0), images)["params"]
+  params = jax.jit(module.init)(jax.random.key(0), images)["params"]
   params = jax.tree.map(lambda p: p + 0.1, params)  # biases too
   masks = jax.tree.map(lambda p: p > 0.1 if p.ndim > 1 else None, params)
-  apply = lambda params, x: module.apply({"params": params}, x)
+  apply = jax.jit(lambda params, x: module.apply({"params": params}, x))
   network = networks.Network(name, module, apply, params, masks, shape)
   full, weights, live = speed.in_full_widths(network, wide)
-  np.testing.assert_allclose(full(weights, images), apply(params, images), atol=1e-4)
+  np.testing.assert_allclose(
+    jax.jit(full)(weights, images), apply(params, images), atol=1e-4
+  )
   assert sum(int(m.sum()) for m in jax.tree.leaves(live)) == sum(
     int(m.sum()) for m in jax.tree.leaves(masks)
   )

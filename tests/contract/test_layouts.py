@@ -34,7 +34,7 @@ def _expected(method):
   ("name", "layout"),
   [
     (m, layout)
-    if m == "sparse_momentum" and layout != "outputs"
+    if m == "sparse_momentum" and layout == "fsdp"
     else pytest.param(m, layout, marks=pytest.mark.slow)
     for m in worker.METHODS
     for layout in worker.LAYOUTS

@@ -159,13 +159,15 @@ def _mlp(dot):
   ("method", "dense_steps"),
   [
     (sj.rigl, [2, 5]),
-    (sj.sparse_evolution, [2, 5]),
-    (functools.partial(sj.rigl, grow_init="random"), [2, 5]),
     (sj.static_sparse, []),
     (sj.sparse_momentum, list(range(7))),
     (sj.straight_through, list(range(7))),
+    pytest.param(sj.sparse_evolution, [2, 5], marks=pytest.mark.slow),
+    pytest.param(
+      functools.partial(sj.rigl, grow_init="random"), [2, 5], marks=pytest.mark.slow
+    ),
   ],
-  ids=["rigl", "set", "rigl_random", "static", "sparse_momentum", "forward"],
+  ids=["rigl", "static", "sparse_momentum", "forward", "set", "rigl_random"],
 )
 def test_training_marked_is_training_masked(method, dense_steps):
   """Masks equal at every step, weights to rounding, and the loop is what ran."""
