@@ -68,10 +68,10 @@ def curves(groups: Sequence[Group]) -> list[Chart]:
     return 1000 / np.array(found)
 
   return [
-    _chart("Error, %", both("accuracy", error), _LOG, "at least 0.01"),
+    _chart("Error, %", both("accuracy", error), _LOG, "below 0.01 at 0.01"),
     _chart("Loss", both("loss"), _LOG),
     _chart("Learning rate", _lines(groups, _field("learning_rate"))),
-    _chart("Time per step, ms", _lines(groups, step_time), {"rangemode": "tozero"}),
+    _chart("Time per step, ms", _lines(groups, step_time), _LOG),
   ]
 
 
