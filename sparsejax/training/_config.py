@@ -22,8 +22,8 @@ OPTIMIZERS = (
   *("sgd", "adam", "adamw", "adabelief", "adadelta", "adafactor", "adagrad", "adamax"),
   *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion", "muon"),
   *("noisy_sgd", "novograd", "optimistic_adam_v2"),
-  *("optimistic_gradient_descent", "radam", "rmsprop", "rprop", "sign_sgd", "signum"),
-  *("sm3", "yogi"),
+  *("optimistic_gradient_descent", "radam", "rmsprop", "sign_sgd", "signum"),
+  *("yogi"),
 )
 LR_SCHEDULES = ("constant", "step", "cosine")
 COMPUTE_DTYPES = ("float32", "bfloat16")
