@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 def test_a_word_up_the_path_says_nothing():
   # 32 x 48 + 48 x 32 + 32 x 6 = 3,264 weights, of which 326 are live at a tenth.
-  params = Net().init(jax.random.key(0), jnp.ones((2, 32)))["params"]
+  params = jax.jit(Net().init)(jax.random.key(0), jnp.ones((2, 32)))["params"]
   masks = sj.masks(sj.static_sparse(optax.sgd(0.1), 0.1).init(params))
   assert sum(m.size for m in jax.tree.leaves(masks)) == 3264
   assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == 326

@@ -100,7 +100,8 @@ def test_many_tensors_at_once():
     jax.random.normal(key, (40,)).astype(jnp.bfloat16),
   ]
   k = jnp.array([10, 0, 7, 20, 33, 40, 5], jnp.int32)
-  masks = select(scores, k, [None] * 4, [0, 1, 1, 0])
+  search = jax.jit(lambda scores, k: select(scores, k, [None] * 4, [0, 1, 1, 0]))
+  masks = search(scores, k)
   np.testing.assert_array_equal(masks[0], by_sorting(scores[0], 10))
   for row, n in enumerate((0, 7, 20)):
     np.testing.assert_array_equal(masks[1][row], by_sorting(scores[1][row], n))
@@ -165,10 +166,11 @@ def test_split_k_is_one_selection_over_all_layers():
   where = [jnp.ones((5, 8), bool), jnp.arange(30) != 7]
   both = jnp.concatenate([scores[0].ravel(), scores[1]])
   candidates = jnp.concatenate([where[0].ravel(), where[1]])
+  split = jax.jit(sj.split_k)
   for k in (0, 1, 20, 35, 69, 100):
     whole = by_sorting(both, k, candidates)
     expected = [whole[:40].sum(), whole[40:].sum()]
-    np.testing.assert_array_equal(sj.split_k(scores, k, where), expected)
+    np.testing.assert_array_equal(split(scores, k, where), expected)
 
 
 @pytest.mark.parametrize(
