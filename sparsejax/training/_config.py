@@ -23,7 +23,7 @@ OPTIMIZERS = (
   *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion", "muon"),
   *("noisy_sgd", "novograd", "optimistic_adam_v2"),
   *("optimistic_gradient_descent", "radam", "rmsprop", "sign_sgd", "signum"),
-  *("yogi"),
+  "yogi",
 )
 LR_SCHEDULES = ("constant", "step", "cosine")
 COMPUTE_DTYPES = ("float32", "bfloat16")
