@@ -17,8 +17,8 @@ from sparsejax.training._methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Excerpts, whose whole stands elsewhere, and the guide that has a test of its own.
-_NOT_RUN = ("index.md", "adding_a_method.md")
+# Excerpts, whose whole stands elsewhere, and the guides that have tests of their own.
+_NOT_RUN = ("index.md", "adding_a_method.md", "logging.md")
 GUIDES = sorted(
   path
   for path in (ROOT / "docs").glob("**/*.md")
