@@ -72,7 +72,8 @@ def test_methods_are_ordered_by_accuracy_at_the_lowest_density():
 UNTRACED = {
   # The first measurements; later ones are compared to them.
   "benchmarks": r".*_before",
-  "mnist_sparse_momentum": r"lenet300/.*|lenet5/.*/epochs=100 .*",
+  # Trained at a commit that was lost; seed 0 was trained again, with the same errors.
+  "mnist_sparse_momentum": r"lenet300/density=[\d.]+ .*|lenet5/.*/epochs=100 .*",
   # Eight of ten were trained from trees that differed from the commits they name.
   "supermask": r"conv4_mnist/\w+/kept=0\.[1379] .*",
 }

@@ -9,6 +9,7 @@ stay connected. Right: the test error over the density, next to the paper's.
 
 import json
 import pathlib
+import re
 
 import numpy as np
 from absl import flags, logging
@@ -78,7 +79,7 @@ def budgets(axes, run) -> None:
 
 def errors(axes) -> None:
   rows = json.loads(RESULTS.read_text())["rows"]
-  rows = [r for r in rows if r["case"].startswith("lenet300/density=")]
+  rows = [r for r in rows if re.fullmatch(r"lenet300/density=[\d.]+", r["case"])]
   x = [float(r["case"].split("=")[1]) for r in rows]
   axes.plot(
     x, [r["paper"] for r in rows], "o--", mfc="none", color=FAINT, label="the paper"
