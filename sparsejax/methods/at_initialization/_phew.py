@@ -77,8 +77,8 @@ def phew(
 
   Raises:
     TypeError: an argument has the wrong type; params or density are traced.
-    ValueError: an argument is outside its range; no leaf is selected; the layers do not
-      form a chain; or the walks cannot reach so many weights.
+    ValueError: an argument is outside its range; no leaf is selected; a weight is not
+      finite; the layers do not form a chain; or the walks cannot reach so many weights.
 
   References:
     Patil & Dovrolis 2021, "PHEW: constructing sparse networks that learn fast and
@@ -163,6 +163,10 @@ def _chain(layers, axes: Sequence[LayerAxes], order: list[int]) -> list[_Link]:
   links, before, units = [], "", layers[0].shape[1]
   for layer, i in zip(layers, order, strict=True):
     taps, inputs, outputs = layer.shape
+    if not np.isfinite(layer).all():
+      raise ValueError(
+        f"params must be finite for phew, got NaN or infinity at {axes[i].path!r}."
+      )
     if inputs % units:
       raise ValueError(
         f"params must form a chain of layers for phew: {axes[i].path!r} with {inputs} "
