@@ -10,7 +10,7 @@ from sparsejax.analysis import method_name
 from sparsejax.analysis.costs import forward_multiply_adds, sizes
 from sparsejax.reports import _run
 from sparsejax.reports._run import Found
-from sparsejax.training import format_duration, format_percent
+from sparsejax.training import format_duration
 
 Group = Sequence[Found]  # runs that differ in their seeds alone
 Rows = dict[str, list[str]]  # one text per group, by the name of the quantity
@@ -96,20 +96,23 @@ def _facts(group: Group) -> dict[str, str]:
   """
   first = group[0]
   done = [run.summary for run in group if run.summary]
+  seeds = sum(run.config.get("num_seeds", 1) for run in group)
   live, size = sum(first.live.values()), sum(first.sizes.values())
   facts = {
     "method": method_name(first.config["method"]),
     "density": f"{live / size if size else first.config['density']:.4g}",
   }
+  if seeds > 1:
+    facts["seeds"] = str(seeds)
   if done:
     errors = np.concatenate([np.atleast_1d(s["test_error_percent"]) for s in done])
-    facts["test accuracy"] = format_percent(1 - errors / 100)
+    facts["test accuracy"] = _percent(100 - errors)
     losses = np.concatenate([np.atleast_1d(s["test_loss"]) for s in done])
     facts["test loss"] = f"{np.mean(losses):.4f}"
   seen = [_last(run, "validation_accuracy") for run in group]
   seen = np.array([value for values in seen for value in values])
   if len(seen):
-    facts["validation accuracy"] = format_percent(seen)
+    facts["validation accuracy"] = _percent(100 * seen)
   steps = sorted({run.records[-1]["step"] for run in group if run.records})
   going = sum(not run.summary for run in group)
   facts["steps"] = " to ".join(f"{n:,}" for n in (steps[:1] + steps[1:][-1:]) or [0])
@@ -150,6 +153,13 @@ def _sizes(run: Found) -> dict[str, str]:
     "live parameters": f"{found.live:,}",
     **dict(zip(names, map(_bytes, found[2:]), strict=True)),
   }
+
+
+def _percent(values: np.ndarray) -> str:
+  """Formats a mean and its standard error; the table has little room for words."""
+  if len(values) == 1:
+    return f"{values[0]:.2f} %"
+  return f"{values.mean():.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f} %"
 
 
 def _values(run: Found, name: str) -> list[Any]:

@@ -178,8 +178,9 @@ def test_runs_that_differ_in_their_seeds_are_averaged(folder):
   facts = report_tables.summary(groups)
   assert facts["test accuracy"] == [
     "96.00 %",
-    "96.00 ± 0.00 % (standard error, 3 seeds)",
+    "96.00 ± 0.00 %",
   ]
+  assert facts["seeds"] == ["–", "3"]
   # The first record of a run, which includes compilation, is left out of step times.
   assert facts["step time"] == ["111 ms", "111 ms"]
   differ, same = report_tables.config(groups)
