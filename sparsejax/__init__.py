@@ -102,6 +102,7 @@ from sparsejax.scores import (
   signed_gradient,
   taylor,
 )
+from sparsejax.supermasks import bernoulli_supermask, edge_popup
 from sparsejax.transforms import (
   accumulate,
   by_path,
@@ -148,6 +149,7 @@ __all__ = [
   "accumulated_magnitude",
   "alternate",
   "apply_masks",
+  "bernoulli_supermask",
   "block",
   "block_conv_general_dilated",
   "block_dot",
@@ -168,6 +170,7 @@ __all__ = [
   "drop",
   "drop_below",
   "dsr",
+  "edge_popup",
   "effective",
   "erdos_renyi",
   "erk",

@@ -8,11 +8,14 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sparsejax as sj
 from sparsejax import training
+from sparsejax.training import METHODS
 from sparsejax.training import _metrics as metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -103,3 +106,22 @@ def test_tutorials(name):
     [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_methods_have_one_name_and_need_what_the_readme_says():
+  """The table's names are those of `sj` and of the configs; swapping is tried."""
+  text = (ROOT / "README.md").read_text()
+  table = text[text.index("| when the masks") :].split("\n\n")[0].splitlines()[2:]
+  rows = {row.split("|")[1].strip(): row.split("|")[2] for row in table}
+  named = {when: re.findall(r"`(\w+)`", names) for when, names in rows.items()}
+  in_loss = named["in your own loss"]
+  everywhere = [name for names in named.values() for name in names]
+  assert len(everywhere) == len(set(everywhere))
+  assert all(hasattr(sj, name) for name in everywhere)
+  assert set(everywhere) - set(in_loss) == set(METHODS) - {"dense"}
+  params = {"kernel": jnp.ones((64, 10))}
+  nothing, later = {"update_every": 500}, {"end_step": 1000}
+  for when, extra in (("during training", nothing), ("from dense to sparse", later)):
+    for name in named[when]:
+      tx = getattr(sj, name)(optax.sgd(0.1, momentum=0.9), density=0.05, **extra)
+      assert jax.tree.leaves(jax.eval_shape(tx.init, params)), name

@@ -30,7 +30,7 @@ _INTRODUCTIONS = {
 }
 _LINK = re.compile(r"\]\[(sparsejax\.[\w.]+)\]")
 # Methods that no config names, because they need more than an optimizer in the loop.
-_MORE_METHODS = ("global_saliency", "soft_threshold", "supermask")
+_MORE_METHODS = ("soft_threshold", "supermask")
 
 
 class Name(NamedTuple):

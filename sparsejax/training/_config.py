@@ -17,7 +17,7 @@ from sparsejax.training._methods import METHODS
 from sparsejax.training.data import _augment
 
 DISTRIBUTIONS = ("uniform", "erdos_renyi", "erk", "global")
-# Those of optax that need nothing but gradients, and Muon.
+# Those of optax that need gradients only and accept a schedule, and Muon.
 OPTIMIZERS = (
   *("sgd", "adam", "adamw", "adabelief", "adadelta", "adafactor", "adagrad", "adamax"),
   *("adamaxw", "adan", "amsgrad", "fromage", "lamb", "lars", "lion", "muon"),

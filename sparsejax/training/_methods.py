@@ -77,6 +77,7 @@ METHODS: dict[str, Method] = {
   # Dense to sparse.
   "gradual_magnitude": Method(_CUBIC),
   "global_magnitude": Method({**_CUBIC, **_GLOBAL}),
+  "global_saliency": Method({**_CUBIC, **_GLOBAL}),
   "granet": Method(
     {
       "drop_fraction": 0.5,
@@ -128,7 +129,7 @@ METHODS: dict[str, Method] = {
 
 
 def function(name: str) -> Callable[..., Any]:
-  """Returns a method's function: `sj.<name>`, or `supermasks.<name>`.
+  """Returns a method's function, `sj.<name>`.
 
   Args:
     name: a key of `METHODS`.
@@ -137,7 +138,7 @@ def function(name: str) -> Callable[..., Any]:
     `(inner, density, ...) -> optimizer`; for a method that prunes at initialization, a
     function that finds masks.
   """
-  return getattr(sj if hasattr(sj, name) else supermasks, name)
+  return getattr(sj, name)
 
 
 def check_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:

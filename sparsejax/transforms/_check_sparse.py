@@ -42,7 +42,7 @@ def check_sparse(params: PyTree, opt_state: PyTree) -> None:
   - Methods that mask weights: both conditions, from the first update on. Before the
     first update, and between `sj.with_masks` and the next update, params may be dense.
   - Methods that mask in the forward pass (`sj.straight_through`, `sj.sr_ste`,
-    `sj.top_kast`, `supermasks.edge_popup`): the budgets. Their params stay dense, and
+    `sj.top_kast`, `sj.edge_popup`): the budgets. Their params stay dense, and
     `sj.effective` is zero where masked by construction.
   - Those of them with soft masks (`sj.soft_masks`): the budgets, and that soft masks
     are finite and at least 0. What is live is said by the boolean `sj.masks`.
