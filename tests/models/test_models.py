@@ -91,7 +91,7 @@ def test_every_model_is_counted():
   ("name", "kwargs", "match"),
   [
     ("conv4", {"depth": 3}, "depth must be 2, 4, 6 or 8; got 3"),
-    ("lenet5", {"features": (20, 50)}, "features must hold 3 widths; got 2"),
+    ("lenet5", {"features": (20, 50)}, "features must contain 3 widths; got 2"),
     ("wide_resnet", {"depth": 27}, "depth must be 10, 16, .* got 27 and 2"),
     ("wide_resnet", {"width": 0}, "width at least 1; got 28 and 0"),
     ("vgg16_d", {"version": "e"}, "version must be 'c', 'd' or 'like'; got 'e'"),
