@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.core import apply_masks, sparse_states, with_masks
+from sparsejax.core import (
+  apply_masks,
+  epoch_order,
+  run_steps,
+  salted,
+  sparse_states,
+  with_masks,
+)
 from sparsejax.transforms import effective as sj_effective
 from sparsejax.transforms import masked_start
 
@@ -150,7 +157,7 @@ def program(
 
   # First the functions of one member; below they are vmapped and compiled.
   def step(member: Member, count, batch, extra) -> Member:
-    key = jax.random.fold_in(jax.random.fold_in(member.key, _STEP), count)
+    key = salted(member.key, _STEP, count)
 
     def value(params):
       params = effective(params, member.opt_state)
@@ -162,8 +169,7 @@ def program(
     return Member(member.key, params, model_state, opt_state)
 
   def order_one(key, epoch):
-    key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
-    return jax.random.permutation(key, examples)
+    return epoch_order(salted(key, _ORDER), epoch, examples)
 
   def validate_one(member, best, held_out, at):
     params = effective(member.params, member.opt_state)
@@ -182,17 +188,14 @@ def program(
   # order of that epoch, one row per member.
   @functools.partial(jax.jit, donate_argnums=0, static_argnames="size")
   def run(members, data, order, start, stop, *, size):
-    epoch = examples // size
-
-    def body(count, members):
-      rows = jax.lax.dynamic_slice_in_dim(order, count % epoch * size, size, axis=-1)
+    def one(members, rows, count):
       batch = jax.tree.map(lambda x: x[rows], data)
       # All members share `count`, so under vmap the test for a mask update stays a
       # branch instead of a select that computes both sides.
       extra = {} if due is None else {"update_masks": due(count)}
       return vstep(members, count, batch, extra)
 
-    return jax.lax.fori_loop(start, stop, body, members)
+    return run_steps(one, members, order, start, stop, size)
 
   orders = jax.jit(over(order_one, (0, None)))
   look = jax.jit(over(validate_one, (0, 0, None, None)), donate_argnums=1)

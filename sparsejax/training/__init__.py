@@ -59,7 +59,12 @@ from sparsejax.training._run import named as arrays_by_path
 from sparsejax.training._run import place as place_arrays
 from sparsejax.training._run import start as initial_state
 from sparsejax.training._run import target as abstract_state
-from sparsejax.training._step import Totals, TrainState, cross_entropy, train_step
+from sparsejax.training._step import (
+  TrainState,
+  cross_entropy,
+  sum_batches,
+  train_step,
+)
 from sparsejax.training._supermask import use_variant as use_supermask_variant
 from sparsejax.training._workdir import check as check_workdir
 from sparsejax.training._workdir import claim as claim_workdir

@@ -6,7 +6,6 @@ therefore contains the position in the data too, and a resumed run ends bit for 
 like an uninterrupted one.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.core import epoch_order, run_steps, salted
 from sparsejax.training import _functions, _step, _streamed
 from sparsejax.training import data as data_lib
 from sparsejax.training.data import _augment, _stream
@@ -109,16 +109,14 @@ def make_program(
     key = jax.random.key(seed)
     dtype = jnp.int32 if tokens else jnp.float32
     blank = jnp.zeros((1, *dataset.train.images.shape[1:]), dtype)
-    params, model_state = model.init(jax.random.fold_in(key, _step.INIT), blank)
+    params, model_state = model.init(salted(key, _step.INIT), blank)
     opt_state = make_tx(seed).init(params)
     if sparsify_params is not None:
       params = sparsify_params(params, opt_state)
     return key, params, model_state, opt_state
 
   def order_one(key, epoch):
-    """Returns the order of the examples in an epoch."""
-    key = jax.random.fold_in(jax.random.fold_in(key, _step.ORDER), epoch)
-    return jax.random.permutation(key, examples)
+    return epoch_order(salted(key, _step.ORDER), epoch, examples)
 
   def batches(state, train, n):
     """Returns each seed's first batches, for methods that prune at initialization."""
@@ -138,8 +136,7 @@ def make_program(
   def step_batch(state, images, labels, update_masks):
     """Augments and normalizes a batch, and performs one update on it."""
     if augment is not None:
-      key = jax.random.fold_in(state.key, _step.AUGMENT)
-      images = augment(jax.random.fold_in(key, state.step), images)
+      images = augment(salted(state.key, _step.AUGMENT, state.step), images)
     return _step.train_step(
       state,
       normalize(images),
@@ -155,17 +152,10 @@ def make_program(
   def evaluate_one(state, split):
     """Adds up the totals of a padded split, batch by batch."""
     params = effective(state.params, state.opt_state)
-
-    def body(i, totals):
-      take = functools.partial(
-        jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size
-      )
-      images, labels = cut((take(split.images), take(split.labels)))
-      new = evaluate_batch(params, state, images, labels)
-      return jax.tree.map(jnp.add, totals, new)
-
     size = evaluation_batch(len(split.labels), layout.shards if layout else 1)
-    return jax.lax.fori_loop(0, len(split.labels) // size, body, _zeros(()))
+    return _step.sum_batches(
+      lambda *batch: evaluate_batch(params, state, *cut(batch)), split, size
+    )
 
   def evaluate_batch(params, state, images, labels):
     logits, _ = model.apply(params, state.model_state, normalize(images), None)
@@ -188,16 +178,13 @@ def make_program(
   def run(state, train, order, stop):
     """Trains from `state.step` to `stop` on consecutive slices of the order."""
 
-    def body(count, carry):
+    def one(carry, indices, count):
       state, totals = carry
-      start = count % steps_per_epoch * batch_size
-      indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size, axis=-1)
       state, new = constrained(step(state, train, indices, schedule.due(count + 1)))
       return state, jax.tree.map(jnp.add, totals, new)
 
-    # A loop over a traced number of steps is as fast as `scan`, much faster on CPU than
-    # calling a jitted step from Python, and is compiled once for all lengths.
-    return jax.lax.fori_loop(state.step, stop, body, (state, _zeros(shape)))
+    carry = state, _step.no_totals(shape)
+    return run_steps(one, carry, order, state.step, stop, batch_size)
 
   def start(seeds):
     return _step.TrainState(jnp.zeros((), jnp.int32), *init(seeds))
@@ -250,8 +237,3 @@ def evaluation_batch(examples: int, shards: int = 1) -> int:
   """
   size = max(1, min(examples, 500))
   return -(-size // shards) * shards
-
-
-def _zeros(shape: tuple[int, ...]) -> _step.Totals:
-  zeros = functools.partial(jnp.zeros, shape)
-  return _step.Totals(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.int32))

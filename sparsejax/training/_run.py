@@ -1,6 +1,5 @@
 """Builds the model, data, optimizer and compiled functions of a config."""
 
-import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import models
+from sparsejax.core import named_leaves
 from sparsejax.training import (
   _at_initialization,
   _config,
@@ -262,8 +262,7 @@ place = _mesh.place
 
 def named(tree: Any) -> dict[str, Any]:
   """Returns a dict from slash-separated path to leaf."""
-  name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-  return {name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  return dict(named_leaves(tree))
 
 
 @jax.jit

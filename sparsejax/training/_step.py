@@ -1,5 +1,6 @@
 """The training step: its state, its loss and its update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sparsejax.core import salted
 from sparsejax.training import _functions
 
 PyTree = Any
@@ -47,6 +49,36 @@ class Totals(NamedTuple):
     examples = np.asarray(self.examples, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
       return np.asarray(self.loss) / examples, np.asarray(self.correct) / examples
+
+
+def no_totals(shape: tuple[int, ...] = ()) -> Totals:
+  """Returns totals of zero."""
+  zeros = functools.partial(jnp.zeros, shape)
+  return Totals(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.int32))
+
+
+def sum_batches(
+  totals_of: Callable[[jax.Array, jax.Array], Totals], split: Any, size: int
+) -> Totals:
+  """Adds up the totals of all batches of a split, in a compiled loop.
+
+  Args:
+    totals_of: `(images, labels) -> Totals` of one batch.
+    split: images (n, ...) and labels (n, ...); n is a multiple of `size`.
+    size: examples per batch.
+
+  Returns:
+    `Totals` of shape ().
+  """
+
+  def body(i, totals):
+    batch = [
+      jax.lax.dynamic_slice_in_dim(x, i * size, size)
+      for x in (split.images, split.labels)
+    ]
+    return jax.tree.map(jnp.add, totals, totals_of(*batch))
+
+  return jax.lax.fori_loop(0, len(split.labels) // size, body, no_totals())
 
 
 def cross_entropy(
@@ -109,7 +141,7 @@ def train_step(
     The next state, and the batch's totals, computed before the update.
   """
   # Dropout draws anew at each step.
-  key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
+  key = salted(state.key, DROPOUT, state.step)
 
   def loss(params):
     seen = effective(params, state.opt_state)

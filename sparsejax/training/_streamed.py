@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparsejax.core import salted
 from sparsejax.training.data import _stream
 from sparsejax.training.parallel import _mesh
 from sparsejax.transforms import UpdateSchedule
@@ -48,8 +49,8 @@ def functions(
     """Returns an iterator whose next batch is number `count`."""
     if count in open_at:
       return open_at.pop(count)
-    key = jax.random.fold_in(state.key, order_stream)
-    seed = int(jax.device_get(jax.random.bits(key))) % 2**31
+    bits = jax.random.bits(salted(state.key, order_stream))
+    seed = int(jax.device_get(bits)) % 2**31
     open_at.clear()
     return train.batches(count, batch_size, seed, layout)
 

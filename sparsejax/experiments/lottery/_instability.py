@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import lottery
+from sparsejax.core import salted
 from sparsejax.experiments.lottery import _config, _levels, _setup, _start
 from sparsejax.experiments.lottery._levels import Cell
 from sparsejax.experiments.lottery._setup import Setup
@@ -128,9 +129,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
     if k:
       members = train(tx, members, 0, k)
   # Train two copies of each with different keys, which determine data and augmentation.
-  orders = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _ORDERS)))(
-    keys
-  )
+  orders = jax.vmap(lambda key: jax.random.split(salted(key, _ORDERS)))(keys)
   ends = [
     train(tx, members._replace(key=orders[:, i]), k, setup.steps) for i in range(2)
   ]

@@ -10,19 +10,19 @@ import optax
 
 import sparsejax as sj
 from sparsejax import models
-from sparsejax.core import path_string
+from sparsejax.core import path_string, salted
 from sparsejax.experiments.lottery import _config
 from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
 from sparsejax.training import (
   ConfigError,
-  Totals,
   cross_entropy,
   data,
   evaluation_batch,
   from_flax,
   learning_rate_schedule,
   make_unguarded_optimizer,
+  sum_batches,
 )
 from sparsejax.training.data import get_augmentation
 
@@ -121,26 +121,19 @@ def prepare(config: Mapping[str, Any]) -> Setup:
 
   # The functions of one network, which are vmapped over seeds.
   def init(key):
-    return model.init(jax.random.fold_in(key, _INIT), blank)
+    return model.init(salted(key, _INIT), blank)
 
   def loss(params, model_state, batch, key):
-    images = change(jax.random.fold_in(key, _AUGMENT), batch[0])
-    drop = jax.random.fold_in(key, _DROPOUT)
+    images, drop = change(salted(key, _AUGMENT), batch[0]), salted(key, _DROPOUT)
     logits, model_state = model.apply(params, model_state, normalize(images), drop)
     return cross_entropy(logits, batch[1], t.label_smoothing)[0], model_state
 
   def totals(params, model_state, split):
-    size = evaluation_batch(len(split.labels))
+    def of_batch(images, labels):
+      logits, _ = model.apply(params, model_state, normalize(images), None)
+      return cross_entropy(logits, labels)[1]
 
-    def body(i, totals):
-      take = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size)
-      images = normalize(take(split.images))
-      logits, _ = model.apply(params, model_state, images, None)
-      new = cross_entropy(logits, take(split.labels))[1]
-      return jax.tree.map(jnp.add, totals, new)
-
-    zeros = Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    return jax.lax.fori_loop(0, len(split.labels) // size, body, zeros)
+    return sum_batches(of_batch, split, evaluation_batch(len(split.labels)))
 
   def validate(params, model_state, held_out):
     found = totals(params, model_state, held_out[0])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax import lottery
+from sparsejax.core import salted
 from sparsejax.experiments.lottery import _levels, _setup
 from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.experiments.lottery._levels import Cell
@@ -82,7 +83,7 @@ def prune_seeds(
     first, last, live = jax.tree.map(
       lambda x, seed=seed: jnp.asarray(x[seed]), (initial, final, masks)
     )
-    key = jax.random.fold_in(all_keys[seed], _MASK)
+    key = salted(all_keys[seed], _MASK)
 
     def score(params, masks, first=first, key=key):
       return lottery.criterion(config.criterion, first, params, masks, key)
@@ -125,10 +126,10 @@ def control(
   name = cell.kind
 
   def one(key, params, state, masks):
-    key = jax.random.fold_in(jax.random.fold_in(key, _CONTROL), cell.level)
+    key = salted(key, _CONTROL, cell.level)
     fresh = lambda key: setup.init(key)[0]
     if name.startswith("random"):
-      masks = lottery.random_masks(masks, jax.random.fold_in(key, 1))
+      masks = lottery.random_masks(masks, salted(key, 1))
     action = "reinit" if "reinit" in name else name
     if name == "random":
       action = "rewind"

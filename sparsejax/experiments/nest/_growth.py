@@ -11,13 +11,16 @@ import numpy as np
 
 import sparsejax as sj
 from sparsejax import growth
+from sparsejax.core import salted
 from sparsejax.experiments.nest._config import NestConfig
 from sparsejax.training import TrainState, cross_entropy, from_flax
 from sparsejax.training import data as data_lib
 
 PyTree = Any
 _BATCH = 500
-_GRADIENTS, _WIRES, _NOISE = range(3)
+# What keys are salted with: those of a run, and below them those of one growth.
+SEED, GRADIENTS, GROWTH = 0x73, 0x62, 0x67
+_CONNECTIONS, _WIRES, _NOISE = range(3)
 
 
 def gradients(
@@ -96,7 +99,7 @@ def batch_orders(key: jax.Array, examples: int, size: int, batches: int) -> jax.
     ((3, 2), 4)
   """
   each = examples // size
-  passes = [key, *(jax.random.fold_in(key, i) for i in range(1, -(-batches // each)))]
+  passes = [key, *(salted(key, i) for i in range(1, -(-batches // each)))]
   orders = [jax.random.permutation(k, examples)[: each * size] for k in passes]
   return jnp.concatenate(orders).reshape(-1, size)[:batches]
 
@@ -121,23 +124,21 @@ def grow(
     The state with the grown network; moments of the optimizer are unchanged.
   """
   wanted, bridges = found
-  key = jax.random.fold_in(state.key, 0x67)
-  key = jax.random.fold_in(key, state.step)
+  key = salted(state.key, GROWTH, state.step)
   params, masks = state.params, sj.masks(state.opt_state)
   # Grow the units of each hidden layer: neurons between two dense layers, by bridging
   # gradients; otherwise feature maps, by the best of random kernels.
   for i, count in enumerate(config.growth_units):
-    wires = jax.random.fold_in(jax.random.fold_in(key, _WIRES), i)
+    wires = salted(key, _WIRES, i)
     if not count:
       continue
     if bridges[i] is not None:
       bridge = bridges[i]
       if config.units_by == "random":
         # The control: connect random pairs, with the same magnitudes.
-        noise = jax.random.fold_in(jax.random.fold_in(key, _NOISE), i)
         for axis in (0, 1):
-          other = jax.random.fold_in(noise, axis)
-          bridge = jax.random.permutation(other, bridge, axis)
+          noise = salted(key, _NOISE, i, axis)
+          bridge = jax.random.permutation(noise, bridge, axis)
       params, masks = growth.grow_neurons(
         params,
         masks,
@@ -158,14 +159,14 @@ def grow(
         masks,
         chain,
         i,
-        jax.random.fold_in(wires, j),
+        salted(wires, j),
         candidates=candidates,
         density=config.density,
       )
   # Grow connections between all live units, new ones included.
   if config.connections_by == "random":
     leaves, treedef = jax.tree.flatten(wanted)
-    keys = jax.random.split(jax.random.fold_in(key, _GRADIENTS), len(leaves))
+    keys = jax.random.split(salted(key, _CONNECTIONS), len(leaves))
     wanted = treedef.unflatten(
       jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
     )

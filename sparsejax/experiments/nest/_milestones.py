@@ -6,8 +6,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from sparsejax import models
 from sparsejax.core import read_archive, write_archive
@@ -66,12 +68,6 @@ def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, P
     features=tuple(record["features"]),
     **config["model_kwargs"],
   )
-  trees: dict[str, Any] = {"params": {}, "masks": {}, "state": {}}
   arrays = read_archive(path / f"milestone_{index}.npz", "grow_and_prune")
-  for name, array in arrays.items():
-    *parts, leaf = name.split("/")
-    node = trees
-    for part in parts:
-      node = node.setdefault(part, {})
-    node[leaf] = jnp.asarray(array)
-  return model, trees["params"], trees["masks"], trees["state"]
+  trees = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/")
+  return model, *(trees.get(name, {}) for name in ("params", "masks", "state"))

@@ -13,6 +13,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import growth
+from sparsejax.core import salted
 from sparsejax.experiments.nest import _capacity, _config, _growth, _milestones
 from sparsejax.training import (
   Checkpoints,
@@ -136,7 +137,7 @@ class _Run:
     """Creates the sparse seed, with weights rescaled for its masks."""
     capacity, c = self.capacity(0), self.config
     state = capacity.program.init(np.full(1, c.seed, np.int32))
-    key = jax.random.fold_in(jax.random.key(c.seed), 0x73)
+    key = salted(jax.random.key(c.seed), _growth.SEED)
     try:
       masks = growth.seed(capacity.chain, c.width_ratio, c.density, key)
     except ValueError as e:
@@ -187,7 +188,7 @@ class _Run:
       capacity = self.capacity(network.doublings)
       self.say(f"  capacity doubled to {capacity.features}")
     state = network.train
-    key = jax.random.fold_in(jax.random.fold_in(state.key, 0x62), state.step)
+    key = salted(state.key, _growth.GRADIENTS, state.step)
     found = capacity.gradients(state, self.train_data, key)
     state = _growth.grow(state, capacity.chain, found, self._batch_loss(network), c)
     return network._replace(train=place_arrays(state))
