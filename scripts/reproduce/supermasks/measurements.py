@@ -135,7 +135,7 @@ def _program(text: str) -> Program:
   tx = make_optimizer(config, steps, 0)
 
   def logits(params, model_state, images, key):
-    images = (images.astype(jnp.float32) - dataset.mean) / dataset.std
+    images = dataset.normalize(images)
     return model.apply(params, model_state, images, key)
 
   def loss(params, model_state, batch, key):
