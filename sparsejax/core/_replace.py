@@ -93,11 +93,11 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
       boxed_like(node.budgets, new),
     )
     # A state with packed masks gets packed masks again.
-    held = jax.tree.leaves(node.masks, is_leaf=is_packed)
+    old_masks = jax.tree.leaves(node.masks, is_leaf=is_packed)
     soft = node.soft_masks
     if soft is not None:
       soft = jax.tree.map(jnp.ones_like, soft)
-    if any(is_packed(mask) for mask in held):
+    if any(is_packed(mask) for mask in old_masks):
       new = pack_tree(new)
     return node._replace(masks=new, budgets=unboxed(budgets), soft_masks=soft)
 

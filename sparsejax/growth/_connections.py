@@ -64,7 +64,7 @@ def grow_connections(
     if per_layer
     else split_k(scores, count, where)
   )
-  woken = top_k_masks(scores, list(counts), where)
-  for layer, new in zip(chain, woken, strict=True):
+  grown = top_k_masks(scores, list(counts), where)
+  for layer, new in zip(chain, grown, strict=True):
     masks = put(masks, layer.path, get(masks, layer.path) | new)
   return masks

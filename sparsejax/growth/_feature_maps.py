@@ -71,10 +71,10 @@ def grow_feature_map(
   # Take the first unused map, and connect it to the live units below and above.
   units = live_units(masks, chain)
   below = units[index - 1] if index else jnp.ones(layer.inputs, bool)
-  dormant = ~units[index]
-  born = dormant & (jnp.cumsum(dormant) == 1)
-  place_in = between(below, born, layer)
-  place_out = between(born, units[index + 1], above)
+  unused = ~units[index]
+  added = unused & (jnp.cumsum(unused) == 1)
+  place_in = between(below, added, layer)
+  place_out = between(added, units[index + 1], above)
 
   def draw(key):
     keys = jax.random.split(key, 4)
@@ -96,7 +96,7 @@ def grow_feature_map(
   masks = put(put(masks, layer.path, new_mask), above.path, new_mask_above)
   if layer.bias:
     bias = get(params, layer.path, "bias")
-    bias = jnp.where(born, jnp.zeros_like(bias), bias)
+    bias = jnp.where(added, jnp.zeros_like(bias), bias)
     params = put(params, layer.path, bias, "bias")
   return params, masks, losses
 

@@ -90,21 +90,21 @@ def grow_neurons(
 
   # The first `count` unused units are grown. Weights are computed for every unit, in
   # static shapes, and written to the grown ones only.
-  dormant = ~(fan_in(mask_below) & fan_out(mask_above, upper.inputs))
-  rank = jnp.cumsum(dormant) - 1  # 0, 1, ... over the unused units
-  born = dormant & (rank < count)
+  unused = ~(fan_in(mask_below) & fan_out(mask_above, upper.inputs))
+  rank = jnp.cumsum(unused) - 1  # 0, 1, ... over the unused units
+  added = unused & (rank < count)
   into, out = jax.vmap(wire)(jax.random.split(key, lower.features))
   into = _strength(into, below, mask_below, alpha)
   out = _strength(out, above, mask_above, alpha)
   into, out = into.T, out  # (rows, features) and (features, upper's features)
-  columns, rows = born[None, :], born[:, None]
+  columns, rows = added[None, :], added[:, None]
   params = put(params, lower.path, jnp.where(columns, into, below))
   params = put(params, upper.path, jnp.where(rows, out, above))
   masks = put(masks, lower.path, jnp.where(columns, into != 0, mask_below))
   masks = put(masks, upper.path, jnp.where(rows, out != 0, mask_above))
   if lower.bias:
     bias = get(params, lower.path, "bias")
-    bias = jnp.where(born, jnp.zeros_like(bias), bias)
+    bias = jnp.where(added, jnp.zeros_like(bias), bias)
     params = put(params, lower.path, bias, "bias")
   return params, masks
 

@@ -53,10 +53,10 @@ def freeze_masked(
     updates, state = tx.update(updates, state, params, **extra_args)
     leaves, treedef = jax.tree.flatten(updates)
     entries = align(updates, find_masks(state), strict=False)
-    held = [
+    frozen = [
       u if m is None else jnp.where(m, u, jnp.zeros_like(u))
       for u, m in zip(leaves, entries, strict=True)
     ]
-    return treedef.unflatten(held), state
+    return treedef.unflatten(frozen), state
 
   return optax.GradientTransformationExtraArgs(tx.init, update)

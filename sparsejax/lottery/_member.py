@@ -120,7 +120,7 @@ def make(tx, keys, params, masks, model_state) -> Member:
   return jax.vmap(one)(keys, params, masks, model_state)
 
 
-def seen(params: PyTree, opt_state: PyTree) -> PyTree:
+def forward_params(params: PyTree, opt_state: PyTree) -> PyTree:
   """Returns the weights of the forward pass: `sj.effective`, or params if unmasked."""
   return sj_effective(params, opt_state) if sparse_states(opt_state) else params
 
@@ -136,7 +136,7 @@ def program(
   due: Callable | None,
   examples: int,
   stacked: bool,
-  effective: Effective = seen,
+  effective: Effective = forward_params,
 ) -> Callable:
   """Compiles training, validation and measurement of one chunk of members.
 

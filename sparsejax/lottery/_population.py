@@ -81,7 +81,7 @@ def train_population(
   measure_at: Sequence[int] = (),
   held_out: PyTree = None,
   due: Callable[[jax.Array], jax.Array] | None = None,
-  effective: Effective = _member.seen,
+  effective: Effective = _member.forward_params,
   together: int | None = None,
   devices: Sequence[Any] | None = None,
   progress: Callable[[int, int, np.ndarray], None] | None = None,

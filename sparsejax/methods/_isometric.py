@@ -189,7 +189,7 @@ def _retracted(due, updates, params, state, support, axes):
   """Returns updates after which the matrices on the support are orthogonal, if due."""
   leaves, treedef = jax.tree.flatten(updates)
   out, layers = [], iter(axes)
-  for u, p, mask, held in zip(
+  for u, p, mask, live_support in zip(
     leaves,
     jax.tree.leaves(params),
     align(params, state.masks),
@@ -201,18 +201,18 @@ def _retracted(due, updates, params, state, support, axes):
       out.append(u)
       continue
 
-    out.append(_move_if_due(due, u, p, mask, held, len(layer.stacked)))
+    out.append(_move_if_due(due, u, p, mask, live_support, len(layer.stacked)))
   return treedef.unflatten(out)
 
 
 # Compiled once and reused, as `update_if_due` in `sparsify`. Returns the update that
 # takes the live weights of one kernel from p to the projection of p + u.
 @functools.partial(jax.jit, static_argnames="rows", inline=True)
-def _move_if_due(due, u, p, mask, held, rows):
+def _move_if_due(due, u, p, mask, live_support, rows):
   """Changes one kernel's update so that its central matrix ends orthogonal, if due."""
 
   def move():
-    end = _project(updated(p, u), held, rows)
+    end = _project(updated(p, u), live_support, rows)
     # `u` has the dtype of the sum, as `sparsify` emits it.
     return jnp.where(mask, end.astype(u.dtype) - p.astype(u.dtype), u)
 
@@ -232,6 +232,6 @@ def _project(kernel: Array, support: Array, rows: int) -> Array:
   """
   taps = kernel.shape[rows:-2]
   at = (*(slice(None),) * rows, *((k - 1) // 2 for k in taps))
-  matrix, held = kernel[at], support[at]
-  near = nearest_orthogonal(jnp.where(held, matrix, jnp.zeros_like(matrix)))
-  return kernel.at[at].set(jnp.where(held, near, matrix))
+  matrix, live_support = kernel[at], support[at]
+  near = nearest_orthogonal(jnp.where(live_support, matrix, jnp.zeros_like(matrix)))
+  return kernel.at[at].set(jnp.where(live_support, near, matrix))

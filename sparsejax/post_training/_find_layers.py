@@ -143,8 +143,8 @@ class _Finder:
       return
     # Operations without selected parameters need no more. A barrier passes its operands
     # on; operations with a body cannot be followed.
-    held = self._held(numbers)
-    if not held:
+    leaves_in = self._parameters_in(numbers)
+    if not leaves_in:
       return
     if operation.name == "optimization_barrier":
       for i, out in zip(operation.inputs, operation.outputs, strict=True):
@@ -158,7 +158,7 @@ class _Finder:
     # product; remember the operation for the message.
     if not any(i in self.varies for i in numbers):
       for out in operation.outputs:
-        self.depends[out] = held
+        self.depends[out] = leaves_in
         self.last[out] = next(
           (self.last[i] for i in numbers if i in self.last), operation.name
         )
@@ -224,8 +224,8 @@ class _Finder:
       self.found.append((matrix, Use(operation.outputs[0], side, at), shape))
       if varies:
         return
-    held = self._held(i for i in (left, right) if isinstance(i, int))
-    if not held:
+    leaves_in = self._parameters_in(i for i in (left, right) if isinstance(i, int))
+    if not leaves_in:
       return
     if varies:
       lost = next(
@@ -235,10 +235,10 @@ class _Finder:
     # A product of parameters alone: its result may be used as a kernel, but cannot be
     # followed further.
     for out in operation.outputs:
-      self.depends[out] = held
+      self.depends[out] = leaves_in
       self.last[out] = operation.name
 
-  def _held(self, numbers: Iterable[int]) -> frozenset[int]:
+  def _parameters_in(self, numbers: Iterable[int]) -> frozenset[int]:
     return frozenset(leaf for i in numbers for leaf in self.depends.get(i, ()))
 
   def _refuse(self, number: int, name: str):

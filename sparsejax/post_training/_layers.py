@@ -165,15 +165,15 @@ def matrix_view(
     order = (*batch, *free, *contracted)
     sizes = [math.prod(shape[a] for a in part) for part in (batch, free, contracted)]
     groups, outputs, inputs = sizes
-    seen = (inputs, outputs) if not batch else (groups, inputs, outputs)
-    return lambda k: k.transpose(order).reshape(sizes), seen
+    shape_in = (inputs, outputs) if not batch else (groups, inputs, outputs)
+    return lambda k: k.transpose(order).reshape(sizes), shape_in
   out, into, *space = p["dimension_numbers"].rhs_spec
   groups = p["feature_group_count"]
   inputs = shape[into] * math.prod(shape[a] for a in space)
   sizes = (groups, shape[out] // groups, inputs)
   order = (out, *space, into)
-  seen = (*(shape[a] for a in space), shape[into], shape[out])
-  return lambda k: k.transpose(order).reshape(sizes), seen
+  shape_in = (*(shape[a] for a in space), shape[into], shape[out])
+  return lambda k: k.transpose(order).reshape(sizes), shape_in
 
 
 def product_inputs(operation: Operation, side: int, values: Sequence[jax.Array]):

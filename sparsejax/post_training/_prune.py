@@ -328,16 +328,16 @@ def _budgets(layers, density, distribution, structure) -> list[int]:
   budgets = np.asarray(layer_budgets(distribution, shapes, density))
   if structure is not None:
     # Use the shapes that the structure's selection gets.
-    seen = {
+    shapes = {
       k.name: (k.inputs, k.outputs)
       if k.groups == 1
       else (k.groups, k.inputs, k.outputs)
       for k in layers
     }
-    for name, shape in seen.items():
+    for name, shape in shapes.items():
       rank = len(shape)
       structure.check(name, LayerAxes(name, shape, (), (rank - 2,), (rank - 1,)))
-    budgets = np.asarray(structure.fit(seen, jnp.asarray(budgets)))
+    budgets = np.asarray(structure.fit(shapes, jnp.asarray(budgets)))
   for layer, budget in zip(layers, budgets, strict=True):
     if budget < 1:
       raise ValueError(

@@ -141,12 +141,12 @@ def grown(scores: PyTree, budgets: PyTree, masks: PyTree, axes: Any) -> PyTree:
   """
 
   def fill(score, budget, mask, layer):
-    return mask | _woken(score, mask, budget - live_in(mask, budget), layer)
+    return mask | _grow_missing(score, mask, budget - live_in(mask, budget), layer)
 
   return jax.tree.map(fill, scores, budgets, masks, axes)
 
 
-def _woken(score: Array, mask: Array, missing: Array, layer: LayerAxes) -> Array:
+def _grow_missing(score: Array, mask: Array, missing: Array, layer: LayerAxes) -> Array:
   """Returns a mask of the weights to grow, `missing` of them per layer."""
   # Mean score of each neuron, with the output axes moved to the front: a transpose
   # needs no communication between devices.

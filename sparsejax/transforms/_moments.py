@@ -187,14 +187,14 @@ def factories_of(optimizer: Any) -> frozenset[str]:
 
 def _reached_from(function: Any) -> list:
   """Returns what a function refers to: its closure, bound object, wrapped function."""
-  held = []
+  closed_over = []
   for cell in getattr(function, "__closure__", None) or ():
     try:
-      held.append(cell.cell_contents)
+      closed_over.append(cell.cell_contents)
     except ValueError:  # not filled yet
       continue
-  held += [getattr(function, name, None) for name in ("__self__", "__wrapped__")]
-  return held
+  closed_over += [getattr(function, name, None) for name in ("__self__", "__wrapped__")]
+  return closed_over
 
 
 def wide_zeros(weights: jax.Array) -> jax.Array:

@@ -113,21 +113,21 @@ def evaluate(
   env.update(zip(program.params, params, strict=True))
   env.update(zip(program.inputs, inputs, strict=True))
   read = lambda i: env[i] if isinstance(i, int) else jax.numpy.asarray(i)
-  seen = []
+  visits = []
   for operation in program.operations:
     values = [read(i) for i in operation.inputs]
     result = visit(operation, values)
     if result is not None:
-      seen.append((operation, result))
+      visits.append((operation, result))
     outputs = replace(operation, values)
     if outputs is None and operation.name == "scan":
       outputs, inside = _scan(operation, values, visit)
-      seen.extend(inside)
+      visits.extend(inside)
     elif outputs is None:
       outputs = operation.primitive.bind(*values, **operation.params)
       outputs = outputs if operation.primitive.multiple_results else [outputs]
     env.update(zip(operation.outputs, outputs, strict=True))
-  return [read(i) for i in program.outputs], seen
+  return [read(i) for i in program.outputs], visits
 
 
 def _scan(operation, values, visit):
@@ -137,9 +137,9 @@ def _scan(operation, values, visit):
 
   def step(carry, slices):
     inputs = [*values[:consts], *carry, *slices]
-    outputs, seen = evaluate(body, (), inputs, visit)
-    visited[:] = [inner for inner, _ in seen]
-    return outputs[:carries], (outputs[carries:], [result for _, result in seen])
+    outputs, visits = evaluate(body, (), inputs, visit)
+    visited[:] = [inner for inner, _ in visits]
+    return outputs[:carries], (outputs[carries:], [result for _, result in visits])
 
   carry, (stacked, results) = jax.lax.scan(
     step,

@@ -115,11 +115,11 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
 
   @in_matrix_order
   def balanced(
-    scores: PyTree, counts: PyTree, where: PyTree, held: PyTree, axes: Any
+    scores: PyTree, counts: PyTree, where: PyTree, kept: PyTree, axes: Any
   ) -> PyTree:
     """Selects k weights with group counts that differ by at most one.
 
-    Weights in `held` come first, then the highest scores.
+    Weights in `kept` come first, then the highest scores.
     """
 
     def split(score, count, candidate, first, layer):
@@ -134,13 +134,13 @@ def _n_m(n: int, m: int, axis: int, adjacent: bool) -> Structure:
       sure, next_ = (rank < every) & (key > 0), (rank == every) & (key > 0)
       return sure, next_, count % number
 
-    # The remainder goes to held weights first, and then to the highest scores.
+    # The remainder goes to kept weights first, and then to the highest scores.
     leaves, treedef = jax.tree.flatten(scores)
-    trees = [treedef.flatten_up_to(t) for t in (counts, where, held, axes)]
+    trees = [treedef.flatten_up_to(t) for t in (counts, where, kept, axes)]
     parts = [split(*args) for args in zip(leaves, *trees, strict=True)]
     sure, next_, left = (treedef.unflatten(p) for p in zip(*parts, strict=True))
     first = jax.tree.map(
-      lambda s, h: jnp.where(h, jnp.asarray(jnp.inf, s.dtype), s), scores, held
+      lambda s, h: jnp.where(h, jnp.asarray(jnp.inf, s.dtype), s), scores, kept
     )
     return jax.tree.map(jnp.logical_or, sure, top_k_masks(first, left, next_))
 

@@ -128,8 +128,8 @@ def _transposable(n: int, m: int) -> Structure:
     highest = jax.lax.Precision.HIGHEST
     return jnp.einsum("...ij,pij->...p", x, jnp.asarray(table), precision=highest)
 
-  def best(score: Array, candidate: Array, held: Array, layer: LayerAxes) -> Array:
-    """Returns each block's pattern with most held weights, candidates, and score."""
+  def best(score: Array, candidate: Array, kept: Array, layer: LayerAxes) -> Array:
+    """Returns each block's pattern with most kept weights, candidates, and score."""
     usable = candidate & (score > -jnp.inf)  # False for NaN
     wide = jnp.where(usable, score, jnp.zeros_like(score)).astype(jnp.float32)
     wide = blocks(wide, layer)
@@ -138,7 +138,7 @@ def _transposable(n: int, m: int) -> Structure:
     top = jnp.max(jnp.abs(wide), axis=(-2, -1), keepdims=True)
     wide = jnp.round(wide / jnp.where(top > 0, top, 1.0) * _STEPS)
     wide = totals(wide)
-    rank = usable.astype(jnp.float32) + (n * m + 1) * held.astype(jnp.float32)
+    rank = usable.astype(jnp.float32) + (n * m + 1) * kept.astype(jnp.float32)
     rank = totals(blocks(rank, layer))
     first = rank == jnp.max(rank, axis=-1, keepdims=True)
     number = jnp.argmax(jnp.where(first, wide, -jnp.inf), axis=-1)
