@@ -1,5 +1,6 @@
 """S-STE, smooth straight-through training (Hu et al. 2024)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from sparsejax.core import (
   InputAxes,
   LayerAxes,
   MaskTransform,
+  PyTree,
   ScoreInputs,
   Stacked,
   Topology,
@@ -105,16 +107,17 @@ def s_ste(
   def update(inputs: ScoreInputs, topology: Topology, scales):
     topology, _ = best.update(inputs, topology, ())
     axes: Any = topology.axes
-
-    def scale(layer, weight, mask, before):
-      size = jnp.abs(weight.astype(jnp.float32))
-      shrunk = jax.nn.relu(size - _threshold(layer, size, mask, structure))
-      squares = jnp.sum(shrunk**2)
-      fitted = jnp.sum(size * shrunk) / jnp.where(squares > 0, squares, 1)
-      return jnp.where((inputs.step == 0) & (squares > 0), fitted, before)
-
-    new = map_layers(scale, axes, inputs.params, topology.masks, scales)
-    return topology, jax.tree.structure(scales).unflatten(jax.tree.leaves(new))
+    thresholds = _thresholds(axes, inputs.params, topology.masks, structure)
+    weights, treedef = jax.tree.leaves(inputs.params), jax.tree.structure(scales)
+    new, last = [], jnp.min(thresholds[-1])
+    for w, t, before in zip(weights, thresholds, jax.tree.leaves(scales), strict=True):
+      size = jnp.abs(_after(last, w).astype(jnp.float32))
+      shrunk = jax.nn.relu(size - t)
+      sums = jnp.sum(jnp.stack([size * shrunk, shrunk**2]), range(1, 1 + w.ndim))
+      last = sums[0]
+      fitted = sums[0] / jnp.where(sums[1] > 0, sums[1], 1)
+      new.append(jnp.where((inputs.step == 0) & (sums[1] > 0), fitted, before))
+    return topology, treedef.unflatten(new)
 
   def fits(structure, shapes):
     best.fits(structure, shapes)  # pyright: ignore[reportOptionalCall]
@@ -125,14 +128,15 @@ def s_ste(
       )
 
   def soften(weights, state, axes):
-    def soft(layer, weight, mask, scale):
+    def soft(layer, weight, mask, scale, threshold):
       size = jnp.abs(weight.astype(jnp.float32))
-      threshold = _threshold(layer, size, mask, structure)
       kept = mask & (size > threshold)
       value = scale * (size - threshold) / jnp.where(kept, size, 1)
       return jnp.where(kept, value, 0).astype(weight.dtype)
 
-    return map_layers(soft, axes, weights, state.masks, state.transform_state)
+    scales = jax.tree.leaves(state.transform_state)
+    thresholds = _thresholds(axes, weights, state.masks, structure, scales[-1])
+    return map_layers(soft, axes, weights, state.masks, scales, thresholds)
 
   return sparsify_forward(
     inner,
@@ -149,6 +153,38 @@ def s_ste(
     structure=structure,
     soften=soften,
   )
+
+
+def _thresholds(
+  axes: Sequence[LayerAxes],
+  weights: PyTree,
+  masks: PyTree,
+  structure: Structure | None,
+  after: jax.Array | None = None,
+) -> list[jax.Array]:
+  """Computes the thresholds of all leaves, one by one, and after another value.
+
+  See `_after` for the reason.
+  """
+  found: list[jax.Array] = []
+  both = zip(axes, jax.tree.leaves(weights), jax.tree.leaves(masks), strict=True)
+  for layer, weight, mask in both:
+    if after is not None:
+      weight = _after(after, weight)
+    size = jnp.abs(weight.astype(jnp.float32))
+    found.append(_threshold(layer, size, mask, structure))
+    after = jnp.min(found[-1])
+  return found
+
+
+def _after(value: jax.Array, weight: jax.Array) -> jax.Array:
+  """Returns the weight, and makes it depend on a number that is never negative.
+
+  It puts the reductions of sharded leaves in an order. XLA's CPU backend otherwise
+  starts them in another order on each device, and if there are fewer threads than
+  devices they wait for each other forever. A barrier is removed too early to help.
+  """
+  return jnp.where(value < 0, jnp.zeros_like(weight), weight)
 
 
 def _threshold(
