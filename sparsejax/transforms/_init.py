@@ -26,7 +26,7 @@ def init(tx: optax.GradientTransformation, params: PyTree) -> tuple[PyTree, Any]
   k are.
 
   Methods whose masks act in the forward pass only (`straight_through`, `sr_ste`,
-  `top_kast`, `sparsify_forward`, `edge_popup`) keep all weights:
+  `top_kast`, all of `sparsify_forward`, `edge_popup`) keep all weights:
   `sj.effective` masks them in the loss, and a masked weight may become live again with
   its value. The params of these methods, and all leaves that are not sparsified, are
   unchanged.
