@@ -31,7 +31,14 @@ from sparsejax.core import (
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import normal_like, random
-from sparsejax.transforms import chain, check_schedule, grow, mask_update_due, sparsify
+from sparsejax.transforms import (
+  Condensed,
+  chain,
+  check_schedule,
+  grow,
+  mask_update_due,
+  sparsify,
+)
 
 # Folded into the step's key, so that the three random draws of a step are independent.
 _NOISE, _GROWTH, _SIGNS = 0, 1, 2
@@ -104,7 +111,7 @@ def deep_r(
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range; no leaf is selected; a structure is
-      given.
+      given, or `inner` is `sj.condensed`.
 
   References:
     Bellec et al. 2018, "Deep rewiring: training very sparse deep networks",
@@ -117,6 +124,11 @@ def deep_r(
     >>> int(sj.masks(state)["kernel"].sum())
     16
   """
+  if isinstance(inner, Condensed):
+    raise ValueError(
+      "inner must have moments of all weights for deep_r, which changes masks after "
+      "the inner optimizer's step, got sj.condensed."
+    )
   if structure is not None:
     raise ValueError(
       "structure must be None for deep_r, whose weights die one by one, got "

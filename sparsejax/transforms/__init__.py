@@ -16,7 +16,7 @@ from sparsejax.transforms._at_initialization import (
 from sparsejax.transforms._by_path import by_path
 from sparsejax.transforms._chain import chain
 from sparsejax.transforms._check_sparse import check_sparse
-from sparsejax.transforms._condensed import condensed
+from sparsejax.transforms._condensed import Condensed, condensed
 from sparsejax.transforms._controls import reinitialize, shuffle_masks
 from sparsejax.transforms._drop import (
   Fraction,

@@ -89,10 +89,11 @@ def condensed(inner: optax.GradientTransformation) -> optax.GradientTransformati
   Nothing else changes: params, gradients, masks and updates have the shapes of whole
   kernels. The number of live weights of each layer must be known in `init` and must not
   rise later. So the method must keep the budgets of its layers (`rigl`,
-  `sparse_evolution`, `static_sparse`, `deep_r`) and give masked gradients to its inner
-  optimizer; `sj.sparse_momentum`, whose masked weights have momentum, does not.
+  `sparse_evolution`, `static_sparse`) and give masked gradients to its inner optimizer;
+  `sj.sparse_momentum`, whose masked weights have momentum, does not. `sj.deep_r`, which
+  changes masks after the optimizer's step, refuses it.
   `sj.with_masks` and `sj.densify` refuse the state. Kernels must not be sharded over
-  devices. Under `vmap` moments are moved at every step.
+  devices. Under `vmap` with a batched schedule moments are moved at every step.
 
   Args:
     inner: an optax optimizer that updates each weight by itself, from moments that
@@ -154,7 +155,7 @@ def condensed(inner: optax.GradientTransformation) -> optax.GradientTransformati
     params=None,
     *,
     masks=None,
-    budgets=None,
+    due=None,
     units: Sequence[Units] = (),
     **extra_args,
   ):
@@ -162,20 +163,19 @@ def condensed(inner: optax.GradientTransformation) -> optax.GradientTransformati
     entries, rest = align(params, masks), iter(units)
     all_units = [None if mask is None else next(rest) for mask in entries]
     live_masks = [mask for mask in entries if mask is not None]
-    # Find the inner optimizer's arrays of live weights, and follow the masks.
+    # Find the inner optimizer's arrays of live weights, and follow the masks. Masks
+    # change at mask updates alone: `sj.with_masks` refuses the state.
     leaves, treedef = jax.tree.flatten(state.inner_state)
     owners = _owners(state.inner_state, unboxed(params), all_units)
     moments = [
       [x for x, owner in zip(leaves, owners, strict=True) if owner == i]
       for i, _ in enumerate(units)
     ]
-    places, moments = follow_masks(
-      live_masks,
-      jax.tree.leaves(budgets),
-      jax.tree.leaves(state.places),
-      moments,
-      tuple(units),
-    )
+    places = jax.tree.leaves(state.places)
+    if due is not None:
+      places, moments = follow_masks(
+        jnp.asarray(due), live_masks, places, moments, tuple(units)
+      )
     queues = [iter(arrays) for arrays in moments]
     inner_state = treedef.unflatten(
       x if owner is None else next(queues[owner])
@@ -184,7 +184,7 @@ def condensed(inner: optax.GradientTransformation) -> optax.GradientTransformati
     # Run the inner optimizer on live weights alone.
     listed = iter(places)
     all_places = [None if u is None else next(listed) for u in all_units]
-    live_grads = _condense(updates, all_places, all_units, entries)
+    live_grads = _condense(updates, all_places, all_units)
     live_params = _condense(params, all_places, all_units)
     out, inner_state = inner.update(live_grads, inner_state, live_params, **extra_args)
     # Put the updates back into whole kernels. Masked weights get zero here; `sparsify`
@@ -286,18 +286,11 @@ def check_condensed(mask_gradients: bool, transform: MaskTransform) -> None:
     )
 
 
-def _condense(tree, places, units, masks=None) -> PyTree:
+def _condense(tree, places, units) -> PyTree:
   """Returns a tree without boxes, with the live weights of each sparsified leaf."""
-  leaves = jax.tree.leaves(tree)
-  masks = [None] * len(leaves) if masks is None else masks
-  out = []
-  for x, place, u, mask in zip(leaves, places, units, masks, strict=True):
-    if u is not None:
-      x = gather(x, place, u)
-      if mask is not None:  # a block may have masked weights
-        x = jnp.where(gather(mask, place, u), x, jnp.zeros_like(x))
-    out.append(x)
-  return jax.tree.structure(unboxed(tree)).unflatten(out)
+  rows = zip(jax.tree.leaves(tree), places, units, strict=True)
+  live = [x if u is None else gather(x, place, u) for x, place, u in rows]
+  return jax.tree.structure(unboxed(tree)).unflatten(live)
 
 
 def _owners(inner_state, params, units) -> list[int | None]:

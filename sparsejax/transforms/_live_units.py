@@ -135,20 +135,20 @@ def scatter(values: Array, places: Array, units: Units) -> Array:
 # new at every step would be compiled at every step. Under an outer `jit` it is inlined.
 @functools.partial(jax.jit, static_argnames="units", inline=True)
 def follow_masks(
+  due: Array,
   masks: list[Array],
-  budgets: list[Array],
   places: list[Array],
   moments: list[list[Array]],
   units: tuple[Units, ...],
 ) -> tuple[list[Array], list[list[Array]]]:
-  """Lists the units that are live now, and moves their moments where masks changed.
+  """Lists the units that are live now, and moves their moments, if masks may differ.
 
   Moments of units that stay live are kept bit for bit. Those of newly live units start
   from zero.
 
   Args:
+    due: bool, whether the masks may have changed in this step.
     masks: the masks of all sparsified leaves.
-    budgets: their budgets, which are the numbers of their live weights.
     places: the places of the last step.
     moments: for each leaf, its arrays in the inner optimizer's state, of shape
       `units.shape`.
@@ -157,15 +157,6 @@ def follow_masks(
   Returns:
     The new places and moments.
   """
-
-  def unchanged(mask, budget, old, u):
-    # Reads the listed weights alone. If all of them are live and there are no others,
-    # the mask has not changed.
-    listed = old < u.number
-    bi, bo = u.block
-    live = gather(mask, old, u).reshape(u.capacity, -1)
-    size = jnp.sum(listed, dtype=jnp.int32) * jnp.int32(bi * bo)
-    return jnp.all(live | ~listed[:, None]) & (size == jnp.sum(budget))
 
   def move():
     new = [list_places(mask, u) for mask, u in zip(masks, units, strict=True)]
@@ -178,9 +169,7 @@ def follow_masks(
       moved.append([_take(x, source, u) for x in arrays])
     return new, moved
 
-  rows = zip(masks, budgets, places, units, strict=True)
-  same = jnp.all(jnp.stack([unchanged(*row) for row in rows]))
-  return lax.cond(same, lambda: (places, moments), move)
+  return lax.cond(due, move, lambda: (places, moments))
 
 
 def _take(x: Array, source: Array, units: Units) -> Array:

@@ -340,7 +340,7 @@ def sparsify(
       masks, budgets, skipped, after = update_topology(state.inner_state, average)
       live = align(params, masks)
       if is_condensed:
-        # It takes the live gradients itself, and moves its moments if masks changed.
+        # It takes the live gradients itself, and moves its moments at mask updates.
         axes = layer_axes(params, chosen, stacked, input_axes)
         places = jax.tree.leaves(state.inner_state.places)
         updates, inner_state = inner.update(
@@ -348,7 +348,7 @@ def sparsify(
           state.inner_state,
           params,
           masks=masks,
-          budgets=budgets,
+          due=due,
           units=units_of(axes, structure, [p.size for p in places]),
           **extra_args,
         )
