@@ -362,7 +362,7 @@ def test_singular_hessians_keep_exact_counts(case, method):
     ({"method": "best"}, "method must be one of"),
     ({"structure": sj.n_m(2, 5), "density": None}, "multiple of 5.*'a/kernel'"),
     ({"structure": sj.n_m(1, 4)}, "density must be 0.25 or None"),
-    ({"batches": []}, "batches must hold at least one batch, got none"),
+    ({"batches": []}, "batches must contain at least one batch, got none"),
     ({"inputs": "sparse"}, "inputs must be 'pruned' or 'dense'"),
     ({"targets": "net"}, "targets must be 'layer' or 'dense'"),
     ({"targets": "dense", "inputs": "dense"}, "targets must be 'layer' without"),

@@ -308,7 +308,7 @@ def test_bad_batches_are_refused():
     ([], "at least one batch, got none"),
     (iter(()), "at least one batch, got none"),
     ([x, x[:2]], r"shapes and dtypes of the first.*float32\[2, 4\] in batch 1"),
-    ([x[:0]], "must hold examples"),
+    ([x[:0]], "must contain examples"),
   ):
     with pytest.raises(ValueError, match=message):
       input_statistics(apply_fn, params, batches)

@@ -369,7 +369,7 @@ def test_reinitialize_draws_the_kernels_only():
   ("call", "error", "message"),
   [
     (lambda f: f(batches=BATCHES[0]), TypeError, r"batches must be a list .*got tuple"),
-    (lambda f: f(batches=[]), ValueError, "batches must hold at least one"),
+    (lambda f: f(batches=[]), ValueError, "batches must contain at least one"),
     (lambda f: f(rounds=0), ValueError, "rounds must be at least 1, got 0"),
     (lambda f: f(rounds=1.5), TypeError, "rounds must be an integer, got 1.5"),
     (lambda f: f(density=1.2), ValueError, r"density must lie in \(0, 1\], got 1.2"),

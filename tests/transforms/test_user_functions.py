@@ -27,7 +27,7 @@ def rounded(shapes, density):
 
 def test_a_distribution_must_keep_the_promised_total():
   message = (
-    r"distribution must give budgets that sum to 150, 0.5 of 300 weights, got 137"
+    r"distribution must return budgets that sum to 150, 0.5 of 300 weights, got 137"
   )
   for method in (sj.static_sparse, sj.rigl, sj.sparse_momentum):
     with pytest.raises(ValueError, match=message):
@@ -92,10 +92,13 @@ def test_nan_from_a_schedule_or_rule_skips_the_mask_update(tx):
     (sj.drop(sj.magnitude, lambda i, t: jnp.ones(3)), r"2 in all, got float32\[3\]"),
     (sj.drop(sj.magnitude, lambda step: step > 0), r"one number .* got bool\[\]"),
     (sj.redistribute(lambda i, t: jnp.ones(())), r"per layer, 2 in all, got float32"),
-    (sj.prune_to(sj.magnitude, lambda step: jnp.ones(2) / 2), "density must give a si"),
+    (sj.prune_to(sj.magnitude, lambda step: jnp.ones(2) / 2), "density must return"),
     (sj.drop(lambda i: jax.tree.map(jnp.sum, i.params), 0.3), r"'a'; got float32\[\]"),
-    (sj.drop(lambda i: i.masks, 0.3), r"score must give a float .* got bool\[10, 10\]"),
-    (sj.grow(lambda i: i.params["a"]), "score must give a tree like the sparsified"),
+    (
+      sj.drop(lambda i: i.masks, 0.3),
+      r"score must return a float .* got bool\[10, 10\]",
+    ),
+    (sj.grow(lambda i: i.params["a"]), "score must return a tree like the sparsified"),
   ],
 )
 def test_shapes_and_dtypes_of_what_users_give_are_checked(transform, message):
