@@ -5,9 +5,10 @@ r"""Compares methods by a grid of runs; writes a table, a plot and a results fil
 
 Every method uses the schedule of its paper (sparsejax/training/_methods.py) and the
 recipe of the config, whose fields can be changed for all methods
-(--config.num_epochs=10). Finished runs are not repeated, and a stopped run resumes.
-Several processes with the same command share the work; the last one to finish writes
-the whole table, which covers all finished runs of the workdir.
+(--config.num_epochs=10); `python scripts/train.py --help` explains them. Finished runs
+are not repeated, and a stopped run resumes. Several processes with the same command
+share the work; the last one to finish writes the whole table, which covers all finished
+runs of the workdir.
 With --config.track_exploration=True it has a column with the exploration rate, the
 fraction of the weights that was live at any time.
 

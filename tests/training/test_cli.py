@@ -13,6 +13,7 @@ import pytest
 import sparsejax as sj
 from sparsejax import models
 from sparsejax.experiments.command_line import _configs as command_line
+from sparsejax.experiments.command_line import _flags as command_line_flags
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _functions as functions
@@ -168,6 +169,13 @@ def test_configs_are_listed_where_none_is_named(script, args, message):
 def test_a_config_for_another_script_is_recognized(script, config, other):
   found = command_line.other_script(f"scripts/{script}", _config(config).get_config())
   assert found == other
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "sparsejax.training.ConfigError"])
+def test_an_error_in_a_config_file_is_its_last_line(kind):
+  text = f"in config\nTraceback (most recent call last):\n  ...\n{kind}: no 'x'; got x"
+  assert command_line_flags._reason(TypeError(text)) == "no 'x'; got x"
+  assert command_line_flags._reason(TypeError("two\n lines")) == "two  lines"
 
 
 def test_a_config_for_another_script_is_refused_by_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import difflib
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -58,18 +59,23 @@ def parse(argv: list[str]) -> list[str]:
     # absl exits with 1 after printing the help; that is not an error.
     sys.exit(0 if _asks_for_help(argv) else 1)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
-    # The message from ml_collections is a whole traceback; its last line has the error.
-    lines = str(e).strip().splitlines()
-    text = lines[-1] if "Traceback" in str(e) else " ".join(lines)
-    text = text.removeprefix("sparsejax.training.ConfigError: ")
-    if isinstance(e, AttributeError | KeyError):
-      while isinstance(e.args[0], Exception):
-        e = e.args[0]
-      text = "unknown field of the config: " + " ".join(str(e.args[0]).split())
-    sys.exit(f"Error: {text}\n(--help lists all flags.)")
+    sys.exit(f"Error: {_reason(e)}\n(--help lists all flags.)")
   if given:
     _check_kind(argv[0], given[-1].partition("=")[2])
   return rest
+
+
+def _reason(error: Exception) -> str:
+  """Returns one line on what is wrong with the flags."""
+  if isinstance(error, AttributeError | KeyError):
+    while isinstance(error.args[0], Exception):
+      error = error.args[0]
+    return "unknown field of the config: " + " ".join(str(error.args[0]).split())
+  lines = str(error).strip().splitlines()
+  if "Traceback" not in str(error):
+    return " ".join(lines)
+  # The message from ml_collections is a whole traceback; its last line has the error.
+  return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
 
 
 def _check_kind(script: str, path: str) -> None:
