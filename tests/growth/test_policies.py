@@ -265,9 +265,21 @@ def test_layers_of_a_residual_net_are_refused():
 
   with pytest.raises(ValueError, match="chain of layers"):
     growth.layers(Residual(), (2, 2, 1))
-  norms = growth.layers(models.VGG16("like"), (32, 32, 3))
-  assert [layer.norm for layer in norms[:2]] == [("norm1",), ("norm2",)]
-  assert norms[12].features == norms[13].inputs == 512
+
+
+def test_a_layer_knows_its_normalization():
+  class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      for i, features in enumerate((4, 6), 1):
+        x = nn.Conv(features, (3, 3), name=f"conv{i}")(x)
+        x = nn.BatchNorm(use_running_average=True, name=f"norm{i}")(x)
+        x = nn.relu(x)
+      return nn.Dense(3, name="dense")(x.reshape(x.shape[0], -1))
+
+  found = growth.layers(Normalized(), (4, 4, 1))
+  assert [layer.norm for layer in found] == [("norm1",), ("norm2",), None]
+  assert found[1].features == found[2].inputs == 6
 
 
 def test_seeds_connect_every_unit_with_exact_density():
