@@ -44,8 +44,9 @@ def granet(
   at once; dropping and growing act within each layer, as in RigL, and leave its number
   of live weights unchanged. So connections that were pruned too early can return ("zero
   cost neuroregeneration"). A weight that is pruned or dropped and grown again in the
-  same mask update keeps its value; the authors' program sets it to zero. The inner
-  optimizer receives masked gradients.
+  same mask update keeps its value; the authors' program sets it to zero, and goes on
+  dropping and growing after the cubic has ended. The inner optimizer receives masked
+  gradients.
 
   With `initial_density=1`, the default, training starts dense. With a lower one it is
   sparse from the first step (the paper uses 0.5, and the budgets of `erk`).
@@ -66,8 +67,8 @@ def granet(
     seed: seed of the first masks and of random scores.
     initial_density: density at the start of the cubic, in (0, 1].
     drop_fraction: fraction of each layer's live weights that are dropped and regrown at
-      a mask update: a float or a schedule. The paper starts at 0.5 and decays it by a
-      cosine.
+      a mask update: a float or a schedule. The authors' program starts at 0.5 and
+      decays it by a cosine.
     structure: which patterns of live weights are allowed; see `sparsify`.
 
   Returns:
@@ -80,7 +81,7 @@ def granet(
 
   References:
     Liu et al. 2021, "Sparse training via boosting pruning plasticity with
-    neuroregeneration", algorithm 1.
+    neuroregeneration", and the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
