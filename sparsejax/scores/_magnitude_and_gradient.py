@@ -27,7 +27,7 @@ def magnitude_and_gradient(gradient_weight: float) -> Score:
 
   References:
     Yuan et al. 2021, "MEST: accurate and fast memory-economic sparse training framework
-    on the edge", section 3.1.
+    on the edge".
 
   Example:
     >>> import sparsejax as sj

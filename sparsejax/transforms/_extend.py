@@ -44,7 +44,7 @@ def extend(fraction: Fraction) -> MaskTransform:
 
   References:
     Yuan et al. 2021, "MEST: accurate and fast memory-economic sparse training framework
-    on the edge", section 3.2 (soft memory bound).
+    on the edge" (soft memory bound).
 
   Example:
     >>> import sparsejax as sj
