@@ -48,9 +48,10 @@ def chts(
   without an `end_step` it stays 1. With `soft=False` (CHT) the smallest weights are
   dropped and the best-connected ones are grown.
 
-  The authors start from another network model, also drop weights at units without
-  inputs or outputs, and try `drop_score` as relative importance, |w_ij| / sum_i |w_ij|
-  + |w_ij| / sum_j |w_ij|. The inner optimizer receives masked gradients.
+  The authors start from other network models, also drop weights at units without
+  inputs or outputs, and use relative importance, |w_ij| / sum_i |w_ij| + |w_ij| /
+  sum_j |w_ij|, as an alternative `drop_score`. The inner optimizer receives masked
+  gradients.
 
   Args:
     inner: any optax optimizer.
@@ -64,7 +65,7 @@ def chts(
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     seed: seed of the first masks and of random scores.
     drop_fraction: fraction of each layer's budget dropped at a mask update: a float or
-      a schedule. The paper decays it by a cosine.
+      a schedule. The authors' translation script decays it by a cosine.
     drop_score: the score of live weights, not negative.
     predictor: "ch2" or "ch3"; see `grow_by_paths`.
     soft: whether weights are dropped and grown by sampling.

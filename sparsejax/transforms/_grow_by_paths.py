@@ -25,8 +25,8 @@ Array = jax.Array
 
 _SALT = 0x70617468
 _PREDICTORS = ("ch2", "ch3")
-# Added to every score, as in the authors' program: weights without a path are drawn
-# at random once no others are left.
+# Added to every score, so that weights without a path are drawn at random once no
+# others are left. The authors' program adds it only where it is needed.
 _LEAST = 1e-5
 
 
