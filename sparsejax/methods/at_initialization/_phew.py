@@ -55,7 +55,8 @@ def phew(
   Units are neurons and channels. A walk through a convolution takes one weight of a
   kernel: from channel i it moves to channel j by tap t with probability
   |w_tij| / sum_tj |w_tij|. A dense layer after a flattened convolution treats the
-  positions as taps.
+  positions as taps. The authors' program starts at each input and output in turn, and
+  draws such positions uniformly on the way forward.
 
   The order of the layers is read from the program of `apply_fn`. The sparsified layers
   must form a chain: the inputs of each are the outputs of the one before it, possibly
@@ -82,7 +83,7 @@ def phew(
 
   References:
     Patil & Dovrolis 2021, "PHEW: constructing sparse networks that learn fast and
-    generalize well without training data", section 4.
+    generalize well without training data", and the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
