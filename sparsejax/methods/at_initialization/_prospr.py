@@ -55,7 +55,9 @@ def prospr(
   The derivative goes through the SGD steps: s = |w prod_t (I - learning_rate H_t)
   dL(w_T)/dw|, with a product of a Hessian and a vector per step. So the trainability of
   the pruned network counts, where SNIP, the case of no steps, sees the loss at
-  initialization only. All floating-point params are trained in these steps.
+  initialization only. All floating-point params are trained in these steps. The
+  authors' program also has momentum in them, which is 0 by default, and a first-order
+  approximation.
 
   B_0, B_1 ... are the given batches in turn; with `steps + 1` of them the last one
   measures the loss. The cost is about that of four gradients per step. Activations are
@@ -67,8 +69,8 @@ def prospr(
     params: the params at initialization.
     batches: list of batches of one shape.
     density: fraction of weights kept, in (0, 1].
-    steps: the number T of SGD steps, at least 0; the paper uses 3.
-    learning_rate: of these steps, above 0.
+    steps: the number T of SGD steps, at least 0; 3 is the authors' default.
+    learning_rate: of these steps, above 0; 0.1 is the authors' default.
     rounds: number of pruning rounds, as in `snip`; the paper uses 1.
     where: which leaves are sparsified; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
@@ -85,7 +87,7 @@ def prospr(
 
   References:
     Alizadeh et al. 2022, "Prospect pruning: finding trainable weights at initialization
-    using meta-gradients", eq. 6 and algorithm 1.
+    using meta-gradients", and the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
