@@ -58,8 +58,8 @@ def transposable_n_m(n: int, m: int) -> Structure:
 
   References:
     Hubara et al. 2021, "Accelerated sparse neural training: a provable and efficient
-    method to find N:M transposable masks", section 3 (there by a flow problem, or
-    approximately; the patterns of 2:4 are few enough to compare).
+    method to find N:M transposable masks" (there by a minimum-cost flow, or greedily in
+    linear time; the patterns of 2:4 are few enough to compare).
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
