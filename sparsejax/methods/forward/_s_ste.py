@@ -57,7 +57,7 @@ def s_ste(
   FP8, which this function does not.
 
   Args:
-    inner: any optax optimizer; the paper uses AdamW.
+    inner: any optax optimizer.
     density: fraction of weights kept, in (0, 1], or a schedule `step -> density`; None
       for that of the structure.
     update_every: steps between mask updates; the paper uses 1. Thresholds follow the
@@ -82,7 +82,7 @@ def s_ste(
 
   References:
     Hu, Zhu & Chen 2024, "S-STE: continuous pruning function for efficient 2:4 sparse
-    pre-training", sections 4.1 and 4.2.
+    pre-training", and the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
