@@ -81,7 +81,8 @@ def spartan(
     warmup_steps: steps in which the density falls; None for a quarter of the steps from
       start_step to end_step, as in the paper.
     beta: sharpness at start_step, in units of 1 / |w|; above 0.
-    final_beta: sharpness at end_step; the paper uses 10 for ResNet-50 and 20 for ViT.
+    final_beta: sharpness at end_step; the authors' scripts use 10 for ResNet-50 and 20
+      for ViT-B/16.
 
   Returns:
     An optax transformation; see `sparsify_forward`.
@@ -92,7 +93,7 @@ def spartan(
 
   References:
     Tai, Tian & Lim 2022, "Spartan: differentiable sparsity via regularized
-    transportation", sections 2.1-2.3; the schedules of the authors' program.
+    transportation"; the schedules and the default budgets of the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
