@@ -76,7 +76,8 @@ def continuous_sparsification(
 
   In the paper the mask is s > 0, and the density follows from `initial_score` and
   `penalty`: `density=None`. With a density the best scores of the whole network are
-  kept, whatever their sign, which gives exact counts.
+  kept, whatever their sign, which gives exact counts. The authors' program also divides
+  the gates by their first value, so that training starts with e = w.
 
   Args:
     inner: any optax optimizer; it updates the weights.
@@ -91,11 +92,12 @@ def continuous_sparsification(
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     seed: accepted for the common signature; nothing is drawn.
     initial_score: s of every weight at the start. Lower values give sparser networks;
-      the paper uses -0.3 to 0.3.
-    penalty: strength of the L1 penalty on the gates; at least 0.
-    final_beta: beta at end_step, at least 1.
-    score_optimizer: the optimizer of s; None for another instance of `inner`. The paper
-      uses that of the weights without weight decay.
+      the authors suggest -0.1 for a high sparsity.
+    penalty: strength of the L1 penalty on the gates, at least 0; 1e-8 is the authors'
+      default.
+    final_beta: beta at end_step, at least 1; 200 is the authors' default.
+    score_optimizer: the optimizer of s; None for another instance of `inner`. The
+      authors use that of the weights without weight decay.
 
   Returns:
     An optax transformation; see `sparsify_forward`. Its `transform_state` holds the
@@ -107,7 +109,7 @@ def continuous_sparsification(
 
   References:
     Savarese, Silva & Maire 2020, "Winning the lottery with continuous sparsification",
-    eq. 5 and algorithm 2.
+    and the authors' program.
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
