@@ -53,7 +53,7 @@ def powerpropagation(
 
   Args:
     inner: any optax optimizer; it updates theta, and its weight decay is that of theta.
-      The paper uses SGD.
+      The authors' MNIST notebook uses SGD.
     density: fraction of weights kept, in (0, 1], at the end of the cubic; or a schedule
       `step -> density` that replaces the cubic.
     update_every: steps between mask updates.
@@ -64,9 +64,8 @@ def powerpropagation(
     stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     seed: seed of the first masks and of random scores.
-    alpha: the power, at least 1; 1 is plain `gradual_magnitude`. The paper's values are
-      2 to 5 on MNIST, of which 3 and 4 bear the most pruning, and 1.125 to 3 on
-      ImageNet.
+    alpha: the power, at least 1; 1 is plain `gradual_magnitude`. The authors' MNIST
+      notebook compares 1 to 5.
     initial_density: density at the start of the cubic, in (0, 1].
     structure: which patterns of live weights are allowed; see `sparsify`.
 
@@ -80,7 +79,7 @@ def powerpropagation(
 
   References:
     Schwarz et al. 2021, "Powerpropagation: a sparsity inducing weight
-    reparameterisation", eq. 2 and 3.
+    reparameterisation".
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
@@ -133,7 +132,7 @@ def power_updates(
 
   References:
     Schwarz et al. 2021, "Powerpropagation: a sparsity inducing weight
-    reparameterisation", eq. 2 and 3.
+    reparameterisation".
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj
