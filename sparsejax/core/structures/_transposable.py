@@ -59,7 +59,7 @@ def transposable_n_m(n: int, m: int) -> Structure:
   References:
     Hubara et al. 2021, "Accelerated sparse neural training: a provable and efficient
     method to find N:M transposable masks" (there by a minimum-cost flow, or greedily in
-    linear time; the patterns of 2:4 are few enough to compare).
+    linear time; the patterns of 2:4 are few enough to compare; its N counts zeros).
 
   Example:
     >>> import jax.numpy as jnp, optax, sparsejax as sj

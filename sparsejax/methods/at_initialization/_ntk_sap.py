@@ -75,8 +75,8 @@ def ntk_sap(
     density: fraction of weights kept, in (0, 1].
     rounds: number of pruning rounds.
     samples: number of random inputs per round.
-    epsilon: factor of the perturbation n of the weights, above 0; 0.01 is the authors'
-      default.
+    epsilon: standard deviation of the perturbation of the weights, above 0; 0.01 is the
+      authors' default.
     init: `key -> params`, the initializer of the model. None draws each sparsified
       kernel from a normal distribution with the standard deviation of its given values,
       and keeps the other params.
