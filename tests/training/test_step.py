@@ -15,6 +15,7 @@ from sparsejax.training import _run as run_lib
 from sparsejax.training import _step as step
 from sparsejax.training import data
 from sparsejax.training.data import _augment as augment
+from sparsejax.transforms import UpdateSchedule
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +257,7 @@ def test_augmentation_follows_from_seed_and_step(digits):
     lambda seed: optax.with_extra_args_support(optax.sgd(0.1)),
     dataset=digits,
     batch_size=32,
-    due=lambda count: jnp.zeros((), bool),
+    schedule=UpdateSchedule(0, None, every=None),
     augment=spy,
   )
   for stops in ([4], [2, 4]):
