@@ -65,6 +65,8 @@ def empty() -> Any:
 class TrainConfig:
   """A complete config, as `complete` returns it; users write a `ConfigDict`.
 
+  `--help` shows the texts of the attributes, their defaults and rules; see `describe`.
+
   Attributes:
     dataset: the data set to train on.
     data_dir: a TFDS folder; if empty, `TFDS_DATA_DIR`, then the default of TFDS.

@@ -89,6 +89,8 @@ def drop_fraction(config: TrainConfig, total_steps: int) -> optax.Schedule:
 
   `final + (first - final) (1 + cos(pi min(step, end) / end)) / 2`.
 
+  The cosine begins at step 0, and `end` is the step of the config's `end_fraction`.
+
   Args:
     config: a complete config.
     total_steps: steps of the whole run.
