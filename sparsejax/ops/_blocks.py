@@ -113,10 +113,10 @@ def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) 
     kernel: floats (..., inputs, outputs); its leading axes (the taps of a convolution)
       count as rows.
     block: (bi, bo), inputs and outputs of one block.
-    limit: the largest number of blocks for the loop. If more blocks are live, the
-      kernel is read a second time to leave out blocks of +0.0, which the forward pass
-      can skip.
-    live: the result of `live_blocks` for the kernel, or None.
+    limit: the largest number of blocks for the loop. If more blocks are live and `live`
+      is None, the kernel is read a second time to leave out blocks of +0.0, which the
+      forward pass can skip.
+    live: the result of `live_blocks` for the kernel, or None to compute it.
 
   Returns:
     The plan, with taps * input blocks as the number of rows.

@@ -34,8 +34,11 @@ _LEAST_TPU = 128
 class Lists(NamedTuple):
   """For each output tile, the blocks that contribute to it.
 
+  A tile is a column of blocks; for the transposed kernel, a row.
+
   Attributes:
-    indices: int32 (blocks,), the other coordinate of each block, in order of the tiles.
+    indices: int32 (blocks,), the row of each block (transposed: the column), in order
+      of the tiles.
     starts: int32 (tiles + 1,), the index in `indices` of each tile's first block.
   """
 

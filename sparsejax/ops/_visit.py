@@ -332,7 +332,7 @@ def _pallas_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fo
 def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
   """Returns the plan of a kernel.
 
-  On platforms other than the CPU the product is dense without Pallas kernels. There the
+  Without Pallas kernels, the product is dense on all platforms but the CPU. There the
   plan counts all blocks as visited and wanted, and lists none.
   """
   kernel = lax.stop_gradient(kernel)
