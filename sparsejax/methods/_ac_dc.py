@@ -161,7 +161,10 @@ def alternate(
 
 
 def _alternating(update_every: int, start_step: int, end_step: int | None):
-  """Returns AC/DC's schedule: sparse at the first, every other and the last update."""
+  """Returns AC/DC's `step -> bool`, True at the mask updates that make masks sparse.
+
+  These are the first, third, fifth, ... mask update and the last one.
+  """
 
   def sparse(step):
     phase = (step - start_step) // update_every

@@ -162,9 +162,9 @@ def _thresholds(
   structure: Structure | None,
   after: jax.Array | None = None,
 ) -> list[jax.Array]:
-  """Computes the thresholds of all leaves, one by one, and after another value.
+  """Computes the thresholds of all leaves, one after another.
 
-  See `_after` for the reason.
+  The first is computed after `after`, if it is given; see `_after` for the reason.
   """
   found: list[jax.Array] = []
   both = zip(axes, jax.tree.leaves(weights), jax.tree.leaves(masks), strict=True)
@@ -178,11 +178,11 @@ def _thresholds(
 
 
 def _after(value: jax.Array, weight: jax.Array) -> jax.Array:
-  """Returns the weight, and makes it depend on a number that is never negative.
+  """Returns the weight unchanged, but computed after `value`, which is not negative.
 
-  It puts the reductions of sharded leaves in an order. XLA's CPU backend otherwise
-  starts them in another order on each device, and if there are fewer threads than
-  devices they wait for each other forever. A barrier is removed too early to help.
+  This dependence puts the reductions of sharded leaves in an order. XLA's CPU backend
+  otherwise starts them in another order on each device, and if there are fewer threads
+  than devices they wait for each other forever. A barrier is removed too early to help.
   """
   return jnp.where(value < 0, jnp.zeros_like(weight), weight)
 

@@ -130,7 +130,7 @@ def spartan(
     return beta + (final_beta - beta) * progress(step, end_step - start_step)
 
   def pools(axes, *trees):
-    """Yields the leaves that compete: each by itself, or all if there is no budget."""
+    """Yields the leaves that compete: each by itself; all if distribution is None."""
     columns = [jax.tree.leaves(tree) for tree in trees]
     if distribution is None:
       yield None, columns
