@@ -62,7 +62,7 @@ def _module(path: str) -> tuple[str, str, str]:
 
 
 def _neighbors(around: str, leaves: dict[str, Any]) -> set[str]:
-  """Returns the names that follow a common beginning of paths."""
+  """Returns the names that come next in the paths that begin with `around`."""
   rest = (path[len(around) :] for path in leaves if path.startswith(around))
   return {re.split(r"[/.]", path)[0] for path in rest}
 

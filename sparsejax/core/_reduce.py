@@ -1,9 +1,9 @@
 """Reductions of whole tensors in a form that XLA's CPU backend vectorizes.
 
 On CPU, XLA reduces a tensor to a scalar one element at a time; the same holds for
-several axes at once. It is two to ten times faster to first count runs along the second
-to last axis, in bytes. Other platforms use the plain reduction, which communicates only
-the scalar between devices.
+several axes at once. It is two to ten times faster to first count runs of adjacent
+elements along the second to last axis, in bytes. Other platforms use the plain
+reduction, which communicates only the scalar between devices.
 """
 
 from collections.abc import Callable
@@ -130,10 +130,10 @@ def _choose(plain: Callable, by_columns: Callable, x: Array, rows: int) -> Array
 
 
 def _run(x: Array, rows: int, longest: int = 32) -> int:
-  """Returns the length of a run along the second to last axis, or 0 for no runs.
+  """Returns the length of the runs to cut the second to last axis into; 0 for no cut.
 
   The number of runs is a multiple of eight, so that up to eight shards of the axis have
-  whole runs. Arrays sharded over explicit axes have no runs.
+  whole runs. Arrays sharded over explicit axes are not cut.
   """
   if x.ndim - rows < 2:
     return 0
