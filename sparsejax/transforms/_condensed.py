@@ -237,7 +237,7 @@ def first_capacities(
     One integer per leaf.
 
   Raises:
-    ValueError: the density is traced, or the budgets that follow from it are.
+    ValueError: the density, or what the distribution returns, is traced.
   """
   if density is None:
     density, distribution = 1.0, uniform

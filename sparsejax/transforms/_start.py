@@ -41,7 +41,8 @@ def start(kernels, seed, traced, *, density, distribution, axes, structure=None)
     kernels: tree of the sparsified leaves.
     seed: int32 scalar.
     traced: the density, if it is a traced array; else None.
-    density: the density, if it is static; None with `traced` None for all live.
+    density: the density, if it is static; else None. If `traced` is None too, all
+      weights are live.
     distribution: sets the budget of each layer.
     axes: a `LayerAxes` per leaf.
     structure: a structure, or None.
