@@ -111,7 +111,7 @@ class Units:
     return other
 
   def _pair(self, roots, source: int, a: int, target: int, b: int) -> None:
-    """Keeps on one axis the indices that are kept on another."""
+    """Keeps on axis b of target the indices that are kept on axis a of source."""
     units = roots[target]
     wanted = self._box(source, self._keep[roots[source]])[a]
     sets = self._box(target, self._keep[units])
@@ -135,7 +135,10 @@ class Units:
     self._keep[self._union.find(self.of[value][flags])] = True
 
   def _box(self, value: int, mask: np.ndarray) -> list[np.ndarray]:
-    """Returns the smallest box that contains a mask; batch axes are kept whole."""
+    """Returns the indices along each axis of the smallest box that contains a mask.
+
+    Batch axes are kept whole.
+    """
     sets = []
     for axis in range(mask.ndim):
       some = mask.any(tuple(a for a in range(mask.ndim) if a != axis))

@@ -254,7 +254,7 @@ class Replay:
     return with_channels
 
   def _nothing(self, out: int) -> Step:
-    """Replaces a sum of which no unit is kept by its constant."""
+    """Makes the step of a sum whose units are all removed: it gives a constant."""
     extra = self.removed.added.get(out)
     extra = np.zeros((1,) * len(self.units.kept[out])) if extra is None else extra
     array = extra.astype(self.facts.program.dtypes[out])

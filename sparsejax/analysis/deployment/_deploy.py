@@ -292,6 +292,6 @@ def _medians(
 
 
 def _choose(seconds: dict[str, float], default: str) -> str:
-  """Returns the fastest name if it is clearly faster than the default one."""
+  """Returns the fastest name, or the default if that is not clearly slower."""
   best = min(seconds, key=seconds.__getitem__)
   return best if seconds[best] < _GAIN * seconds[default] else default
