@@ -256,7 +256,10 @@ def _chart(
 
 
 def _log_ticks(axis: Mapping[str, Any], traces: Sequence[Any]) -> dict[str, Any]:
-  """Returns ticks at 1, 2 and 5, or at powers of ten, if a logarithmic axis is long."""
+  """Returns the settings for the ticks of a logarithmic axis, none if it is short.
+
+  Ticks are at 1, 2 and 5, or on a long axis at powers of ten.
+  """
   if axis.get("type") != "log":
     return {}
   y = np.concatenate([trace.y for trace in traces])

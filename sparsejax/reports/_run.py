@@ -185,7 +185,7 @@ def names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def costs(run: Found) -> tuple[float, float] | None:
-  """Returns the `estimate_costs` of a run, or None if they are unknown."""
+  """Returns `(forward, training)` from `estimate_costs`; None if they are unknown."""
   history, method = cost_history(run.records), run.config["method"]
   known = history and run.masks and set(history[0]) <= set(run.uses)
   if not known or method not in METHODS:
