@@ -103,6 +103,8 @@ def ria(weights: Array, statistics: InputStatistics, power: float = 0.5) -> Arra
 def obs(weights: Array, statistics: InputStatistics, damping: float = 0.01) -> Array:
   """Computes scores for which any threshold deletes a prefix of OBS's deletion order.
 
+  Each output has an order of its own; see `second_order.order_scores`.
+
   Args:
     weights: float array `(groups, outputs, inputs)`.
     statistics: statistics of the layer's inputs, with Gram matrices.

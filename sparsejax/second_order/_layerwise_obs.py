@@ -171,8 +171,8 @@ def order_scores(order: Order) -> jax.Array:
   """Computes scores for which any threshold deletes a prefix of each row's order.
 
   The score of a weight is the largest rise up to and including its own deletion. Scores
-  thus increase along the order, and a global threshold compares marginal costs between
-  rows and layers.
+  thus never decrease along the order, and a global threshold compares marginal costs
+  between rows and layers.
 
   Args:
     order: from `deletion_order`.
