@@ -110,7 +110,10 @@ def grow_neurons(
 
 
 def _strength(vectors: Array, kernel: Array, mask: Array, alpha: float) -> Array:
-  """Scales each row to alpha times the mean magnitude of the kernel's live weights."""
+  """Scales each row, so that its mean magnitude is alpha times the kernel's.
+
+  The means are over the nonzero entries of the row and the kernel's live weights.
+  """
   live = jnp.maximum(jnp.sum(mask), 1).astype(kernel.dtype)
   wanted = alpha * jnp.sum(jnp.abs(kernel) * mask.astype(kernel.dtype)) / live
   entries = jnp.maximum(jnp.sum(vectors != 0, axis=1), 1).astype(kernel.dtype)
