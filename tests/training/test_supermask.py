@@ -38,12 +38,12 @@ def test_configs_have_variants(name):
   assert f"--config=configs/{file.name} \\\n" in module.__doc__
   plain = config_lib.complete(module.get_config())
   assert (plain.method, plain.density) == ("edge_popup", 0.5)
-  assert plain.model_kwargs.initialization == "signed_kaiming_constant"
+  assert plain.model_kwargs["initialization"] == "signed_kaiming_constant"
   other = module.get_config("0.3,scaled,kaiming_normal,bernoulli")
   other = config_lib.complete(other)
   assert (other.method, other.density) == ("bernoulli_supermask", 0.3)
-  assert other.model_kwargs.initialization == "kaiming_normal"
-  assert other.model_kwargs.initialization_kwargs.density == 0.3
+  assert other.model_kwargs["initialization"] == "kaiming_normal"
+  assert other.model_kwargs["initialization_kwargs"] == {"density": 0.3}
   for depth in (2, 4, 6, 8) if name == "cifar10_conv" else ():
     deep = config_lib.complete(module.get_config(f"0.3,conv{depth}"))
     assert (deep.model, deep.density) == (f"conv{depth}", 0.3)
