@@ -28,7 +28,8 @@ def owl(
   """Computes a distribution that gives layers with more outliers a higher density.
 
   D_l = share of |w_ij| ||x_j|| above threshold * (their mean in layer l)
-  density_l = density + spread * (2 (D_l - min D) / (max D - min D) - mean)
+  r_l = 2 (D_l - min D) / (max D - min D)
+  density_l = density + spread * (r_l - mean of r over the layers), in [0.001, 1]
 
   The budgets sum exactly to the total budget of the density. In the paper all layers of
   a transformer block share one density; here each layer has its own.
