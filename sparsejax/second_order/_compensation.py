@@ -51,8 +51,8 @@ def damped(hessian: jax.Array, damping: float) -> jax.Array:
 def regularized(hessian: jax.Array, damping: float) -> jax.Array:
   """Damps a Hessian so that it has a Cholesky factor even if it is singular.
 
-  `H + damping * mean(diag H) * I`; where a pivot of its factor is below rounding,
-  `n * eps * (diag H + mean(diag H) * I)` more (`n * eps * I` if `H = 0`)
+  `H + damping * mean(diag H) * I`; if a pivot of its factor is below rounding, also
+  `+ n * eps * (diag H + mean(diag H) * I)` (`+ n * eps * I` if `H = 0`)
 
   Without damping, a Hessian from few samples is zero in the directions that the samples
   do not span. The second term is then the only curvature in these directions.
