@@ -150,7 +150,7 @@ def _run_cell(setup, path, cell, digest, stop, progress) -> None:
 
 
 def _dense_start(setup, path, digest, masks):
-  """Initializes networks, and writes the points that later cells rewind to."""
+  """Initializes networks and trains to the rewind step; writes the weights of both."""
   c = setup.config
   params, state = jax.jit(jax.vmap(setup.init))(_setup.keys(c))
   _levels.write(path, INITIAL, digest, weights=(params, state))

@@ -194,7 +194,7 @@ class _Run:
     return network._replace(train=place_arrays(state))
 
   def _batch_loss(self, network: Network):
-    """Returns the loss on the first 500 images, to evaluate new feature maps."""
+    """Returns `params -> loss` on the first 500 images, to compare new feature maps."""
     model, state = self.capacity(network.doublings).model, network.train
     images = self.dataset.normalize(self.train_data.images[:500])
     labels = self.train_data.labels[:500]
