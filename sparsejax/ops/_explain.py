@@ -117,7 +117,7 @@ def explain(
 
 
 def _name(named: list[tuple[str, np.ndarray]], live: np.ndarray, block) -> str:
-  """Returns the path of the first leaf with these live blocks, with a stacked row."""
+  """Returns the path of the first leaf with these live blocks, `path[i]` in a stack."""
   for name, mask in named:
     shape = (live.shape[0] * block[0], live.shape[1] * block[1])
     size = math.prod(shape)

@@ -32,7 +32,7 @@ def dense(shape: tuple[int, ...], block: tuple[int, int], reason: str) -> None:
 def sparse(
   shape: tuple[int, ...], block: tuple[int, int], plan: Any, limit: int
 ) -> None:
-  """Records a product whose path depends on its kernel, once per execution."""
+  """Records a product whose path depends on its kernel, and the plan of each run."""
   entries = getattr(_HERE, "entries", None)
   if entries is None:
     return
