@@ -238,7 +238,7 @@ class Units:
     return found
 
   def _reduce(self, operation: Operation) -> np.ndarray:
-    """Joins units along the reduced axes, or marks the sum as one over units."""
+    """Joins units along the reduced axes; adds a sum over units to `contracts`."""
     axes = tuple(operation.params["axes"])
     units = self.of[operation.inputs[0]]
     free = [a for a in range(units.ndim) if a not in axes]
