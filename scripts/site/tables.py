@@ -74,6 +74,9 @@ SUMMARY = (
 
 # Scripts that have moved since results files with their commands were written.
 _MOVED = {
+  "scripts/benchmarks/convolution.py": "-m scripts.benchmarks",
+  "scripts/benchmarks/population.py": "-m scripts.benchmarks",
+  "scripts/benchmarks/selection.py": "-m scripts.benchmarks",
   "scripts/benchmarks/execution.py": "-m scripts.benchmarks.execution",
   "scripts/benchmarks/run.py": "-m scripts.benchmarks",
   "scripts/class_specialization.py": "-m scripts.reproduce.class_specialization",

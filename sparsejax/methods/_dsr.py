@@ -101,7 +101,7 @@ def dsr(
     16
   """
   changes = chain(
-    drop_below(threshold, drop_fraction, tolerance),
+    drop_below(threshold, fraction_rule(drop_fraction, "drop_fraction"), tolerance),
     redistribute(survivors),
     grow(random),
   )
@@ -165,7 +165,7 @@ def drop_below(
   """
   check_number("threshold", threshold, "be above 0", lambda v: 0 < v < np.inf)
   check_number("tolerance", tolerance, "be at least 0", lambda v: 0 <= v < np.inf)
-  rule = fraction_rule(fraction, "drop_fraction")
+  rule = fraction_rule(fraction)
 
   def init(params: PyTree):
     return ThresholdState(jnp.asarray(threshold, jnp.float32))

@@ -35,6 +35,7 @@ from sparsejax.transforms import (
   chain,
   check_schedule,
   drop,
+  fraction_rule,
   grow,
   keep,
   mask_update_due,
@@ -115,7 +116,11 @@ def isometric(
   check_density(density)
   check_flag("retract", retract)
   schedule = check_schedule(update_every, start_step, end_step)
-  moves = keep(chain(drop(magnitude, drop_fraction), grow(gradient)))
+  moves = keep(
+    chain(
+      drop(magnitude, fraction_rule(drop_fraction, "drop_fraction")), grow(gradient)
+    )
+  )
   sparse = sparsify(
     inner,
     moves._replace(check=_check),

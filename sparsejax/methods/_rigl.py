@@ -28,6 +28,7 @@ from sparsejax.transforms import (
   accumulate,
   chain,
   drop,
+  fraction_rule,
   grow,
   initialize_grown,
   sparsify,
@@ -108,11 +109,12 @@ def rigl(
   check_flag("accumulate_gradients", accumulate_gradients)
   check_number("drop_noise", drop_noise, "be at least 0", lambda v: 0 <= v < np.inf)
   drop_score = noisy(magnitude, drop_noise) if drop_noise else magnitude
+  fraction = fraction_rule(drop_fraction, "drop_fraction")
   if accumulate_gradients:
-    changes = chain(drop(drop_score, drop_fraction), grow(accumulated_magnitude))
+    changes = chain(drop(drop_score, fraction), grow(accumulated_magnitude))
     changes = accumulate(signed_gradient, changes, reset=True)
   else:
-    changes = chain(drop(drop_score, drop_fraction), grow(gradient))
+    changes = chain(drop(drop_score, fraction), grow(gradient))
   tx = sparsify(
     inner,
     changes,

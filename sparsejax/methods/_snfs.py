@@ -14,6 +14,7 @@ from sparsejax.transforms import (
   accumulate,
   chain,
   drop,
+  fraction_rule,
   grow,
   redistribute,
   sparsify,
@@ -83,7 +84,11 @@ def snfs(
     16
   """
   move = () if redistribute_by is None else (redistribute(redistribute_by),)
-  changes = chain(drop(magnitude, drop_fraction), *move, grow(accumulated_magnitude))
+  changes = chain(
+    drop(magnitude, fraction_rule(drop_fraction, "drop_fraction")),
+    *move,
+    grow(accumulated_magnitude),
+  )
   return sparsify(
     inner,
     accumulate(signed_gradient, changes, decay=momentum),

@@ -8,7 +8,7 @@ from sparsejax.core import Distribution, InputAxes, Stacked, Where
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import uniform
 from sparsejax.scores import magnitude, random
-from sparsejax.transforms import Fraction, chain, drop, grow, sparsify
+from sparsejax.transforms import Fraction, chain, drop, fraction_rule, grow, sparsify
 
 
 def sparse_evolution(
@@ -71,7 +71,7 @@ def sparse_evolution(
   """
   return sparsify(
     inner,
-    chain(drop(magnitude, drop_fraction), grow(random)),
+    chain(drop(magnitude, fraction_rule(drop_fraction, "drop_fraction")), grow(random)),
     density_of(density, structure),
     update_every=update_every,
     start_step=start_step,

@@ -121,10 +121,10 @@ class Checkpoints:
           shutil.rmtree(part, ignore_errors=True)
       kept = [int(p.parent.name) for p in self._directory.glob(f"*/{_DIGESTS}")]
       kept = [other for other in kept if other != step]
-      goes_on = f"from step {max(kept)}, which is kept" if kept else "from its start"
+      origin = f"from step {max(kept)}, which is kept" if kept else "from its start"
       raise _errors.CheckpointError(
         f"the checkpoint of step {step} could not be written to {self._directory}:"
-        f" {_reason(e)}. Once that is mended, the same command goes on {goes_on}."
+        f" {_reason(e)}. Once that is mended, the same command resumes {origin}."
       ) from e
 
   def restore(self, target: PyTree) -> Restored | None:

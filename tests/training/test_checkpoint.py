@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_checkpoint(
   checkpoints.close()
   assert "step 40 could not be written to" in str(e.value)
   assert "No space left on device. Once that is mended" in str(e.value)
-  assert "goes on from step 30, which is kept" in str(e.value)
+  assert "resumes from step 30, which is kept" in str(e.value)
   assert caplog.text == ""
 
 

@@ -167,7 +167,7 @@ def test_a_checkpoint_that_one_process_cannot_write_stops_both(
     said = report[case]["said"]
     other = "" if i == process or case == "digests 0" else f"process {process}: "
     assert re.match(re.escape(says) + other + reason, said)
-    assert said.endswith("the same command goes on from step 10, which is kept.")
+    assert said.endswith("the same command resumes from step 10, which is kept.")
     # Nothing is lost, and the next one can be written.
     assert report[case]["steps"] == [10]
     assert report[case]["good"] is True

@@ -1,4 +1,4 @@
-"""A synthesis on the digits: its path, its files, and that it goes on."""
+"""A synthesis on the digits: its path, its files, and that it resumes."""
 
 import importlib.util
 import itertools

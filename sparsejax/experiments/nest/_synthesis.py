@@ -83,7 +83,7 @@ def grow_and_prune(
     try:
       run.go()
     except _StoppedError:
-      run.say("Stopped; the same command goes on.")
+      run.say("Stopped; the same command resumes.")
     finally:
       run.close()
   return _milestones.read(path)
