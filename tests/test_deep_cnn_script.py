@@ -29,7 +29,7 @@ def test_side_by_side_is_one_by_one(tmp_path):
 
 def test_what_moves_its_masks_goes_alone(tmp_path):
   runs = [(Case(m, 3, "digits", method=m, density=0.5), 0) for m in ("", "rigl")]
-  with pytest.raises(ValueError, match="cannot go side by side"):
+  with pytest.raises(ValueError, match="cannot be vectorized"):
     training.train(runs, "", tmp_path)
 
 

@@ -18,11 +18,14 @@ from sparsejax.training._methods import METHODS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Excerpts, whose whole stands elsewhere, and the guides that have tests of their own.
+# The tutorials have one, too.
 _NOT_RUN = ("index.md", "adding_a_method.md", "logging.md")
 GUIDES = sorted(
   path
   for path in (ROOT / "docs").glob("**/*.md")
-  if _BLOCK.search(path.read_text()) and path.name not in _NOT_RUN
+  if _BLOCK.search(path.read_text())
+  and path.name not in _NOT_RUN
+  and path.parent.name != "tutorials"
 )
 
 

@@ -230,6 +230,8 @@ def test_lines_have_the_colors_of_their_runs_and_epochs_are_integers(folder):
 
 
 def test_what_fails_costs_its_part_of_the_page_only(folder, monkeypatch, caplog):
+  caplog.set_level("WARNING", logger="absl")  # scripts may have raised it
+
   def fail(*args, **kwargs):
     raise TypeError("no such product")
 
