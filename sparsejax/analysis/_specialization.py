@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 
 class Effect(NamedTuple):
@@ -150,6 +149,8 @@ def specialization_anova(
   table = {}
   for name, (square, degrees) in sums.items():
     f = square / degrees / (left / free)
+    from scipy import stats  # takes long to import
+
     p = float(stats.f.sf(f, degrees, free))
     table[name] = Effect(square, degrees, f, p, square / total)
   table["residual"] = Effect(left, free, np.nan, np.nan, left / total)

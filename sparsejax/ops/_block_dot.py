@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sparsejax.ops import _pallas, _record
+from sparsejax.ops import _record
 from sparsejax.ops._blocks import check_block, check_kernel
 from sparsejax.ops._share import live_share
 from sparsejax.ops._visit import Static, product, sharded
@@ -116,6 +116,8 @@ def block_dot(
   reason = "" if rows else "x is empty"
   pallas = implementation == "pallas"
   if pallas:
+    from sparsejax.ops import _pallas  # Pallas takes long to import
+
     share = _PALLAS_SHARE
     reason = reason or _pallas.unsupported(block, kernel.dtype, out)
   else:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
-from sparsejax.ops import _pallas, _record
+from sparsejax.ops import _record
 from sparsejax.ops._blocks import Plan, plan
 
 Array = jax.Array
@@ -296,6 +296,8 @@ def _visit_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fou
 
 def _pallas_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
   """Computes the output by a Pallas kernel."""
+  from sparsejax.ops import _pallas  # Pallas takes long to import
+
   return _pallas.product(
     x,
     kernel,
@@ -309,6 +311,8 @@ def _pallas_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Arr
 
 def _pallas_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, found):
   """Computes the gradients of x and kernel by Pallas kernels, None if not asked for."""
+  from sparsejax.ops import _pallas
+
   live = _visited_blocks(found)
   dx = dw = None
   if asked[0]:

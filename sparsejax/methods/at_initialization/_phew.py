@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sparsejax.analysis.costs import flops
 from sparsejax.core import (
   InputAxes,
   LayerAxes,
@@ -142,6 +141,8 @@ class _Link(NamedTuple):
 def _program_order(apply_fn, params, inputs, axes: Sequence[LayerAxes]) -> list[int]:
   """Returns the numbers of the sparsified leaves in the order of their products."""
   numbers = {a.path: i for i, a in enumerate(axes)}
+  from sparsejax.analysis.costs import flops  # takes long to import
+
   used = flops(apply_fn, params, None, inputs).layers
   missing = [path for path in numbers if path not in used]
   if missing:
