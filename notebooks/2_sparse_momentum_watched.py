@@ -117,6 +117,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained
 steps = np.arange(ROUNDS + 1) * EVERY
 left.stackplot(steps, live.T, labels=LAYERS, alpha=0.85)
 left.set(xlabel="step", ylabel="live weights", title="Budgets", xlim=(0, steps[-1]))
+left.legend(frameon=False, loc="lower right")
 right.plot(steps, 100 * live / sizes, label=LAYERS)
 right.set(xlabel="step", ylabel="density, %", yscale="log", title="Densities")
 right.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
