@@ -57,6 +57,7 @@ from sparsejax.core._masks import (
   masks,
   merged_masks,
   pack,
+  rescale,
   skipped_updates,
   soft_masks,
   sparse_states,
@@ -72,7 +73,6 @@ from sparsejax.core._replica_check import (
   mask_checksum,
   replica_checksums,
 )
-from sparsejax.core._rescale import rescale
 from sparsejax.core._safetensors import load_safetensors, save_safetensors
 from sparsejax.core._select import select as select_masked
 from sparsejax.core._selection import (

@@ -1,4 +1,4 @@
-"""What the path and the shape of a kernel tell about its axes.
+"""Infers the axes of a kernel from its path and its shape.
 
 Where `input_axes` declares nothing, the axes follow from paths and shapes alone:
 

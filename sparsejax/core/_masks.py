@@ -1,4 +1,4 @@
-"""Functions on trees of masks: find, apply, pack to bits, count."""
+"""Functions on trees of masks: find, apply, rescale, pack to bits, count."""
 
 import functools
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from sparsejax.core._packed import unpack_tree
+from sparsejax.core._reduce import count
 from sparsejax.core._tree import (
   align,
   check_arrays,
@@ -335,12 +336,14 @@ def summary(params: PyTree, masks: PyTree) -> str:
   live = jax.device_get([None if m is None else jnp.sum(m) for m in entries])
   rows, kept, size, all_kept, all_size = [], 0, 0, 0, 0
   reasons = why_dense(params)
-  for (path, leaf), count, why in zip(named_leaves(params), live, reasons, strict=True):
+  for (path, leaf), live_here, why in zip(
+    named_leaves(params), live, reasons, strict=True
+  ):
     n = int(np.prod(leaf.shape))
     dense = f"dense: {why or 'excluded by where'}"
-    density = dense if count is None else f"{int(count) / n:.4f}"
-    alive = n if count is None else int(count)
-    if count is not None:
+    density = dense if live_here is None else f"{int(live_here) / n:.4f}"
+    alive = n if live_here is None else int(live_here)
+    if live_here is not None:
       kept, size = kept + alive, size + n
     all_kept, all_size = all_kept + alive, all_size + n
     shape = "x".join(map(str, leaf.shape)) or "scalar"
@@ -366,3 +369,47 @@ def _table(header, rows, totals) -> str:
 
   rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
   return "\n".join([line(header), rule, *map(line, rows), rule, *map(line, totals)])
+
+
+def rescale(params: PyTree, masks: PyTree) -> PyTree:
+  """Scales each sparse layer so that its outputs have the dense layer's variance.
+
+  w_l *= sqrt(size_l / live_l)
+
+  Initializers choose the variance of a weight from its layer's fan-in. Masks remove a
+  part of the fan-in, and at densities of a few percent the outputs of several layers in
+  sequence become too small to train. Call it once at the start, after `apply_masks`.
+
+  Args:
+    params: the weights, masked or not.
+    masks: the masks of these params, as `sj.masks` returns them.
+
+  Returns:
+    The params, with the same structure and dtypes. Leaves without a mask are unchanged.
+    A layer without a live weight is scaled as if it had one.
+
+  Raises:
+    TypeError: a mask is not bool.
+    ValueError: the trees differ in structure.
+
+  References:
+    Evci et al. 2022, "Gradient flow in sparse neural networks and how lottery tickets
+    win", section 3, in the mean over a layer's neurons.
+
+  Example:
+    >>> import jax.numpy as jnp, sparsejax as sj
+    >>> masks = {"w": jnp.array([[True, False], [False, False]])}
+    >>> sj.rescale({"w": jnp.ones((2, 2))}, masks)["w"][0, 0]
+    Array(2., dtype=float32)
+  """
+
+  def scaled(p, mask):
+    if mask is None:
+      return p
+    live = jnp.maximum(count(mask), 1).astype(jnp.float32)
+    return p * jnp.sqrt(jnp.float32(mask.size) / live).astype(p.dtype)
+
+  check_masks(masks)
+  leaves, treedef = jax.tree.flatten(params)
+  pairs = zip(leaves, align(params, masks), strict=True)
+  return treedef.unflatten([scaled(p, m) for p, m in pairs])

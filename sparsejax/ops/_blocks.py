@@ -135,14 +135,27 @@ def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) 
   visit = (
     wanted if live is not None else lax.cond(count <= limit, lambda: wanted, nonzero)
   )
-  per_column = jnp.sum(visit, 0, dtype=jnp.int32)
+  rows, starts = list_by_column(visit)
+  return Plan(rows, starts, starts[-1], count)
+
+
+def list_by_column(live: Array) -> tuple[Array, Array]:
+  """Lists the rows of the live blocks of each column, column after column.
+
+  Args:
+    live: bool (rows, columns).
+
+  Returns:
+    int32 (rows * columns,), the row of each live block, then zeros; and int32
+    (columns + 1,), the index of each column's first block in it.
+  """
+  per_column = jnp.sum(live, 0, dtype=jnp.int32)
   ends = jnp.cumsum(per_column, dtype=jnp.int32)
-  # Writes the row of each visited block to its index in the list. The other blocks get
-  # an index past the end, which `mode="drop"` ignores.
-  flat = visit.T.reshape(-1)
+  # Writes the row of each live block to its index in the list. The other blocks get an
+  # index past the end, which `mode="drop"` ignores.
+  flat = live.T.reshape(-1)
   place = jnp.cumsum(flat, dtype=jnp.int32) - 1
   place = jnp.where(flat, place, jnp.int32(flat.size))
-  row = jnp.tile(jnp.arange(visit.shape[0], dtype=jnp.int32), visit.shape[1])
+  row = jnp.tile(jnp.arange(live.shape[0], dtype=jnp.int32), live.shape[1])
   rows = jnp.zeros_like(place).at[place].set(row, mode="drop")
-  starts = jnp.concatenate([ends[:1] * 0, ends])
-  return Plan(rows, starts, ends[-1], count)
+  return rows, jnp.concatenate([ends[:1] * 0, ends])

@@ -12,7 +12,7 @@ pipeline read it; the last axis of their grid is as long as the longest list.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton
+
+from sparsejax.ops._blocks import list_by_column
 
 Array = jax.Array
 
@@ -31,21 +33,6 @@ _LEAST = 16
 _LEAST_TPU = 128
 
 
-class Lists(NamedTuple):
-  """For each output tile, the blocks that contribute to it.
-
-  A tile is a column of blocks; for the transposed kernel, a row.
-
-  Attributes:
-    indices: int32 (blocks,), the row of each block (transposed: the column), in order
-      of the tiles.
-    starts: int32 (tiles + 1,), the index in `indices` of each tile's first block.
-  """
-
-  indices: Array
-  starts: Array
-
-
 def unsupported(block: tuple[int, int], *dtypes: Any) -> str:
   """Returns why the kernels do not apply to a block and dtypes, or else ""."""
   if any(side < _LEAST or side & (side - 1) for side in block):
@@ -53,24 +40,6 @@ def unsupported(block: tuple[int, int], *dtypes: Any) -> str:
   if any(jnp.dtype(dtype).itemsize > 4 for dtype in dtypes):
     return "Pallas kernels do not support float64"
   return ""
-
-
-def lists(live: Array) -> Lists:
-  """Lists the live blocks of each column.
-
-  Args:
-    live: bool (rows, columns); transposed for the lists of each row.
-
-  Returns:
-    The lists; entries past the last live block are 0.
-  """
-  counts = jnp.sum(live, 0, dtype=jnp.int32)
-  ends = jnp.cumsum(counts, dtype=jnp.int32)
-  flat = live.T.reshape(-1)
-  place = jnp.where(flat, jnp.cumsum(flat, dtype=jnp.int32) - 1, jnp.int32(flat.size))
-  row = jnp.tile(jnp.arange(live.shape[0], dtype=jnp.int32), live.shape[1])
-  indices = jnp.zeros(flat.shape, jnp.int32).at[place].set(row, mode="drop")
-  return Lists(indices, jnp.concatenate([ends[:1] * 0, ends]))
 
 
 def product(
@@ -102,7 +71,7 @@ def product(
   rows = x.shape[0]
   tile = _row_tile(rows)
   x = _pad_rows(x, tile)
-  listed = lists(live.T if transposed else live)
+  listed = list_by_column(live.T if transposed else live)
   call = functools.partial(_product_call, block, tile, transposed, precision, out_dtype)
   y = _on_each_platform(call, *listed, x, kernel)
   return y[:rows]

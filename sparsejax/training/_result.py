@@ -47,7 +47,7 @@ class Result(NamedTuple):
 
   @property
   def diverged(self) -> bool:
-    """Whether the run is finished with a test loss that is not finite."""
+    """Returns whether the run is finished with a test loss that is not finite."""
     return self.finished and not bool(np.all(np.isfinite(self.test_loss)))
 
 

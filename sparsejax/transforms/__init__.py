@@ -26,7 +26,6 @@ from sparsejax.transforms._drop import (
   fraction_rule,
 )
 from sparsejax.transforms._exploration import exploration_rate, track_exploration
-from sparsejax.transforms._extend import extend
 from sparsejax.transforms._grow import grow, grow_per_neuron
 from sparsejax.transforms._grow_by_paths import grow_by_paths
 from sparsejax.transforms._init import init, masked_start
@@ -34,7 +33,13 @@ from sparsejax.transforms._initialize_grown import initialize_grown
 from sparsejax.transforms._keep import keep, masks_containing_support
 from sparsejax.transforms._packed_masks import packed_masks
 from sparsejax.transforms._prune_to import prune_to, reselect
-from sparsejax.transforms._redistribute import Rule, nonzeros, redistribute, survivors
+from sparsejax.transforms._redistribute import (
+  Rule,
+  extend,
+  nonzeros,
+  redistribute,
+  survivors,
+)
 from sparsejax.transforms._sparsify import check_update, sparsify, without_statics
 from sparsejax.transforms._sparsify_forward import (
   effective,

@@ -62,7 +62,7 @@ class Units:
 
   @property
   def single(self) -> bool:
-    """Whether units are single weights in the order of the leaf."""
+    """Returns whether units are single weights in the order of the leaf."""
     return self.block == (1, 1)
 
 

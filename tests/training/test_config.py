@@ -255,7 +255,7 @@ def test_fixed_masks_are_never_due(method):
 
 
 def _reads_config(path):
-  """Whether a file reads a field of a complete config, or names its class."""
+  """Returns whether a file reads a field of a complete config, or names its class."""
   fields = {field.name for field in dataclasses.fields(config_lib.TrainConfig)}
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Name | ast.alias) and "TrainConfig" in ast.unparse(node):

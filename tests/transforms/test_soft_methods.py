@@ -12,7 +12,7 @@ SGD = optax.sgd(0.5)
 
 
 def trained(tx, params, gradient, steps):
-  """What each step leaves; `gradient` maps effective weights to dL/de."""
+  """Returns the state after each step; `gradient` maps effective weights to dL/de."""
 
   @jax.jit
   def step(params, state):
