@@ -9,6 +9,7 @@ from sparsejax.core._budgets import (
   live_in,
   mean_scores,
   quantize,
+  size_per_live,
   to_vector,
 )
 from sparsejax.core._checks import (

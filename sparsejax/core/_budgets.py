@@ -5,6 +5,7 @@ Everything here works on one number per layer. It is computed in 64-bit integers
 and traced values are as exact as static ones.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -177,6 +178,25 @@ def live_in(mask: Array, budget: Array | jax.ShapeDtypeStruct) -> Array:
   """Counts the live weights of one leaf; returns int32 of the shape of its budget."""
   rows = len(stacked_axes(budget))
   return count(rows_first(mask, budget), rows).reshape(budget.shape)
+
+
+def size_per_live(mask: Array, budget: Array | jax.ShapeDtypeStruct) -> Array:
+  """Computes the inverse density of each layer of one leaf, for products with the leaf.
+
+  size_l / max(live_l, 1)
+
+  Args:
+    mask: bool array.
+    budget: the budget of the leaf; its shape says which axes stack layers.
+
+  Returns:
+    float32 (float64 in x64 mode) of the rank of `mask`, with length 1 along the axes
+    that do not stack layers.
+  """
+  wide = jnp.result_type(float)
+  size = jnp.asarray(mask.size // math.prod(budget.shape), wide)
+  ratio = size / jnp.maximum(live_in(mask, budget), 1).astype(wide)
+  return ratio.reshape(*budget.shape, *[1] * (mask.ndim - len(budget.shape)))
 
 
 def layer_sizes(masks: PyTree, budgets: PyTree) -> list[int]:

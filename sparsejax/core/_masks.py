@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from sparsejax.core._budgets import size_per_live
+from sparsejax.core._containers import boxed_like
+from sparsejax.core._kernel_axes import Stacked, check_stacked, layer_axes
 from sparsejax.core._packed import unpack_tree
-from sparsejax.core._reduce import count
+from sparsejax.core._stacked import budget_shape
 from sparsejax.core._tree import (
   align,
   check_arrays,
@@ -117,22 +120,24 @@ def soft_masks(opt_state: PyTree) -> PyTree:
 
 def merged_masks(
   states: list[SparseState],
-  function: Callable[[SparseState, Array], Array] = lambda state, mask: mask,
+  function: Callable[..., Array] = lambda state, mask, budget: mask,
 ) -> PyTree:
   """Merges the masks of several states of one params tree into one tree.
 
   Args:
     states: at least one state; each sparsifies other leaves of the tree.
-    function: `(state, mask) -> array`, called on each unpacked mask; its result takes
-      the place of the mask.
+    function: `(state, mask, budget) -> array`, called on each unpacked mask and its
+      budget; its result takes the place of the mask.
 
   Returns:
     One tree like the params, None where no state has a mask.
   """
-  found = [
-    jax.tree.map(functools.partial(function, state), unpack_tree(state.masks))
-    for state in states
-  ]
+  found = []
+  for state in states:
+    masks = unpack_tree(state.masks)
+    # Budgets are stored without the boxes that masks may have.
+    budgets = boxed_like(state.budgets, masks)
+    found.append(jax.tree.map(functools.partial(function, state), masks, budgets))
   return found[0] if len(found) == 1 else _merge(found)
 
 
@@ -371,7 +376,7 @@ def _table(header, rows, totals) -> str:
   return "\n".join([line(header), rule, *map(line, rows), rule, *map(line, totals)])
 
 
-def rescale(params: PyTree, masks: PyTree) -> PyTree:
+def rescale(params: PyTree, masks: PyTree, *, stacked: Stacked = False) -> PyTree:
   """Scales each sparse layer so that its outputs have the dense layer's variance.
 
   w_l *= sqrt(size_l / live_l)
@@ -383,14 +388,16 @@ def rescale(params: PyTree, masks: PyTree) -> PyTree:
   Args:
     params: the weights, masked or not.
     masks: the masks of these params, as `sj.masks` returns them.
+    stacked: which leaves stack several layers, as in `sparsify`; each of these layers
+      has a factor of its own.
 
   Returns:
     The params, with the same structure and dtypes. Leaves without a mask are unchanged.
     A layer without a live weight is scaled as if it had one.
 
   Raises:
-    TypeError: a mask is not bool.
-    ValueError: the trees differ in structure.
+    TypeError: a mask is not bool, or `stacked` has the wrong type.
+    ValueError: the trees differ in structure, or `stacked` selects no leaf with a mask.
 
   References:
     Evci et al. 2022, "Gradient flow in sparse neural networks and how lottery tickets
@@ -402,14 +409,17 @@ def rescale(params: PyTree, masks: PyTree) -> PyTree:
     >>> sj.rescale({"w": jnp.ones((2, 2))}, masks)["w"][0, 0]
     Array(2., dtype=float32)
   """
+  check_masks(masks)
+  check_stacked(stacked)
+  leaves, treedef = jax.tree.flatten(params)
+  entries = align(params, masks)
+  axes = iter(layer_axes(params, [m is not None for m in entries], stacked))
 
   def scaled(p, mask):
     if mask is None:
       return p
-    live = jnp.maximum(count(mask), 1).astype(jnp.float32)
-    return p * jnp.sqrt(jnp.float32(mask.size) / live).astype(p.dtype)
+    layer = next(axes)
+    budget = jax.ShapeDtypeStruct(budget_shape(layer.shape, layer.stacked), jnp.int32)
+    return p * jnp.sqrt(size_per_live(mask, budget)).astype(p.dtype)
 
-  check_masks(masks)
-  leaves, treedef = jax.tree.flatten(params)
-  pairs = zip(leaves, align(params, masks), strict=True)
-  return treedef.unflatten([scaled(p, m) for p, m in pairs])
+  return treedef.unflatten(scaled(p, m) for p, m in zip(leaves, entries, strict=True))

@@ -75,7 +75,8 @@ def mark_dead(params: PyTree, opt_state: PyTree, update_masks: Any = None) -> Py
 
   # True at weights that are not marked: live ones, and all of a state whose next update
   # uses the gradients of masked weights.
-  def unmarked(state: SparseState, mask: Array) -> Array:
+  def unmarked(state: SparseState, mask: Array, budget: Array) -> Array:
+    del budget
     need = state.dense_gradients
     if need is None:
       return jnp.ones_like(mask)

@@ -17,15 +17,16 @@ from sparsejax.core import (
   align,
   check_where,
   choose,
-  count,
   initial_warm_start,
   is_placeholder,
+  merged_masks,
   scores_are_finite,
   select,
+  size_per_live,
+  sparse_states,
   to_vector,
   warm_select,
 )
-from sparsejax.core import masks as find_masks
 from sparsejax.distributions import uniform
 from sparsejax.methods import init_scores
 from sparsejax.transforms import effective, sparsify_forward
@@ -199,17 +200,15 @@ def rescaled_effective(params: PyTree, opt_state: PyTree) -> PyTree:
     >>> rescaled_effective(params, state)["kernel"]
     Array([[ 0., -4.,  6.,  0.]], dtype=float32)
   """
-  leaves, treedef = jax.tree.flatten(effective(params, opt_state))
-  entries = align(params, find_masks(opt_state), strict=False)
-
-  def scaled(weight, mask):
-    if mask is None:
-      return weight
-    live = jnp.maximum(count(mask), 1).astype(jnp.float32)
-    return weight * (jnp.float32(mask.size) / live).astype(weight.dtype)
-
-  both = zip(leaves, entries, strict=True)
-  return treedef.unflatten(scaled(w, m) for w, m in both)
+  weights = effective(params, opt_state)  # raises if there is no sparsified optimizer
+  leaves, treedef = jax.tree.flatten(weights)
+  # The factor of each layer, in the shape of its leaf so that `align` finds its place.
+  factors = merged_masks(
+    sparse_states(opt_state),
+    lambda _, mask, budget: jnp.broadcast_to(size_per_live(mask, budget), mask.shape),
+  )
+  both = zip(leaves, align(params, factors, strict=False), strict=True)
+  return treedef.unflatten(w if f is None else w * f.astype(w.dtype) for w, f in both)
 
 
 def check_kept(density: Any) -> None:

@@ -115,10 +115,12 @@ def place_masks(
   )
 
 
-def masked(params: PyTree, masks: PyTree, rescale: bool) -> PyTree:
+def masked(
+  params: PyTree, masks: PyTree, rescale: bool, stacked: Any = False
+) -> PyTree:
   """Returns masked params, scaled up by `sj.rescale` if `rescale`."""
   params = sj.apply_masks(params, masks)
-  return sj.rescale(params, masks) if rescale else params
+  return sj.rescale(params, masks, stacked=stacked) if rescale else params
 
 
 def distribution(name: str) -> Any:

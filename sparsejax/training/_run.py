@@ -160,7 +160,8 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
   # The initial parameters are masked by `init`, except where the masks are found later
   # or the method keeps its parameters dense and masks them in the forward pass only.
   def mask(params, state):
-    return _at_initialization.masked(params, sj.masks(state), c.rescale_start)
+    stacked = c.method_kwargs.get("stacked", False)
+    return _at_initialization.masked(params, sj.masks(state), c.rescale_start, stacked)
 
   try:
     program = _program.make_program(

@@ -110,3 +110,26 @@ def test_rescale_keeps_the_variance_of_a_layer():
   assert not scaled["body"]["kernel"][1:].any()
   assert not scaled["head"]["kernel"].any()
   np.testing.assert_array_equal(scaled["body"]["bias"], PARAMS["body"]["bias"])
+
+
+@pytest.mark.parametrize("stacked", ["kernel", {"kernel": 1}])
+def test_rescale_scales_each_stacked_layer_by_its_own_density(stacked):
+  # The first layer keeps 1 of its 8 weights, the second 8 of 8: factors sqrt(8) and 1.
+  mask = np.ones((2, 2, 4), bool)
+  mask[0] = np.arange(8).reshape(2, 4) == 5
+  expected = mask * np.array([8, 1]).reshape(2, 1, 1) ** 0.5
+  if stacked != "kernel":
+    mask, expected = (np.moveaxis(x, 0, 1) for x in (mask, expected))
+  masks = {"kernel": jnp.asarray(mask), "bias": None}
+  params = {"kernel": jnp.asarray(mask, jnp.float32), "bias": jnp.ones(4)}
+  scaled = sj.rescale(params, masks, stacked=stacked)
+  np.testing.assert_allclose(scaled["kernel"], expected, rtol=1e-6)
+  np.testing.assert_array_equal(scaled["bias"], params["bias"])
+
+
+def test_rescale_computes_in_the_precision_of_the_weights():
+  with jax.enable_x64(True):
+    w = jnp.ones((1, 3), jnp.float64)
+    scaled = sj.rescale(w, jnp.array([[True, False, False]]))
+    assert scaled.dtype == jnp.float64
+    np.testing.assert_allclose(scaled[0, 0], 3**0.5, rtol=1e-15)

@@ -150,6 +150,15 @@ def test_rescaling_is_dynamic_and_reaches_the_gradient():
   assert not supermasks.rescaled_effective(params, empty)["kernel"].any()
 
 
+def test_rescaling_is_that_of_each_stacked_layer():
+  params = {"kernel": jnp.ones((2, 1, 4))}
+  tx = sj.straight_through(optax.sgd(1.0), 0.5, stacked="kernel")
+  masks = {"kernel": jnp.array([[[1, 0, 0, 0]], [[1, 1, 1, 1]]], bool)}
+  state = sj.with_masks(tx.init(params), masks)
+  seen = supermasks.rescaled_effective(params, state)
+  np.testing.assert_array_equal(seen["kernel"], [[[4, 0, 0, 0]], [[1, 1, 1, 1]]])
+
+
 @pytest.mark.parametrize("density", [1.0, 0.25])
 def test_random_weights_have_the_scale_of_their_fan_in(density):
   shape = (3, 3, 16, 32)
