@@ -34,7 +34,7 @@ from sparsejax.training._errors import (
   WorkdirError,
   WorkdirInUseError,
 )
-from sparsejax.training._functions import from_flax
+from sparsejax.training._functions import auxiliary_loss, from_flax
 from sparsejax.training._interrupt import listen as listen_for_signals
 from sparsejax.training._load import LoadedRun, load_run
 from sparsejax.training._loop import train_and_evaluate

@@ -29,8 +29,9 @@ def mask_finder(
 ) -> Callable[[PyTree, PyTree, Batches], PyTree]:
   """Returns the function that finds a run's masks from its initial weights.
 
-  The loss is the mean cross-entropy in training mode, as in the first step; GraSP
-  divides the logits by 200. Methods without data use the model in evaluation mode.
+  The loss is that of the first step: the mean cross-entropy in training mode, plus the
+  model's own losses. GraSP divides the logits by 200. Methods without data use
+  the model in evaluation mode.
 
   Args:
     name: a key of `METHODS` that prunes at initialization.
@@ -60,8 +61,9 @@ def mask_finder(
     def loss(params, batch):
       images, labels = batch
       # The key is constant, so dropout masks the same units in every call.
-      logits, _ = model.apply(params, model_state, images, jax.random.key(0))
-      return _step.cross_entropy(logits / temperature, labels)[0]
+      logits, after = model.apply(params, model_state, images, jax.random.key(0))
+      auxiliary, _ = _functions.auxiliary_loss(after)
+      return _step.cross_entropy(logits / temperature, labels)[0] + auxiliary
 
     def evaluate(params, images):
       return model.apply(params, model_state, images, None)[0]

@@ -39,8 +39,8 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
   Args:
     module: a module with `init(key, images) -> variables` and
       `apply(variables, images) -> logits`. If it behaves differently in training, its
-      `__call__` takes an argument `train`, and what it then sows into the collection
-      "losses" is added to the training loss.
+      `__call__` takes an argument `train`. What it sows into the collection "losses" in
+      training is added to the training loss.
     dtype: the dtype to compute in. Parameters and floating-point images are cast to it,
       and logits to float32.
 
@@ -62,12 +62,15 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
     variables.pop(_LOSSES, None)
     return variables.pop("params"), variables
 
-  # A module without a `train` argument is applied in the same way in training: without
-  # random keys, and its state does not change.
+  # A module without a `train` argument is applied in the same way in training, without
+  # random keys, and its state does not change; but it may sow losses.
   def apply(params, state, images, key):
     variables = {"params": params, **state}
     if "train" not in parameters:
-      return module.apply(variables, images), state
+      if key is None:
+        return module.apply(variables, images), state
+      logits, sown = module.apply(variables, images, mutable=[_LOSSES])
+      return logits, {**state, **sown}
     if key is None:
       return module.apply(variables, images, train=False), state
     return module.apply(

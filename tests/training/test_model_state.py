@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import sparsejax as sj
+from sparsejax.training import _at_initialization as at_initialization
 from sparsejax.training import _checkpoint as checkpoint
 from sparsejax.training import _functions as functions
 from sparsejax.training import _step as step
@@ -42,6 +43,16 @@ def train():
     )[0]
 
   return jax.jit(one)
+
+
+class Sower(nn.Module):
+  """A module that sows a loss and behaves the same in training and evaluation."""
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param("kernel", nn.initializers.ones, (4, 3))
+    self.sow("losses", "decay", 2 * jnp.sum(kernel**2))
+    return x.reshape(x.shape[0], -1) @ kernel
 
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(3, 2, (16, 2, 2, 1)), jnp.float32)
@@ -86,3 +97,21 @@ def test_averages_are_in_the_checkpoint(start, train, tmp_path):
     strict=True,
   ):
     np.testing.assert_array_equal(new, old)
+
+
+def test_losses_are_kept_of_a_module_without_a_train_argument():
+  model = functions.from_flax(Sower())
+  params, state = model.init(jax.random.key(0), IMAGES[:1])
+  assert state == {}
+  _, trained = model.apply(params, state, IMAGES, jax.random.key(1))
+  loss, trained = functions.auxiliary_loss(trained)
+  assert (float(loss), trained) == (24.0, {})  # 2 * 12 weights of 1
+  assert model.apply(params, state, IMAGES, None)[1] == {}
+
+
+def test_masks_before_training_are_of_the_whole_loss():
+  # Blank images: the cross-entropy has no gradient, so SNIP scores |w dL/dw| = 4 w^2.
+  find = at_initialization.mask_finder("snip", Sower(), 0.5, {}, {})
+  kernel = 1 + jnp.arange(12.0).reshape(4, 3)
+  masks = find({"kernel": kernel}, {}, [(jnp.zeros((4, 2, 2, 1)), jnp.arange(4) % 3)])
+  np.testing.assert_array_equal(masks["kernel"], kernel > 6)

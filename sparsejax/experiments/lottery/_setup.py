@@ -16,6 +16,7 @@ from sparsejax.experiments.lottery._config import LotteryConfig
 from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
 from sparsejax.training import (
   ConfigError,
+  auxiliary_loss,
   cross_entropy,
   data,
   evaluation_batch,
@@ -126,7 +127,9 @@ def prepare(config: Mapping[str, Any]) -> Setup:
   def loss(params, model_state, batch, key):
     images, drop = change(salted(key, _AUGMENT), batch[0]), salted(key, _DROPOUT)
     logits, model_state = model.apply(params, model_state, normalize(images), drop)
-    return cross_entropy(logits, batch[1], t.label_smoothing)[0], model_state
+    auxiliary, model_state = auxiliary_loss(model_state)
+    mean, _ = cross_entropy(logits, batch[1], t.label_smoothing)
+    return mean + auxiliary, model_state
 
   def totals(params, model_state, split):
     def of_batch(images, labels):
