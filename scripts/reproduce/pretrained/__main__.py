@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from absl import flags
 
-import sparsejax as sj
 from examples import prune_pretrained as example
+from scripts.reproduce.pretrained.cases import DENSITIES, METHODS
 from sparsejax import post_training
 from sparsejax.experiments import command_line, results
 
@@ -27,12 +27,6 @@ SENTENCES = flags.DEFINE_integer(
   "sentences", 1024, "Sentences per set of calibration text."
 )
 STEPS = flags.DEFINE_integer("steps", 400, "Steps of fine-tuning.")
-DENSITIES = {
-  "density=0.5": (0.5, None),
-  "n_m=2:4": (None, sj.n_m(2, 4)),
-  "density=0.3": (0.3, None),
-}
-METHODS = ("sparse_gpt", "wanda", "ria", "magnitude")
 
 
 def main(_):
