@@ -79,6 +79,7 @@ from sparsejax.core._select import select as select_masked
 from sparsejax.core._selection import (
   check_scores,
   ordered_bits,
+  put_first,
   scores_are_finite,
   select,
   top_k_mask,
@@ -86,7 +87,7 @@ from sparsejax.core._selection import (
 )
 from sparsejax.core._sharding import leaf_keys, shard_like, true_like, uniform_like
 from sparsejax.core._stacked import budget_shape, stacked_axes
-from sparsejax.core._steps import sum_dtype, update_or_zero, updated
+from sparsejax.core._steps import sum_dtype, update_or_zero, updated, widened
 from sparsejax.core._tree import (
   Where,
   align,

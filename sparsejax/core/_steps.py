@@ -1,4 +1,4 @@
-"""Updates in a dtype in which `optax.apply_updates` adds them exactly."""
+"""The dtypes to compute in, such as that in which `optax.apply_updates` adds."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,23 @@ import jax.numpy as jnp
 from sparsejax.core._select import select
 
 Array = jax.Array
+
+
+def widened(x: Array) -> Array:
+  """Casts an array to float32, unless it is float64.
+
+  Args:
+    x: float, of any dtype.
+
+  Returns:
+    float32, or float64 for float64.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> widened(jnp.ones(1, jnp.bfloat16)).dtype
+    dtype('float32')
+  """
+  return x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
 
 
 def sum_dtype(param: Array, update: Array) -> jnp.dtype:

@@ -5,7 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import align, check_key, leaf_keys, uniform_like
+from sparsejax.core import (
+  align,
+  check_key,
+  leaf_keys,
+  ordered_bits,
+  put_first,
+  uniform_like,
+  widened,
+)
 
 PyTree = Any
 
@@ -39,7 +47,8 @@ def criterion(
   random: uniform.  a = mean |w_i| / mean |w_f| over the layer's live weights.
 
   With the suffix `_same_sign` (`_diff_sign`), every weight whose sign changed (did not
-  change) scores below all other weights. The order within each group is unchanged.
+  change) scores below all other weights. The order within each group is unchanged,
+  except that two adjacent floats may be equal under magnitude_increase.
 
   Args:
     name: a criterion, such as "magnitude_increase" or "large_final_same_sign".
@@ -93,17 +102,31 @@ def criterion(
     if rule == "random":
       worth = uniform_like(k, i).astype(i.dtype)
     else:
-      size = [jnp.sum(jnp.where(m, jnp.abs(w), 0)) for w in (i, f)]
+      # In float16 the sums would overflow.
+      size = [jnp.sum(jnp.where(m, jnp.abs(widened(w)), 0)) for w in (i, f)]
       scale = size[0] / jnp.where(size[1] > 0, size[1], jnp.ones_like(size[1]))
-      worth = _RULES[rule](i, f, f * scale)
+      worth = _RULES[rule](i, f, f * scale.astype(f.dtype))
     if not sign:
       return worth
     agree = jnp.sign(i) * jnp.sign(f) * sign > 0
-    # Map scores into (-1, 1), which keeps their order, then separate the groups by 4.
-    squeezed = worth / (1 + jnp.abs(worth))
-    return jnp.where(agree, squeezed + 2, squeezed - 2)
+    # Rank one group first; `put_first` takes scores of one sign.
+    if rule.startswith("small"):
+      return -put_first(-worth, ~agree)
+    if rule == "magnitude_increase":
+      worth = _not_negative(worth)
+    return put_first(worth, agree)
 
   return treedef.unflatten(
     score(i, f, m, k)
     for i, f, m, k in zip(starts, ends, align(initial, masks), keys, strict=True)
   )
+
+
+def _not_negative(x: jax.Array) -> jax.Array:
+  """Maps floats to floats of at least 0, in order; adjacent ones may become equal."""
+  bits = jnp.finfo(x.dtype).bits
+  word = {16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[bits]
+  # Twice as many keys as there are floats of at least 0, counted from that of -inf.
+  keys = ordered_bits(x) - ordered_bits(jnp.asarray(-jnp.inf, x.dtype))
+  value = jax.lax.bitcast_convert_type((keys >> 1).astype(word), x.dtype)
+  return jnp.where(jnp.isnan(x), x, value)

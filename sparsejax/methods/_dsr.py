@@ -22,6 +22,7 @@ from sparsejax.core import (
   scores_are_finite,
   to_vector,
   top_k_masks,
+  widened,
 )
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import uniform
@@ -174,7 +175,8 @@ def drop_below(
     # Count the weights at or above H in each layer; at least one stays live.
     masks, budgets = topology.masks, topology.budgets
     scores, h = magnitude(inputs), state.threshold
-    above = jax.tree.map(lambda s, m: m & (s.astype(jnp.float32) >= h), scores, masks)
+    reaches = lambda s: s >= h.astype(s.dtype)
+    above = jax.tree.map(lambda s, m: m & reaches(widened(s)), scores, masks)
     live = live_counts(masks, budgets)
     keep = jnp.maximum(live_counts(above, budgets), jnp.minimum(live, 1))
     # Double or halve H for the next mask update if the number dropped misses the target

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import PyTree, ScoreInputs
+from sparsejax.core import PyTree, ScoreInputs, widened
 from sparsejax.scores._momentum import never_negative, of_all_or_none
 
 
@@ -23,7 +23,7 @@ def fisher(inputs: ScoreInputs) -> PyTree:
     inputs: the `ScoreInputs` of the mask update.
 
   Returns:
-    tree of floats, of the weights' shapes and dtypes.
+    tree of float32 (float64 for float64 weights), of the weights' shapes.
 
   References:
     Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning",
@@ -38,7 +38,7 @@ def fisher(inputs: ScoreInputs) -> PyTree:
   second = of_all_or_none(treedef.flatten_up_to(inputs.moments.second))
   usable = never_negative(second)
   scores = []
-  for w, g, v in zip(params, grads, second, strict=True):
+  for w, g, v in zip(map(widened, params), grads, second, strict=True):
     curvature = g.astype(w.dtype) ** 2
     if v is not None:
       curvature = jnp.where(usable, v.astype(w.dtype), curvature)

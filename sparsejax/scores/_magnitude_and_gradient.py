@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.core import PyTree, Score, ScoreInputs, check_number
+from sparsejax.core import PyTree, Score, ScoreInputs, check_number, widened
 
 
 def magnitude_and_gradient(gradient_weight: float) -> Score:
@@ -19,7 +19,7 @@ def magnitude_and_gradient(gradient_weight: float) -> Score:
       gradient.
 
   Returns:
-    A score: tree of floats, of the weights' shapes and dtypes.
+    A score: tree of float32 (float64 for float64 weights), of the weights' shapes.
 
   Raises:
     TypeError: `gradient_weight` is not a number.
@@ -39,6 +39,7 @@ def magnitude_and_gradient(gradient_weight: float) -> Score:
 
   def score(inputs: ScoreInputs) -> PyTree:
     def add(w, g):
+      w = widened(w)
       factor = jnp.asarray(gradient_weight).astype(w.dtype)
       return jnp.abs(w) + factor * jnp.abs(g.astype(w.dtype))
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from sparsejax.core import PyTree, ScoreInputs
+from sparsejax.core import PyTree, ScoreInputs, widened
 
 
 def movement(inputs: ScoreInputs) -> PyTree:
@@ -19,7 +19,8 @@ def movement(inputs: ScoreInputs) -> PyTree:
     inputs: the `ScoreInputs` of the step.
 
   Returns:
-    tree of floats of either sign, of the weights' shapes and dtypes.
+    tree of float32 of either sign (float64 for float64 weights), of the weights'
+    shapes.
 
   References:
     Sanh et al. 2020, "Movement pruning: adaptive sparsity by fine-tuning", eq. 3.
@@ -28,4 +29,10 @@ def movement(inputs: ScoreInputs) -> PyTree:
     >>> import sparsejax as sj
     >>> tx = sj.drop(sj.movement, 0.3)
   """
-  return jax.tree.map(lambda w, g: -w * g.astype(w.dtype), inputs.params, inputs.grads)
+
+  # Products of 16-bit floats would round to equal values, or to zero.
+  def score(w, g):
+    w = widened(w)
+    return -w * g.astype(w.dtype)
+
+  return jax.tree.map(score, inputs.params, inputs.grads)

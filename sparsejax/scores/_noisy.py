@@ -12,6 +12,7 @@ from sparsejax.core import (
   check_score,
   leaf_keys,
   uniform_like,
+  widened,
 )
 
 # Keeps the keys different from those of `random`, which the same chain may use.
@@ -28,8 +29,8 @@ def noisy(score: Score, deviation: float) -> Score:
     deviation: standard deviation of the noise, in the unit of the score.
 
   Returns:
-    A score, float32. The noise is new at every mask update and does not depend on the
-    sharding of the weights.
+    A score, float32, or float64 for a float64 score. The noise is new at every
+    mask update and does not depend on the sharding of the weights.
 
   Raises:
     TypeError: `score` is not a function, or `deviation` is not a number.
@@ -48,10 +49,12 @@ def noisy(score: Score, deviation: float) -> Score:
   def with_noise(inputs: ScoreInputs) -> PyTree:
     leaves, treedef = jax.tree.flatten(score(inputs))
     keys = leaf_keys(jax.random.fold_in(inputs.key, _SALT), leaves)
-    return treedef.unflatten(
-      leaf.astype(jnp.float32) + deviation * normal_like(key, leaf)
-      for key, leaf in zip(keys, leaves, strict=True)
-    )
+
+    def perturbed(key, leaf):
+      leaf, noise = widened(leaf), normal_like(key, leaf)
+      return leaf + deviation * noise.astype(leaf.dtype)
+
+    return treedef.unflatten(map(perturbed, keys, leaves))
 
   return with_noise
 

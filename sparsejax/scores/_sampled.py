@@ -15,6 +15,7 @@ from sparsejax.core import (
   check_score,
   leaf_keys,
   uniform_like,
+  widened,
 )
 
 # Keeps the keys different from those of `random`, which the same chain may use.
@@ -36,8 +37,8 @@ def sampled(score: Score, exponent: float | Callable[[jax.Array], Any] = 1.0) ->
       uniformly from the weights with a positive score; a large one selects the best.
 
   Returns:
-    A score, float32. The noise is new at every mask update and does not depend on the
-    sharding of the weights.
+    A score, float32, or float64 for a float64 score. The noise is new at every
+    mask update and does not depend on the sharding of the weights.
 
   Raises:
     TypeError: `score` is not a function, or `exponent` is neither a number nor a
@@ -66,7 +67,7 @@ def sampled(score: Score, exponent: float | Callable[[jax.Array], Any] = 1.0) ->
     leaves, treedef = jax.tree.flatten(score(inputs))
     keys = leaf_keys(jax.random.fold_in(inputs.key, _SALT), leaves)
     return treedef.unflatten(
-      _perturbed(leaf.astype(jnp.float32), power, key)
+      _perturbed(widened(leaf), power, key)
       for key, leaf in zip(keys, leaves, strict=True)
     )
 
@@ -76,7 +77,8 @@ def sampled(score: Score, exponent: float | Callable[[jax.Array], Any] = 1.0) ->
 def _perturbed(s: jax.Array, power: jax.Array, key: jax.Array) -> jax.Array:
   # Half a step of the draw, so that neither logarithm is infinite.
   noise = -jnp.log(-jnp.log(uniform_like(key, s) + jnp.float32(2**-25)))
+  noise, power = noise.astype(s.dtype), power.astype(s.dtype)
   positive = s > 0
   log = jnp.log(jnp.where(positive, s, jnp.ones_like(s)))
-  last = jnp.where(s <= 0, jnp.float32(-jnp.inf), s)  # NaN stays NaN
+  last = jnp.where(s <= 0, -jnp.inf, s)  # NaN stays NaN
   return jnp.where(positive, power * log + noise, last)

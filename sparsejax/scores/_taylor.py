@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import PyTree, ScoreInputs
+from sparsejax.core import PyTree, ScoreInputs, widened
 
 
 def taylor(inputs: ScoreInputs) -> PyTree:
@@ -19,7 +19,8 @@ def taylor(inputs: ScoreInputs) -> PyTree:
     inputs: the `ScoreInputs` of the mask update.
 
   Returns:
-    tree of floats, of the weights' shapes and dtypes, in units of loss.
+    tree of float32 (float64 for float64 weights), of the weights' shapes, in units
+    of loss.
 
   References:
     Mozer & Smolensky 1989, "Skeletonization". Molchanov et al. 2019, "Importance
@@ -30,6 +31,10 @@ def taylor(inputs: ScoreInputs) -> PyTree:
     >>> import sparsejax as sj
     >>> tx = sj.drop(sj.taylor, 0.3)
   """
-  return jax.tree.map(
-    lambda w, g: jnp.abs(w * g.astype(w.dtype)), inputs.params, inputs.grads
-  )
+
+  # Products of 16-bit floats would round to equal values, or to zero.
+  def score(w, g):
+    w = widened(w)
+    return jnp.abs(w * g.astype(w.dtype))
+
+  return jax.tree.map(score, inputs.params, inputs.grads)

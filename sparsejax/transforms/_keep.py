@@ -3,7 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import MaskTransform, PyTree, ScoreInputs, Topology, top_k_masks
+from sparsejax.core import (
+  MaskTransform,
+  PyTree,
+  ScoreInputs,
+  Topology,
+  put_first,
+  top_k_masks,
+)
 
 
 def keep(transform: MaskTransform) -> MaskTransform:
@@ -62,14 +69,6 @@ def masks_containing_support(
     A tree of bool arrays with as many live weights as the budgets. There are fewer only
     where support and masks together have fewer.
   """
-
-  def rank(s, m):
-    # Map magnitudes to [0, 1] in order, and add 1 on the support, so that the support
-    # ranks above all other weights.
-    size = jnp.abs(s.astype(jnp.float32))
-    size = size / (1 + size)
-    return jnp.where(m, size + 1, size)
-
-  ranks = jax.tree.map(rank, scores, support)
+  ranks = jax.tree.map(lambda s, m: put_first(jnp.abs(s), m), scores, support)
   either = jax.tree.map(jnp.logical_or, topology.masks, support)
   return top_k_masks(ranks, topology.budgets, either)

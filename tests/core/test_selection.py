@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
-from sparsejax.core._selection import ordered_bits, select
+from sparsejax.core._selection import ordered_bits, put_first, select
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, -1e-40, 2.0, 0.5]
 
@@ -194,3 +194,17 @@ def test_split_k_is_one_selection_over_all_layers():
 def test_bad_input(args, error, message):
   with pytest.raises(error, match=message):
     sj.top_k_mask(*args)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_put_first_ranks_a_group_first_and_keeps_both_orders(dtype):
+  """Of tiny, adjacent and huge scores, which an offset of the group would round."""
+  scores = jnp.asarray([0, 1e-9, 0.1, 0.1, 1.0, 3e4], dtype)
+  scores = scores.at[3].set(jnp.nextafter(scores[2], scores[4]))
+  scores = jnp.concatenate([scores, scores])
+  ranks = np.asarray(put_first(scores, jnp.arange(12) >= 6))
+  assert ranks.dtype == dtype
+  distinct = len(np.unique(scores))  # 1e-9 is zero in float16
+  assert len(np.unique(ranks)) == 2 * distinct
+  np.testing.assert_array_equal(np.argsort(ranks, stable=True), np.arange(12))
+  assert np.isnan(put_first(jnp.asarray([jnp.nan], dtype), jnp.array([False])))

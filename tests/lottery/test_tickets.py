@@ -145,6 +145,34 @@ def test_criteria(name):
   assert np.flatnonzero(kept).tolist() == list(KEPT[name])
 
 
+@pytest.mark.parametrize("name", ["large_final", "small_init", "magnitude_increase"])
+def test_criteria_keep_their_order_within_groups_of_signs(name):
+  """Of weights that differ in their last bits, as of tiny and of large ones."""
+  near = 0.1 + 2.0**-26 * np.arange(4)
+  final = np.array([[*near, 1e-9, 2e-9, 1e6, 2e6]], np.float32)
+  initial = {"small_init": final, "large_final": final * 0.5}
+  initial = jnp.asarray(initial.get(name, np.full_like(final, 1e-9)))
+  scores = [
+    lottery.criterion(name + suffix, initial, jnp.asarray(final), initial > 0)
+    for suffix in ("", "_same_sign", "_diff_sign")
+  ]
+  order = np.argsort(scores[0][0])
+  assert len(np.unique(scores[0])) == 8
+  for grouped in scores[1:]:
+    np.testing.assert_array_equal(np.argsort(grouped[0]), order)
+  # A weight of the other group ranks last, however good.
+  worst = lottery.criterion(
+    name + "_same_sign", initial.at[0, order[-1]].multiply(-1), final, initial > 0
+  )
+  assert np.argmin(worst[0]) == order[-1]
+
+
+def test_criteria_of_float16_do_not_overflow():
+  w = jnp.full((1, 4), 3e4, jnp.float16)
+  scores = lottery.criterion("large_init_large_final", w, w, w > 0)
+  np.testing.assert_array_equal(scores, w)
+
+
 def test_bad_criteria():
   live = jnp.ones((1, 4), bool)
   with pytest.raises(ValueError, match="name must be one of"):

@@ -38,9 +38,38 @@ def test_scores(score, second, expected):
   for dtype in (jnp.float32, jnp.bfloat16):
     given = score(inputs(second, dtype))
     assert given["bias"] is None
-    assert given["kernel"].dtype == dtype
+    same = score in (sj.magnitude, sj.gradient)
+    assert given["kernel"].dtype == (dtype if same else jnp.float32)
     np.testing.assert_array_equal(jnp.abs(given["kernel"][0, :1]), expected[:1])
     np.testing.assert_array_equal(given["kernel"][0], expected)
+
+
+@pytest.mark.parametrize(
+  "score",
+  [sj.taylor, sj.movement, sj.fisher, sj.magnitude_and_gradient(0.01)],
+  ids=["taylor", "movement", "fisher", "magnitude_and_gradient"],
+)
+def test_scores_of_16_bits_are_not_rounded_to_ties_or_zero(score):
+  # Products near 1e-8, below the smallest float16; sums that differ in the 13th bit.
+  w = jnp.array([[1e-4, 1e-4, 1e-4]], jnp.float16)
+  g = jnp.array([[1e-4, 2e-4, 3e-4]], jnp.float16)
+  given = score(sj.ScoreInputs(w, g, sj.Moments(None, None), w > 0, None, None))
+  assert given.dtype == jnp.float32
+  assert len(np.unique(given)) == 3
+  assert np.all(np.diff(np.abs(given[0])) > 0)
+
+
+@pytest.mark.parametrize("perturb", [lambda s: sj.noisy(s, 1e-9), sj.sampled])
+def test_perturbed_scores_have_the_precision_of_the_score(perturb):
+  with jax.enable_x64(True):
+    w = jnp.asarray(1 + np.array([[0, 1e-13]]), jnp.float64)
+    score = perturb(sj.magnitude)
+    args = sj.ScoreInputs(w, w, None, w > 0, jax.random.key(0), jnp.int32(0))
+    both = score(args)
+    assert both.dtype == jnp.float64
+    if perturb is not sj.sampled:
+      lone = score(args._replace(params=w.at[0, 1].set(1)))
+      assert both[0, 1] - lone[0, 1] == pytest.approx(1e-13, rel=1e-2)
 
 
 def test_hutchinson_is_the_curvature_of_the_moments_weights():

@@ -22,6 +22,7 @@ from sparsejax.core import (
   check_optimizer,
   choose,
   live_in,
+  widened,
 )
 from sparsejax.distributions import check_density, uniform
 from sparsejax.transforms import (
@@ -145,7 +146,8 @@ def continuous_sparsification(
     return final_beta ** jnp.clip(t, 0.0, 1.0)
 
   def gate(scores, step):
-    return jax.nn.sigmoid(beta_at(step) * scores.astype(jnp.float32))
+    scores = widened(scores)
+    return jax.nn.sigmoid(beta_at(step).astype(scores.dtype) * scores)
 
   # The masks: everything, and from hard_step on the best scores, or the positive ones.
   def density_at(step):
@@ -210,8 +212,9 @@ def continuous_sparsification(
     scores, inner_state = state.transform_state
 
     def of_score(s, w, g):
-      m, beta = gate(s, state.count), beta_at(state.count)
-      pull = w.astype(jnp.float32) * g.astype(jnp.float32) + penalty
+      m = gate(s, state.count)
+      beta, w, g = (x.astype(m.dtype) for x in (beta_at(state.count), w, g))
+      pull = w * g + penalty
       return (beta * m * (1 - m) * pull).astype(s.dtype)
 
     leaves, treedef = jax.tree.flatten(scores)

@@ -17,6 +17,7 @@ from sparsejax.core import (
   check_where,
   is_placeholder,
   selected,
+  widened,
 )
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import uniform
@@ -155,7 +156,7 @@ def power_updates(
     return treedef.unflatten(function(*row[1:]) if row[0] else row[-1] for row in rows)
 
   def root(weight):
-    wide = weight if jnp.finfo(weight.dtype).bits > 32 else weight.astype(jnp.float32)
+    wide = widened(weight)
     return jnp.sign(wide) * jnp.abs(wide) ** (1 / alpha)
 
   def slope(weight, gradient):

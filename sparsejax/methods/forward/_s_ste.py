@@ -19,6 +19,7 @@ from sparsejax.core import (
   Where,
   is_placeholder,
   unboxed,
+  widened,
 )
 from sparsejax.core.structures import Structure, density_of, reshape_keeping
 from sparsejax.distributions import uniform
@@ -98,11 +99,10 @@ def s_ste(
   # The state holds the scale of each leaf, which the first selection sets; `init` runs
   # it on the initial weights as step 0.
   def init(params):
-    one = jnp.ones((), jnp.float32)
     # Scales are no tree like the params: optax's placeholder must not be in it.
     if is_placeholder(params):
-      return one
-    return unboxed(jax.tree.map(lambda w: one, params))
+      return jnp.ones((), jnp.float32)
+    return unboxed(jax.tree.map(lambda w: jnp.ones((), widened(w).dtype), params))
 
   def update(inputs: ScoreInputs, topology: Topology, scales):
     topology, _ = best.update(inputs, topology, ())
@@ -111,7 +111,7 @@ def s_ste(
     weights, treedef = jax.tree.leaves(inputs.params), jax.tree.structure(scales)
     new, last = [], jnp.min(thresholds[-1])
     for w, t, before in zip(weights, thresholds, jax.tree.leaves(scales), strict=True):
-      size = jnp.abs(_after(last, w).astype(jnp.float32))
+      size = jnp.abs(widened(_after(last, w)))
       shrunk = jax.nn.relu(size - t)
       sums = jnp.sum(jnp.stack([size * shrunk, shrunk**2]), range(1, 1 + w.ndim))
       last = sums[0]
@@ -129,7 +129,7 @@ def s_ste(
 
   def soften(weights, state, axes):
     def soft(layer, weight, mask, scale, threshold):
-      size = jnp.abs(weight.astype(jnp.float32))
+      size = jnp.abs(widened(weight))
       kept = mask & (size > threshold)
       value = scale * (size - threshold) / jnp.where(kept, size, 1)
       return jnp.where(kept, value, 0).astype(weight.dtype)
@@ -171,7 +171,7 @@ def _thresholds(
   for layer, weight, mask in both:
     if after is not None:
       weight = _after(after, weight)
-    size = jnp.abs(weight.astype(jnp.float32))
+    size = jnp.abs(widened(weight))
     found.append(_threshold(layer, size, mask, structure))
     after = jnp.min(found[-1])
   return found
