@@ -120,24 +120,27 @@ def soft_masks(opt_state: PyTree) -> PyTree:
 
 def merged_masks(
   states: list[SparseState],
-  function: Callable[..., Array] = lambda state, mask, budget: mask,
+  function: Callable[[SparseState, Array, Array], Array] | None = None,
 ) -> PyTree:
   """Merges the masks of several states of one params tree into one tree.
 
   Args:
     states: at least one state; each sparsifies other leaves of the tree.
     function: `(state, mask, budget) -> array`, called on each unpacked mask and its
-      budget; its result takes the place of the mask.
+      budget; its result takes the place of the mask. None for the masks themselves.
 
   Returns:
     One tree like the params, None where no state has a mask.
   """
-  found = []
-  for state in states:
-    masks = unpack_tree(state.masks)
+  found = [unpack_tree(state.masks) for state in states]
+  if function is not None:
     # Budgets are stored without the boxes that masks may have.
-    budgets = boxed_like(state.budgets, masks)
-    found.append(jax.tree.map(functools.partial(function, state), masks, budgets))
+    found = [
+      jax.tree.map(
+        functools.partial(function, state), tree, boxed_like(state.budgets, tree)
+      )
+      for state, tree in zip(states, found, strict=True)
+    ]
   return found[0] if len(found) == 1 else _merge(found)
 
 
