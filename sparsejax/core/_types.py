@@ -101,7 +101,8 @@ class SparseState(NamedTuple):
       shape.
     skipped: int32, mask updates skipped because a score was not finite.
     average: running average of the gradients at the sparsified leaves. It is kept only
-      where a score needs momentum and the inner optimizer has none; else None.
+      where a score needs momentum and the inner optimizer has none; else None, or a
+      tree with None at every leaf where other params could need it (`optax.partition`).
     transform_state: the state of the mask transform.
     inner_state: the state of the inner optimizer.
     dense_gradients: a `DenseGradients` for the next update. None, in states that were

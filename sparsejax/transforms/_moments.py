@@ -93,7 +93,7 @@ def find_moments(
   none = treedef.unflatten([None] * treedef.num_leaves)
   leaves = jax.tree_util.tree_leaves_with_path(chosen_params)
   shaped = lambda x, leaf: getattr(x, "shape", None) == leaf.shape
-  for by_path_first, by_path_second in _pairs(inner_state):
+  for by_path_first, by_path_second, _ in _pairs(inner_state):
     firsts = [by_path_first.get(path) for path, _ in leaves]
     seconds = [by_path_second.get(path) for path, _ in leaves]
     if not all(shaped(m, p) for m, (_, p) in zip(firsts, leaves, strict=True)):
@@ -109,8 +109,11 @@ def find_moments(
   return Moments(none, none)
 
 
-def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
-  """Yields first and second moments by path, for every state inside a state."""
+def _pairs(node: PyTree, masked: bool = False) -> Iterator[tuple[dict, dict, bool]]:
+  """Yields first and second moments by path, for every state inside a state.
+
+  The third value says whether `optax.masked` or `optax.partition` leaves out leaves.
+  """
   name = type(node).__name__
   if name in _OPAQUE:
     return
@@ -134,9 +137,10 @@ def _pairs(node: PyTree) -> Iterator[tuple[dict, dict]]:
   second = next((by_path(fields[n]) for n in seconds if n in fields), {})
   for n in firsts:
     if n in fields:
-      yield by_path(fields[n]), second
+      yield by_path(fields[n]), second, masked
+  masked = masked or isinstance(node, optax.MaskedState)
   for _, child in children:
-    yield from _pairs(child)
+    yield from _pairs(child, masked)
 
 
 def factories_of(optimizer: Any) -> frozenset[str]:
@@ -212,25 +216,20 @@ def complete(moments: Moments, params: PyTree, chosen: list[bool]) -> bool:
   return len(jax.tree.leaves(moments.first)) == len(wanted)
 
 
-def holds_momentum(inner_state: PyTree, placeholder: PyTree) -> bool:
-  """Returns whether exactly one state within a placeholder state has first moments.
+def surely_holds_momentum(inner_state: PyTree) -> bool:
+  """Returns whether a state holds the first moments of all leaves, whatever the params.
 
-  If several have, only the params tell whether one of them has those of all leaves.
+  That is so if one state has them and is not inside `optax.masked` or
+  `optax.partition`. Otherwise the params tell, which `optax.tree_map_params` does not
+  pass; the answer is the same for its placeholder as for params.
 
   Args:
-    inner_state: the state that an optimizer's `init` returned for the placeholder.
-    placeholder: see `is_placeholder`.
+    inner_state: the state that an optimizer's `init` returned.
 
   Returns:
-    Whether the placeholder is, in one state only, in a field of a first moment.
+    Whether one state only, of all leaves, has a field of a first moment.
   """
-  kind, array = type(placeholder), jax.ShapeDtypeStruct((1,), "float32")
-  state = jax.tree.map(
-    lambda node: array if isinstance(node, kind) else node,
-    inner_state,
-    is_leaf=lambda node: isinstance(node, kind),
-  )
-  return sum(() in first for first, _ in _pairs(state)) == 1
+  return [masked for *_, masked in _pairs(inner_state)] == [False]
 
 
 def fill_dead_second_moments(

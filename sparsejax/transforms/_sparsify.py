@@ -53,7 +53,7 @@ from sparsejax.transforms._moments import (
   factories_of,
   fill_dead_second_moments,
   find_moments,
-  holds_momentum,
+  surely_holds_momentum,
   wide_zeros,
 )
 from sparsejax.transforms._start import (
@@ -229,6 +229,9 @@ def sparsify(
       moments = find_moments(inner_state, params, chosen, factories)
       if not complete(moments, params, chosen):
         average = shard_state_like_params(jax.tree.map(wide_zeros, kernels), params)
+      elif not surely_holds_momentum(inner_state):
+        # `_map_of_state` cannot tell; a tree without arrays fits its answer.
+        average = jax.tree.map(lambda leaf: None, kernels)
     count = jnp.zeros((), jnp.int32)
     return SparseState(
       count=count,
@@ -245,9 +248,7 @@ def sparsify(
   def _map_of_state(placeholder):
     """Returns a state with the placeholder at every tree that is like the params."""
     inner_state = inner.init(placeholder)
-    averages = momentum_decay is not None and not holds_momentum(
-      inner_state, placeholder
-    )
+    averages = momentum_decay is not None and not surely_holds_momentum(inner_state)
     count = jnp.zeros((), jnp.int32)
     return SparseState(
       count=count,
@@ -297,7 +298,7 @@ def sparsify(
     # Collects what scores may use. The moments are those of `inner_state`, or the
     # running average if one is kept.
     def score_inputs(inner_state, average):
-      if average is None:
+      if not jax.tree.leaves(average):
         moments = find_moments(inner_state, params, chosen, factories)
       else:
         moments = Moments(average, _none_like(average))
@@ -385,8 +386,8 @@ def sparsify(
 
   def _accumulate(average, grads, chosen):
     """Adds the gradients to the running average, if one is kept."""
-    if average is None:
-      return None
+    if not jax.tree.leaves(average):
+      return average
 
     def add(m, g):
       # A gradient that is not finite would make the average NaN or infinite for good.

@@ -4,6 +4,7 @@ import inspect
 import itertools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -337,11 +338,31 @@ def test_momentum_without_an_average_is_refused_by_name():
       tx.update(gradients(0), tx.init(params), params)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam of other decays"])
-def test_tree_map_params_under_unlike_optimizers(name):
-  params, _ = layers(1.0)
-  tx = by_momentum(beside_adam(name))
-  state: Any = tx.init(params)
-  assert len(jax.tree.leaves(state.average)) == 2
-  same = optax.tree_map_params(tx, lambda x: x, state)
+@pytest.mark.parametrize(
+  ("name", "where", "averages"),
+  [
+    ("sgd", None, 2),
+    ("adam of other decays", None, 2),
+    ("sgd without momentum", None, 2),
+    ("sgd without momentum", "b", 0),  # Adam has the moments of b
+    ("sgd", "b", 0),
+  ],
+)
+def test_tree_map_params_under_unlike_optimizers(name, where, averages):
+  """Whether an average is kept depends on the params, which are not passed."""
+  params, gradients = layers(1.0)
+  sparse = sj.sparse_momentum(beside_adam(name), 0.4, where=where)
+  state: Any = sparse.init(params)
+  assert len(jax.tree.leaves(state.average)) == averages
+  same = optax.tree_map_params(sparse, lambda x: x, state)
   assert jax.tree.structure(same) == jax.tree.structure(state)
+  specs = optax.tree_map_params(
+    sparse,
+    lambda _, spec: spec,
+    state,
+    params,
+    is_leaf=lambda leaf: leaf is None or isinstance(leaf, optax.MaskedNode),
+  )
+  chex.assert_trees_all_equal_structs(specs.average, params)
+  _, after = jax.eval_shape(sparse.update, gradients(0), state, params)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
