@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from scripts.reproduce.supermasks import measurements
+from sparsejax import training
 from sparsejax.experiments import results
 from sparsejax.training._methods import METHODS
 
@@ -116,3 +118,11 @@ def test_benchmarks_keep_the_rows_of_other_cases(tmp_path):
     ("off_step/resnet50/rigl", 1.25),
   ]
   assert plot.stat().st_size > 10_000
+
+
+def test_supermasks_are_trained_for_the_steps_of_their_config():
+  config = {"dataset": "digits", "model": "mlp", "batch_size": 100, "num_epochs": 2}
+  full = training.complete_config(config | {"num_steps": 3})
+  steps = lambda full: measurements._program(json.dumps(training.config_to_json(full)))
+  assert steps(full).steps == 3
+  assert steps(training.complete_config(config)).steps == 24  # of 1,294 images

@@ -11,6 +11,7 @@ from sparsejax.training._config import (
   config_help,
   default_config,
   to_config_dict,
+  total_steps,
   use_method,
 )
 from sparsejax.training._config import checked as checked_config
@@ -19,6 +20,7 @@ from sparsejax.training._config import describe as describe_config
 from sparsejax.training._config import difference as config_difference
 from sparsejax.training._config import empty as empty_dict
 from sparsejax.training._config import filled as fill_config
+from sparsejax.training._config import from_json as config_from_json
 from sparsejax.training._config import to_json as config_to_json
 from sparsejax.training._costs import estimate as estimate_costs
 from sparsejax.training._costs import history as cost_history

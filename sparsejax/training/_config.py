@@ -330,6 +330,26 @@ def checked(full: TrainConfig) -> TrainConfig:
   return full
 
 
+def total_steps(config: TrainConfig, examples: int) -> int:
+  """Returns the number of steps of a whole run.
+
+  num_steps, or floor(examples / batch_size) * num_epochs where that is 0
+
+  Args:
+    config: a complete config.
+    examples: the number of training examples. Those of an epoch that do not fill a
+      batch are dropped.
+
+  Returns:
+    The number of updates.
+
+  Example:
+    >>> total_steps(complete({"batch_size": 32, "num_epochs": 2}), 100)
+    6
+  """
+  return config.num_steps or examples // config.batch_size * config.num_epochs
+
+
 def check_rules(config: object, rules: Rules) -> None:
   """Raises `ConfigError` for the first field that breaks its rule."""
   for name, (rule, text) in rules.items():

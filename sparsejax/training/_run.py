@@ -129,7 +129,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     )
   # An epoch drops the examples that do not fill a batch.
   steps_per_epoch = examples // c.batch_size
-  total_steps = c.num_steps or steps_per_epoch * c.num_epochs
+  total_steps = _config.total_steps(c, examples)
   try:
     model = models.create(
       c.model,

@@ -18,6 +18,7 @@ from sparsejax import lottery, models, supermasks, training
 from sparsejax.training import (
   TrainState,
   complete_config,
+  config_from_json,
   config_to_json,
   cross_entropy,
   data,
@@ -28,6 +29,7 @@ from sparsejax.training import (
   make_optimizer,
   place_arrays,
   prepare,
+  total_steps,
   train_step,
   use_supermask_variant,
 )
@@ -128,10 +130,10 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
 
 @ft.lru_cache
 def _program(text: str) -> Program:
-  config = complete_config(json.loads(text))
+  config = complete_config(config_from_json(json.loads(text)))
   dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
   model = from_flax(models.create(config.model, **config.model_kwargs))
-  steps = len(dataset.train.labels) // config.batch_size * config.num_epochs
+  steps = total_steps(config, len(dataset.train.labels))
   tx = make_optimizer(config, steps, 0)
 
   def logits(params, model_state, images, key):

@@ -24,6 +24,7 @@ from sparsejax.training import (
   learning_rate_schedule,
   make_unguarded_optimizer,
   sum_batches,
+  total_steps,
 )
 from sparsejax.training.data import get_augmentation
 
@@ -102,7 +103,7 @@ def prepare(config: Mapping[str, Any]) -> Setup:
       "train.validation_fraction must leave images to find the early stop on; got"
       f" {t.validation_fraction}"
     )
-  steps = t.num_steps or examples // t.batch_size * t.num_epochs
+  steps = total_steps(t, examples)
   if c.rewind_step >= steps:
     raise ConfigError(
       f"rewind_step must be below the {steps} steps of a training; got {c.rewind_step}"
