@@ -22,6 +22,7 @@ from sparsejax.training import (
   estimate_costs,
   model_uses,
   read_environment,
+  read_json,
   read_metrics,
 )
 
@@ -242,7 +243,7 @@ def _read(
     path=path,
     config=config,
     records=read_metrics(path),
-    summary=_json(path / RESULT_FILE),
+    summary=read_json(path / RESULT_FILE) if (path / RESULT_FILE).exists() else {},
     environment=noted,
     step=step,
     params=params,
@@ -251,10 +252,6 @@ def _read(
     image_shape=image_shape,
     uses=uses,
   )
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _matching(pattern: re.Pattern, arrays: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ from sparsejax.training._supermask import use_variant as use_supermask_variant
 from sparsejax.training._workdir import check as check_workdir
 from sparsejax.training._workdir import claim as claim_workdir
 from sparsejax.training._workdir import exclusive as exclusive_workdir
-from sparsejax.training._workdir import write_text
+from sparsejax.training._workdir import json_text, read_json, write_text
 
 __all__ = [
   "CheckpointError",

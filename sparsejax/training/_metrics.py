@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
@@ -89,7 +88,7 @@ class Writer:
     file = workdir / FILE
     if file.exists():
       kept = [r for r in read(workdir) if r["step"] <= step]
-      _workdir.write_text(file, "".join(json.dumps(r) + "\n" for r in kept))
+      _workdir.write_text(file, "".join(map(_workdir.json_text, kept)))
     self._file = open(file, "a")  # noqa: SIM115 (closed in `__exit__`)
     if tensorboard:
       self._tensorboard = _TensorBoard(workdir / "tensorboard", step + 1)
@@ -151,7 +150,7 @@ class Writer:
   def _append(self, file: IO[str], step: int, values: Mapping[str, Any]) -> None:
     record = {"step": step, **_plain(values)}
     try:
-      file.write(json.dumps(record) + "\n")
+      file.write(_workdir.json_text(record))
       file.flush()
     except OSError as e:
       with contextlib.suppress(OSError):  # flushing its buffer fails again
@@ -207,8 +206,7 @@ def _plain(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   if isinstance(value, float):
-    # A float32 has about seven significant digits.
-    return float(f"{value:.7g}") if math.isfinite(value) else None
+    return float(f"{value:.7g}")  # a float32 has about seven significant digits
   if isinstance(value, list | tuple):
     return [_plain(v) for v in value]
   if hasattr(value, "tolist"):

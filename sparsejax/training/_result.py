@@ -1,6 +1,5 @@
 """Formats and stores the result of a run."""
 
-import json
 import pathlib
 import signal
 from typing import Any, NamedTuple
@@ -87,8 +86,8 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, result: Result) -> None:
-  """Writes `summary.json` into a run's directory."""
-  _workdir.write_text(path / FILE, json.dumps(to_json(result), indent=2) + "\n")
+  """Writes `summary.json` into a run's directory, which `read_json` reads."""
+  _workdir.write_text(path / FILE, _workdir.json_text(to_json(result), indent=2))
 
 
 def percent(values: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -139,3 +140,52 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """
   with replacing(path) as file:
     file.write(text.encode())
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+  """Formats a value as JSON; numbers that are not finite become null.
+
+  JSON has no NaN and no infinity, which a run that diverged has in its results.
+
+  Args:
+    value: JSON values, possibly with NaN and infinities.
+    indent: see `json.dumps`.
+
+  Returns:
+    A line, or lines, that any reader of JSON accepts.
+
+  Example:
+    >>> print(json_text({"test_loss": [2.5, float("nan")]}), end="")
+    {"test_loss": [2.5, null]}
+  """
+
+  def finite(value):
+    if isinstance(value, dict):
+      return {name: finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+      return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+      return None
+    return value
+
+  return json.dumps(finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a file that `json_text` made; each null in a list becomes NaN.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The JSON values. A null that is not in a list stays None.
+  """
+
+  def restored(value, listed=False):
+    if isinstance(value, dict):
+      return {name: restored(v) for name, v in value.items()}
+    if isinstance(value, list):
+      return [restored(v, True) for v in value]
+    return math.nan if value is None and listed else value
+
+  return restored(json.loads(path.read_text()))

@@ -143,6 +143,24 @@ def test_a_finished_run_whose_loss_is_not_finite_has_diverged():
   assert not bad._replace(finished=False).diverged  # not evaluated yet
 
 
+def test_a_diverged_result_is_json_and_comes_back(tmp_path):
+  """JSON has no NaN: JavaScript, jq and pandas refuse it."""
+  loss, count = np.array([0.25, np.nan, np.inf]), np.zeros(3, int)
+  accuracy = np.array([0.75, 0.1, 0.1])
+  done = result.Result(True, None, 9, 9, accuracy, loss, 0.1, count, count, 1.0, None)
+  result.write(tmp_path, done)
+
+  def refuse(name):
+    raise AssertionError(f"{name} is no JSON")
+
+  file = tmp_path / result.FILE
+  json.loads(file.read_text(), parse_constant=refuse)
+  found = workdir.read_json(file)
+  np.testing.assert_array_equal(found["test_loss"], [0.25, np.nan, np.nan])
+  assert found["test_error_percent"] == [25.0, 90.0, 90.0]
+  assert (found["step"], found["seconds"]) == (9, 1.0)
+
+
 def _history(layers, seeds, epochs=5):
   records = []
   for e in range(epochs):
@@ -161,10 +179,26 @@ def test_report_is_drawn(tmp_path, layers, seeds):
   figure = report.draw(records, sizes, "title", "subtitle", "97.00 %")
   figure.savefig(tmp_path / "report.png")
   assert image.imread(tmp_path / "report.png").std() > 0.01
-  accuracy, live = figure.axes
-  assert len(accuracy.lines) == 2
+  error, live = figure.axes
+  assert len(error.lines) == 2
   assert len(live.lines) == layers
   np.testing.assert_array_equal(live.lines[0].get_ydata(), [10, 11, 12, 13, 14])
+
+
+def test_every_error_is_inside_the_axis():
+  """Also that of the first epochs, and of the worst and the best seed."""
+  accuracies = [[0.1, 0.05], [0.9, 0.3], [0.98, 0.97], [0.99, 1.0], [0.99, 0.99]]
+  records = [
+    {"epoch": i + 1, "validation_accuracy": a, "live": {"a": [5, 5]}}
+    for i, a in enumerate(accuracies)
+  ]
+  error, _ = report.draw(records, {"a": 10}).axes
+  assert error.get_yscale() == "log"
+  low, high = error.get_ylim()
+  assert low <= 0.01
+  assert high >= 95
+  means = np.mean([[90, 95], [10, 70], [2, 3], [1, 0.01], [1, 1]], axis=1)
+  np.testing.assert_allclose(error.lines[0].get_ydata(), means)
 
 
 def test_report_of_a_run_that_never_got_anywhere(tmp_path):

@@ -45,7 +45,7 @@ from sparsejax.analysis import (
 )
 from sparsejax.experiments import command_line, results
 from sparsejax.initializers import mean_field
-from sparsejax.training import environment
+from sparsejax.training import environment, read_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the records.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of TFDS's data sets.")
@@ -219,7 +219,7 @@ def depth_scale(depth: int, variance: float) -> float:
     test=50,
   )
   train([(case, 0)], _DATA_DIR.value, folder())
-  record = json.loads(record_path(folder(), case, 0).read_text())
+  record = read_json(record_path(folder(), case, 0))
   last = np.array(record["loss"][-10:])
   return float(last.mean()) if np.isfinite(last).all() else 99.0
 
@@ -238,7 +238,7 @@ def made_on(records: list[dict]) -> str:
 def rows_of(case: Case) -> list[dict]:
   """Returns the rows of a case, over its finished seeds."""
   paths = sorted((folder() / case.name).glob("seed=*.json"))
-  records = [json.loads(p.read_text()) for p in paths]
+  records = [read_json(p) for p in paths]
   if not records:
     return []
   tail = max(case.steps // 10, 1)
@@ -343,7 +343,7 @@ def plot_curves(path: pathlib.Path) -> None:
     file = folder() / f"mnist/depth={depth}/delta_orthogonal/seed=0.json"
     if not file.exists():
       continue
-    record, drawn = json.loads(file.read_text()), True
+    record, drawn = read_json(file), True
     seen = np.convolve(record["accuracy"], np.ones(25) / 25, "valid")
     axes.plot(np.arange(25, 25 + len(seen)), 100 * seen, color=color, lw=1, alpha=0.6)
     curve = {int(k): v for k, v in record["test_curve"].items()}

@@ -28,7 +28,7 @@ from scripts.reproduce.deep_cnn.cases import (
   start,
 )
 from sparsejax.core import write_archive
-from sparsejax.training import environment, listen_for_signals
+from sparsejax.training import environment, json_text, listen_for_signals
 
 # Seconds between the states from which a stopped run resumes.
 SAVE_SECONDS = 120
@@ -138,7 +138,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     records[i]["after"] = spectrum(seed, model, _pick(params, i))
     path = record_path(folder, one, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**records[i], "run": environment()}, indent=1))
+    path.write_text(json_text({**records[i], "run": environment()}, indent=1))
     print(f"{one.name} seed {seed}: test {accuracies[i]:.4f}", flush=True)
   partial_path.unlink(missing_ok=True)
   return records

@@ -21,7 +21,7 @@ CPU cores mnist and fashion_mnist take about an hour together. Finished runs are
 repeated, and a stopped run resumes.
 """
 
-import json
+import math
 import pathlib
 import statistics
 import sys
@@ -93,12 +93,12 @@ def train(
     if not result.finished:
       sys.exit(130)
     (workdir / "commit").write_text(current_commit(12) or "")
-  summary = json.loads((workdir / "summary.json").read_text())
+  summary = training.read_json(workdir / "summary.json")
   records = training.read_metrics(workdir)
   losses = [r["validation_loss"] for r in records if "validation_loss" in r]
   commit = workdir / "commit"
   return summary | {
-    "validation_loss": losses[-1],
+    "validation_loss": math.inf if losses[-1] is None else losses[-1],
     "commit": commit.read_text() if commit.exists() else "",
   }
 

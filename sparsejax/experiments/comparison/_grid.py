@@ -26,6 +26,7 @@ from sparsejax.training import (
   estimate_costs,
   format_percent,
   model_uses,
+  read_json,
   read_metrics,
   train_and_evaluate,
 )
@@ -266,7 +267,7 @@ def _counts(config: TrainConfig) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _outcome(run, index, uses, sizes, method) -> Outcome:
-  summary = json.loads((run / RESULT_FILE).read_text())
+  summary = read_json(run / RESULT_FILE)
   records = read_metrics(run)
   explored = [record["explored"] for record in records if "explored" in record]
   inference = training = None

@@ -19,6 +19,7 @@ from sparsejax.training import (
   WorkdirInUseError,
   complete_config,
   format_percent,
+  read_json,
   read_metrics,
   train_and_evaluate,
   write_text,
@@ -244,7 +245,7 @@ def collect_sweep(workdir: pathlib.Path) -> list[Setting]:
   """
   found: dict[str, list[tuple[int, float, float, dict[str, Any]]]] = {}
   for file in sorted(workdir.glob("*/seed=*/setting.json")):
-    summary = json.loads((file.parent / RESULT_FILE).read_text())
+    summary = read_json(file.parent / RESULT_FILE)
     records = read_metrics(file.parent)
     accuracies = [r["validation_accuracy"] for r in records if "validation_loss" in r]
     found.setdefault(file.parent.parent.name, []).append(

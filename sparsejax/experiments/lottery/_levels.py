@@ -10,7 +10,13 @@ import numpy as np
 
 import sparsejax as sj
 from sparsejax.core import path_string, read_archive, write_archive
-from sparsejax.training import CheckpointError, WorkdirError, write_text
+from sparsejax.training import (
+  CheckpointError,
+  WorkdirError,
+  json_text,
+  read_json,
+  write_text,
+)
 
 PyTree = Any
 _STAMP = "level.json"
@@ -58,7 +64,7 @@ def write(
   if masks is not None:
     sj.save_masks(place / MASKS, masks)
   if metrics is not None:
-    write_text(place / METRICS, json.dumps(metrics) + "\n")
+    write_text(place / METRICS, json_text(metrics))
   stamp = {"config": config, "cell": list(cell), "files": _digests(place)}
   write_text(place / _STAMP, json.dumps(stamp, indent=1) + "\n")
 
@@ -141,7 +147,7 @@ def read_masks(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
 
 def read_metrics(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
   """Reads the metrics of a finished cell."""
-  return json.loads((folder(workdir, cell) / METRICS).read_text())
+  return read_json(folder(workdir, cell) / METRICS)
 
 
 def cells(workdir: pathlib.Path) -> list[Cell]:

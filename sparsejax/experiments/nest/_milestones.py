@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from sparsejax import models
 from sparsejax.core import read_archive, write_archive
-from sparsejax.training import arrays_by_path, write_text
+from sparsejax.training import arrays_by_path, json_text, write_text
 
 PyTree = Any
 
@@ -34,8 +34,7 @@ def write(
   """
   arrays = {name: np.asarray(x) for name, x in arrays_by_path(trees).items()}
   write_archive(workdir / f"milestone_{index}.npz", arrays)
-  text = json.dumps(record, indent=1) + "\n"
-  write_text(workdir / f"milestone_{index}.json", text)
+  write_text(workdir / f"milestone_{index}.json", json_text(record, indent=1))
 
 
 def read(workdir: os.PathLike | str) -> list[dict[str, Any]]:
