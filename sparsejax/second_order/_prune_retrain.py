@@ -1,8 +1,10 @@
 """Iterative pruning and retraining, with rules for magnitude, OBD and OBS.
 
 A rule is `(params, masks, live) -> Pruned`: it keeps `live` weights and returns their
-new values. The loop is one `lax.scan`, so it compiles once and can be vmapped over
-seeds.
+new values. The loop is one `lax.scan`, so it compiles once and can be mapped over
+seeds. Map by `jax.lax.map` if a rule or the retraining factorizes matrices on a CPU:
+there a batched factorization waits for other threads of XLA's pool, and two at once on
+two cores wait for each other forever (seen with jaxlib 0.10.2).
 """
 
 from collections.abc import Callable

@@ -73,7 +73,12 @@ def rules(task: Task) -> dict[str, PruningRule]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def run_rule(task, rule, weights, retrain_steps, live):
-  """Prunes the weights `(seeds, n)` of all seeds along `live`, in one program."""
+  """Prunes the weights `(seeds, n)` of all seeds along `live`, in one program.
+
+  The seeds are pruned one after another. On CPUs a batched factorization waits for
+  other threads of XLA's pool, so two at once, as `vmap` leads to, wait for each other
+  forever on two cores.
+  """
 
   def retrain(w, mask):
     return levenberg_marquardt(
@@ -84,7 +89,7 @@ def run_rule(task, rule, weights, retrain_steps, live):
     masks = jnp.ones(w.shape, bool)
     return prune_retrain(rule, retrain, task.loss, w, masks, live)
 
-  return jax.vmap(one_seed)(weights)
+  return jax.lax.map(one_seed, weights)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
