@@ -172,8 +172,10 @@ def prune(
 
   Raises:
     TypeError: an argument has the wrong type.
-    ValueError: an argument is outside its range, the structure does not fit a layer, or
-      budgets do not sum to `round(density * size)`; as for `input_statistics`; or,
+    ValueError: an argument is outside its range; the structure does not fit a layer, or
+      fixes densities that the distribution contradicts; budgets do not sum to
+      `round(density * size)`, after rounding to a structure's units up to half a unit
+      per layer; as for `input_statistics`; or,
       while layers are pruned, a layer's weights or inputs are not finite, or its damped
       Hessian cannot be inverted.
 
@@ -324,9 +326,16 @@ def _method(method, group, compensate, structure) -> Method:
 
 def _budgets(layers, density, distribution, structure) -> list[int]:
   """Computes the number of live weights of each layer, and validates them."""
+  fixed = structure is not None and structure.density is not None
+  if fixed and distribution is not uniform:
+    raise ValueError(
+      f"distribution must be uniform under the structure {structure.name}, which fixes "
+      f"every layer's density, got {distribution!r}."
+    )
   shapes = {layer.name: layer.shape for layer in layers}
   budgets = np.asarray(layer_budgets(distribution, shapes, density))
   if structure is not None:
+    total = int(budgets.sum(dtype=np.int64))
     # Use the shapes that the structure's selection gets.
     shapes = {
       k.name: (k.inputs, k.outputs)
@@ -338,6 +347,15 @@ def _budgets(layers, density, distribution, structure) -> list[int]:
       rank = len(shape)
       structure.check(name, LayerAxes(name, shape, (), (rank - 2,), (rank - 1,)))
     budgets = np.asarray(structure.fit(shapes, jnp.asarray(budgets)))
+    # Rounding to units may change the total, but no more: a layer's least is one unit,
+    # however low the density. Structures without a unit are rounded per output.
+    unit = structure.unit or (lambda shape: shape[-1])
+    found = int(budgets.sum(dtype=np.int64))
+    if 2 * abs(found - total) > sum(map(unit, shapes.values())):
+      raise ValueError(
+        f"density must be reached, up to half a unit per layer, by budgets that fit "
+        f"the structure {structure.name}: it asks for {total} weights, got {found}."
+      )
   for layer, budget in zip(layers, budgets, strict=True):
     if budget < 1:
       raise ValueError(

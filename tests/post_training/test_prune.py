@@ -375,6 +375,9 @@ def test_singular_hessians_keep_exact_counts(case, method):
     ({"where": "nothing"}, "where must select at least one leaf"),
     ({"apply_fn": lambda p, x: x}, "apply_fn must multiply its inputs"),
     ({"distribution": lambda s, d: np.array([72, 0])}, "leave every layer a weight"),
+    ({"structure": sj.n_m(2, 4), "distribution": sj.erk}, "distribution must be unif"),
+    ({"structure": sj.block((4, 4)), "density": 0.05}, "asks for 7 weights, got 32"),
+    ({"structure": sj.constant_fan_in(), "density": 0.05}, "for 7 weights, got 16"),
   ],
 )
 def test_bad_input_is_refused_before_work_is_done(change, message, monkeypatch):
