@@ -28,7 +28,7 @@ from sparsejax.core._checks import (
   check_value,
 )
 from sparsejax.core._containers import boxed_like, is_placeholder, unboxed
-from sparsejax.core._epochs import epoch_order, run_steps, salted
+from sparsejax.core._epochs import Pace, epoch_order, run_steps, salted
 from sparsejax.core._global_selection import split_k, split_layers
 from sparsejax.core._io import (
   load_masks,

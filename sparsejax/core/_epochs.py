@@ -1,5 +1,6 @@
 """Keys, orders of examples and the compiled loop that all training shares."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -89,3 +90,60 @@ def run_steps(
     return step(carry, indices, count)
 
   return jax.lax.fori_loop(start, stop, body, carry)
+
+
+class Pace:
+  """Cuts a compiled loop into calls of about one second, so that signals are heard.
+
+  Python runs signal handlers between two calls only. The steps per call follow from the
+  time of the call before; they are arguments of the compiled program, so no length is
+  compiled anew. The first call, which may compile, has one step, and a call has at most
+  eight times as many as the one before, because that one may have been cheap by chance.
+
+  Args:
+    seconds: the time that a call should take.
+
+  Example:
+    >>> pace = Pace()
+    >>> add = lambda total, start, stop: total + sum(range(start, stop))
+    >>> pace.run(add, 0, 2, 6, stopped=lambda: False)
+    (14, 6)
+    >>> pace.run(add, 0, 2, 6, stopped=lambda: True)
+    (0, 2)
+  """
+
+  def __init__(self, seconds: float = 1.0):
+    self._seconds, self._steps = seconds, 1
+
+  def run(
+    self,
+    part: Callable[[PyTree, int, int], PyTree],
+    carry: PyTree,
+    start: int,
+    stop: int,
+    stopped: Callable[[], bool],
+  ) -> tuple[PyTree, int]:
+    """Runs the steps from `start` to `stop`, or until it is asked to stop.
+
+    The calls of several processes must agree, which measured times do not, so there
+    all steps are one call.
+
+    Args:
+      part: `(carry, start, stop) -> carry`, runs these steps.
+      carry: what the steps change.
+      start: the steps done so far.
+      stop: the steps to reach.
+      stopped: `() -> bool`, called before each call of `part`; True ends the loop.
+
+    Returns:
+      The last carry, and the steps reached: `stop` unless it was asked to stop.
+    """
+    several = jax.process_count() > 1
+    while start < stop and not stopped():
+      end = stop if several else min(stop, start + self._steps)
+      began = time.monotonic()
+      carry = jax.block_until_ready(part(carry, start, end))
+      per_step = max(time.monotonic() - began, 1e-9) / (end - start)
+      self._steps = max(1, min(int(self._seconds / per_step), 8 * self._steps))
+      start = end
+    return carry, start

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from sparsejax.core import (
+  Pace,
   apply_masks,
   epoch_order,
   run_steps,
@@ -151,7 +152,8 @@ def program(
     effective: see `train_population`.
 
   Returns:
-    `(members, data, held_out, plan, devices, show) -> Population`; members are donated.
+    `(members, data, held_out, plan, devices, show, stopped) -> Population`; members are
+    donated.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -207,7 +209,7 @@ def program(
 
 
 def _train(run, orders, look, view, gauge, validate, measure, stacked, *arguments):
-  members, data, held_out, plan, devices, show = arguments
+  members, data, held_out, plan, devices, show, stopped = arguments
   shape = members.key.shape
   # A single member is trained without the leading axis.
   if not stacked:
@@ -222,10 +224,15 @@ def _train(run, orders, look, view, gauge, validate, measure, stacked, *argument
   # Run the compiled loop from stop to stop. At each stop, draw the data order of a new
   # epoch, validate, and measure, where these are due.
   count, losses, results = plan.start, [], []
-  order = orders(members.key, count // epoch)
+  order, pace = orders(members.key, count // epoch), Pace()
+
+  def part(members, start, stop):
+    return run(members, data, order, start, stop, size=plan.batch_size)
+
   for stop in plan.stops().tolist():
-    members = run(members, data, order, count, stop, size=plan.batch_size)
-    count = stop
+    members, count = pace.run(part, members, count, stop, stopped)
+    if count < stop:
+      raise KeyboardInterrupt
     if count % epoch == 0:
       order = orders(members.key, count // epoch)
     if count in plan.validations:

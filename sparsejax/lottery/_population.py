@@ -85,6 +85,7 @@ def train_population(
   together: int | None = None,
   devices: Sequence[Any] | None = None,
   progress: Callable[[int, int, np.ndarray], None] | None = None,
+  stopped: Callable[[], bool] = lambda: False,
 ) -> Population:
   """Trains networks that differ in weights, masks, seeds or data order side by side.
 
@@ -128,11 +129,13 @@ def train_population(
     progress: called every `every` steps with the number of members of earlier chunks,
       the step, and the validation losses so far of the current chunk,
       (members, validations).
+    stopped: called about once per second; True ends the training.
 
   Returns:
     A `Population` with its metrics on the host.
 
   Raises:
+    KeyboardInterrupt: `stopped` returned True.
     TypeError: an argument has the wrong type.
     ValueError: an argument is outside its range.
 
@@ -199,7 +202,7 @@ def train_population(
     part = _take(members, low, size=high - low)
     show = None if progress is None else functools.partial(progress, low)
     try:
-      return [program(part, data, held_out, plan, devices, show)]
+      return [program(part, data, held_out, plan, devices, show, stopped)]
     except jax.errors.JaxRuntimeError as e:
       least = max(1, len(devices or ()))
       if "RESOURCE_EXHAUSTED" not in str(e) or high - low <= least:

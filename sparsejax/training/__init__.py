@@ -64,6 +64,7 @@ from sparsejax.training._run import target as abstract_state
 from sparsejax.training._step import (
   TrainState,
   cross_entropy,
+  no_totals,
   sum_batches,
   train_step,
 )

@@ -4,15 +4,23 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Stop:
-  """A flag that is true after a signal asked the run to stop."""
+  """A flag that is true after a signal asked the run to stop.
+
+  Attributes:
+    signal: the signal, or None.
+    note: `(message)`, which a thread calls as soon as the first signal arrives, even
+      while a compiled program runs; the flag becomes true when it returns to Python.
+  """
 
   def __init__(self):
     self.signal: signal.Signals | None = None
+    self.note: Callable[[str], object] = lambda message: None
 
   def __bool__(self) -> bool:
     return self.signal is not None
@@ -59,9 +67,39 @@ def listen() -> Iterator[Stop]:
   for number in before:
     signal.signal(number, handle)
   try:
-    yield stop
+    with _announced(stop, caught):
+      yield stop
   finally:
     restore()
+
+
+@contextlib.contextmanager
+def _announced(stop: Stop, caught: tuple[signal.Signals, ...]) -> Iterator[None]:
+  """Calls `stop.note` from a thread as soon as one of the signals arrives.
+
+  The main thread cannot: it runs handlers between two instructions of Python only. But
+  the system's handler writes the signal's number to the wakeup descriptor at once.
+  """
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+
+  def wait():
+    while received := reader.recv(1):
+      if received[0] in caught:
+        name = signal.Signals(received[0]).name
+        stop.note(f"{name} received: stopping after this step.")
+        return
+
+  thread = threading.Thread(target=wait, daemon=True)
+  thread.start()
+  before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(before)
+    writer.close()  # ends the thread
+    thread.join()
+    reader.close()
 
 
 def _native_action(number: signal.Signals) -> "ctypes.Array | None":

@@ -1,16 +1,18 @@
 """The training loop, from a config to a result: `train_and_evaluate`."""
 
+import base64
 import json
 import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import sparsejax as sj
+from sparsejax.core import Pace
 from sparsejax.training import (
   _checkpoint,
   _config,
@@ -24,6 +26,7 @@ from sparsejax.training import (
   _progress,
   _result,
   _run,
+  _step,
   _workdir,
 )
 from sparsejax.training import data as data_lib
@@ -43,8 +46,9 @@ def train_and_evaluate(
   It writes `config.json`, `environment.json`, `metrics.jsonl` and `checkpoints/` into
   the workdir, and at the end `summary.json` and `report.png`. Called again with the
   same config, it resumes from the last checkpoint, bit for bit; a finished run is not
-  trained further, only its result is shown again. On SIGTERM or SIGINT it writes a
-  checkpoint and returns.
+  trained further, only its result is shown again. On SIGTERM or SIGINT it finishes the
+  steps of about a second, writes a checkpoint and returns. Several processes, which
+  must stop at the same step, first finish the `log_every` steps of the next record.
 
   Args:
     config: some or all fields of `default_config`; the others have their defaults.
@@ -114,6 +118,63 @@ def next_stop(count: int, steps_per_epoch: int, log_every: int) -> int:
   return count + min(to_log, steps_per_epoch - position)
 
 
+class Interval(NamedTuple):
+  """What the next record is computed from, besides the state.
+
+  Attributes:
+    begin: the step of the last record of training.
+    totals: the totals of the steps since, NumPy arrays of shape () or (seeds,).
+    masks: the masks of step `begin`, to which the next record compares the masks.
+  """
+
+  begin: int
+  totals: _step.Totals
+  masks: Any
+
+
+def interval_to_json(interval: Interval) -> dict[str, Any]:
+  """Returns an interval as JSON values, with one bit per weight.
+
+  Args:
+    interval: the interval that a signal has divided; its arrays are on this process.
+
+  Returns:
+    A dict for the `extra` of a checkpoint.
+  """
+  return {
+    "begin": interval.begin,
+    "totals": [np.asarray(x).tolist() for x in interval.totals],
+    "masks": [
+      base64.b64encode(np.packbits(np.asarray(mask)).tobytes()).decode()
+      for mask in jax.tree.leaves(interval.masks)
+    ],
+  }
+
+
+def interval_from_json(values: dict[str, Any], state: _step.TrainState) -> Interval:
+  """Returns the interval of a checkpoint.
+
+  Args:
+    values: the result of `interval_to_json`.
+    state: the restored state, whose masks have the shapes and the shardings of those of
+      the interval.
+
+  Returns:
+    The interval.
+  """
+  zeros = _step.no_totals(state.key.shape)
+  totals: list[Any] = [
+    np.asarray(x, o.dtype) for x, o in zip(values["totals"], zeros, strict=True)
+  ]
+  like, treedef = jax.tree.flatten(sj.masks(state.opt_state))
+  masks = []
+  for mask, text in zip(like, values["masks"], strict=True):
+    bits = np.frombuffer(base64.b64decode(text), np.uint8)
+    bits = np.unpackbits(bits, count=mask.size).reshape(mask.shape)
+    masks.append(jax.device_put(bits.astype(bool), mask.sharding))
+  return Interval(values["begin"], _step.Totals(*totals), treedef.unflatten(masks))
+
+
 def _train(
   run: _run.Run,
   path: pathlib.Path,
@@ -129,8 +190,9 @@ def _train(
   train, validation, test = _placed(run)
   restored = checkpoints.restore(_run.target(run))
   state = None if restored is None else restored.state
+  extra = {} if restored is None else restored.extra
   found = state is not None
-  before = 0.0 if restored is None else restored.extra.get("seconds", 0.0)
+  before = extra.get("seconds", 0.0)
   if state is None:
     state = _run.start(run, train)
   count = first = int(state.step)
@@ -139,38 +201,61 @@ def _train(
     with _distributed.sync_errors():
       _environment.record(path, run, count)
   # Baselines for the first record: live weights, and a copy of the masks that counts
-  # of dropped and grown weights refer to.
+  # of dropped and grown weights refer to. A signal may have divided the interval that
+  # the first record is about.
   rate = _optimizers.learning_rate(config, total)
   seen = jax.device_get(_run.observe(state))
-  moved = _run.turnover(state)
+  zeros, masks = _step.no_totals(state.key.shape), _run.turnover(state).masks
+  interval = Interval(count, zeros, masks)
+  if extra.get("interval"):
+    interval = interval_from_json(extra["interval"], state)
   # `unmoved` counts mask updates that were due, `ever_moved` says per seed whether one
   # changed a mask. A resumed run may have converged, so it is taken to have moved.
   unmoved, ever_moved = 0, found
-  order = None
+  order, pace = None, Pace()
   with (
-    # -1 removes all records: without a checkpoint the run starts from its first step.
+    # -1 removes all records, those of the initial network too.
     _metrics.Writer(
-      path, count if found else -1, config.tensorboard, writers
+      path, interval.begin if count else -1, config.tensorboard, writers
     ) as writer,
     _progress.Progress(total, count, verbose) as progress,
   ):
+    stop.note = progress.note
 
-    def evaluate() -> None:
-      """Logs the live weights per layer and the validation loss and accuracy."""
+    def stopped() -> bool:
+      """Returns whether to stop within an interval, where processes do not agree."""
+      return bool(stop) and jax.process_count() == 1
+
+    def train_part(carry: Any, start: int, end: int) -> Any:
+      return _replicas.advance(run, carry[0], train, order, start, end, carry[1])
+
+    def evaluate() -> bool:
+      """Logs the live weights per layer and the validation loss and accuracy.
+
+      Returns:
+        Whether it did. A signal may come first, except after the last step.
+      """
       values = {"epoch": count / run.steps_per_epoch}
       if len(run.dataset.validation.labels):
-        loss, accuracy = program.evaluate(state, validation).means()
+        totals = program.evaluate(
+          state, validation, lambda: count < total and stopped()
+        )
+        if totals is None:
+          return False
+        loss, accuracy = totals.means()
         values |= {"validation_loss": loss, "validation_accuracy": accuracy}
         if count:
           progress.update(count, validation_accuracy=f"{np.mean(accuracy):.2%}")
       writer.write(count, {**values, "density": seen.density, "live": seen.live})
-      writer.write_masks(count, _run.named(moved.masks), config.num_seeds)
+      writer.write_masks(count, _run.named(masks), config.num_seeds)
+      return True
 
     def seconds() -> float:
       return before + time.monotonic() - started
 
     def save() -> None:
-      checkpoints.save(count, state, {"seconds": seconds()})
+      divided = interval_to_json(interval) if count > interval.begin else None
+      checkpoints.save(count, state, {"seconds": seconds(), "interval": divided})
 
     # A new run evaluates its initial network, so that records begin at step 0.
     for message in _messages(run, restored, count):
@@ -180,18 +265,25 @@ def _train(
     if count == 0:
       evaluate()
     # Each pass trains up to the next step to log at, which is in the same epoch.
-    while count < total and not _distributed.any_process(stop):
+    while interval.begin < total and not _distributed.any_process(stop):
       # The order of the examples; a resumed run may be in the middle of its epoch.
-      if order is None or count % run.steps_per_epoch == 0:
+      begin = interval.begin
+      if order is None or begin % run.steps_per_epoch == 0:
         order = program.order(state)
-      begin = count
-      count = min(next_stop(count, run.steps_per_epoch, config.log_every), total)
-      state, totals = _replicas.advance(run, state, train, order, begin, count)
+      end = min(next_stop(begin, run.steps_per_epoch, config.log_every), total)
+      (state, totals), count = pace.run(
+        train_part, (state, interval.totals), count, end, stopped
+      )
+      interval = interval._replace(totals=totals)
+      if count < end:
+        seen = jax.device_get(_run.observe(state))
+        break
       # Count live, dropped and grown weights; check budgets and that masked weights
       # are zero.
       loss, accuracy = totals.means()
       seen = jax.device_get(_run.observe(state))
-      moved = _run.turnover(state, moved.masks)
+      moved = _run.turnover(state, interval.masks)
+      masks = moved.masks
       # Weights may be NaN without finite gradients, which has an error of its own.
       if not np.any(seen.stuck_steps):
         sj.check_sparse(state.params, state.opt_state)
@@ -227,10 +319,12 @@ def _train(
         },
       )
       # At the end of an epoch or of the run: evaluate, stop if nothing is learnt, save.
+      # A signal during the evaluation divides the interval before its end.
+      if evaluates and not evaluate():
+        break
+      interval = Interval(count, zeros, masks)
       if position and count < total:
         continue
-      if evaluates:
-        evaluate()
       if np.all(seen.stuck_steps >= run.steps_per_epoch):
         raise _errors.NonFiniteError(
           f"no step of epoch {epoch} had a finite gradient, so nothing was learnt; try"

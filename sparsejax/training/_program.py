@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from sparsejax.core import epoch_order, run_steps, salted
+from sparsejax.core import Pace, epoch_order, run_steps, salted
 from sparsejax.training import _functions, _step, _streamed
 from sparsejax.training import data as data_lib
 from sparsejax.training.data import _augment, _stream
@@ -32,18 +33,21 @@ class Program(NamedTuple):
       current epoch; None for a stream.
     batches: `(state, train, n) -> list per seed` of its first n batches, each
       `(images float32, normalized, labels)`.
-    run: `(state, train, order, stop) -> (state, Totals)`, trains from `state.step` up
-      to `stop`, which must be in the same epoch. `state` is donated. `stop` is traced,
-      so calls of all lengths share one compilation.
-    evaluate: `(state, split) -> Totals`, over a split whose length is a multiple of
-      `evaluation_batch`, or over a stream.
+    run: `(state, train, order, stop, totals) -> (state, Totals)`, trains from
+      `state.step` up to `stop`, which must be in the same epoch, and adds to `totals`,
+      NumPy arrays such as those of `no_totals`. `state` is donated. `stop` is traced,
+      so calls of all lengths share one compilation, and steps give the same bits in
+      one call or in several.
+    evaluate: `(state, split, stopped=None) -> Totals`, over a split whose length is a
+      multiple of `evaluation_batch`, or over a stream. About once per second it calls
+      `stopped`, and returns None if that is true.
   """
 
   init: Callable[..., _step.TrainState]
   order: Callable[..., jax.Array]
   batches: Callable[..., list[list[tuple[jax.Array, jax.Array]]]]
   run: Callable[..., tuple[_step.TrainState, _step.Totals]]
-  evaluate: Callable[..., _step.Totals]
+  evaluate: Callable[..., Any]
 
 
 def make_program(
@@ -149,13 +153,14 @@ def make_program(
       label_smoothing=label_smoothing,
     )
 
-  def evaluate_one(state, split):
-    """Adds up the totals of a padded split, batch by batch."""
+  shards = layout.shards if layout else 1
+
+  def evaluate_one(state, split, totals, first, stop):
+    """Adds the batches from `first` to `stop` of a padded split to the totals."""
     params = effective(state.params, state.opt_state)
-    size = evaluation_batch(len(split.labels), layout.shards if layout else 1)
-    return _step.sum_batches(
-      lambda *batch: evaluate_batch(params, state, *cut(batch)), split, size
-    )
+    size = evaluation_batch(len(split.labels), shards)
+    of_batch = lambda *batch: evaluate_batch(params, state, *cut(batch))
+    return _step.sum_batches(of_batch, split, size, totals, first, stop)
 
   def evaluate_batch(params, state, images, labels):
     logits, _ = model.apply(params, state.model_state, normalize(images), None)
@@ -171,11 +176,11 @@ def make_program(
     shape = (num_seeds,)
     axes = _step.TrainState(None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
     step = jax.vmap(step_one, (axes, None, 0, None), (axes, 0))
-    evaluate = jax.vmap(evaluate_one, (axes, None))
+    evaluate = jax.vmap(evaluate_one, (axes, None, 0, None, None))
     order = jax.vmap(order_one, (0, None))
     init = jax.vmap(init_one)
 
-  def run(state, train, order, stop):
+  def run(state, train, order, stop, totals):
     """Trains from `state.step` to `stop` on consecutive slices of the order."""
 
     def one(carry, indices, count):
@@ -183,8 +188,7 @@ def make_program(
       state, new = constrained(step(state, train, indices, schedule.due(count + 1)))
       return state, jax.tree.map(jnp.add, totals, new)
 
-    carry = state, _step.no_totals(shape)
-    return run_steps(one, carry, order, state.step, stop, batch_size)
+    return run_steps(one, (state, totals), order, state.step, stop, batch_size)
 
   def start(seeds):
     return _step.TrainState(jnp.zeros((), jnp.int32), *init(seeds))
@@ -213,6 +217,21 @@ def make_program(
       places=places,
     )
     return Program(init=jax.jit(start, out_shardings=places), **parts)
+  evaluate, pace = jax.jit(evaluate, out_shardings=whole), Pace()
+
+  def evaluate_all(state, split, stopped=None):
+    """Evaluates a padded split, in calls of about a second."""
+
+    def part(totals, first, stop):
+      bounds = np.int32(first), np.int32(stop)
+      return jax.device_get(evaluate(state, split, totals, *bounds))
+
+    batches = len(split.labels) // evaluation_batch(len(split.labels), shards)
+    totals, done = pace.run(
+      part, _step.no_totals(shape), 0, batches, stopped or (lambda: False)
+    )
+    return totals if done == batches else None
+
   return Program(
     init=jax.jit(start, out_shardings=places),
     order=jax.jit(
@@ -221,7 +240,7 @@ def make_program(
     ),
     batches=batches,
     run=jax.jit(run, donate_argnums=0, out_shardings=(places, whole)),
-    evaluate=jax.jit(evaluate, out_shardings=whole),
+    evaluate=evaluate_all,
   )
 
 

@@ -52,20 +52,35 @@ class Totals(NamedTuple):
 
 
 def no_totals(shape: tuple[int, ...] = ()) -> Totals:
-  """Returns totals of zero."""
-  zeros = functools.partial(jnp.zeros, shape)
-  return Totals(zeros(jnp.float32), zeros(jnp.int32), zeros(jnp.int32))
+  """Returns totals of zero, as NumPy arrays.
+
+  Args:
+    shape: () or (seeds,).
+
+  Returns:
+    `Totals` of that shape.
+  """
+  zeros: Any = functools.partial(np.zeros, shape)
+  return Totals(zeros(np.float32), zeros(np.int32), zeros(np.int32))
 
 
 def sum_batches(
-  totals_of: Callable[[jax.Array, jax.Array], Totals], split: Any, size: int
+  totals_of: Callable[[jax.Array, jax.Array], Totals],
+  split: Any,
+  size: int,
+  totals: Totals | None = None,
+  first: jax.Array | int = 0,
+  stop: jax.Array | int | None = None,
 ) -> Totals:
-  """Adds up the totals of all batches of a split, in a compiled loop.
+  """Adds up the totals of the batches of a split, in a compiled loop.
 
   Args:
     totals_of: `(images, labels) -> Totals` of one batch.
     split: images (n, ...) and labels (n, ...); n is a multiple of `size`.
     size: examples per batch.
+    totals: the totals of earlier batches, of shape (); None for zeros.
+    first: int32, the first batch to add; may be traced.
+    stop: int32, the batch to stop before; may be traced. None for all.
 
   Returns:
     `Totals` of shape ().
@@ -78,7 +93,9 @@ def sum_batches(
     ]
     return jax.tree.map(jnp.add, totals, totals_of(*batch))
 
-  return jax.lax.fori_loop(0, len(split.labels) // size, body, no_totals())
+  stop = len(split.labels) // size if stop is None else stop
+  totals = no_totals() if totals is None else totals
+  return jax.lax.fori_loop(first, stop, body, totals)
 
 
 def cross_entropy(

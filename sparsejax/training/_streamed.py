@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core import salted
+from sparsejax.training import _step
 from sparsejax.training.data import _stream
 from sparsejax.training.parallel import _mesh
 from sparsejax.transforms import UpdateSchedule
@@ -54,30 +56,35 @@ def functions(
     open_at.clear()
     return train.batches(count, batch_size, seed, layout)
 
-  def run(state, train, order, stop):
+  def run(state, train, order, stop, totals):
     """Trains from `state.step` to `stop` with one call of the jitted step per batch."""
     del order  # the reader shuffles
     count = int(state.step)
-    batches, totals = reader(state, train, count), []
+    batches = reader(state, train, count)
     while count < stop:
       images, labels = next(batches)
       flag = np.asarray(schedule.due(np.int32(count + 1)))
       state, new = step(state, images, labels, flag)
-      totals.append(new)
+      totals = _add(totals, new)
       count += 1
     open_at[count] = batches
-    return state, _sum(totals)
+    return state, totals
 
   def first_batches(state, train, n):
     batches = reader(state, train, 0)
     taken = [next(batches) for _ in range(n)]
     return [[(normalize(images), labels) for images, labels in taken]]
 
-  def evaluate_all(state, split):
+  def evaluate_all(state, split, stopped=None):
     size = min(batch_size, len(split.labels))
     if layout is not None:
       size = -(-size // layout.shards) * layout.shards
-    return _sum([evaluate(state, *batch) for batch in split.in_order(size, layout)])
+    totals = _step.no_totals()
+    for batch in split.in_order(size, layout):
+      if stopped is not None and stopped():
+        return None
+      totals = _add(totals, evaluate(state, *batch))
+    return totals
 
   return {
     "order": lambda state: None,
@@ -87,7 +94,7 @@ def functions(
   }
 
 
-def _sum(totals: list[Any]) -> Any:
-  """Adds up totals on the host."""
-  totals = jax.device_get(totals)
-  return jax.tree.map(lambda *x: np.sum(np.stack(x), 0, dtype=x[0].dtype), *totals)
+@jax.jit
+def _add(totals: _step.Totals, new: _step.Totals) -> _step.Totals:
+  """Adds totals in the order of the batches, however the steps are cut into calls."""
+  return jax.tree.map(jnp.add, totals, new)

@@ -34,6 +34,31 @@ def test_steps_take_consecutive_parts_and_drop_the_rest():
   np.testing.assert_array_equal(_seen(order, [1, 4, 5], 2), seen)
 
 
+def test_calls_last_about_a_second(monkeypatch):
+  """A step takes 1/128 s, and the first call compiles for 30 s."""
+  now, calls = [0.0], []
+  monkeypatch.setattr(epochs.time, "monotonic", lambda: now[0])
+
+  def part(carry, start, stop):
+    now[0] += (stop - start) / 128 + 30 * (not calls)
+    calls.append(stop - start)
+    return [*carry, *range(start, stop)]
+
+  pace = epochs.Pace()
+  done, reached = pace.run(part, [], 3, 300, lambda: False)
+  assert (done, reached) == (list(range(3, 300)), 300)
+  assert calls == [1, 1, 8, 64, 128, 95]
+  # It is asked before each call, and does no step after that.
+  now[0] = 0.0
+  done, reached = pace.run(part, [], 0, 300, lambda: now[0] >= 0.5)
+  assert (done, reached) == (list(range(128)), 128)
+  assert pace.run(part, [], 5, 300, lambda: True) == ([], 5)
+  # Steps that take longer than a call should take are called one by one.
+  slow = epochs.Pace(seconds=0.005)
+  slow.run(part, [], 0, 3, lambda: False)
+  assert calls[-3:] == [1, 1, 1]
+
+
 def test_orders_follow_from_key_and_epoch():
   key = jax.random.key(0)
   first, again, next_, other = (

@@ -112,6 +112,18 @@ def test_what_is_recorded(alone, data):
   assert (np.asarray(alone.members.params["a"]["kernel"])[dead] == 0).all()
 
 
+def test_a_training_ends_when_it_is_asked_to(data):
+  asked = []
+
+  def stopped():
+    asked.append(len(asked))
+    return len(asked) > 2
+
+  with pytest.raises(KeyboardInterrupt):
+    train(population(), data, together=1, stopped=stopped)
+  assert len(asked) == 3
+
+
 def test_the_early_stop_of_each_member():
   """Weights that rise by one a step, and a loss that is least at 12."""
   tx = sj.static_sparse(optax.sgd(1.0), density=1.0)

@@ -1,4 +1,5 @@
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -7,10 +8,13 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sparsejax as sj
+from sparsejax.core import _epochs as epochs
 from sparsejax.reports import _page as report_page
 from sparsejax.reports import _run as report_run
 from sparsejax.training import _checkpoint as checkpoint
@@ -18,12 +22,15 @@ from sparsejax.training import _config as config_lib
 from sparsejax.training import _environment as environment
 from sparsejax.training import _errors as errors
 from sparsejax.training import _interrupt as interrupt
+from sparsejax.training import _loop as loop
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import _progress as progress
 from sparsejax.training import _result as result_lib
 from sparsejax.training import _run as run_lib
+from sparsejax.training import _step as step_lib
 from sparsejax.training import _workdir as workdir_lib
 from sparsejax.training import train_and_evaluate
+from sparsejax.training.parallel import _replicas as replicas
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -206,6 +213,47 @@ def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(
   assert resumed.seconds > stopped.seconds
 
 
+@pytest.mark.parametrize("step", [3, 38, 107])
+def test_a_signal_between_two_records_stops_within_the_interval(
+  whole, tmp_path, monkeypatch, step, tiny
+):
+  """Masks change in steps 11, 21, ...; records are at 15, 30, 40, 55, ..."""
+  advance = replicas.advance
+
+  def then_stop(run, state, train, order, count, stop, totals):
+    if stop == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return advance(run, state, train, order, count, stop, totals)
+
+  with monkeypatch.context() as m:
+    m.setattr(loop, "Pace", lambda: epochs.Pace(0.0))  # calls of one step
+    m.setattr(replicas, "advance", then_stop)
+    stopped = train_and_evaluate(tiny, tmp_path, verbose=False)
+  assert (stopped.stopped_by, stopped.step) == (signal.SIGTERM, step)
+  assert metrics.read(tmp_path)[-1]["step"] < step
+  resumed = train_and_evaluate(tiny, tmp_path, verbose=False)
+  _same(resumed, whole[1])
+  assert _records(tmp_path) == _records(whole[0])
+
+
+def test_an_interval_is_restored_with_seeds_and_non_finite_totals():
+  rng = np.random.default_rng(0)
+  masks = {"a": rng.random((2, 3, 5)) > 0.5, "b": rng.random((2, 7, 3)) > 0.5}
+  params = jax.tree.map(lambda m: jnp.ones(m.shape), masks)
+  opt_state = sj.with_masks(sj.dense(optax.sgd(0.1)).init(params), masks)
+  keys = jax.random.split(jax.random.key(0), 2)
+  state = step_lib.TrainState(jnp.int32(9), keys, params, {}, opt_state)
+  arrays = np.array([0.1, np.nan], np.float32), np.array([3, 4]), np.array([8, 8])
+  totals = step_lib.Totals(*(jnp.asarray(x) for x in arrays))
+  before = loop.Interval(5, totals, jax.tree.map(np.logical_not, masks))
+  text = json.dumps(loop.interval_to_json(before))
+  after = loop.interval_from_json(json.loads(text), state)
+  assert after.begin == 5
+  for a, b in zip(jax.tree.leaves(before[1:]), jax.tree.leaves(after[1:]), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert a.dtype == b.dtype
+
+
 def test_ctrl_c_stops_like_sigterm(tmp_path, monkeypatch, tiny):
   _stop_at(monkeypatch, 15, signal.SIGINT)
   # Shells start background jobs with SIGINT ignored.
@@ -219,17 +267,20 @@ def test_ctrl_c_stops_like_sigterm(tmp_path, monkeypatch, tiny):
     signal.signal(signal.SIGINT, before)
 
 
-def test_a_signal_before_the_first_step_is_no_crash(tmp_path, monkeypatch, tiny):
+def test_a_signal_before_the_first_step_is_no_crash(whole, tmp_path, monkeypatch, tiny):
   restore = checkpoint.Checkpoints.restore
 
   def then_stop(self, target):
     os.kill(os.getpid(), signal.SIGTERM)
     return restore(self, target)
 
-  monkeypatch.setattr(checkpoint.Checkpoints, "restore", then_stop)
-  result = train_and_evaluate(tiny, tmp_path, verbose=False)
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.Checkpoints, "restore", then_stop)
+    result = train_and_evaluate(tiny, tmp_path, verbose=False)
   assert (result.stopped_by, result.step) == (signal.SIGTERM, 0)
-  assert [r["step"] for r in metrics.read(tmp_path)] == [0]
+  assert not metrics.read(tmp_path)
+  train_and_evaluate(tiny, tmp_path, verbose=False)
+  assert _records(tmp_path) == _records(whole[0])
 
 
 def test_a_finished_run_is_shown_again(whole, tmp_path, capsys, tiny):
@@ -427,6 +478,20 @@ def test_signals_are_left_alone_outside_the_main_thread():
   thread.join()
   assert seen == [False]
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_is_announced_while_no_python_runs():
+  """Handlers run after the call; hashing releases Python's lock, as XLA does."""
+  said = []
+  with interrupt.listen() as stop:
+    stop.note = lambda message: said.append((message, time.monotonic()))
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    while not stop:
+      hashlib.pbkdf2_hmac("sha256", b"", b"", 500_000)
+    heard = time.monotonic()
+  ((message, at),) = said
+  assert message == "SIGTERM received: stopping after this step."
+  assert at < heard
 
 
 def test_a_second_signal_acts_as_it_did_before():

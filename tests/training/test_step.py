@@ -17,6 +17,8 @@ from sparsejax.training import data
 from sparsejax.training.data import _augment as augment
 from sparsejax.transforms import UpdateSchedule
 
+ZEROS = step.no_totals()
+
 
 @pytest.fixture(scope="module")
 def digits():
@@ -87,7 +89,7 @@ def test_run_is_a_loop_of_train_steps(prepared, pruned):
     images = (batch.images.astype(np.float32) - dataset.mean) / dataset.std
     plain, totals = plain_step(plain, images, batch.labels)
     loss += float(totals.loss)
-  fast, totals = run.program.run(state, dataset.train, order, np.int32(25))
+  fast, totals = run.program.run(state, dataset.train, order, np.int32(25), ZEROS)
   assert int(fast.step) == int(plain.step) == 25
   assert int(totals.examples) == 25 * 32
   np.testing.assert_allclose(totals.loss, loss, rtol=1e-4)
@@ -102,12 +104,15 @@ def test_parts_of_any_length_share_one_compilation_and_compose(prepared, tiny):
   program, train = run.program, run_lib.place(run.dataset.train)
   whole = run_lib.place(program.init(run.seeds))
   order = program.order(whole)
-  whole, _ = program.run(whole, train, order, np.int32(40))
+  whole, expected = program.run(whole, train, order, np.int32(40), ZEROS)
   before = program.run._cache_size()
   parts = run_lib.place(program.init(run.seeds))
+  totals = ZEROS
   for stop in (1, 13, 40):
-    parts, _ = program.run(parts, train, order, np.int32(stop))
+    parts, totals = program.run(parts, train, order, np.int32(stop), totals)
+    totals = jax.device_get(totals)
   assert program.run._cache_size() == before
+  np.testing.assert_array_equal(totals, expected)
   for a, b in zip(
     jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True
   ):
@@ -186,7 +191,11 @@ def test_seeds_side_by_side_are_the_seeds_alone(prepared, pruned, two_seeds):
   order = several.program.order(state)
   assert order.shape == (2, 1294)
   state, totals = several.program.run(
-    state, run_lib.place(several.dataset.train), order, np.int32(30)
+    state,
+    run_lib.place(several.dataset.train),
+    order,
+    np.int32(30),
+    step.no_totals((2,)),
   )
   assert totals.loss.shape == (2,)
   assert state.step.shape == ()
@@ -198,7 +207,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(prepared, pruned, two_seeds):
     own = one.program.order(alone)
     np.testing.assert_array_equal(own, order[i])
     alone, _ = one.program.run(
-      alone, run_lib.place(one.dataset.train), own, np.int32(30)
+      alone, run_lib.place(one.dataset.train), own, np.int32(30), ZEROS
     )
     for a, b in zip(
       jax.tree.leaves(sj.masks(alone.opt_state)),
@@ -217,7 +226,11 @@ def test_a_mask_update_stays_a_branch_beside_other_seeds(prepared, two_seeds):
   state = run_lib.place(several.program.init(several.seeds))
   order = several.program.order(state)
   jaxpr = jax.make_jaxpr(several.program.run)(
-    state, run_lib.place(several.dataset.train), order, np.int32(30)
+    state,
+    run_lib.place(several.dataset.train),
+    order,
+    np.int32(30),
+    step.no_totals((2,)),
   )
   assert "cond[" in str(jaxpr)
 
@@ -264,7 +277,7 @@ def test_augmentation_follows_from_seed_and_step(digits):
     state = run_lib.place(program.init(np.array([7], np.int32)))
     order = program.order(state)
     for stop in stops:
-      state, _ = program.run(state, digits.train, order, np.int32(stop))
+      state, _ = program.run(state, digits.train, order, np.int32(stop), ZEROS)
   jax.effects_barrier()
   assert len(seen) == 8
   assert seen[:4] == seen[4:]
@@ -284,6 +297,7 @@ def test_a_step_with_nan_gradients_changes_no_weight(prepared, tiny):
     run_lib.place(run.dataset.train),
     order,
     np.int32(11),
+    ZEROS,
   )
   seen = jax.device_get(run_lib.observe(state))
   assert seen.skipped_steps == seen.stuck_steps == 11

@@ -27,6 +27,7 @@ from sparsejax.training import (
   from_flax,
   initial_state,
   make_optimizer,
+  no_totals,
   place_arrays,
   prepare,
   total_steps,
@@ -182,7 +183,9 @@ def heuristics(seeds: int, epochs: int) -> list[dict]:
   initial = jax.tree.map(jnp.copy, state.params)  # the state is donated
   for epoch in range(epochs):
     stop = np.int32((epoch + 1) * prepared.steps_per_epoch)
-    state, _ = prepared.program.run(state, train, prepared.program.order(state), stop)
+    order = prepared.program.order(state)
+    zeros = no_totals(state.key.shape)
+    state, _ = prepared.program.run(state, train, order, stop, zeros)
 
   def accuracy(params, split):
     found = prepared.program.evaluate(state._replace(params=params), split)

@@ -71,6 +71,7 @@ def run_experiment(
     total = setup.config.train.num_seeds * (setup.steps - setup.config.rewind_step)
     for i, cell in enumerate(missing):
       with Progress(total, 0, verbose) as progress:
+        stop.note = progress.note
         progress.note(f"{cell.kind}, level {cell.level} [{i + 1} of {len(missing)}]")
         _run_cell(setup, path, cell, digest, stop, progress)
     return _levels.cells(path)
@@ -106,7 +107,7 @@ def _run_cell(setup, path, cell, digest, stop, progress) -> None:
     masks = jax.tree.map(
       lambda m: jnp.ones(m.shape, bool), _start.stacked(setup, setup.masks)
     )
-    members = _dense_start(setup, path, digest, masks)
+    members = _dense_start(setup, path, digest, masks, stop)
     population = _train(setup, members, setup.dense, cell, stop, progress)
   else:
     (params, state), masks = _start.start(setup, path, cell)
@@ -149,7 +150,7 @@ def _run_cell(setup, path, cell, digest, stop, progress) -> None:
   )
 
 
-def _dense_start(setup, path, digest, masks):
+def _dense_start(setup, path, digest, masks, stop):
   """Initializes networks and trains to the rewind step; writes the weights of both."""
   c = setup.config
   params, state = jax.jit(jax.vmap(setup.init))(_setup.keys(c))
@@ -164,6 +165,7 @@ def _dense_start(setup, path, digest, masks):
       batch_size=c.train.batch_size,
       steps=c.rewind_step,
       together=c.together or None,
+      stopped=lambda: bool(stop),
     ).members
   _levels.write(path, REWIND, digest, weights=(members.params, members.model_state))
   return members
@@ -179,10 +181,8 @@ def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
   at = [n for n in range(c.measure_every, setup.steps, c.measure_every) if n > first]
   at += looks[-c.last_evaluations :].tolist()
 
-  # Called at each validation: the place to stop for a signal, and to show progress.
+  # Called at each validation.
   def show(done, count, losses):
-    if stop:
-      raise KeyboardInterrupt
     progress.update(
       done * (setup.steps - first) + len(losses) * (count - first),
       loss=f"{losses[:, -1].mean():.4f}",
@@ -204,6 +204,7 @@ def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
     held_out=setup.held_out,
     together=c.together or None,
     progress=show,
+    stopped=lambda: bool(stop),
   )
 
 

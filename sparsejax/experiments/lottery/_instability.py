@@ -77,28 +77,28 @@ def run_instability(
         continue
       total = c.train.num_seeds * (k * (not level) + 2 * (setup.steps - k))
       with Progress(total, 0, verbose) as progress:
+        stop.note = progress.note
         progress.note(f"instability from step {k}")
-        _measure(setup, path, cell, digest, level, _shown(progress, stop))
+        stopped = lambda: bool(stop)
+        _measure(setup, path, cell, digest, level, _shown(progress), stopped)
     return {
       k: np.asarray(_levels.read_metrics(path, Cell(kind, k))["instability"])
       for k in steps
     }
 
 
-def _shown(progress, stop):
+def _shown(progress):
   count = 0
 
   def show(steps):
     nonlocal count
-    if stop:
-      raise KeyboardInterrupt
     count += steps
     progress.update(count, loss="-")
 
   return show
 
 
-def _measure(setup: Setup, path, cell, digest, level, show) -> None:
+def _measure(setup: Setup, path, cell, digest, level, show, stopped) -> None:
   c, k = setup.config, cell.level
   keys = _setup.keys(c)
 
@@ -115,6 +115,7 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
       every=every,
       together=c.together or None,
       progress=lambda done, at, losses: show(every * len(losses)),
+      stopped=stopped,
     ).members
 
   # Create the networks of step k, one per seed.
@@ -144,7 +145,8 @@ def _measure(setup: Setup, path, cell, digest, level, show) -> None:
   for seed in range(c.train.num_seeds):
     a, b = jax.tree.map(lambda x, seed=seed: x[seed], (first, second))
     found.append(line(a, b))
-    show(0)
+    if stopped():
+      raise KeyboardInterrupt
   curves = jnp.stack(found)
   metrics = {
     "errors": np.round(np.asarray(curves, float), 4).tolist(),

@@ -13,7 +13,7 @@ import optax
 
 import sparsejax as sj
 from sparsejax import growth
-from sparsejax.core import salted
+from sparsejax.core import Pace, salted
 from sparsejax.experiments.nest import _capacity, _config, _growth, _milestones
 from sparsejax.training import (
   Checkpoints,
@@ -29,6 +29,7 @@ from sparsejax.training import (
   evaluation_batch,
   exclusive_workdir,
   listen_for_signals,
+  no_totals,
   place_arrays,
 )
 
@@ -113,6 +114,7 @@ class _Run:
     self.capacity(0)  # raises now if the model does not fit the data
     self.stores: dict[int, Checkpoints] = {}
     self.rounds = 0
+    stop.note = self.say
 
   def say(self, text: str) -> None:
     if self.verbose:
@@ -239,17 +241,26 @@ class _Run:
     program, state = self.capacity(network.doublings).program, network.train
     # Copy the state, because the program donates it and the caller may still need it.
     state = jax.tree.map(jnp.copy, state)
-    accuracy = np.nan
+    accuracy, count, pace = np.nan, int(state.step), Pace()
+    stopped = lambda: bool(self.stop)
     for epoch in range(epochs):
-      if self.stop:
-        raise _StoppedError
       along = (1 + np.cos(np.pi * (epoch + 0.5) / epochs)) / 2
       rate = self.config.learning_rate * (last + (first - last) * along)
       opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.float32(rate))
       state = place_arrays(state._replace(opt_state=opt_state))
       order = program.order(state)
-      end = np.int32(int(state.step) + self.steps_per_epoch)
-      state, totals = program.run(state, self.train_data, order, end)
+
+      def part(carry, start, stop, program=program, order=order):
+        del start  # the state holds it
+        state, totals = program.run(
+          carry[0], self.train_data, order, np.int32(stop), carry[1]
+        )
+        return state, jax.device_get(totals)
+
+      end = count + self.steps_per_epoch
+      (state, totals), count = pace.run(part, (state, no_totals()), count, end, stopped)
+      if count < end:
+        raise _StoppedError
       accuracy = float(totals.means()[1])
     return Network(network.doublings, state, 100 * (1 - accuracy))
 

@@ -11,7 +11,13 @@ from sparsejax.training import _errors, _run, _step
 
 
 def advance(
-  run: _run.Run, state: _step.TrainState, train: Any, order: Any, count: int, stop: int
+  run: _run.Run,
+  state: _step.TrainState,
+  train: Any,
+  order: Any,
+  count: int,
+  stop: int,
+  totals: _step.Totals,
 ) -> tuple[_step.TrainState, _step.Totals]:
   """Trains up to step `stop`; on a mesh, compares the masks after each mask update.
 
@@ -22,25 +28,24 @@ def advance(
     order: as in `Program.run`.
     count: updates done so far.
     stop: the number of updates to reach, in the same epoch.
+    totals: the totals of earlier steps, to which those of these steps are added.
 
   Returns:
-    The state, and the totals of these steps.
+    The state, and the totals as NumPy arrays.
 
   Raises:
     ReplicaError: if masks differ between replicas; names the step and two checksums.
   """
-  if run.layout is None:
-    return run.program.run(state, train, order, np.int32(stop))
-  # Run up to the next mask update or `stop`, and add up the totals on the host.
-  parts = []
+  # Run up to the next mask update or `stop`. The totals return to the host, because
+  # arguments with another sharding would compile the program again.
   while count < stop:
-    update = run.schedule.next_after(count)
+    update = None if run.layout is None else run.schedule.next_after(count)
     count = stop if update is None else min(stop, update)
-    state, totals = run.program.run(state, train, order, np.int32(count))
-    parts.append(jax.device_get(totals))
+    state, totals = run.program.run(state, train, order, np.int32(count), totals)
+    totals = jax.device_get(totals)
     if count == update:
       compare(state, count)
-  return state, jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=x[0].dtype), *parts)
+  return state, totals
 
 
 def compare(state: _step.TrainState, count: int) -> int:
