@@ -27,7 +27,7 @@ OPTIMIZERS = (
 )
 LR_SCHEDULES = ("constant", "step", "cosine")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-STRUCTURES = ("any", "block")
+STRUCTURES = ("any", "block")  # or N:M, such as "2:4"
 EXECUTIONS = ("dense", "sparse")
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class TrainConfig:
     density: live weights / weights, over all sparsified layers.
     distribution: the initial budget per layer; "global" for methods that compare the
       weights of all layers.
-    structure: "block" masks whole blocks of `block` x `block` weights.
+    structure: "block" masks whole blocks of `block` x `block` weights, "2:4" keeps two
+      of every four inputs of each output (any N:M, with its density); in the kernels
+      that divide so.
     block: inputs and outputs per block.
     execution: "sparse" skips the products of dead blocks; needs structure="block".
     rescale_start: scale sparse layers up to the variance of dense ones at the start.
@@ -212,6 +214,13 @@ def _one_of(names: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
   return lambda v: v in names, "one of " + ", ".join(names)
 
 
+def n_of_m(structure: str) -> tuple[int, int] | None:
+  """Returns n and m of a structure such as "2:4", and None for another one."""
+  found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", structure)
+  n, m = (int(number) for number in found.groups()) if found else (0, 0)
+  return (n, m) if 0 < n < m else None
+
+
 def _is_regex(text: str) -> bool:
   try:
     re.compile(text)
@@ -230,7 +239,10 @@ _RULES: Rules = {
   "method": _one_of(tuple(METHODS)),
   "density": (lambda v: 0 < v <= 1, "in (0, 1]"),
   "distribution": _one_of(DISTRIBUTIONS),
-  "structure": _one_of(STRUCTURES),
+  "structure": (
+    lambda v: v in STRUCTURES or n_of_m(v) is not None,
+    f"one of {', '.join(STRUCTURES)}, or N:M such as 2:4",
+  ),
   "block": _at_least(1),
   "execution": _one_of(EXECUTIONS),
   "update_every": _at_least(1),
@@ -323,6 +335,11 @@ def checked(full: TrainConfig) -> TrainConfig:
       raise _errors.ConfigError(
         f"mesh.rules must be a dict of tuples of {axes}; got {full.mesh.rules!r}"
       )
+  if (found := n_of_m(full.structure)) and full.density != found[0] / found[1]:
+    raise _errors.ConfigError(
+      f"density must be {found[0] / found[1]:g} with structure={full.structure!r}; got"
+      f" {full.density:g}"
+    )
   if full.execution == "sparse" and full.structure != "block":
     raise _errors.ConfigError(
       f"structure must be block with execution='sparse'; got {full.structure!r}"

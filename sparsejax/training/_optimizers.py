@@ -14,7 +14,7 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.core import is_kernel
 from sparsejax.training import _at_initialization, _errors, _methods
-from sparsejax.training._config import TrainConfig
+from sparsejax.training._config import TrainConfig, n_of_m
 from sparsejax.training._methods import METHODS
 from sparsejax.transforms import UpdateSchedule
 
@@ -196,10 +196,10 @@ def make_tx(
     # step.
     names = ("where", "stacked", "input_axes")
     chosen = {k: v for k, v in config.method_kwargs.items() if k in names}
-    if config.structure == "block":
+    if config.structure != "any":
       raise _errors.ConfigError(
         f"structure must be any for {config.method}, which prunes weight by weight;"
-        " got 'block'"
+        f" got {config.structure!r}"
       )
     dense = inner(config, total_steps)
     return sj.static_sparse(dense, config.density, seed=seed, **chosen)
@@ -215,15 +215,17 @@ def make_tx(
     "drop_fraction": drop_fraction(config, total_steps),
   }
   accepted = inspect.signature(method).parameters
-  if config.structure == "block":
+  if config.structure != "any":
     if "structure" not in accepted:
       raise _errors.ConfigError(
-        f"structure must be any for {config.method}, which knows none; got 'block'"
+        f"structure must be any for {config.method}, which knows none; got"
+        f" {config.structure!r}"
       )
-    fields |= {
-      "structure": sj.block((config.block, config.block)),
-      "where": _cut_evenly(config.block),
-    }
+    if counts := n_of_m(config.structure):
+      fields |= {"structure": sj.n_m(*counts), "where": _cut_evenly(counts[1], 1)}
+    else:
+      side = config.block
+      fields |= {"structure": sj.block((side, side)), "where": _cut_evenly(side, side)}
   # `method_kwargs` take precedence over the fields.
   kwargs = {name: value for name, value in fields.items() if name in accepted}
   extra = config.method_kwargs
@@ -233,10 +235,12 @@ def make_tx(
   return sj.track_exploration(tx) if tracked else tx
 
 
-def _cut_evenly(block: int) -> Callable[[str, Any], bool]:
-  """Returns a `where` that selects kernels whose last two axes divide into blocks."""
+def _cut_evenly(inputs: int, outputs: int) -> Callable[[str, Any], bool]:
+  """Returns a `where` that selects kernels that divide into parts of this shape."""
 
   def where(path, leaf):
-    return is_kernel(path, leaf) and not any(n % block for n in leaf.shape[-2:])
+    if not is_kernel(path, leaf):
+      return False
+    return not (leaf.shape[-2] % inputs or leaf.shape[-1] % outputs)
 
   return where

@@ -39,9 +39,21 @@ def test_a_sparse_run_is_the_dense_run(tmp_path, monkeypatch):
   np.testing.assert_allclose(dense.test_loss, sparse.test_loss, rtol=1e-3)
 
 
+def test_a_run_keeps_two_of_four_inputs(tmp_path):
+  fields = FIELDS | {"structure": "2:4", "density": 0.5, "num_steps": 20}
+  result = training.train_and_evaluate(fields, tmp_path, verbose=False)
+  masks = jax.tree.leaves(sj.masks(result.state.opt_state))
+  assert [m.shape for m in masks] == [(64, 64), (64, 64), (64, 10)]
+  for mask in masks:
+    np.testing.assert_array_equal(mask.reshape(16, 4, -1).sum(1), 2)
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"structure": "2:4"}, "density must be 0.5 with structure='2:4'; got 0.3"),
+    ({"structure": "4:2", "density": 0.5}, "structure must be one of any, block, or N"),
+    ({"method": "snip", "structure": "1:2", "density": 0.5}, "structure must be any"),
     ({"execution": "fast"}, "execution must be one of dense, sparse"),
     ({"execution": "sparse", "structure": "any"}, "structure must be block"),
     ({"structure": "blocks"}, "structure must be one of any, block"),
