@@ -113,7 +113,9 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_zero(tmp_path):
 @pytest.mark.parametrize(
   ("args", "message"),
   [
-    (["--config.densty=0.1"], 'Did you mean "density" instead of "densty"?'),
+    (["--config.densty=0.1"], "config has no field 'densty'; did you mean 'density'?"),
+    (["--config.method_kwargs.a=1"], """--config.method_kwargs="{'a': VALUE}" sets"""),
+    (["--density=0.1"], "flag 'density'; did you mean --config.density?"),
     (["--config.drop_fraction=3.0"], "drop_fraction must be in [0, 1); got 3.0"),
   ],
 )

@@ -77,5 +77,13 @@ def test_unknown_fields_and_wrong_types_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=next(iter(values))[:8]):
       comparison.run_sweep(make_config, tmp_path, [{"density": 0.1}, values], [0])
   assert list(tmp_path.iterdir()) == []
+  for values, message in (
+    ({"learnin_rate": 0.1}, "config has no field 'learnin_rate'; did you mean 'le"),
+    ({"mesh.dta": 2}, "mesh has no field 'dta'; did you mean 'data'?"),
+  ):
+    with pytest.raises(ConfigError) as found:
+      comparison.run_sweep(make_config, tmp_path, [values], [0])
+    assert message in str(found.value)
+    assert len(str(found.value)) < 100  # not the whole config
   with pytest.raises(ConfigError, match="random"):
     comparison.sweep_settings(comparison.parse_sweep(["a=1..2"]))

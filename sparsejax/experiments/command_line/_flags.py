@@ -59,23 +59,40 @@ def parse(argv: list[str]) -> list[str]:
     # absl exits with 1 after printing the help; that is not an error.
     sys.exit(0 if _asks_for_help(argv) else 1)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
-    sys.exit(f"Error: {_reason(e)}\n(--help lists all flags.)")
+    sys.exit(f"Error: {_reason(e, argv)}\n(--help lists all flags.)")
   if given:
     _check_kind(argv[0], given[-1].partition("=")[2])
   return rest
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, argv: list[str]) -> str:
   """Returns one line on what is wrong with the flags."""
   if isinstance(error, AttributeError | KeyError):
     while isinstance(error.args[0], Exception):
       error = error.args[0]
-    return "unknown field of the config: " + " ".join(str(error.args[0]).split())
+    # The message from ml_collections quotes the field, then one that is close, if any.
+    field, *close = re.findall(r"[\"'](\w+)[\"']", str(error.args[0]))
+    return f"config has no field {field!r}" + _instead(field, close, argv)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    known = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+    if error.flagname in (known or ()):
+      return f"{error}; did you mean --config.{error.flagname}?"
   lines = str(error).strip().splitlines()
   if "Traceback" not in str(error):
     return " ".join(lines)
   # The message from ml_collections is a whole traceback; its last line has the error.
   return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
+
+
+def _instead(field: str, close: list[str], argv: list[str]) -> str:
+  """Returns what may have been meant by an unknown field of the config."""
+  if close:
+    return f"; did you mean {close[0]!r}?"
+  # New entries of a dict cannot be set one by one.
+  path = re.compile(rf"-+config\.([\w.]*_kwargs)\.{field}(?:=|$)")
+  for found in filter(None, map(path.match, argv)):
+    return f"; --config.{found[1]}=\"{{'{field}': VALUE}}\" sets the whole dict"
+  return ""
 
 
 def _check_kind(script: str, path: str) -> None:

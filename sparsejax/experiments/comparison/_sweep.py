@@ -220,7 +220,8 @@ def _set(config: Any, values: Mapping[str, Any]) -> Any:
   """Sets fields of a config, and validates it."""
   for name, value in values.items():
     try:
-      config.update_from_flattened_dict({name: value})
+      with config.unlocked():  # `complete_config` names a field that does not exist
+        config.update_from_flattened_dict({name: value})
     except (KeyError, TypeError, AttributeError) as e:
       raise ConfigError(
         f"sweep must set fields of the config to values of their type; got"
