@@ -64,7 +64,9 @@ class Checkpoints:
     self._directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._stamp = stamp
     options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
+      # Orbax warns of these two in a manager that only reads.
+      max_to_keep=None if read_only else keep,
+      save_interval_steps=0 if read_only else 1,
       enable_async_checkpointing=False,
       read_only=read_only,
       create=not read_only,

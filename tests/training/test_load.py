@@ -54,11 +54,12 @@ def trained(prepared, two_seeds, tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_loaded_network_computes_what_was_trained(trained, seed):
+def test_a_loaded_network_computes_what_was_trained(trained, seed, caplog):
   path, result = trained
   before = _files(path)
   run = load_run(path, seed_index=seed)
   assert _files(path) == before
+  assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == []
   assert (run.step, run.config.seed, run.image_shape) == (160, 3, (8, 8, 1))
   expected = jax.tree.map(lambda x: x[seed], result.state.params)
   chex.assert_trees_all_equal(run.params, expected)
