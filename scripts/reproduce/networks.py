@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
+from sparsejax import growth
 from sparsejax.experiments.nest import load_milestone, read_milestones
 from sparsejax.training import WorkdirError, data, load_run
 
@@ -54,7 +55,8 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
     module, params, masks, state = load_milestone(path, index)
     config = json.loads((path / "config.json").read_text())
     shape = data.load(config["dataset"], config["data_dir"]).train.images.shape[1:]
-    apply = lambda params, x: module.apply({"params": params, **state}, x)
+    run = growth.with_areas(module.apply, state.pop("areas", {}))
+    apply = lambda params, x: run({"params": params, **state}, x)
     # Milestones list the masked leaves only.
     flat = traverse_util.flatten_dict(masks)
     masks = {path: flat.get(path) for path in traverse_util.flatten_dict(params)}

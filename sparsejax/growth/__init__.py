@@ -13,9 +13,12 @@ from sparsejax.growth._feature_maps import grow_feature_map
 from sparsejax.growth._neurons import grow_neurons
 from sparsejax.growth._new_weights import warm_up
 from sparsejax.growth._partial_area import (
+  area_contributions,
   contributions,
+  multiply_adds_removed,
   partial_area_conv,
   prune_areas,
+  whole_areas,
   with_areas,
 )
 from sparsejax.growth._prune import (
@@ -43,6 +46,7 @@ __all__ = [
   "Plan",
   "Position",
   "Size",
+  "area_contributions",
   "bridge",
   "candidates",
   "carry_over",
@@ -54,6 +58,7 @@ __all__ = [
   "grow_neurons",
   "layers",
   "live_units",
+  "multiply_adds_removed",
   "partial_area_conv",
   "prune_areas",
   "prune_connections",
@@ -65,5 +70,6 @@ __all__ = [
   "synthesize",
   "unit_importance",
   "warm_up",
+  "whole_areas",
   "with_areas",
 ]

@@ -1,16 +1,19 @@
 """Partial-area convolution: input maps contribute to parts of the output area only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from sparsejax.core import top_k_mask
+from sparsejax.core import named_leaves, top_k_mask
+from sparsejax.growth._chain import Layer, get
 
 Array = jax.Array
+PyTree = Any
 
 
 def partial_area_conv(
@@ -49,13 +52,50 @@ def partial_area_conv(
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
   """
-  terms = contributions(x, kernel, strides=strides, padding=padding)
+  terms = jax.eval_shape(
+    lambda *args: contributions(*args, strides=strides, padding=padding), x, kernel
+  )
   if areas.shape != terms.shape[1:]:
     raise ValueError(
       f"areas must be of shape {terms.shape[1:]} (out height, out width, channels, "
       f"features), got {areas.shape}."
     )
-  return jnp.sum(jnp.where(areas[None], terms, jnp.zeros_like(terms)), axis=3)
+
+  # Channel by channel: the contributions of all channels at once are as large as all
+  # activations of the layer, times its channels.
+  def add(total, channel):
+    one, weights, area = channel
+    term = _one_channel(one, weights, strides, padding)
+    return total + jnp.where(area[None], term, jnp.zeros_like(term)), None
+
+  total = jnp.zeros((*terms.shape[:3], terms.shape[4]), terms.dtype)
+  return lax.scan(add, total, (*_channels(x, kernel), jnp.moveaxis(areas, 2, 0)))[0]
+
+
+def _mean_sizes(x: Array, kernel: Array, *, strides: Any, padding: Any) -> Array:
+  """Returns the mean of |C_mn| over a batch, (out height, out width, channels, ...)."""
+
+  def mean(channel):
+    one, weights = channel
+    return jnp.mean(jnp.abs(_one_channel(one, weights, strides, padding)), axis=0)
+
+  return jnp.moveaxis(lax.map(mean, _channels(x, kernel)), 0, 2)
+
+
+def _channels(x: Array, kernel: Array) -> tuple[Array, Array]:
+  """Returns the images and the kernel with their channels on the first axis."""
+  return jnp.moveaxis(x, 3, 0), jnp.moveaxis(kernel, 2, 0)
+
+
+def _one_channel(x: Array, kernel: Array, strides: Any, padding: Any) -> Array:
+  """Convolves (n, height, width) with (kernel height, kernel width, features)."""
+  return lax.conv_general_dilated(
+    x[..., None],
+    kernel[:, :, None],
+    strides,
+    padding,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
 
 
 def contributions(
@@ -116,23 +156,55 @@ def prune_areas(areas: Array, size: Array, fraction: float = 0.01) -> Array:
     raise ValueError(f"size must be of shape {areas.shape}, got {size.shape}.")
   cut = round(fraction * areas.shape[0] * areas.shape[1])
 
-  def keep(area, size):
+  def smaller(area, size):
     live = jnp.sum(area)
     k = jnp.minimum(jnp.maximum(live - cut, 1), live)
     return top_k_mask(size, k, area)
 
-  return jax.vmap(jax.vmap(keep, (2, 2), 2), (3, 3), 3)(areas, size)
+  return jax.vmap(jax.vmap(smaller, (2, 2), 2), (3, 3), 3)(areas, size)
 
 
-def with_areas(
-  apply: Callable[..., Any], areas: Mapping[str, Array]
-) -> Callable[..., Any]:
+def whole_areas(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Array]:
+  """Returns areas in which every input map contributes everywhere.
+
+  Args:
+    model: a flax linen module.
+    image_shape: the shape of one image, such as (28, 28, 1).
+
+  Returns:
+    For each convolution, by its slash-separated path, bool (out height, out width,
+    channels, features), all True. The model is traced, not run.
+
+  Example:
+    >>> model = nn.Conv(2, (3, 3), padding="VALID")
+    >>> {name: area.shape for name, area in whole_areas(model, (4, 4, 1)).items()}
+    {'': (2, 2, 1, 2)}
+  """
+  found: dict[str, np.ndarray] = {}
+
+  def record(next_function, args, kwargs, context):
+    out = next_function(*args, **kwargs)
+    module = context.module
+    if context.method_name == "__call__" and module.has_variable("params", "kernel"):
+      kernel = module.get_variable("params", "kernel")
+      if kernel.ndim == 4:
+        shape = (*out.shape[1:3], *kernel.shape[2:])
+        found["/".join(module.path)] = np.ones(shape, bool)
+    return out
+
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  with nn.intercept_methods(record):
+    jax.eval_shape(model.init, jax.random.key(0), images)
+  return {name: jnp.asarray(area) for name, area in found.items()}
+
+
+def with_areas(apply: Callable[..., Any], areas: PyTree) -> Callable[..., Any]:
   """Makes a model's convolutions partial-area convolutions.
 
   Args:
     apply: runs a flax linen module, such as `model.apply`.
     areas: from slash-separated paths of convolutions to the bool arrays that
-      `partial_area_conv` takes.
+      `partial_area_conv` takes; or a tree with the same paths.
 
   Returns:
     A function `(*args, **kwargs)` like `apply`. The model itself is not changed: its
@@ -142,30 +214,98 @@ def with_areas(
   Example:
     >>> model = nn.Conv(2, (3, 3), padding="VALID")
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
-    >>> areas = {"": jnp.ones((2, 2, 1, 2), bool)}
+    >>> areas = whole_areas(model, (4, 4, 1))
     >>> x = jax.random.normal(jax.random.key(1), (3, 4, 4, 1))
     >>> whole, part = model.apply, with_areas(model.apply, areas)
     >>> bool(jnp.allclose(whole(variables, x), part(variables, x), atol=1e-6))
     True
   """
+  return _with_areas(apply, areas)
+
+
+def area_contributions(
+  apply: Callable[..., Any], areas: PyTree
+) -> Callable[..., dict[str, Array]]:
+  """Measures what each input map contributes at each position of a batch.
+
+  Args:
+    apply: runs a flax linen module, such as `model.apply`.
+    areas: the areas of the network, as in `with_areas`.
+
+  Returns:
+    A function `(*args, **kwargs)` like `apply` that returns, for each convolution that
+    has an area, `mean_batch |C_mn|` as `prune_areas` takes it: float (out height, out
+    width, channels, features).
+
+  Example:
+    >>> model = nn.Conv(1, (1, 1), use_bias=False)
+    >>> variables = {"params": {"kernel": jnp.full((1, 1, 1, 1), 2.0)}}
+    >>> x = jnp.array([[1.0, 3.0], [-5.0, 7.0]])[None, ..., None]
+    >>> measure = area_contributions(model.apply, whole_areas(model, (2, 2, 1)))
+    >>> measure(variables, x)[""][..., 0, 0]
+    Array([[ 2.,  6.],
+           [10., 14.]], dtype=float32)
+  """
+
+  def measure(*args, **kwargs):
+    found = {}
+
+    def record(name, x, kernel, **windows):
+      found[name] = _mean_sizes(x, kernel, **windows)
+
+    _with_areas(apply, areas, record)(*args, **kwargs)
+    return found
+
+  return measure
+
+
+def multiply_adds_removed(areas: PyTree, live: PyTree, chain: tuple[Layer, ...]) -> int:
+  """Counts the multiply-adds of one image that the areas save.
+
+  sum_mn live_mn (positions - area_mn), over all convolutions
+
+  Args:
+    areas: the areas of the network, as in `with_areas`.
+    live: tree of bool arrays at the kernels, such as the masks.
+    chain: the layers, from `growth.layers`.
+
+  Returns:
+    The number for one image, computed on the host.
+
+  Example:
+    >>> chain = (Layer(("a",), (1, 1, 1, 1), 1, 4),)
+    >>> area = jnp.array([[True, False], [True, True]])[..., None, None]
+    >>> live = {"a": {"kernel": jnp.ones((1, 1, 1, 1), bool)}}
+    >>> multiply_adds_removed({"a": area}, live, chain)
+    1
+  """
+  saved, known = 0, dict(named_leaves(areas))
+  for layer in chain:
+    if (area := known.get("/".join(layer.path))) is None:
+      continue
+    weights = np.asarray(get(live, layer.path)).sum((0, 1), dtype=np.int64)
+    dead = layer.uses - np.asarray(area).sum((0, 1), dtype=np.int64)
+    saved += int((weights * dead).sum())
+  return saved
+
+
+def _with_areas(apply, areas, observe=lambda name, x, kernel, **windows: None):
+  """See `with_areas`; `observe` is called with each convolution's name and inputs."""
+  known = dict(named_leaves(areas))
 
   def apply_with_areas(*args, **kwargs):
     def intercept(next_function, inner_args, inner_kwargs, context):
       name = "/".join(context.module.path)
-      if context.method_name != "__call__" or name not in areas:
+      if context.method_name != "__call__" or name not in known:
         return next_function(*inner_args, **inner_kwargs)
       # Compute the partial-area convolution with the module's own parameters.
-      module = context.module
-      strides = module.strides
-      strides = (strides, strides) if isinstance(strides, int) else strides
+      module, x = context.module, inner_args[0]
+      strides = module.strides or 1
+      strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
       kernel = module.get_variable("params", "kernel")
-      y = partial_area_conv(
-        inner_args[0],
-        kernel,
-        areas[name],
-        strides=strides or (1, 1),
-        padding=module.padding,
-      )
+      windows = {"strides": strides, "padding": module.padding}
+      observe(name, x, kernel, **windows)
+      y = partial_area_conv(x, kernel, known[name], **windows)
       if module.has_variable("params", "bias"):
         y = y + module.get_variable("params", "bias")[None, None, None]
       return y

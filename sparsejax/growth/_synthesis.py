@@ -36,6 +36,8 @@ class Plan(NamedTuple):
     patience: how often a network with a larger error is retrained before pruning ends.
     tune_epochs: training epochs at a milestone, with the learning rate decayed to zero.
     floor: the final learning rate of a round, as a fraction of its initial one.
+    area_rounds: rounds of partial areas at each milestone, before it is fine-tuned; 0
+      for none.
   """
 
   target_error: float
@@ -47,13 +49,14 @@ class Plan(NamedTuple):
   patience: int = 1
   tune_epochs: int = 40
   floor: float = 0.25
+  area_rounds: int = 0
 
 
 class Position(NamedTuple):
   """The progress of a synthesis; with the two states, it suffices to resume.
 
   Attributes:
-    phase: "grow", "prune", "tune" or "done".
+    phase: "grow", "prune", "areas", "tune" or "done".
     round: rounds completed in this phase.
     milestone: index of the next milestone.
     tries: how often the current network, whose error is too large, was trained.
@@ -84,6 +87,8 @@ class Actions(NamedTuple):
     size: `(state) -> (connections, units)`, the connections per layer.
     keep: `(state, milestone)`, called with every fine-tuned network.
     save: `(state, best, position, error)`, called after every round.
+    prune_areas: `(state) -> state`, removes the positions of smallest contribution from
+      the areas of all convolutions; needed if the plan has rounds of partial areas.
   """
 
   grow: Callable[[State, int], State]
@@ -93,6 +98,7 @@ class Actions(NamedTuple):
   size: Callable[[State], tuple[tuple[int, ...], tuple[int, ...]]]
   keep: Callable[[State, int], None]
   save: Callable[[State, State, Position, float], None]
+  prune_areas: Callable[[State], State] | None = None
 
 
 def synthesize(
@@ -107,6 +113,8 @@ def synthesize(
   grow:  train; while error > target: grow, train
   prune: prune, retrain the whole; while error > tolerated: retrain, at most `patience`
          times; then go back to the best state and end
+  areas: at a milestone's size, prune areas, retrain the whole; while error > tolerated:
+         retrain, at most `patience` times; then go back to the best state
   tune:  at a milestone's size, train to the end and keep
 
   The best state is the smallest network whose error was tolerated. This function is the
@@ -124,11 +132,12 @@ def synthesize(
     The last state.
 
   Raises:
-    ValueError: a number of the plan is outside its range, or the numbers of a milestone
-      are not one per layer.
+    ValueError: a number of the plan is outside its range, the numbers of a milestone
+      are not one per layer, or there is no action for the plan's partial areas.
 
   References:
-    Dai, Yin & Jha 2017 (arXiv 1711.02017), figure 3 and algorithm 4.
+    Dai, Yin & Jha 2017 (arXiv 1711.02017), figure 3 and algorithm 4; section 3.4 for
+    the areas.
 
   Example:
     >>> nothing = lambda *args: None
@@ -154,6 +163,11 @@ def synthesize(
     19
   """
   check_plan(plan)
+  if plan.area_rounds and actions.prune_areas is None:
+    raise ValueError(
+      f"prune_areas must be among the actions if area_rounds is {plan.area_rounds}, got"
+      " None."
+    )
   position = Position() if position is None else position
   best = state if best is None else best
   while position.phase != "done":
@@ -179,6 +193,8 @@ def check_plan(plan: Plan) -> None:
   for name in ("growth_rounds", "growth_epochs", "prune_epochs", "tune_epochs"):
     if getattr(plan, name) < 1:
       raise ValueError(f"{name} must be at least 1, got {getattr(plan, name)}.")
+  if plan.area_rounds < 0:
+    raise ValueError(f"area_rounds must be at least 0, got {plan.area_rounds}.")
 
 
 def ladder(start: int, end: int, rounds: int, done: int) -> int:
@@ -204,6 +220,8 @@ def _step(plan, actions, state, best, position):
     return _grow(plan, actions, state, position)
   if position.phase == "prune":
     return _prune(plan, actions, state, best, position)
+  if position.phase == "areas":
+    return _prune_areas(plan, actions, state, best, position)
   # Fine-tune at the milestone, keep the network, and go on to the next milestone.
   state = actions.train(state, plan.tune_epochs, 1.0, 0.0)
   actions.keep(state, position.milestone)
@@ -247,14 +265,38 @@ def _prune(plan, actions, state, best, position):
     left = tuple(down(*pair) for pair in pairs)
     state = actions.prune(state, keep, left)
     position = position._replace(round=done)
-  # Retrain. If the error is tolerated, continue with this network; if not, retrain it
-  # again, at most `patience` times, and then fine-tune the best network and end.
+  last = position.round == milestone.rounds
+  return _retrain(plan, actions, state, best, position, last, given_up=True)
+
+
+def _prune_areas(plan, actions, state, best, position):
+  # Prune the areas, unless the last network is to be retrained. If the error stays too
+  # large, the network keeps larger areas, and pruning continues at the next milestone.
+  if not position.tries:
+    state = actions.prune_areas(state)
+    position = position._replace(round=position.round + 1)
+  last = position.round == plan.area_rounds
+  given_up = position.given_up
+  return _retrain(plan, actions, state, best, position, last, given_up=given_up)
+
+
+def _retrain(plan, actions, state, best, position, last, given_up):
+  """Trains a pruned network, and decides from its error what follows.
+
+  If the error is tolerated, continue with this network; if not, retrain it again, at
+  most `patience` times, and then end the phase with the best network.
+
+  `last` says whether this is the last round of the phase; `given_up` is the position's
+  field if the error stays too large.
+  """
   state = actions.train(state, plan.prune_epochs, 1.0, plan.floor)
   error = actions.error(state)
+  following = "tune"
+  if position.phase == "prune" and plan.area_rounds:
+    following = "areas"
+  end = position._replace(phase=following, round=0, tries=0)
   if error <= plan.tolerated_error:
-    at_milestone = position.round == milestone.rounds
-    position = position._replace(tries=0, phase="tune" if at_milestone else "prune")
-    return state, state, position, error
+    return state, state, end if last else position._replace(tries=0), error
   if position.tries < plan.patience:
     return state, best, position._replace(tries=position.tries + 1), error
-  return best, best, position._replace(phase="tune", given_up=True), error
+  return best, best, end._replace(given_up=given_up), error

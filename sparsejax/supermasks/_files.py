@@ -13,6 +13,7 @@ from sparsejax.core import (
   PyTree,
   apply_masks,
   check_arrays,
+  check_integer,
   load_masks,
   mask_arrays,
   path_string,
@@ -99,8 +100,7 @@ def save_supermask(
     >>> bool((loaded.params["w"] == jnp.where(masks["w"], init(3)["w"], 0)).all())
     True
   """
-  if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-    raise TypeError(f"seed must be an integer, got {seed!r}.")
+  check_integer("seed", seed)
   arrays = mask_arrays(masks)
   arrays[_SEED] = np.asarray(seed, np.int64)
   arrays[_HASH] = np.asarray(weights_hash(params))

@@ -36,7 +36,7 @@ from sparsejax.training._errors import (
   WorkdirError,
   WorkdirInUseError,
 )
-from sparsejax.training._functions import auxiliary_loss, from_flax
+from sparsejax.training._functions import Functions, auxiliary_loss, from_flax
 from sparsejax.training._interrupt import listen as listen_for_signals
 from sparsejax.training._load import LoadedRun, load_run
 from sparsejax.training._loop import train_and_evaluate
@@ -56,7 +56,7 @@ from sparsejax.training._provenance import environment
 from sparsejax.training._result import FILE as RESULT_FILE
 from sparsejax.training._result import Result
 from sparsejax.training._result import percent as format_percent
-from sparsejax.training._run import Run, prepare
+from sparsejax.training._run import Run, place_splits, prepare
 from sparsejax.training._run import named as arrays_by_path
 from sparsejax.training._run import place as place_arrays
 from sparsejax.training._run import start as initial_state

@@ -22,15 +22,12 @@ from sparsejax.training import (
   _metrics,
   _optimizers,
   _picture,
-  _program,
   _progress,
   _result,
   _run,
   _step,
   _workdir,
 )
-from sparsejax.training import data as data_lib
-from sparsejax.training.data import _stream
 from sparsejax.training.parallel import _distributed, _replicas
 
 
@@ -187,7 +184,7 @@ def _train(
   config, program, total = run.config, run.program, run.total_steps
   started = time.monotonic()
   # Put the data on the devices, then restore the newest good checkpoint, if any.
-  train, validation, test = _placed(run)
+  train, validation, test = _run.place_splits(run.dataset, run.layout)
   restored = checkpoints.restore(_run.target(run))
   state = None if restored is None else restored.state
   extra = {} if restored is None else restored.extra
@@ -355,19 +352,6 @@ def _train(
     seconds=spent,
     state=state,
   )
-
-
-def _placed(run: _run.Run) -> tuple[Any, Any, Any]:
-  """Puts the splits on the devices, padded for evaluation; returns streams as is."""
-  splits = run.dataset[:3]
-  if isinstance(run.dataset.train, _stream.Stream):
-    return splits
-  shards = run.layout.shards if run.layout else 1
-
-  def padded(split: data_lib.Split) -> data_lib.Split:
-    return data_lib.pad(split, _program.evaluation_batch(len(split.labels), shards))
-
-  return _run.place((splits[0], *map(padded, splits[1:])), run.layout)
 
 
 def _messages(

@@ -69,7 +69,7 @@ def make_program(
   """Builds the compiled functions that train `model` with `make_tx(seed)`.
 
   Args:
-    model: a flax module; see `from_flax`.
+    model: a flax module; see `from_flax`. Or its `Functions`.
     make_tx: `(seed) -> optimizer`. The seed may be traced; only the optimizer's `init`
       may depend on it.
     dataset: gives the shapes and the channel statistics; the images themselves are
@@ -96,7 +96,9 @@ def make_program(
   """
   # Only `init` uses an optimizer built with the run's seed; `update` is the same for
   # all seeds.
-  tx, model = make_tx(0), _functions.from_flax(model, compute_dtype)
+  tx = make_tx(0)
+  if not isinstance(model, _functions.Functions):
+    model = _functions.from_flax(model, compute_dtype)
   examples = len(dataset.train.labels)
   steps_per_epoch = examples // batch_size
   tokens = dataset.mean is None

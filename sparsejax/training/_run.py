@@ -261,6 +261,21 @@ def start(run: Run, train: data.Split) -> _step.TrainState:
 place = _mesh.place
 
 
+def place_splits(
+  dataset: data.Dataset, layout: _mesh.Layout | None = None
+) -> tuple[Any, Any, Any]:
+  """Puts the splits on the devices, padded for evaluation; returns streams as is."""
+  if isinstance(dataset.train, _stream.Stream):
+    return dataset[:3]
+  shards = layout.shards if layout else 1
+
+  def padded(split: data.Split) -> data.Split:
+    return data.pad(split, _program.evaluation_batch(len(split.labels), shards))
+
+  held_out = padded(dataset.validation), padded(dataset.test)
+  return place((dataset.train, *held_out), layout)
+
+
 def named(tree: Any) -> dict[str, Any]:
   """Returns a dict from slash-separated path to leaf."""
   return dict(named_leaves(tree))

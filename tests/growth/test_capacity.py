@@ -1,5 +1,7 @@
 """Capacity, warm-up and partial areas."""
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +140,41 @@ def test_partial_areas_by_hand():
   assert [int(n) for n in left.sum((0, 1)).ravel()] == [1, 1]
   with pytest.raises(ValueError, match="areas must be of shape"):
     growth.partial_area_conv(x, kernel, areas[..., :1, :])
+
+
+def test_partial_areas_of_a_strided_model():
+  """Against the sum over all contributions at once, in values and gradients."""
+  model = nn.Conv(3, (3, 3), strides=2, padding=((1, 1), (1, 1)))
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (2, 7, 7, 4))
+  areas = growth.whole_areas(model, (7, 7, 4))
+  assert {name: area.shape for name, area in areas.items()} == {"": (4, 4, 4, 3)}
+  area = jax.random.bernoulli(keys[1], 0.5, areas[""].shape)
+  variables = model.init(keys[2], x)
+  windows = {"strides": (2, 2), "padding": ((1, 1), (1, 1))}
+
+  def reference(variables):
+    p = variables["params"]
+    terms = growth.contributions(x, p["kernel"], **windows)
+    return jnp.sum(terms * area[None], axis=3) + p["bias"][None, None, None]
+
+  partial = lambda variables: growth.with_areas(model.apply, {"": area})(variables, x)
+  square = lambda f: lambda variables: jnp.sum(f(variables) ** 2)
+  chex.assert_trees_all_close(
+    partial(variables), reference(variables), rtol=1e-5, atol=1e-5
+  )
+  chex.assert_trees_all_close(
+    jax.grad(square(partial))(variables),
+    jax.grad(square(reference))(variables),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  # Contributions outside of the areas are measured too: they may be large.
+  measured = growth.area_contributions(model.apply, {"": area})(variables, x)
+  terms = growth.contributions(x, variables["params"]["kernel"], **windows)
+  chex.assert_trees_all_close(
+    measured[""], jnp.mean(jnp.abs(terms), axis=0), rtol=1e-5, atol=1e-6
+  )
 
 
 @pytest.mark.slow

@@ -38,6 +38,70 @@ PLAN = growth.Plan(
 )
 
 
+AREAS = PLAN._replace(milestones=(growth.Milestone(100, 1),), area_rounds=2)
+
+
+def _with_areas(log, error, stop_after=None):
+  """Actions on (connections, area), whose areas shrink by tenths."""
+  return growth.Actions(
+    grow=lambda n, round_: (2 * n[0], n[1]),
+    prune=lambda n, connections, units: (connections, n[1]),
+    train=lambda n, epochs, first, last: n,
+    error=error,
+    size=lambda n: ((n[0],), ()),
+    keep=lambda n, i: log.append(("kept", n, i, None)),
+    save=_actions(log, None, stop_after).save,
+    prune_areas=lambda n: (n[0], n[1] - 10),
+  )
+
+
+def test_areas_are_pruned_at_each_milestone():
+  log = []
+  growth.synthesize(AREAS, _with_areas(log, lambda n: 1.0), (400, 100))
+  assert _path(log) == [
+    ("prune", (400, 100)),
+    ("areas", (100, 100)),
+    ("areas", (100, 90)),
+    ("tune", (100, 80)),
+    ("kept", (100, 80)),
+    ("done", (100, 80)),
+  ]
+
+
+def test_areas_stay_as_large_as_the_error_needs():
+  log = []
+  plan = AREAS._replace(milestones=(*AREAS.milestones, growth.Milestone(25, 1)))
+  error = lambda n: 1.0 if n[1] >= 90 else 6.0
+  growth.synthesize(plan, _with_areas(log, error), (400, 100))
+  # An area of 80 is retrained twice more; then pruning goes on to the next milestone.
+  assert _path(log)[2:] == [
+    ("areas", (100, 90)),
+    ("areas", (100, 80)),
+    ("areas", (100, 80)),
+    ("tune", (100, 90)),
+    ("kept", (100, 90)),
+    ("prune", (100, 90)),
+    ("areas", (25, 90)),
+    ("areas", (25, 80)),
+    ("areas", (25, 80)),
+    ("tune", (25, 90)),
+    ("kept", (25, 90)),
+    ("done", (25, 90)),
+  ]
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4])
+def test_it_resumes_among_the_rounds_of_areas(stop_after):
+  error = lambda n: 1.0 if n[1] >= 90 else 6.0
+  whole, first, rest = [], [], []
+  growth.synthesize(AREAS, _with_areas(whole, error), (400, 100))
+  with pytest.raises(Interrupted):
+    growth.synthesize(AREAS, _with_areas(first, error, stop_after), (400, 100))
+  _, state, best, position = first[-1]
+  growth.synthesize(AREAS, _with_areas(rest, error), state, best, position)
+  assert first + rest == whole
+
+
 def _path(log):
   return [(phase, state) for phase, state, *_ in log]
 
@@ -121,3 +185,7 @@ def test_plans_that_cannot_be_are_refused():
     growth.synthesize(PLAN._replace(milestones=up), actions, 1)
   with pytest.raises(ValueError, match="tune_epochs must be at least 1, got 0"):
     growth.synthesize(PLAN._replace(tune_epochs=0), actions, 1)
+  with pytest.raises(ValueError, match="area_rounds must be at least 0, got -1"):
+    growth.synthesize(PLAN._replace(area_rounds=-1), actions, 1)
+  with pytest.raises(ValueError, match="prune_areas must be among the actions"):
+    growth.synthesize(PLAN._replace(area_rounds=1), actions, 1)

@@ -1,12 +1,16 @@
 import importlib.util
+import io
 import json
 import os
 import pathlib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _run as run_lib
+from sparsejax.training.data import _stream as stream_lib
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +67,24 @@ def tfds_dir():
     if place and (pathlib.Path(place) / "mnist").is_dir():
       return str(pathlib.Path(place).resolve())
   pytest.skip("no prepared MNIST: set TFDS_DATA_DIR")
+
+
+@pytest.fixture(scope="session")
+def mock_stream():
+  """Makes a stream of JPEGs of several sizes, whose mean brightness is their label."""
+
+  def make(number, size=32, seed=0):
+    rng = np.random.default_rng(seed)
+    records = []
+    for i in range(number):
+      height, width = rng.integers(40, 80, 2)
+      pixels = np.full((height, width, 3), 20 + 20 * (i % 10), np.uint8)
+      file = io.BytesIO()
+      Image.fromarray(pixels).save(file, "JPEG", quality=95)
+      records.append({"image": file.getvalue(), "label": i % 10})
+    return stream_lib.Stream(records, stream_lib.decoder(size), size)
+
+  return make
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """ImageNet's path on mock data: read in parts, computed in bfloat16, on a mesh."""
 
 import functools
-import io
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import sparsejax as sj
 from sparsejax import models, training
@@ -19,26 +17,9 @@ from sparsejax.training.data import _stream as stream
 from sparsejax.training.parallel import _mesh as mesh_lib
 
 
-def _records(number, seed=0):
-  """JPEGs of several sizes, whose mean brightness is their label."""
-  rng = np.random.default_rng(seed)
-  records = []
-  for i in range(number):
-    height, width = rng.integers(40, 80, 2)
-    pixels = np.full((height, width, 3), 20 + 20 * (i % 10), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=95)
-    records.append({"image": file.getvalue(), "label": i % 10})
-  return records
-
-
-def _stream(number, size=32, seed=0):
-  return stream.Stream(_records(number, seed), stream.decoder(size), size)
-
-
 @pytest.fixture(scope="module")
-def small():
-  return _stream(40)
+def small(mock_stream):
+  return mock_stream(40)
 
 
 def _take(split, start, number, layout=None):
@@ -104,9 +85,9 @@ def _resnet(num_classes, stages=4, lowering="auto"):
 
 @pytest.mark.parametrize("stages", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_imagenet_recipe_trains_on_a_mesh(
-  stages, monkeypatch, tmp_path, imagenet_config
+  stages, monkeypatch, tmp_path, imagenet_config, mock_stream
 ):
-  splits = tuple(_stream(n, seed=n) for n in (64, 8, 20))
+  splits = tuple(mock_stream(n, seed=n) for n in (64, 8, 20))
   monkeypatch.setattr(stream, "load", lambda *_: splits)
   model = functools.partial(_resnet, stages=stages)
   monkeypatch.setitem(models.MODELS, "resnet50", model)
@@ -135,9 +116,11 @@ def test_the_imagenet_recipe_trains_on_a_mesh(
 
 
 @pytest.mark.slow
-def test_the_imagenet_recipe_at_full_size(monkeypatch, tmp_path, imagenet_config):
+def test_the_imagenet_recipe_at_full_size(
+  monkeypatch, tmp_path, imagenet_config, mock_stream
+):
   """224 x 224 pixels, 1,000 classes and ResNet-50's own widths; masks move once."""
-  splits = tuple(_stream(n, 224, seed=n) for n in (4, 2, 2))
+  splits = tuple(mock_stream(n, 224, seed=n) for n in (4, 2, 2))
   monkeypatch.setattr(stream, "load", lambda *_: splits)
   config = imagenet_config("rigl").to_dict() | {
     "batch_size": 2,

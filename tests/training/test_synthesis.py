@@ -1,5 +1,6 @@
 """A synthesis on the digits: its path, its files, and that it resumes."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,11 @@ from sparsejax.training import _errors as errors
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import data
 from sparsejax.training.data import _augment as augment
+from sparsejax.training.data import _load as data_lib
+from sparsejax.training.data import _stream as stream
 
 ROOT = pathlib.Path(__file__).parents[2]
+MAKE = synthesis_capacity.make  # as `compiled` replaces it
 
 CONFIG = {
   "features": (16, 8),
@@ -57,9 +62,10 @@ def compiled():
   original, known = synthesis_capacity.make, {}
 
   def make(config, dataset, doublings):
-    if doublings not in known:
-      known[doublings] = original(config, dataset, doublings)
-    return known[doublings]
+    of = config.model, config.features, config.area_rounds, doublings
+    if of not in known:
+      known[of] = original(config, dataset, doublings)
+    return known[of]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(synthesis_capacity, "make", make)
@@ -168,6 +174,9 @@ def test_capacity_doubles_where_it_is_full(tmp_path):
     ("milestones", ((300, 20, 0), 200), "for each layer, 3 above 0; got "),
     ("densty", 0.1, "did you mean 'density'"),
     ("model_kwargs", 3, "model_kwargs must be a dict; got 3"),
+    ("area_rounds", -1, "area_rounds must be at least 0; got -1"),
+    ("area_fraction", 1.0, r"area_fraction must be in \(0, 1\); got 1.0"),
+    ("image_size", 0, "image_size must be at least 1; got 0"),
     ("seed", 2**31, r"seed must be in \[0, 2\*\*31\); got 2147483648"),
   ],
 )
@@ -175,6 +184,20 @@ def test_fields_are_checked_before_any_work(tmp_path, field, value, rule):
   with pytest.raises(errors.ConfigError, match=rule):
     synthesis.grow_and_prune({**CONFIG, field: value}, tmp_path / "run", verbose=False)
   assert not (tmp_path / "run").exists()
+
+
+def test_partial_areas_need_a_convolution(tmp_path):
+  with pytest.raises(errors.ConfigError, match="area_rounds must be 0 for mlp"):
+    synthesis.grow_and_prune({**CONFIG, "area_rounds": 1}, tmp_path, verbose=False)
+
+
+def test_fields_that_were_added_later_do_not_change_old_runs():
+  """At their defaults; they are part of the identity of other runs."""
+  stamp = lambda **c: synthesis_config.stamp(synthesis_config.complete(c))
+  added = {"area_rounds", "area_fraction", "image_size"}
+  assert not added & set(stamp())
+  assert stamp(area_rounds=2)["area_rounds"] == 2
+  assert len(stamp()) == len(vars(synthesis_config.NestConfig())) - 3
 
 
 def test_affine_distortion():
@@ -192,14 +215,20 @@ def test_affine_distortion():
   np.testing.assert_allclose(turned[:, 4, 4, 0], 200, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-  "name", ["mnist_lenet300_nest", "mnist_lenet5_nest", "cifar10_vgg16_nest"]
-)
-def test_configs_are_complete_and_seed(name):
+def _config(name):
+  """The module of a file in configs/."""
   file = ROOT / "configs" / f"{name}.py"
   spec = importlib.util.spec_from_file_location(name, file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize(
+  "name", ["mnist_lenet300_nest", "mnist_lenet5_nest", "cifar10_vgg16_nest"]
+)
+def test_configs_are_complete_and_seed(name):
+  module = _config(name)
   for variant in getattr(module, "VARIANTS", ("",)):
     args = (variant,) if hasattr(module, "VARIANTS") else ()
     c = synthesis_config.complete(module.get_config(*args))
@@ -215,10 +244,7 @@ def test_configs_are_complete_and_seed(name):
 
 
 def test_alexnet_has_the_papers_seed():
-  file = ROOT / "configs" / "imagenet_alexnet_nest.py"
-  spec = importlib.util.spec_from_file_location("alexnet", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = _config("imagenet_alexnet_nest")
   c = synthesis_config.complete(module.get_config())
   model = models.create(c.model, num_classes=1000, features=c.features)
   chain = growth.layers(model, (227, 227, 3))
@@ -234,6 +260,115 @@ def test_alexnet_has_the_papers_seed():
     for layer, a, b in zip(chain, sources, widths, strict=True)
   )
   assert 8.0e6 < live < 8.9e6
+
+
+@pytest.fixture(scope="module")
+def alexnet(compiled, mock_stream, tmp_path_factory):
+  """The AlexNet of the config, narrow, on a mock of ImageNet; stopped and resumed."""
+  splits = tuple(mock_stream(n, 67, seed=n) for n in (32, 8, 8))
+  path, asked = tmp_path_factory.mktemp("alexnet"), []
+  c = _config("imagenet_alexnet_nest").get_config().to_dict() | {
+    "features": (18,) * 7,
+    "growth_rounds": 2,
+    "growth_epochs": 1,
+    "growth_units": (0, 1, 0, 0, 0, 1, 0),
+    "growth_batches": 2,
+    "map_candidates": 2,
+    "target_error": 0.0,
+    "milestones": (6_000,),
+    "milestone_rounds": (1,),
+    "prune_epochs": 1,
+    "tolerated_error": 100.0,
+    "area_rounds": 2,
+    "area_fraction": 0.25,
+    "tune_epochs": 1,
+    "batch_size": 16,
+  }
+
+  class Stop:
+    """A signal after a round of partial areas."""
+
+    def __bool__(self):
+      return len(metrics.read(path)) == 4
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stream, "load", lambda *args: asked.append(args) or splits)
+    with patch.context() as stopped:
+      stopped.setattr(
+        synthesis, "listen_for_signals", lambda: contextlib.nullcontext(Stop())
+      )
+      assert not synthesis.grow_and_prune(c, path, verbose=False)
+    records = synthesis.grow_and_prune(c, path, verbose=False)
+    yield c, path, records
+  assert {args[-1] for args in asked} == {227}
+
+
+def test_partial_areas_are_variables_of_the_network():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 255, (20, 16, 16, 1), np.uint8)
+  split = data.Split(images, rng.integers(0, 10, 20).astype(np.int32))
+  dataset = data_lib.unit(data.Dataset(split, split, split, 10, None, None))
+  c = synthesis_config.complete(
+    {"model": "lenet5", "features": (2, 3, 4), "area_rounds": 1, "batch_size": 10}
+  )
+  capacity = MAKE(c, dataset, 0)
+  state = capacity.program.init(np.zeros(1, np.int32))
+  rest, areas = synthesis_capacity.split_areas(state.model_state)
+  assert {name: area.shape for name, area in areas.items()} == {
+    "conv1": (12, 12, 1, 2),
+    "conv2": (2, 2, 2, 3),
+  }
+  # Whole areas compute the same network, which the ordinary program trains.
+  assert synthesis_capacity.program_of(capacity, state) is capacity.program
+  whole, same = (p.evaluate(state, split) for p in (capacity.program, capacity.partial))
+  chex.assert_trees_all_close(whole, same, rtol=1e-5)
+  # After a cut, the other program does, with the same state, and operations are saved.
+  sizes = capacity.contributions(state, split, state.key)
+  areas = {name: growth.prune_areas(areas[name], sizes[name], 0.5) for name in areas}
+  cut = state._replace(model_state={**rest, "areas": areas})
+  assert synthesis_capacity.program_of(capacity, cut) is capacity.partial
+  assert capacity.partial.evaluate(cut, split).loss != whole.loss
+  before, after = (synthesis_capacity.describe(capacity, x) for x in (state, cut))
+  saved = 72 * 25 * 2 + 2 * 25 * 2 * 3
+  assert before["multiply_adds"] - after["multiply_adds"] == saved
+  assert after["areas"] == {"conv1": 0.5, "conv2": 0.5}
+
+
+@pytest.mark.slow
+def test_alexnet_is_grown_and_pruned_with_partial_areas(alexnet):
+  _, path, (kept,) = alexnet
+  rounds = metrics.read(path)
+  phases = ["grow", "prune", "areas", "areas", "tune", "done"]
+  assert [r["phase"] for r in rounds] == phases
+  seed, grown, pruned, *cut = rounds
+  assert seed["connections"] < grown["connections"]
+  assert pruned["connections"] == cut[-1]["connections"] == 6_000
+  # 225 positions of the first layer: 56 are removed per round.
+  assert [r["areas"]["conv1"] for r in rounds] == pytest.approx(
+    [1, 1, 1, 169 / 225, 113 / 225, 113 / 225]
+  )
+  # Each live weight is used at the positions that are left of its two maps.
+  model, params, masks, state = synthesis_milestones.load(path, 0)
+  uses = {name: np.asarray(area).sum((0, 1)) for name, area in state["areas"].items()}
+  count = sum(
+    int((np.asarray(masks[name]["kernel"]).sum((0, 1)) * uses[name]).sum())
+    for name in uses
+  )
+  count += sum(int(masks[f"dense{i}"]["kernel"].sum()) for i in (1, 2, 3))
+  assert kept["multiply_adds"] == count < pruned["multiply_adds"]
+  logits = growth.with_areas(model.apply, state["areas"])(
+    {"params": params}, jnp.ones((1, 67, 67, 3))
+  )
+  assert np.isfinite(logits).all()
+
+
+@pytest.mark.slow
+def test_a_stopped_alexnet_ends_like_an_uninterrupted_one(alexnet, tmp_path):
+  c, path, _ = alexnet
+  synthesis.grow_and_prune(c, tmp_path, verbose=False)
+  assert metrics.read(tmp_path) == metrics.read(path)
+  a, b = (synthesis_milestones.load(run, 0)[1:] for run in (tmp_path, path))
+  chex.assert_trees_all_equal(a, b)
 
 
 def test_random_neurons_are_wired_as_strongly_as_those_by_gradients(compiled):

@@ -12,6 +12,7 @@ from sparsejax.training import (
   ConfigError,
   Rules,
   check_rules,
+  config_to_json,
   data,
   describe_config,
   empty_dict,
@@ -32,6 +33,8 @@ class NestConfig:
       on; 0 to measure them on the augmented training images.
     augmentation: the augmentation of training images.
     inputs: "unit" scales to [0, 1], so that black pixels are 0.
+    image_size: the height and width of images that are read as needed (imagenet2012);
+      other data sets have their own.
     model: a chain of layers whose attribute `features` has the hidden widths.
     model_kwargs: arguments of the model.
     features: the initial capacity; doubled when no unused units are left.
@@ -56,6 +59,12 @@ class NestConfig:
     tolerated_error: percent; pruning ends if the error stays above it.
     patience: how often a network is retrained before pruning ends.
     uses_power: ranks weights by |w| / uses^power; 0.5 saves multiply-adds.
+    area_rounds: rounds of partial-area convolution at each milestone, before it is
+      fine-tuned; 0 for none. In each, convolutions lose the positions at which an input
+      map contributes least to a feature map, and the network is retrained for
+      prune_epochs; if the error stays above tolerated_error, the last round is undone.
+    area_fraction: the fraction of the output positions removed per round, for each pair
+      of an input map and a feature map.
     tune_epochs: training epochs at a milestone.
     learning_rate: the learning rate of Adam; a cosine per round.
     final_rate: the learning rate at the end of a round, relative to its start.
@@ -71,6 +80,7 @@ class NestConfig:
   validation_fraction: float = 0.1
   augmentation: str = "none"
   inputs: str = "standardized"
+  image_size: int = 224
   # Model: a chain of layers with an attribute `features`, its hidden layers' widths.
   model: str = "mlp"
   model_kwargs: Mapping[str, Any] = empty_dict()
@@ -98,6 +108,8 @@ class NestConfig:
   tolerated_error: float = 100.0
   patience: int = 1
   uses_power: float = 0.0
+  area_rounds: int = 0
+  area_fraction: float = 0.01
   tune_epochs: int = 4
   # Optimizer: Adam, with a cosine learning rate schedule per round.
   learning_rate: float = 2e-3
@@ -125,7 +137,7 @@ _SOURCE = lambda v: v in ("gradient", "random"), "gradient or random"
 _RULES: Rules = {
   "dataset": (
     lambda v: v in (*data.NAMES, *data.NOT_IN_MEMORY),
-    f"one of {', '.join(data.NAMES)}",
+    f"one of {', '.join((*data.NAMES, *data.NOT_IN_MEMORY))}",
   ),
   "growth_epochs": _POSITIVE,
   "growth_rounds": _POSITIVE,
@@ -146,6 +158,9 @@ _RULES: Rules = {
   "weight_decay": _NOT_NEGATIVE,
   "patience": _NOT_NEGATIVE,
   "uses_power": _NOT_NEGATIVE,
+  "area_rounds": _NOT_NEGATIVE,
+  "area_fraction": (lambda v: 0 < v < 1, "in (0, 1)"),
+  "image_size": _POSITIVE,
   "seed": (lambda v: 0 <= v < 2**31, "in [0, 2**31)"),
   "inputs": (lambda v: v in ("standardized", "unit"), "standardized or unit"),
   "connections_by": _SOURCE,
@@ -215,6 +230,18 @@ def complete(config: Mapping[str, Any] | NestConfig) -> NestConfig:
   return full
 
 
+def stamp(config: NestConfig) -> dict[str, Any]:
+  """Returns the JSON values that identify a run, from a complete config.
+
+  Fields that were added later are left out at their defaults, so that a run that was
+  started before them can be resumed.
+  """
+  default, added = NestConfig(), ("area_rounds", "area_fraction", "image_size")
+  same = [name for name in added if getattr(config, name) == getattr(default, name)]
+  values = config_to_json(config)
+  return {name: value for name, value in values.items() if name not in same}
+
+
 def plan(config: NestConfig) -> growth.Plan:
   """Returns the `growth.Plan` of a complete config."""
   units = config.milestone_units or ((),) * len(config.milestones)
@@ -229,4 +256,5 @@ def plan(config: NestConfig) -> growth.Plan:
     patience=config.patience,
     tune_epochs=config.tune_epochs,
     floor=config.final_rate,
+    area_rounds=config.area_rounds,
   )

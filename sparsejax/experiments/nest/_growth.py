@@ -13,37 +13,39 @@ import sparsejax as sj
 from sparsejax import growth
 from sparsejax.core import salted
 from sparsejax.experiments.nest._config import NestConfig
-from sparsejax.training import TrainState, cross_entropy, from_flax
+from sparsejax.training import TrainState, cross_entropy
 from sparsejax.training import data as data_lib
 
 PyTree = Any
 _BATCH = 500
+# The collection of a model's variables that contains its partial areas.
+AREAS = "areas"
 # What keys are salted with: those of a run, and below them those of one growth.
-SEED, GRADIENTS, GROWTH = 0x73, 0x62, 0x67
+SEED, GRADIENTS, GROWTH, CONTRIBUTIONS = 0x73, 0x62, 0x67, 0x61
 _CONNECTIONS, _WIRES, _NOISE = range(3)
 
 
 def gradients(
-  model: Any, chain: tuple[growth.Layer, ...], dataset: data_lib.Dataset, batches: int
+  apply: Callable[..., Any],
+  chain: tuple[growth.Layer, ...],
+  dataset: data_lib.Dataset,
+  batches: int,
 ) -> Callable[..., tuple[PyTree, list[jax.Array]]]:
   """Compiles a function that averages gradients over batches of training images.
 
   Args:
-    model: a flax module.
+    apply: the `apply` of the model's `Functions`.
     chain: the model's layers.
     dataset: the data set, for shapes and statistics.
-    batches: the number of batches, of 500 random images each; see `batch_orders`.
+    batches: the number of batches; see `average`.
 
   Returns:
     `(state, train, key) -> (gradients like the params, bridging gradients)`. There is
     one bridging gradient per pair of consecutive dense layers, and None for other
     pairs.
   """
-  apply = from_flax(model).apply
   pairs = list(itertools.pairwise(chain))
   dense = [len(a.shape) == len(b.shape) == 2 for a, b in pairs]
-  examples = len(dataset.train.labels)
-  size = min(_BATCH, examples)
 
   # Run the model with a virtual kernel over each pair of dense layers.
   def bridged(bridges, *args):
@@ -58,27 +60,89 @@ def gradients(
     logits, _ = bridged(bridges, params, state.model_state, images, None)
     return cross_entropy(logits, labels)[0]
 
-  # Average the gradients with respect to the params and to virtual kernels of zero.
-  @jax.jit
-  def run(state, train, key):
-    orders = batch_orders(key, examples, size, batches)
+  # The gradients with respect to the params and to virtual kernels of zero.
+  def gradient(state, images, labels):
     bridges = [
       jnp.zeros((lower.shape[0], upper.shape[1])) if d else None
       for (lower, upper), d in zip(pairs, dense, strict=True)
     ]
-    wanted = (state.params, bridges)
+    return jax.grad(loss)((state.params, bridges), state, images, labels)
+
+  return average(gradient, dataset, batches)
+
+
+def contributions(
+  apply: Callable[..., Any], dataset: data_lib.Dataset, batches: int
+) -> Callable[..., dict[str, jax.Array]]:
+  """Compiles a function that averages contributions to feature maps over batches.
+
+  Args:
+    apply: the `apply` of the model's `Functions`, by ordinary convolutions.
+    dataset: the data set, for shapes and statistics.
+    batches: the number of batches; see `average`.
+
+  Returns:
+    `(state, train, key) -> dict`, as returned by `growth.area_contributions`.
+  """
+
+  def sizes(state, images, labels):
+    del labels
+    measure = growth.area_contributions(apply, state.model_state[AREAS])
+    return measure(state.params, state.model_state, images, None)
+
+  return average(sizes, dataset, batches)
+
+
+def average(
+  function: Callable[..., PyTree], dataset: data_lib.Dataset, batches: int
+) -> Callable[..., PyTree]:
+  """Compiles a function that averages another one over batches of training images.
+
+  Args:
+    function: `(state, images, labels) -> tree of arrays`, on normalized images.
+    dataset: the data set, for shapes and statistics.
+    batches: the number of batches, of 500 random images each: those of `batch_orders`,
+      or the first ones of a stream in an order of its own.
+
+  Returns:
+    `(state, train, key) -> tree of arrays`. The key determines the batches.
+  """
+  examples = len(dataset.train.labels)
+  size = min(_BATCH, examples)
+
+  def value(state, images, labels):
+    return function(state, dataset.normalize(images), labels)
+
+  def zeros(state):
+    of = dataset.train.images
+    images = jax.ShapeDtypeStruct((size, *of.shape[1:]), of.dtype)
+    labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+    like = jax.eval_shape(value, state, images, labels)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+  # In memory, the loop over the batches is compiled.
+  @jax.jit
+  def run(state, train, key):
+    orders = batch_orders(key, examples, size, batches)
 
     def body(i, total):
-      take = orders[i]
-      images = dataset.normalize(train.images[take])
-      new = jax.grad(loss)(wanted, state, images, train.labels[take])
+      new = value(state, train.images[orders[i]], train.labels[orders[i]])
       return jax.tree.map(jnp.add, total, new)
 
-    zeros = jax.tree.map(jnp.zeros_like, wanted)
-    total = jax.lax.fori_loop(0, batches, body, zeros)
-    return jax.tree.map(lambda g: g / batches, total)
+    total = jax.lax.fori_loop(0, batches, body, zeros(state))
+    return jax.tree.map(lambda x: x / batches, total)
 
-  return run
+  # The batches of a stream come from the host one by one.
+  one = jax.jit(value)
+
+  def run_streamed(state, train, key):
+    seed = int(jax.device_get(jax.random.bits(key))) % 2**31
+    total = zeros(state)
+    for batch in itertools.islice(train.batches(0, size, seed, None), batches):
+      total = jax.tree.map(jnp.add, total, one(state, *batch))
+    return jax.tree.map(lambda x: x / batches, total)
+
+  return run_streamed if isinstance(dataset.train, data_lib.Stream) else run
 
 
 def batch_orders(key: jax.Array, examples: int, size: int, batches: int) -> jax.Array:

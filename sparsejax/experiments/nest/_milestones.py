@@ -56,7 +56,8 @@ def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, P
     index: the index of the milestone.
 
   Returns:
-    The flax module, its params (masked), its masks, and its other variables.
+    The flax module, its params (masked), its masks, and its other variables. Partial
+    areas are among these as `areas`; `growth.with_areas` makes the module use them.
   """
   path = pathlib.Path(workdir)
   config = json.loads((path / "config.json").read_text())

@@ -19,18 +19,18 @@ from sparsejax.training import (
   Checkpoints,
   ConfigError,
   MetricsWriter,
+  Program,
   TrainState,
   check_workdir,
   claim_workdir,
-  config_to_json,
   cross_entropy,
   data,
   environment,
-  evaluation_batch,
   exclusive_workdir,
   listen_for_signals,
   no_totals,
   place_arrays,
+  place_splits,
 )
 
 PyTree = Any
@@ -77,7 +77,7 @@ def grow_and_prune(
       its checkpoints cannot be used.
   """
   complete = _config.complete(config)
-  stamp = config_to_json(complete)
+  stamp = _config.stamp(complete)
   with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
     check_workdir(path, stamp)
     run = _Run(complete, stamp, path, stop, verbose)
@@ -96,7 +96,9 @@ class _Run:
   def __init__(self, config, stamp, path, stop, verbose):
     self.config, self.stamp, self.path, self.stop = config, stamp, path, stop
     self.verbose, self.started, self.before = verbose, time.monotonic(), 0.0
-    dataset = data.load(config.dataset, config.data_dir, config.validation_fraction)
+    dataset = data.load(
+      config.dataset, config.data_dir, config.validation_fraction, config.image_size
+    )
     if config.inputs == "unit":
       dataset = data.unit(dataset)
     self.dataset = dataset
@@ -106,10 +108,7 @@ class _Run:
         f"batch_size must be at most the {len(dataset.train.labels)} training images; "
         f"got {config.batch_size}"
       )
-    pad = lambda split: data.pad(split, evaluation_batch(len(split.labels)))
-    self.train_data, self.validation, self.test = place_arrays(
-      (dataset.train, pad(dataset.validation), pad(dataset.test))
-    )
+    self.train_data, self.validation, self.test = place_splits(dataset)
     self.capacity = functools.cache(functools.partial(_capacity.make, config, dataset))
     self.capacity(0)  # raises now if the model does not fit the data
     self.stores: dict[int, Checkpoints] = {}
@@ -129,7 +128,14 @@ class _Run:
     network, best, position = self._restore()
     claim_workdir(self.path, self.stamp)
     actions = growth.Actions(
-      self.grow, self.prune, self.train, self.error, self.size, self.keep, self.save
+      grow=self.grow,
+      prune=self.prune,
+      train=self.train,
+      error=self.error,
+      size=self.size,
+      keep=self.keep,
+      save=self.save,
+      prune_areas=self.prune_areas,
     )
     with MetricsWriter(self.path, int(network.train.step)) as writer:
       self.writer = writer
@@ -197,13 +203,16 @@ class _Run:
 
   def _batch_loss(self, network: Network):
     """Returns `params -> loss` on the first 500 images, to compare new feature maps."""
-    model, state = self.capacity(network.doublings).model, network.train
-    images = self.dataset.normalize(self.train_data.images[:500])
-    labels = self.train_data.labels[:500]
-    variables = state.model_state
+    apply, train = self.capacity(network.doublings).apply, self.train_data
+    if isinstance(train, data.Stream):
+      images, labels = next(train.in_order(500, None))
+    else:
+      images, labels = train.images[:500], train.labels[:500]
+    images = self.dataset.normalize(images)
+    variables = network.train.model_state
 
     def loss(params):
-      logits = model.apply({"params": params, **variables}, images)
+      logits, _ = apply(params, variables, images, None)
       return cross_entropy(logits, labels)[0]
 
     return loss
@@ -214,7 +223,18 @@ class _Run:
     fresh = wide.program.init(np.full(1, self.config.seed, np.int32))
     none = jax.tree.map(jnp.zeros_like, sj.masks(fresh.opt_state))
     fresh = _growth.with_masks(fresh, none)
-    state = growth.carry_over(network.train, fresh, narrow.chain, wide.chain)
+    # The areas are not copied: all of them are whole while a network grows.
+    variables, _ = _capacity.split_areas(network.train.model_state)
+    new, areas = _capacity.split_areas(fresh.model_state)
+    state = growth.carry_over(
+      network.train._replace(model_state=variables),
+      fresh._replace(model_state=new),
+      narrow.chain,
+      wide.chain,
+    )
+    if areas:
+      variables = {**state.model_state, _growth.AREAS: areas}
+      state = state._replace(model_state=variables)
     return Network(network.doublings + 1, place_arrays(state), network.error)
 
   def prune(
@@ -236,9 +256,24 @@ class _Run:
     masks = growth.prune_connections(masks, weights, chain, keep, powers=power)
     return network._replace(train=place_arrays(_growth.with_masks(state, masks)))
 
+  def prune_areas(self, network: Network) -> Network:
+    """Removes the positions of smallest contribution from the areas."""
+    state, fraction = network.train, self.config.area_fraction
+    key = salted(state.key, _growth.CONTRIBUTIONS, state.step)
+    measure = self.capacity(network.doublings).contributions
+    assert measure is not None
+    sizes = measure(state, self.train_data, key)
+    variables, areas = _capacity.split_areas(state.model_state)
+    areas = {
+      name: growth.prune_areas(area, sizes[name], fraction)
+      for name, area in areas.items()
+    }
+    state = state._replace(model_state={**variables, _growth.AREAS: areas})
+    return network._replace(train=place_arrays(state))
+
   def train(self, network: Network, epochs: int, first: float, last: float):
     """Trains for some epochs, with a cosine learning rate schedule."""
-    program, state = self.capacity(network.doublings).program, network.train
+    program, state = self._program(network), network.train
     # Copy the state, because the program donates it and the caller may still need it.
     state = jax.tree.map(jnp.copy, state)
     accuracy, count, pace = np.nan, int(state.step), Pace()
@@ -270,8 +305,12 @@ class _Run:
       return network.error
     return self._error(network, self.validation)
 
-  def _error(self, network: Network, split: data.Split) -> float:
-    program = self.capacity(network.doublings).program
+  def _program(self, network: Network) -> Program:
+    capacity = self.capacity(network.doublings)
+    return _capacity.program_of(capacity, network.train)
+
+  def _error(self, network: Network, split: Any) -> float:
+    program = self._program(network)
     return 100 * (1 - float(program.evaluate(network.train, split).means()[1]))
 
   def size(self, network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:

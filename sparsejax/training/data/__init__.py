@@ -14,6 +14,7 @@ from sparsejax.training.data._load import (
   take,
   unit,
 )
+from sparsejax.training.data._stream import Stream
 from sparsejax.training.data._tfds_source import find as find_prepared
 from sparsejax.training.data._tfds_source import root as data_root
 

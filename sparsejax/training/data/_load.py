@@ -68,7 +68,12 @@ class Dataset(NamedTuple):
     return (images.astype(jnp.float32) - self.mean) * (1 / self.std)
 
 
-def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dataset:
+def load(
+  name: str,
+  data_dir: str = "",
+  validation_fraction: float = 0.1,
+  image_size: int = _stream.SIZE,
+) -> Dataset:
   """Loads a data set into host memory, or opens a large one as streams.
 
   It never uses the network. The `round(validation_fraction * n)` validation images do
@@ -79,6 +84,7 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
     data_dir: see `_tfds_source.read`; not used by `digits` and `text`, which need no
       files of TFDS.
     validation_fraction: the fraction of the training images to hold out, in [0, 1).
+    image_size: the height and width of the images of a stream; others keep theirs.
 
   Returns:
     The data set, with uint8 images.
@@ -102,7 +108,8 @@ def load(name: str, data_dir: str = "", validation_fraction: float = 0.1) -> Dat
       f"validation_fraction must be in [0, 1); got {validation_fraction}"
     )
   if name in NOT_IN_MEMORY:
-    train, validation, test = _stream.load(name, data_dir, validation_fraction)
+    splits = _stream.load(name, data_dir, validation_fraction, image_size)
+    train, validation, test = splits
     labels, mean, std = _stream.CLASSES, _stream.MEAN, _stream.STD
     return Dataset(train, validation, test, labels, mean, std)
   # Training examples before the validation split, and test examples.
