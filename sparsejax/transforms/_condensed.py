@@ -92,8 +92,11 @@ def condensed(inner: optax.GradientTransformation) -> optax.GradientTransformati
   `sparse_evolution`, `static_sparse`) and give masked gradients to its inner optimizer;
   `sj.sparse_momentum`, whose masked weights have momentum, does not. `sj.deep_r`, which
   changes masks after the optimizer's step, refuses it.
-  `sj.with_masks` and `sj.densify` refuse the state. Kernels must not be sharded over
-  devices. Under `vmap` with a batched schedule moments are moved at every step.
+  `sj.with_masks` and `sj.densify` refuse the state. Kernels should not be sharded over
+  devices, and are refused where `init` can see that they are. Under `jit` the compiler
+  may still shard them: the results are the same, but it gathers the kernels on every
+  device, and the moments are replicated. Under `vmap` with a batched schedule moments
+  are moved at every step.
 
   Args:
     inner: an optax optimizer that updates each weight by itself, from moments that

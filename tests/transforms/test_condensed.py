@@ -1,11 +1,14 @@
 from typing import Any
 
+import chex
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
 
@@ -126,3 +129,29 @@ def test_every_seed_of_a_population_has_its_own_places():
   updates, masks = jax.vmap(first)(jnp.arange(3))
   np.testing.assert_allclose(updates, np.where(masks, -0.1, -1.0), rtol=1e-5)
   assert (masks.sum((1, 2)) == 4).all()
+
+
+def test_shardings_that_the_compiler_chose_change_nothing():
+  """Traced kernels do not tell `init` how they are sharded; the result is the same."""
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+  tx = method(sj.condensed(optax.sgd(0.1, momentum=0.9)), BLOCKS)
+
+  @jax.jit
+  def train(params, grads):
+    def step(carry, grads):
+      params, state = carry
+      updates, state = tx.update(grads, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), grads)
+    return params, sj.masks(state), state.inner_state
+
+  params, steps = draw(0), [draw(i + 1) for i in range(5)]
+  grads = jax.tree.map(lambda *g: jnp.stack(g), *steps)
+  sharded = NamedSharding(mesh, P("y", "x"))
+  put = lambda x, s: jax.device_put(x, s if x.ndim > 1 else NamedSharding(mesh, P()))
+  placed = jax.tree.map(lambda p: put(p, sharded), params)
+  expected, found = train(params, grads), train(placed, grads)
+  chex.assert_trees_all_equal(*jax.device_get((expected, found)))
+  with pytest.raises(ValueError, match=r"must not be sharded .* at 'dense/kernel'"):
+    tx.init(placed)
