@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -86,6 +87,20 @@ def test_runs_are_told_collected_and_drawn(two_runs, tmp_path):
   assert table[1].endswith("10.0%     10.0%")
 
 
+def test_labels_of_the_plot_do_not_overlap():
+  snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
+  low, high = (comparison.Outcome(a, None, None, 10, (RUN,)) for a in (9.0, 98.9))
+  fig = comparison_report.draw(make_config("dense"), {snip: {0: low}, dense: {0: high}})
+  fig.draw_without_rendering()
+  axes = fig.axes[0]
+  assert axes.get_ylim()[1] < 99.2  # 5 % of the axis above 98.9
+  boxes = [t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()]
+  inside = [b for b in boxes if axes.bbox.y0 <= (b.y0 + b.y1) / 2 <= axes.bbox.y1]
+  assert len(inside) > 5
+  for lower, upper in itertools.pairwise(sorted(inside, key=lambda b: b.y0)):
+    assert lower.y1 <= upper.y0
+
+
 def test_what_fails_after_training_costs_no_result(two_runs, tmp_path, monkeypatch):
   """Accuracies are written without the costs, the file without its plot."""
 
@@ -141,6 +156,7 @@ def test_the_exploration_rate_is_a_column_where_it_was_tracked(tmp_path):
   assert head.split()[-1] == "explored"
   assert [line.split()[-1] for line in lines] == ["40.0%", "100.0%"]
   assert len(lines[1]) < len(head)  # the dense network's is blank
+  assert "published" not in head  # for there is none
   out = tmp_path / "toy.json"
   comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
   kept = comparison_report.keep(config, {}, out)
@@ -197,9 +213,12 @@ def test_another_recipe_is_refused(two_runs):
     config.num_epochs = 2
     return config
 
-  grid = comparison.cells(["snip"], [0.1])
-  with pytest.raises(errors.WorkdirError, match="num_epochs: 1 -> 2"):
-    comparison.run_grid(longer, two_runs[0], grid, [0])
+  # RigL has no run yet, but the table would have SNIP's beside it.
+  for method in ("snip", "rigl"):
+    grid = comparison.cells([method], [0.1])
+    with pytest.raises(errors.WorkdirError, match="num_epochs: 1 -> 2"):
+      comparison.run_grid(longer, two_runs[0], grid, [0])
+    assert not (two_runs[0] / "rigl").exists()
 
 
 def test_what_another_process_holds_is_passed_over(tmp_path):

@@ -128,9 +128,13 @@ def run_grid(
     The runs that other processes are training; empty if all runs are finished.
 
   Raises:
-    TrainingError: as raised by `train_and_evaluate`.
+    TrainingError: a finished run of the folder, in the grid or not, has another recipe;
+      or as raised by `train_and_evaluate`.
     KeyboardInterrupt: a signal stopped a run; its checkpoint has been written.
   """
+  # The table has all runs of the folder, also those that are not in this grid.
+  for cell in _cells_in(workdir):
+    _check_same(_config(make_config, cell), finished_seeds(folder(workdir, cell)))
   # Go through the unfinished runs until all are finished, or all those left are locked
   # by other processes.
   jobs = [(cell, group) for group in _groups(seeds, together) for cell in grid]
@@ -138,8 +142,7 @@ def run_grid(
   while left:
     held: list[tuple[Cell, list[int]]] = []
     for cell, group in left:
-      config = make_config(cell.method)
-      config.density = cell.density
+      config = _config(make_config, cell)
       done_seeds = finished_seeds(folder(workdir, cell))
       _check_same(config, done_seeds)
       missing = [seed for seed in group if seed not in done_seeds]
@@ -197,17 +200,32 @@ def collect(
     logging.warning("Multiply-adds are missing: %s: %s", type(e).__name__, e)
     uses, sizes = None, {}
   outcomes = {}
-  for method in METHODS:
-    folders = (workdir / method).glob("density=*")
-    for place in sorted(folders, key=lambda p: float(p.name.removeprefix("density="))):
-      cell = Cell(method, float(place.name.removeprefix("density=")))
-      found = {
-        seed: _outcome(run, index, uses, sizes, method)
-        for seed, (run, index) in finished_seeds(place).items()
-      }
-      if found:
-        outcomes[cell] = found
+  for cell in _cells_in(workdir):
+    found = {
+      seed: _outcome(run, index, uses, sizes, cell.method)
+      for seed, (run, index) in finished_seeds(folder(workdir, cell)).items()
+    }
+    if found:
+      outcomes[cell] = found
   return outcomes
+
+
+def _cells_in(workdir: pathlib.Path) -> list[Cell]:
+  """Returns the cells that have a folder, ordered as `METHODS`, then by density."""
+  return [
+    Cell(method, density)
+    for method in METHODS
+    for density in sorted(
+      float(place.name.removeprefix("density="))
+      for place in (workdir / method).glob("density=*")
+    )
+  ]
+
+
+def _config(make_config: Callable[[str], Any], cell: Cell) -> Any:
+  config = make_config(cell.method)
+  config.density = cell.density
+  return config
 
 
 def _check_same(config, done: dict[int, tuple[pathlib.Path, int]]) -> None:

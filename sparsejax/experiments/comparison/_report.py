@@ -1,5 +1,6 @@
 """Reports of a comparison: rows of a results file, a table and a plot."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -131,12 +132,12 @@ def table(config: TrainConfig, outcomes: Outcomes) -> str:
   Returns:
     The lines of the table, and one that says what ± is. FLOPs are percentages of the
     dense network's, for inference and for training; they are blank where they cannot be
-    counted. `explored`, the exploration rate, is there if a run tracked it
-    (`track_exploration` in the config).
+    counted. A column that would be blank is left out: `published` where no value is,
+    and `explored`, the exploration rate, where no run tracked it (`track_exploration`
+    in the config).
   """
   head = ("method", "density", "accuracy %", "seeds", "published", "FLOPs", "training")
-  tracked = any(o.explored is not None for f in outcomes.values() for o in f.values())
-  head += ("explored",) if tracked else ()
+  head += ("explored",)
   lines: list[tuple[str, ...]] = [head]
 
   def order(item):
@@ -158,10 +159,12 @@ def table(config: TrainConfig, outcomes: Outcomes) -> str:
         "" if paper is None else f"{paper:.2f}",
         "" if inference is None else f"{inference:.1%}",
         "" if training is None else f"{training:.1%}",
-        *([""] if tracked and explored is None else []),
-        *([] if explored is None else [f"{explored:.1%}"]),
+        "" if explored is None else f"{explored:.1%}",
       )
     )
+  # Leave out the columns that are blank in all lines.
+  filled = [any(column[1:]) for column in zip(*lines, strict=True)]
+  lines = [tuple(itertools.compress(line, filled)) for line in lines]
   # Align the columns: the first to the left, the others to the right.
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   aligned = [
@@ -221,9 +224,10 @@ def draw(config: TrainConfig, outcomes: Outcomes, title: str = "") -> figure.Fig
   # The vertical axis is the logarithm of the error, so that 98 and 98.5 % are as far
   # apart as 92 and 94 %.
   axes.set_yscale("function", functions=(_height, _accuracy))
-  low, high = axes.get_ylim()
-  few = sum(low <= t <= high for t in _TICKS) < 3
-  locator = ticker.MaxNLocator(5) if few else ticker.FixedLocator(_TICKS)
+  axes.autoscale(axis="y")  # the margins that it has are those of a linear axis
+  ticks = _ticks(*axes.get_ylim())
+  few = len(ticks) < 3
+  locator = ticker.MaxNLocator(5) if few else ticker.FixedLocator(ticks)
   axes.yaxis.set_major_locator(locator)
   axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
   axes.set_ylabel("test accuracy, %")
@@ -267,6 +271,16 @@ def _height(accuracy):
 
 def _accuracy(height):
   return 100 - 10 ** -np.asarray(height, float)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+  """Returns the ticks between two accuracies, with room for their labels."""
+  ticks: list[float] = []
+  room = 0.05 * (_height(high) - _height(low))
+  for tick in reversed(_TICKS):
+    if low <= tick <= high and (not ticks or _height(ticks[-1]) - _height(tick) > room):
+      ticks.append(tick)
+  return ticks
 
 
 def _mean(values) -> tuple[float, float]:
