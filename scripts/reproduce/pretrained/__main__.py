@@ -27,6 +27,9 @@ SENTENCES = flags.DEFINE_integer(
   "sentences", 1024, "Sentences per set of calibration text."
 )
 STEPS = flags.DEFINE_integer("steps", 400, "Steps of fine-tuning.")
+TUNED = flags.DEFINE_multi_enum(
+  "fine_tune", list(DENSITIES), list(DENSITIES), "Networks to fine-tune."
+)
 
 
 def main(_):
@@ -78,11 +81,14 @@ def main(_):
         print(case, found, flush=True)
         _write(case, found, f"{SENTENCES.value} sentences, {note}")
   # Fine-tuning of SparseGPT's networks.
-  for name, (density, structure) in DENSITIES.items():
+  for name in TUNED.value:
+    density, structure = DENSITIES[name]
     case = f"minilm_l6/{name}/sparse_gpt/fine_tuned"
+    if STEPS.value != STEPS.default:
+      case += f"/steps={STEPS.value}"
     if case in done:
       continue
-    pruned = prune(0, density, "sparse_gpt", structure, targets="dense")
+    pruned = prune(0, density, "sparse_gpt", structure, targets="dense", measure=False)
     batches = example.calibration(tokenizer, example.sentences(0)[1], 16)
     start = time.time()
     tuned = example.fine_tune(apply_fn, params, pruned, batches, STEPS.value)
