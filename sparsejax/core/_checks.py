@@ -6,6 +6,7 @@ work is done. The values of traced arrays are not checked, only their types.
 
 import inspect
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import checkify
+
+
+def shown(value: Any) -> str:
+  """Returns a value for an error message, in one line: a tree of params has pages.
+
+  Example:
+    >>> shown({"dense": {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)}})
+    "{'dense': {'bias': array([0., 0.]), 'kernel': array([[0., 0.], [0., 0.]])}}"
+    >>> shown({"params": {"dense": {"kernel": np.zeros((2, 2))}}})
+    "{'params': {'dense': {...}}}"
+  """
+  short = reprlib.Repr()
+  short.maxlevel, short.maxdict, short.maxother = 2, 3, 60
+  return " ".join(short.repr(value).split())
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
@@ -26,7 +41,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> None:
     arguments: the number of positional arguments that it is called with.
   """
   if not callable(value):
-    raise TypeError(f"{name} must be {what}, got {value!r}.")
+    raise TypeError(f"{name} must be {what}, got {shown(value)}.")
   try:
     signature = inspect.signature(value)
   except (TypeError, ValueError):  # a builtin or a compiled function
@@ -46,7 +61,7 @@ def check_optimizer(name: str, value: Any, what: str = "an optax optimizer") -> 
   """Raises TypeError unless a value has optax's `init` and `update`."""
   for part in ("init", "update"):
     if not callable(getattr(value, part, None)):
-      raise TypeError(f"{name} must be {what}, got {value!r}.")
+      raise TypeError(f"{name} must be {what}, got {shown(value)}.")
 
 
 def check_flag(name: str, value: Any) -> None:

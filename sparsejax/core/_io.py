@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core._checks import shown
 from sparsejax.core._masks import pack, unpack
 from sparsejax.core._tree import check_masks, named_leaves
 
@@ -127,7 +128,7 @@ def read_archive(path: str | os.PathLike, writer: str) -> dict[str, np.ndarray]:
 def check_path(path: Any) -> str:
   """Returns a path as text, or raises TypeError."""
   if not isinstance(path, (str, os.PathLike)):
-    raise TypeError(f"path must be the path of a file, got {path!r}.")
+    raise TypeError(f"path must be the path of a file, got {shown(path)}.")
   return os.fspath(path)
 
 

@@ -46,7 +46,7 @@ def pictures(run: Found) -> Iterator[Picture]:
       text = f"live weights of each input pixel, 0 to {values.max()}"
     elif mask.ndim >= 2:
       values = mask_image(mask)
-      text = f"inputs down, outputs across; densest {values.max():.2g}"
+      text = f"inputs down, outputs across; density 0 to {values.max():.2g}"
       if values.shape[0] > 2 * values.shape[1]:
         values = values.T
         text = text.replace("inputs down, outputs", "outputs down, inputs")

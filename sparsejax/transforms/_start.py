@@ -167,4 +167,8 @@ def check_axes(structure: Structure, axes: Sequence[LayerAxes]) -> None:
   # Vectors are left to `structure.check`, whose message is more specific.
   check_known([a for a in axes if len(a.layer) > 1], f"the structure {structure.name}")
   for a in axes:
-    structure.check(a.path, a)
+    try:
+      structure.check(a.path, a)
+    except ValueError as e:
+      e.add_note(f"To leave {a.path!r} dense, exclude it by where=.")
+      raise

@@ -185,8 +185,9 @@ def test_other_things_that_do_not_go_together():
   rigl = functools.partial(sj.rigl, SGD, 0.5)
   with pytest.raises(TypeError, match="structure must be a Structure"):
     rigl(structure=(2, 4))
-  with pytest.raises(ValueError, match=r"multiple of 4 .* \(6, 8\) at 'layer0'"):
+  with pytest.raises(ValueError, match=r"multiple of 4 .* \(6, 8\) at 'layer0'") as e:
     rigl(structure=sj.n_m(2, 4)).init(kernels((6, 8)))
+  assert e.value.__notes__ == ["To leave 'layer0' dense, exclude it by where=."]
   with pytest.raises(ValueError, match=r"units of one size.*channel\(-1\)"):
     make("sparse_momentum", sj.channel(-1)).init(kernels((8, 6), (4, 6)))
 
