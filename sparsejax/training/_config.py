@@ -79,7 +79,8 @@ class TrainConfig:
     model_kwargs: arguments of the model.
     compute_dtype: the dtype of the model; params and moments stay float32.
     method: the method of sparse training.
-    method_kwargs: arguments of the method, which take precedence over fields.
+    method_kwargs: arguments of the method, which take precedence over fields, such as
+      `{'drop_scope': 'global'}`.
     density: live weights / weights, over all sparsified layers.
     distribution: the initial budget per layer; "global" for methods that compare the
       weights of all layers.
