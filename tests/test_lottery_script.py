@@ -37,9 +37,9 @@ def test_both_arms_count_in_the_standard_error():
 
 
 def test_the_report_says_what_its_errors_are():
-  cell = lottery_report.Cell("dense", 0)
-  text = lottery_report.table({cell: outcome([100, 200, 300], [95.0, 96.0, 97.0])})
+  arm = lottery_report.Arm("dense", 0)
+  text = lottery_report.table({arm: outcome([100, 200, 300], [95.0, 96.0, 97.0])})
   assert "200 ± 58" in text  # 100 / sqrt(3)
   assert "96.00 ± 0.58" in text
   assert text.endswith("±: standard error over the seeds")
-  assert "±" not in lottery_report.table({cell: outcome([1], [95.0])}).split("\n±")[0]
+  assert "±" not in lottery_report.table({arm: outcome([1], [95.0])}).split("\n±")[0]

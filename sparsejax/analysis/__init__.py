@@ -39,7 +39,13 @@ from sparsejax.analysis.costs import (
   flops,
   sizes,
 )
-from sparsejax.analysis.deployment import Deployed, Latency, Layer, deploy, latency
+from sparsejax.analysis.deployment import (
+  Deployed,
+  Latency,
+  LayerFormat,
+  deploy,
+  latency,
+)
 
 __all__ = [
   "Compact",
@@ -47,8 +53,8 @@ __all__ = [
   "Deployed",
   "Estimates",
   "Latency",
-  "Layer",
   "LayerCost",
+  "LayerFormat",
   "Sizes",
   "class_contributions",
   "class_specialization",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
-Layer = Callable[[PyTree, jax.Array], jax.Array]
+LayerFunction = Callable[[PyTree, jax.Array], jax.Array]
 
 
 class Spectrum(NamedTuple):
@@ -38,7 +38,7 @@ class Spectrum(NamedTuple):
     return float(10.0**self.log10_median)
 
 
-def end_to_end(layer: Layer, params: PyTree, x: jax.Array) -> Spectrum:
+def end_to_end(layer: LayerFunction, params: PyTree, x: jax.Array) -> Spectrum:
   """Computes the singular values of the Jacobian of a stack of layers.
 
   J = D_L W_L ... D_1 W_1,  by U <- U J_l / s_l with s_l = max |U J_l|, and sum log s_l
@@ -71,7 +71,7 @@ def end_to_end(layer: Layer, params: PyTree, x: jax.Array) -> Spectrum:
 
 
 def single_layers(
-  layer: Layer, params: PyTree, x: jax.Array, layers: Sequence[int]
+  layer: LayerFunction, params: PyTree, x: jax.Array, layers: Sequence[int]
 ) -> list[Spectrum]:
   """Computes the singular values of single layers' Jacobians, at their inputs.
 

@@ -197,13 +197,13 @@ def check_plan(plan: Plan) -> None:
     raise ValueError(f"area_rounds must be at least 0, got {plan.area_rounds}.")
 
 
-def ladder(start: int, end: int, rounds: int, done: int) -> int:
+def size_after(start: int, end: int, rounds: int, done: int) -> int:
   """Computes the size after `done` of `rounds` rounds of pruning in equal ratios.
 
   start (end / start)^(done / rounds), rounded; never above `start`
 
   Example:
-    >>> [ladder(1000, 10, 4, i) for i in (1, 2, 3, 4)]
+    >>> [size_after(1000, 10, 4, i) for i in (1, 2, 3, 4)]
     [316, 100, 32, 10]
   """
   if end >= start:
@@ -251,7 +251,7 @@ def _prune(plan, actions, state, best, position):
   # Prune to this round's sizes, unless the last network is to be retrained.
   if not position.tries:
     done = position.round + 1
-    down = lambda start, end: ladder(start, end, milestone.rounds, done)
+    down = lambda start, end: size_after(start, end, milestone.rounds, done)
     if isinstance(milestone.connections, tuple):
       if len(milestone.connections) != len(position.start):
         raise ValueError(

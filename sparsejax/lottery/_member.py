@@ -84,8 +84,8 @@ class Best(NamedTuple):
   model_state: PyTree
 
 
-class Plan(NamedTuple):
-  """The schedule of a training, in steps; see `train_population`."""
+class Timetable(NamedTuple):
+  """The steps of a training; see `train_population`."""
 
   batch_size: int
   examples: int
@@ -152,8 +152,8 @@ def program(
     effective: see `train_population`.
 
   Returns:
-    `(members, data, held_out, plan, devices, show, stopped) -> Population`; members are
-    donated.
+    `(members, data, held_out, timetable, devices, show, stopped) -> Population`;
+    members are donated.
   """
   tx = optax.with_extra_args_support(tx)
 
@@ -209,39 +209,39 @@ def program(
 
 
 def _train(run, orders, look, view, gauge, validate, measure, stacked, *arguments):
-  members, data, held_out, plan, devices, show, stopped = arguments
+  members, data, held_out, timetable, devices, show, stopped = arguments
   shape = members.key.shape
   # A single member is trained without the leading axis.
   if not stacked:
     members = _first(members)
   members, data, held_out = _placed(members, data, held_out, devices)
-  epoch = plan.examples // plan.batch_size
+  epoch = timetable.examples // timetable.batch_size
   best = Best(
     jnp.full(shape if stacked else (), jnp.inf, jnp.float32),
-    jnp.full(shape if stacked else (), plan.steps, jnp.int32),
+    jnp.full(shape if stacked else (), timetable.steps, jnp.int32),
     *_copied((members.params, members.model_state)),
   )
   # Run the compiled loop from stop to stop. At each stop, draw the data order of a new
   # epoch, validate, and measure, where these are due.
-  count, losses, results = plan.start, [], []
+  count, losses, results = timetable.start, [], []
   order, pace = orders(members.key, count // epoch), Pace()
 
   def part(members, start, stop):
-    return run(members, data, order, start, stop, size=plan.batch_size)
+    return run(members, data, order, start, stop, size=timetable.batch_size)
 
-  for stop in plan.stops().tolist():
+  for stop in timetable.stops().tolist():
     members, count = pace.run(part, members, count, stop, stopped)
     if count < stop:
       raise KeyboardInterrupt
     if count % epoch == 0:
       order = orders(members.key, count // epoch)
-    if count in plan.validations:
+    if count in timetable.validations:
       if validate is not None:
         now, best = look(members, best, held_out, jnp.int32(count))
         losses.append(np.atleast_1d(now))
       if show is not None:
         show(count, np.stack(losses, -1) if losses else np.zeros((*shape, 0)))
-    if measure is not None and count in plan.measurements:
+    if measure is not None and count in timetable.measurements:
       now = view(members.params, members.opt_state)
       results.append(gauge(now, members.model_state, held_out))
   # Measure each member at its early stop; without a validation, after the last step.
@@ -264,10 +264,10 @@ def _train(run, orders, look, view, gauge, validate, measure, stacked, *argument
       measurements = jax.tree.map(lambda x: x[None], measurements)
   return Population(
     members=members,
-    steps=plan.validations if losses else np.zeros(0, np.int64),
+    steps=timetable.validations if losses else np.zeros(0, np.int64),
     validation_loss=np.stack(losses, axis=-1) if losses else np.zeros((*shape, 0)),
     early_stop=np.atleast_1d(np.asarray(best.step, np.int64)),
-    measured=plan.measurements if results else np.zeros(0, np.int64),
+    measured=timetable.measurements if results else np.zeros(0, np.int64),
     measurements=measurements,
     at_early_stop=jax.device_get(at_best),
   )

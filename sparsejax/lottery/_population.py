@@ -184,7 +184,7 @@ def train_population(
     raise ValueError(
       f"together must be a multiple of the {len(devices)} devices, got {together}."
     )
-  plan = _member.Plan(
+  timetable = _member.Timetable(
     batch_size=batch_size,
     examples=n,
     start=start,
@@ -202,7 +202,7 @@ def train_population(
     part = _take(members, low, size=high - low)
     show = None if progress is None else functools.partial(progress, low)
     try:
-      return [program(part, data, held_out, plan, devices, show, stopped)]
+      return [program(part, data, held_out, timetable, devices, show, stopped)]
     except jax.errors.JaxRuntimeError as e:
       least = max(1, len(devices or ()))
       if "RESOURCE_EXHAUSTED" not in str(e) or high - low <= least:

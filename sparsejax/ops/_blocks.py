@@ -20,7 +20,7 @@ Array = jax.Array
 _WORDS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 
 
-class Plan(NamedTuple):
+class BlockList(NamedTuple):
   """The list of blocks that a product visits, by column of blocks.
 
   Attributes:
@@ -106,7 +106,9 @@ def _any_block(flags: Array, block: tuple[int, int]) -> Array:
   return jnp.any(flags.reshape(cut), (-3, -1))
 
 
-def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) -> Plan:
+def list_blocks(
+  kernel: Array, block: tuple[int, int], limit: int, live: Array | None
+) -> BlockList:
   """Lists the blocks of a kernel (..., inputs, outputs) to visit, by column.
 
   Args:
@@ -119,7 +121,7 @@ def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) 
     live: the result of `live_blocks` for the kernel, or None to compute it.
 
   Returns:
-    The plan, with taps * input blocks as the number of rows.
+    The list, with taps * input blocks as the number of rows.
   """
   wanted = live_blocks(kernel, block) if live is None else live
   wanted = wanted.reshape(-1, wanted.shape[-1])
@@ -136,7 +138,7 @@ def plan(kernel: Array, block: tuple[int, int], limit: int, live: Array | None) 
     wanted if live is not None else lax.cond(count <= limit, lambda: wanted, nonzero)
   )
   rows, starts = list_by_column(visit)
-  return Plan(rows, starts, starts[-1], count)
+  return BlockList(rows, starts, starts[-1], count)
 
 
 def list_by_column(live: Array) -> tuple[Array, Array]:

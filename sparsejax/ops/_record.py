@@ -30,9 +30,9 @@ def dense(shape: tuple[int, ...], block: tuple[int, int], reason: str) -> None:
 
 
 def sparse(
-  shape: tuple[int, ...], block: tuple[int, int], plan: Any, limit: int
+  shape: tuple[int, ...], block: tuple[int, int], blocks: Any, limit: int
 ) -> None:
-  """Records a product whose path depends on its kernel, and the plan of each run."""
+  """Records a product whose path depends on its kernel, and the blocks of each run."""
   entries = getattr(_HERE, "entries", None)
   if entries is None:
     return
@@ -40,12 +40,12 @@ def sparse(
   entry |= {"reason": "", "runs": [], "visited": []}
   entries.append(entry)
 
-  # Called at run time with the values of the plan.
-  def keep(rows, starts, visited, wanted):
+  # Called at run time with the values of the list.
+  def record(rows, starts, visited, wanted):
     entry["runs"].append((int(visited), int(wanted)))
     live = np.zeros((rows.size // (starts.size - 1), starts.size - 1), bool)
     for column in range(starts.size - 1):
       live[rows[starts[column] : starts[column + 1]], column] = True
     entry["visited"].append(live)
 
-  jax.debug.callback(keep, *plan)
+  jax.debug.callback(record, *blocks)

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AxisType, PartitionSpec
 
 from sparsejax.ops import _record
-from sparsejax.ops._blocks import Plan, plan
+from sparsejax.ops._blocks import BlockList, list_blocks
 
 Array = jax.Array
 _FIRST = np.int32(0)
@@ -73,7 +73,7 @@ class Static(NamedTuple):
 def product(static: Static, x: Array, kernel: Array, live: Array | None) -> Array:
   """Multiplies x by a kernel (taps * inputs, outputs); returns (rows, outputs)."""
   x, kernel = _varying_together(x, _gathered(kernel))
-  return _product(static, x, kernel, _plan(static, kernel, live))
+  return _product(static, x, kernel, _list_blocks(static, kernel, live))
 
 
 def sharded(x: Array, kernel: Array) -> str:
@@ -244,7 +244,7 @@ def _dot(static: Static, a: Array, b: Array, over: tuple[int, int]) -> Array:
   )
 
 
-def _visit_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+def _visit_forward(static: Static, x: Array, kernel: Array, found: BlockList) -> Array:
   """Computes the output one column of blocks at a time, from its live blocks."""
   bi, bo = static.block
   columns = kernel.shape[1] // bo
@@ -294,7 +294,7 @@ def _visit_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fou
 # --- The same by Pallas kernels.
 
 
-def _pallas_forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+def _pallas_forward(static: Static, x: Array, kernel: Array, found: BlockList) -> Array:
   """Computes the output by a Pallas kernel."""
   from sparsejax.ops import _pallas  # Pallas takes long to import
 
@@ -333,16 +333,16 @@ def _pallas_backward(static: Static, asked: tuple[bool, bool], x, kernel, dy, fo
 # --- The choice between them, by platform and by the number of live blocks.
 
 
-def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
-  """Returns the plan of a kernel.
+def _list_blocks(static: Static, kernel: Array, live: Array | None) -> BlockList:
+  """Returns the list of blocks of a kernel.
 
   Without Pallas kernels, the product is dense on all platforms but the CPU. There the
-  plan counts all blocks as visited and wanted, and lists none.
+  list counts all blocks as visited and wanted, and lists none.
   """
   kernel = lax.stop_gradient(kernel)
 
   def read(kernel, *live):
-    found = plan(kernel, static.block, static.limit, live[0] if live else None)
+    found = list_blocks(kernel, static.block, static.limit, live[0] if live else None)
     _record.sparse(kernel.shape, static.block, found, static.limit)
     return found
 
@@ -351,7 +351,7 @@ def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
     blocks = kernel.shape[0] // static.block[0] * columns
     number = _zeros((), jnp.int32, kernel) + jnp.int32(blocks)
     starts = _zeros((columns + 1,), jnp.int32, kernel)
-    return Plan(_zeros((blocks,), jnp.int32, kernel), starts, number, number)
+    return BlockList(_zeros((blocks,), jnp.int32, kernel), starts, number, number)
 
   args = (kernel,) if live is None else (kernel, live)
   if static.pallas:
@@ -359,7 +359,7 @@ def _plan(static: Static, kernel: Array, live: Array | None) -> Plan:
   return lax.platform_dependent(*args, cpu=read, default=nothing)
 
 
-def _forward(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+def _forward(static: Static, x: Array, kernel: Array, found: BlockList) -> Array:
   """Computes the product by the faster way."""
 
   def densely():
@@ -443,8 +443,8 @@ def _gradients_bwd(static, asked, residuals, cotangents):
 _gradients.defvjp(_gradients_fwd, _gradients_bwd)
 
 
-def _visited_blocks(found: Plan) -> Array:
-  """Returns a bool array (rows of blocks, columns), True at the blocks of a plan."""
+def _visited_blocks(found: BlockList) -> Array:
+  """Returns a bool array (rows of blocks, columns), True at the blocks of a list."""
   columns = found.starts.size - 1
   shape = (found.rows.size // columns, columns)
   k = jnp.arange(found.rows.size, dtype=jnp.int32)
@@ -454,7 +454,7 @@ def _visited_blocks(found: Plan) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _product(static: Static, x: Array, kernel: Array, found: Plan) -> Array:
+def _product(static: Static, x: Array, kernel: Array, found: BlockList) -> Array:
   return _forward(static, x, kernel, found)
 
 

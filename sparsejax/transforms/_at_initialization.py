@@ -120,9 +120,9 @@ def prune_by_rounds(
     ValueError: a score is NaN or +inf (not checked under a trace).
   """
   axes = tuple(axes)
-  ladder = amounts(axes, density, rounds, distribution, structure)
+  kept = amounts(axes, density, rounds, distribution, structure)
   masks = jax.tree.map(true_like, kernels)
-  for step, amount in enumerate(ladder):
+  for step, amount in enumerate(kept):
     # Score the remaining weights and keep the best of them.
     scores = comparable(score(masks))
     check_usable(scores_are_finite(scores, masks), step + 1)
@@ -141,10 +141,10 @@ def amounts(
 ) -> list:
   """Returns the number of weights each round keeps, as totals or budgets (layers,)."""
   shapes = layer_shapes(axes)
-  ladder = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
+  densities = [density ** ((k + 1) / rounds) for k in range(rounds - 1)] + [density]
   if distribution is None:
-    return [total_budget(shapes, d) for d in ladder]
-  budgets = [layer_budgets(distribution, shapes, d, axes) for d in ladder]
+    return [total_budget(shapes, d) for d in densities]
+  budgets = [layer_budgets(distribution, shapes, d, axes) for d in densities]
   if structure is None:
     return budgets
   check_axes(structure, axes)

@@ -118,7 +118,7 @@ def test_what_fails_after_training_costs_no_result(two_runs, tmp_path, monkeypat
   comparison_report.write(config, outcomes, out, plot)
   row = json.loads(out.read_text())["rows"][0]
   assert (row["n"], "multiply-adds" in row["note"], plot.exists()) == (2, False, False)
-  assert comparison_report.keep(config, {}, out) == outcomes
+  assert comparison_report.keep_rows(config, {}, out) == outcomes
   line = comparison_report.table(config, outcomes).splitlines()[1]
   assert "%" not in line.split("10 %")[1]
   assert said == [
@@ -159,7 +159,7 @@ def test_the_exploration_rate_is_a_column_where_it_was_tracked(tmp_path):
   assert "published" not in head  # for there is none
   out = tmp_path / "toy.json"
   comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
-  kept = comparison_report.keep(config, {}, out)
+  kept = comparison_report.keep_rows(config, {}, out)
   assert kept[rigl][0].explored == pytest.approx(0.4)
   assert kept[dense][0].explored is None
   plain = comparison_report.table(config, {dense: {0: whole}})
@@ -170,16 +170,16 @@ def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
   config, out = make_config("dense"), tmp_path / "toy.json"
   outcomes = comparison.collect(config, two_runs[0])
   snip, dense = comparison.Cell("snip", 0.1), comparison.Cell("dense", 1.0)
-  assert comparison_report.keep(config, outcomes, out) == outcomes
+  assert comparison_report.keep_rows(config, outcomes, out) == outcomes
   comparison_report.write(config, outcomes, out, tmp_path / "toy.png")
   written = results.read_rows(out)
   # Nothing new: the same table. One seed lost: it is put back in its place.
   assert (
-    comparison_report.rows(config, comparison_report.keep(config, outcomes, out))
+    comparison_report.rows(config, comparison_report.keep_rows(config, outcomes, out))
     == written
   )
   changed = {snip: {1: outcomes[snip][1]._replace(accuracy=12.5, runs=(RUN,))}}
-  merged = comparison_report.keep(config, changed, out)
+  merged = comparison_report.keep_rows(config, changed, out)
   assert list(merged) == [snip, dense]
   assert [o.accuracy for o in merged[snip].values()] == [
     written[0]["values"][0],
@@ -190,13 +190,13 @@ def test_seeds_of_an_earlier_file_are_kept(two_runs, tmp_path):
   assert row["runs"] == [*written[0]["runs"], RUN]
   longer = {snip: {2: outcomes[snip][1]._replace(steps=1)}}
   with pytest.raises(errors.ConfigError, match="as long as the workdir's; got"):
-    comparison_report.keep(config, longer, out)
+    comparison_report.keep_rows(config, longer, out)
   config.model = "lenet300"
-  assert comparison_report.keep(config, {}, out) == {}
+  assert comparison_report.keep_rows(config, {}, out) == {}
   other = results.row("mlp/snip/density=0.1", "seconds", 1.0)
   results.write_results(out, "toy", [other])
   with pytest.raises(errors.ConfigError, match=r"with the field seeds; got mlp/snip/"):
-    comparison_report.keep(config, {}, out)
+    comparison_report.keep_rows(config, {}, out)
 
 
 def test_what_is_finished_is_not_done_again(two_runs):

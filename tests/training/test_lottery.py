@@ -21,7 +21,7 @@ from sparsejax.experiments.lottery import _levels as lottery_levels
 from sparsejax.experiments.lottery import _report as lottery_report
 from sparsejax.experiments.lottery import _setup as setup_lib
 from sparsejax.experiments.lottery import _start as lottery_start
-from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._levels import Arm
 from sparsejax.training import _errors as errors
 from sparsejax.training import _progress as progress_lib
 
@@ -76,8 +76,8 @@ def whole(setup, tmp_path_factory):
   with pytest.MonkeyPatch.context() as m:
     m.setattr(setup_lib, "prepare", lambda config: setup)
     m.setattr(lottery_lib, "Progress", _Recorded)
-    cells = lottery_lib.run_experiment(TINY, path, verbose=False)
-  return path, cells
+    arms = lottery_lib.run_experiment(TINY, path, verbose=False)
+  return path, arms
 
 
 def test_progress_ends_at_its_total(whole):
@@ -96,20 +96,20 @@ def fast(setup, monkeypatch):
   monkeypatch.setattr(setup_lib, "prepare", prepare)
 
 
-def _masks(setup, path, cell):
+def _masks(setup, path, arm):
   like = jax.tree.map(lambda m: jax.ShapeDtypeStruct((2, *m.shape), bool), setup.masks)
-  return lottery_levels.read_masks(path, cell, like)
+  return lottery_levels.read_masks(path, arm, like)
 
 
-def _weights(setup, path, cell):
+def _weights(setup, path, arm):
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), setup.like
   )
-  return lottery_levels.read_weights(path, cell, like)
+  return lottery_levels.read_weights(path, arm, like)
 
 
 def test_all_cells_are_there_in_their_order(whole):
-  names = [f"{cell.kind} {cell.level}" for cell in whole[1]]
+  names = [f"{arm.kind} {arm.level}" for arm in whole[1]]
   assert names == [
     "dense 0",
     "ticket 1",
@@ -118,25 +118,25 @@ def test_all_cells_are_there_in_their_order(whole):
     "random 1",
     "reinit 2",
   ]
-  planned = lottery_lib.plan(lottery_config.complete(TINY))
+  planned = lottery_lib.list_arms(lottery_config.complete(TINY))
   assert sorted(planned) == sorted(whole[1])
 
 
 def test_levels_are_on_the_ladder(setup, whole):
-  path, cells = whole
+  path, arms = whole
   steps = lottery.ladder(SIZES, 0.4, 2, {"dense2": 0.2})
-  for cell in cells:
-    live = lottery_levels.read_metrics(path, cell)["live"]
+  for arm in arms:
+    live = lottery_levels.read_metrics(path, arm)["live"]
     for name, counts in live.items():
-      expected = steps[cell.level][name]
+      expected = steps[arm.level][name]
       # In one go 1 - .6^2 of a layer is rounded once.
-      assert counts == pytest.approx([expected] * 2, abs=cell.kind == "one_shot")
-    weights = _weights(setup, path, cell)[0]
-    masks = _masks(setup, path, cell)
+      assert counts == pytest.approx([expected] * 2, abs=arm.kind == "one_shot")
+    weights = _weights(setup, path, arm)[0]
+    masks = _masks(setup, path, arm)
     for name in ("dense1", "dense2"):
       dead = ~np.asarray(masks[name]["kernel"])
       assert (weights[name]["kernel"][dead] == 0).all()
-  one, two = (_masks(setup, path, Cell("ticket", n)) for n in (1, 2))
+  one, two = (_masks(setup, path, Arm("ticket", n)) for n in (1, 2))
   assert not bool((two["dense1"]["kernel"] & ~one["dense1"]["kernel"]).any())
 
 
@@ -145,8 +145,8 @@ def test_what_levels_start_from(setup, whole):
   rewound = _weights(setup, path, lottery_start.REWIND)[0]
   initial = _weights(setup, path, lottery_start.INITIAL)[0]
   assert (rewound["dense1"]["kernel"] != initial["dense1"]["kernel"]).any()
-  final = _weights(setup, path, Cell("ticket", 1))[0]
-  ticket, control = Cell("ticket", 2), Cell("reinit", 2)
+  final = _weights(setup, path, Arm("ticket", 1))[0]
+  ticket, control = Arm("ticket", 2), Arm("reinit", 2)
   (params, _), masks = lottery_start.start(setup, path, ticket)
   np.testing.assert_array_equal(params["dense1"]["kernel"], rewound["dense1"]["kernel"])
   np.testing.assert_array_equal(
@@ -164,8 +164,8 @@ def test_what_levels_start_from(setup, whole):
   )
   assert (new[~live] == 0).all()
   assert (new[live] != rewound["dense1"]["kernel"][live]).all()
-  (params, _), shuffled = lottery_start.start(setup, path, Cell("random", 1))
-  masks = _masks(setup, path, Cell("ticket", 1))
+  (params, _), shuffled = lottery_start.start(setup, path, Arm("random", 1))
+  masks = _masks(setup, path, Arm("ticket", 1))
   new, old = shuffled["dense1"]["kernel"], masks["dense1"]["kernel"]
   assert new.sum((1, 2)).tolist() == old.sum((1, 2)).tolist()
   assert bool((new != old).any())
@@ -192,7 +192,7 @@ def test_the_schedule_that_tickets_are_trained_by(restart, step):
 
 def test_metrics(whole):
   path, _ = whole
-  metrics = lottery_levels.read_metrics(path, Cell("ticket", 1))
+  metrics = lottery_levels.read_metrics(path, Arm("ticket", 1))
   assert metrics["steps"] == [10, 20, 30, 40]
   assert metrics["measured"] == [20, 30, 40]
   assert metrics["start"] == 5
@@ -200,7 +200,7 @@ def test_metrics(whole):
   losses = np.array(metrics["validation_loss"])
   best = losses.argmin(1)
   assert metrics["early_stop"] == [metrics["steps"][i] for i in best]
-  o = lottery_report.read(path)[Cell("ticket", 1)]  # last_evaluations is 2
+  o = lottery_report.read(path)[Arm("ticket", 1)]  # last_evaluations is 2
   accuracy = np.array(metrics["measurements"]["test_accuracy"])
   np.testing.assert_allclose(o.final_accuracy, 100 * accuracy[:, -2:].mean(1))
   assert (o.accuracy > 30).all()
@@ -209,14 +209,14 @@ def test_metrics(whole):
 @pytest.mark.usefixtures("fast")
 def test_it_goes_on_where_it_was_stopped(setup, whole, tmp_path):
   shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
-  place = lottery_levels.folder(tmp_path, Cell("ticket", 2))
-  before = _weights(setup, tmp_path, Cell("ticket", 2))
+  place = lottery_levels.folder(tmp_path, Arm("ticket", 2))
+  before = _weights(setup, tmp_path, Arm("ticket", 2))
   kept = (tmp_path / "ticket" / "level_01" / "weights.npz").stat().st_mtime_ns
   (place / "level.json").unlink()
   lottery_lib.run_experiment(TINY, tmp_path, verbose=False)
   for a, b in zip(
     jax.tree.leaves(before),
-    jax.tree.leaves(_weights(setup, tmp_path, Cell("ticket", 2))),
+    jax.tree.leaves(_weights(setup, tmp_path, Arm("ticket", 2))),
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
@@ -314,7 +314,7 @@ def test_a_fraction_that_would_empty_a_layer(setup, whole):
   path, _ = whole
   c = lottery_config.complete({**TINY, "prune_rates": {"dense2": 0.999}})
   with pytest.raises(errors.ConfigError, match="leave a live weight in every layer"):
-    lottery_start.start(setup._replace(config=c), path, Cell("ticket", 1))
+    lottery_start.start(setup._replace(config=c), path, Arm("ticket", 1))
 
 
 def test_frozen_values(setup, whole):
@@ -323,7 +323,7 @@ def test_frozen_values(setup, whole):
   c = lottery_config.complete({**TINY, "mask_zero": "init"})
   other = setup_lib.prepare(c)
   assert isinstance(other.restarted, optax.GradientTransformationExtraArgs)
-  (params, _), masks = lottery_start.start(setup, path, Cell("ticket", 1))
+  (params, _), masks = lottery_start.start(setup, path, Arm("ticket", 1))
   held = lottery_start.held(other, path, params, masks)
   initial = _weights(setup, path, lottery_start.INITIAL)[0]
   dead = ~np.asarray(masks["dense1"]["kernel"])

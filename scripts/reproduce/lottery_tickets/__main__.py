@@ -25,7 +25,7 @@ from scripts import ROOT
 from scripts.reproduce.lottery_tickets import pairs
 from sparsejax.experiments import command_line, results
 from sparsejax.experiments.lottery import (
-  Cell,
+  Arm,
   Outcome,
   read_level_metrics,
   read_outcome,
@@ -59,9 +59,9 @@ def case(outcome, kind: str) -> str:
   return f"lenet300/weights={outcome.density.mean():.3f}/{kind}"
 
 
-def own_rows(cell: Cell, o: Outcome, make) -> list[dict]:
-  """Returns the rows of one cell."""
-  name = "lenet300/dense" if cell.kind == "dense" else case(o, cell.kind)
+def own_rows(arm: Arm, o: Outcome, make) -> list[dict]:
+  """Returns the rows of one arm."""
+  name = "lenet300/dense" if arm.kind == "dense" else case(o, arm.kind)
   return [
     make(name, metric, np.asarray(values, float).tolist())
     for metric, values in (
@@ -95,22 +95,22 @@ def compared(name, ticket, other, level, control: bool, note, make) -> list[dict
 def rows(workdir: pathlib.Path) -> list[dict]:
   outcomes = read_outcome(workdir)
   table = []
-  for cell, o in outcomes.items():
+  for arm, o in outcomes.items():
     note = (
       f"{o.steps:,} steps of 60 images, Adam 1.2e-3 (50,000 in the paper); accuracy at"
       " the early stop, last: mean of the last 10 looks, 100 steps apart"
     )
-    runs = [read_level_metrics(workdir, cell)["run"]]
+    runs = [read_level_metrics(workdir, arm)["run"]]
     make = functools.partial(results.row, runs=runs)
-    table += own_rows(cell, o, functools.partial(make, note=note))
-    if cell.kind not in ("ticket", "one_shot"):
+    table += own_rows(arm, o, functools.partial(make, note=note))
+    if arm.kind not in ("ticket", "one_shot"):
       continue
-    dense = outcomes[Cell("dense", 0)]
-    table += compared(case(o, cell.kind), o, dense, cell.level, False, note, make)
-    reinit = outcomes.get(Cell("reinit", cell.level))
-    if cell.kind == "ticket" and reinit:
+    dense = outcomes[Arm("dense", 0)]
+    table += compared(case(o, arm.kind), o, dense, arm.level, False, note, make)
+    reinit = outcomes.get(Arm("reinit", arm.level))
+    if arm.kind == "ticket" and reinit:
       name = case(o, "ticket_vs_reinit")
-      table += compared(name, o, reinit, cell.level, True, note, make)
+      table += compared(name, o, reinit, arm.level, True, note, make)
   table += unstable(workdir, "lenet300", "the paper finds LeNet stable at step 0")
   if _RESNET.value:
     note = "WRN-10-1 on CIFAR-10, 1,406 steps; the paper's ResNet-20 is stable at 2,000"

@@ -41,7 +41,7 @@ _MOST = 0.5  # no format is faster at higher densities
 _GAIN = 0.95
 
 
-class Layer(NamedTuple):
+class LayerFormat(NamedTuple):
   """The format that was chosen for one product.
 
   Attributes:
@@ -67,7 +67,7 @@ class Deployed(NamedTuple):
   Attributes:
     apply: `inputs -> outputs`, compiled, with the parameters inside. It takes any batch
       size; the choices were made for that of the example.
-    layers: a `Layer` per matrix product of the compact network.
+    layers: one `LayerFormat` per matrix product of the compact network.
     seconds: the median time of each whole network: "masked" (dense products), "compact"
       and "deployed" (compact, with the formats of `layers`), of those that exist.
     choice: which of them `apply` is.
@@ -76,7 +76,7 @@ class Deployed(NamedTuple):
   """
 
   apply: Callable[[Array], Any]
-  layers: tuple[Layer, ...]
+  layers: tuple[LayerFormat, ...]
   seconds: dict[str, float]
   choice: str
   example: jax.ShapeDtypeStruct
@@ -229,8 +229,8 @@ def deploy(
 
 def _fastest(
   name: str, rows: int, kernel: np.ndarray, formats: Sequence[str], rounds: int
-) -> tuple[Layer, Callable[[Array], Array] | None]:
-  """Returns a `Layer` and the function of its format, which is None for dense."""
+) -> tuple[LayerFormat, Callable[[Array], Array] | None]:
+  """Returns a `LayerFormat` and the function of its format, which is None for dense."""
   dense = jnp.asarray(kernel)
   functions: dict[str, Callable] = {"dense": lambda x: x @ dense}
   floating = jnp.issubdtype(kernel.dtype, jnp.floating)
@@ -251,7 +251,7 @@ def _fastest(
     compiled = {name: jax.jit(function) for name, function in functions.items()}
     seconds = _medians(compiled, x, rounds)
   choice = _choose(seconds, "dense") if seconds else "dense"
-  layer = Layer(name, rows, kernel.shape, density, seconds, choice)
+  layer = LayerFormat(name, rows, kernel.shape, density, seconds, choice)
   return layer, None if choice == "dense" else functions[choice]
 
 

@@ -3,7 +3,7 @@
 from sparsejax.experiments.comparison._grid import cells as grid_cells
 from sparsejax.experiments.comparison._grid import collect as collect_cells
 from sparsejax.experiments.comparison._grid import run_grid
-from sparsejax.experiments.comparison._report import keep as keep_rows
+from sparsejax.experiments.comparison._report import keep_rows
 from sparsejax.experiments.comparison._report import table as comparison_table
 from sparsejax.experiments.comparison._report import write as write_comparison
 from sparsejax.experiments.comparison._sweep import (

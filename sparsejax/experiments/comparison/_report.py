@@ -66,7 +66,7 @@ def rows(config: TrainConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
   return table
 
 
-def keep(
+def keep_rows(
   config: TrainConfig, outcomes: Outcomes, held: pathlib.Path
 ) -> dict[Cell, dict[int, Outcome]]:
   """Adds the outcomes of an earlier results file for seeds that have none.

@@ -18,7 +18,7 @@ from sparsejax import lottery
 from sparsejax.core import path_string
 from sparsejax.experiments.lottery import _config, _levels, _setup, _start
 from sparsejax.experiments.lottery._config import LotteryConfig
-from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._levels import Arm
 from sparsejax.experiments.lottery._start import DENSE, INITIAL, REWIND
 from sparsejax.training import (
   NonFiniteError,
@@ -37,7 +37,7 @@ def run_experiment(
   config: Mapping[str, Any],
   workdir: os.PathLike | str,
   verbose: bool = True,
-) -> list[Cell]:
+) -> list[Arm]:
   """Runs or resumes an experiment; levels that are already written are not repeated.
 
   Args:
@@ -47,7 +47,7 @@ def run_experiment(
     verbose: whether to show progress.
 
   Returns:
-    All finished cells.
+    All finished arms.
 
   Raises:
     TrainingError: before any work is done, if the config, the data set, the workdir or
@@ -55,13 +55,13 @@ def run_experiment(
     KeyboardInterrupt: a signal was received; the interrupted level starts again in the
       next call.
   """
-  # Check the workdir and the levels in it, then train the cells that are missing.
+  # Check the workdir and the levels in it, then train the arms that are missing.
   setup = _setup.prepare(config)
   with listen_for_signals() as stop, exclusive_workdir(workdir) as path:
     check_workdir(path, setup.stamp)
-    wanted = plan(setup.config)
+    wanted = list_arms(setup.config)
     digest = _config.digest(setup.stamp)
-    missing = [cell for cell in wanted if not _levels.done(path, cell, digest)]
+    missing = [arm for arm in wanted if not _levels.done(path, arm, digest)]
     if DENSE not in missing:
       for point in (INITIAL, REWIND):
         _levels.done(path, point, digest)
@@ -69,16 +69,16 @@ def run_experiment(
     claim_workdir(path, setup.stamp)
     # Every training is shown from the rewind step on, the dense one too.
     total = setup.config.train.num_seeds * (setup.steps - setup.config.rewind_step)
-    for i, cell in enumerate(missing):
+    for i, arm in enumerate(missing):
       with Progress(total, 0, verbose) as progress:
         stop.note = progress.note
-        progress.note(f"{cell.kind}, level {cell.level} [{i + 1} of {len(missing)}]")
-        _run_cell(setup, path, cell, digest, stop, progress)
-    return _levels.cells(path)
+        progress.note(f"{arm.kind}, level {arm.level} [{i + 1} of {len(missing)}]")
+        _run_arm(setup, path, arm, digest, stop, progress)
+    return _levels.arms(path)
 
 
-def plan(config: LotteryConfig) -> list[Cell]:
-  """Returns the cells of an experiment in the order in which they are trained.
+def list_arms(config: LotteryConfig) -> list[Arm]:
+  """Returns the arms of an experiment in the order in which they are trained.
 
   A control follows its ticket, so that finished levels can be compared early.
 
@@ -86,38 +86,38 @@ def plan(config: LotteryConfig) -> list[Cell]:
     config: a complete config.
 
   Returns:
-    Cells, each after those that it needs.
+    Arms, each after those that it needs.
 
   Example:
     >>> c = _config.complete({"rounds": 1, "controls": {"reinit": (1,)}})
-    >>> [f"{cell.kind} {cell.level}" for cell in plan(c)]
+    >>> [f"{arm.kind} {arm.level}" for arm in list_arms(c)]
     ['dense 0', 'ticket 1', 'reinit 1']
   """
-  cells = [DENSE]
+  arms = [DENSE]
   for level in range(1, config.rounds + 1):
-    cells.append(Cell("ticket", level))
-    cells += [Cell(k, level) for k, at in config.controls.items() if level in at]
-  return cells + [Cell("one_shot", level) for level in config.one_shot_levels]
+    arms.append(Arm("ticket", level))
+    arms += [Arm(k, level) for k, at in config.controls.items() if level in at]
+  return arms + [Arm("one_shot", level) for level in config.one_shot_levels]
 
 
-def _run_cell(setup, path, cell, digest, stop, progress) -> None:
-  # Train the cell from its initial weights and masks.
+def _run_arm(setup, path, arm, digest, stop, progress) -> None:
+  # Train the arm from its initial weights and masks.
   started = time.monotonic()
-  if cell == DENSE:
+  if arm == DENSE:
     masks = jax.tree.map(
       lambda m: jnp.ones(m.shape, bool), _start.stacked(setup, setup.masks)
     )
     members = _dense_start(setup, path, digest, masks, stop)
-    population = _train(setup, members, setup.dense, cell, stop, progress)
+    population = _train(setup, members, setup.dense, arm, stop, progress)
   else:
-    (params, state), masks = _start.start(setup, path, cell)
+    (params, state), masks = _start.start(setup, path, arm)
     members = _members(setup, setup.restarted, params, state, masks)
     if setup.config.mask_zero != "zero":
       members = members._replace(params=_start.held(setup, path, params, masks))
-    population = _train(setup, members, setup.restarted, cell, stop, progress)
+    population = _train(setup, members, setup.restarted, arm, stop, progress)
   if not np.isfinite(population.validation_loss[:, -1]).all():
     raise NonFiniteError(
-      f"{cell.kind}, level {cell.level}, ended with a validation loss that is not"
+      f"{arm.kind}, level {arm.level}, ended with a validation loss that is not"
       f" finite; try a learning_rate below {setup.config.train.learning_rate}"
     )
   # Write the trained weights, the masks and the metrics of all seeds.
@@ -130,7 +130,7 @@ def _run_cell(setup, path, cell, digest, stop, progress) -> None:
   metrics = {
     "live": live,
     "density": (np.sum(list(live.values()), axis=0) / sum(sizes)).tolist(),
-    "start": 0 if cell == DENSE else setup.config.rewind_step,
+    "start": 0 if arm == DENSE else setup.config.rewind_step,
     "steps": population.steps.tolist(),
     "validation_loss": _rounded(population.validation_loss),
     "early_stop": population.early_stop.tolist(),
@@ -142,7 +142,7 @@ def _run_cell(setup, path, cell, digest, stop, progress) -> None:
   }
   _levels.write(
     path,
-    cell,
+    arm,
     digest,
     weights=(last.params, last.model_state),
     masks=masks,
@@ -171,7 +171,7 @@ def _dense_start(setup, path, digest, masks, stop):
   return members
 
 
-def _train(setup, members, tx, cell, stop, progress) -> lottery.Population:
+def _train(setup, members, tx, arm, stop, progress) -> lottery.Population:
   # Measure every `measure_every` steps, and at the last `last_evaluations` validations.
   c = setup.config
   first = c.rewind_step

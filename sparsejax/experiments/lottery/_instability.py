@@ -11,7 +11,7 @@ import numpy as np
 from sparsejax import lottery
 from sparsejax.core import salted
 from sparsejax.experiments.lottery import _config, _levels, _setup, _start
-from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._levels import Arm
 from sparsejax.experiments.lottery._setup import Setup
 from sparsejax.training import (
   ConfigError,
@@ -72,17 +72,17 @@ def run_instability(
     check_workdir(path, setup.stamp)
     claim_workdir(path, setup.stamp)
     for k in steps:
-      cell = Cell(kind, k)
-      if _levels.done(path, cell, digest):
+      arm = Arm(kind, k)
+      if _levels.done(path, arm, digest):
         continue
       total = c.train.num_seeds * (k * (not level) + 2 * (setup.steps - k))
       with Progress(total, 0, verbose) as progress:
         stop.note = progress.note
         progress.note(f"instability from step {k}")
         stopped = lambda: bool(stop)
-        _measure(setup, path, cell, digest, level, _shown(progress), stopped)
+        _measure(setup, path, arm, digest, level, _shown(progress), stopped)
     return {
-      k: np.asarray(_levels.read_metrics(path, Cell(kind, k))["instability"])
+      k: np.asarray(_levels.read_metrics(path, Arm(kind, k))["instability"])
       for k in steps
     }
 
@@ -98,8 +98,8 @@ def _shown(progress):
   return show
 
 
-def _measure(setup: Setup, path, cell, digest, level, show, stopped) -> None:
-  c, k = setup.config, cell.level
+def _measure(setup: Setup, path, arm, digest, level, show, stopped) -> None:
+  c, k = setup.config, arm.level
   keys = _setup.keys(c)
 
   def train(tx, members, start, steps):
@@ -120,7 +120,7 @@ def _measure(setup: Setup, path, cell, digest, level, show, stopped) -> None:
 
   # Create the networks of step k, one per seed.
   if level:
-    (params, state), masks = _start.start(setup, path, Cell("ticket", level))
+    (params, state), masks = _start.start(setup, path, Arm("ticket", level))
     members = lottery.stack_members(setup.restarted, keys, params, masks, state)
     tx = setup.restarted
   else:
@@ -153,4 +153,4 @@ def _measure(setup: Setup, path, cell, digest, level, show, stopped) -> None:
     "instability": np.round(lottery.instability(curves), 4).tolist(),
     "run": environment(),
   }
-  _levels.write(path, cell, digest, weights=(first, second), metrics=metrics)
+  _levels.write(path, arm, digest, weights=(first, second), metrics=metrics)

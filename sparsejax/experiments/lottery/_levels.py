@@ -1,4 +1,4 @@
-"""Files of a lottery ticket experiment: one folder per cell, verified by hashes."""
+"""Files of a lottery ticket experiment: one folder per arm, verified by hashes."""
 
 import hashlib
 import json
@@ -23,38 +23,44 @@ _STAMP = "level.json"
 MASKS, METRICS, WEIGHTS = "masks.npz", "metrics.json", "weights.npz"
 
 
-class Cell(NamedTuple):
-  """A training: its kind ("dense", "ticket", "one_shot" or a control) and its level."""
+class Arm(NamedTuple):
+  """An arm of an experiment, which is trained for all seeds together.
+
+  Attributes:
+    kind: "dense", "ticket", "one_shot" or the name of a control; or "rewind", whose
+      levels 0 and 1 are the weights of the first step and of the rewind step.
+    level: how often the network was pruned.
+  """
 
   kind: str
   level: int
 
 
-def folder(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-  """Returns the folder of a cell."""
-  return workdir / cell.kind / f"level_{cell.level:02d}"
+def folder(workdir: pathlib.Path, arm: Arm) -> pathlib.Path:
+  """Returns the folder of an arm."""
+  return workdir / arm.kind / f"level_{arm.level:02d}"
 
 
 def write(
   workdir: pathlib.Path,
-  cell: Cell,
+  arm: Arm,
   config: str,
   *,
   weights: PyTree,
   masks: PyTree = None,
   metrics: dict[str, Any] | None = None,
 ) -> None:
-  """Writes a cell, which counts as done once its last file, the stamp, exists.
+  """Writes an arm, which counts as done once its last file, the stamp, exists.
 
   Args:
     workdir: the experiment's directory.
-    cell: the cell.
+    arm: the arm.
     config: digest of the experiment's config.
     weights: tree of arrays, stacked over seeds.
     masks: tree of bool arrays, stacked over seeds.
     metrics: JSON values.
   """
-  place = folder(workdir, cell)
+  place = folder(workdir, arm)
   place.mkdir(parents=True, exist_ok=True)
   named = {
     f"weights:{path_string(path)}": np.asarray(x)
@@ -65,26 +71,26 @@ def write(
     sj.save_masks(place / MASKS, masks)
   if metrics is not None:
     write_text(place / METRICS, json_text(metrics))
-  stamp = {"config": config, "cell": list(cell), "files": _digests(place)}
+  stamp = {"config": config, "cell": list(arm), "files": _digests(place)}
   write_text(place / _STAMP, json.dumps(stamp, indent=1) + "\n")
 
 
-def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
-  """Returns whether a cell is finished, and verifies its config and files.
+def done(workdir: pathlib.Path, arm: Arm, config: str) -> bool:
+  """Returns whether an arm is finished, and verifies its config and files.
 
   Args:
     workdir: the experiment's directory.
-    cell: the cell.
+    arm: the arm.
     config: digest of the experiment's config.
 
   Returns:
-    False if the cell is not finished.
+    False if the arm is not finished.
 
   Raises:
-    WorkdirError: the cell belongs to a different config.
+    WorkdirError: the arm belongs to a different config.
     CheckpointError: one of its files has changed since it was written.
   """
-  place = folder(workdir, cell)
+  place = folder(workdir, arm)
   file = place / _STAMP
   if not file.exists():
     return False
@@ -93,7 +99,7 @@ def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
     found, expected = stamp["config"], stamp["files"]
   except (ValueError, KeyError, TypeError) as e:
     raise CheckpointError(f"{file} cannot be read: {e!r}") from e
-  if found != config or stamp.get("cell") != list(cell):
+  if found != config or stamp.get("cell") != list(arm):
     raise WorkdirError(
       f"{place} must be of this config ({config}); it is {stamp.get('cell')} of"
       f" {found}. Give another --workdir."
@@ -106,26 +112,26 @@ def done(workdir: pathlib.Path, cell: Cell, config: str) -> bool:
   return True
 
 
-def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
-  """Reads the weights of a finished cell.
+def read_weights(workdir: pathlib.Path, arm: Arm, like: PyTree) -> PyTree:
+  """Reads the weights of a finished arm.
 
   Args:
     workdir: the experiment's directory.
-    cell: the cell.
+    arm: the arm.
     like: a tree with the structure and shapes that were written; may be abstract.
 
   Returns:
     A tree of NumPy arrays.
 
   Raises:
-    CheckpointError: the cell is missing, or its shapes differ.
+    CheckpointError: the arm is missing, or its shapes differ.
   """
-  file = folder(workdir, cell) / WEIGHTS
+  file = folder(workdir, arm) / WEIGHTS
   if not file.exists():
-    what = "rewind point" if cell.kind == "rewind" else "level"
+    what = "rewind point" if arm.kind == "rewind" else "level"
     raise CheckpointError(
       f"{what} {file} is missing; it is made by the dense training: remove"
-      f" {folder(workdir, Cell('dense', 0))} to train that again"
+      f" {folder(workdir, Arm('dense', 0))} to train that again"
     )
   held = read_archive(file, "a level")
   arrays = {name.removeprefix("weights:"): x for name, x in held.items()}
@@ -140,20 +146,20 @@ def read_weights(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
   return treedef.unflatten(arrays[path_string(path)] for path, _ in leaves)
 
 
-def read_masks(workdir: pathlib.Path, cell: Cell, like: PyTree) -> PyTree:
-  """Reads the masks of a finished cell; see `sj.load_masks`."""
-  return sj.load_masks(folder(workdir, cell) / MASKS, like)
+def read_masks(workdir: pathlib.Path, arm: Arm, like: PyTree) -> PyTree:
+  """Reads the masks of a finished arm; see `sj.load_masks`."""
+  return sj.load_masks(folder(workdir, arm) / MASKS, like)
 
 
-def read_metrics(workdir: pathlib.Path, cell: Cell) -> dict[str, Any]:
-  """Reads the metrics of a finished cell."""
-  return read_json(folder(workdir, cell) / METRICS)
+def read_metrics(workdir: pathlib.Path, arm: Arm) -> dict[str, Any]:
+  """Reads the metrics of a finished arm."""
+  return read_json(folder(workdir, arm) / METRICS)
 
 
-def cells(workdir: pathlib.Path) -> list[Cell]:
-  """Returns all trained cells: dense, tickets by level, one-shot tickets, controls."""
+def arms(workdir: pathlib.Path) -> list[Arm]:
+  """Returns all finished arms: dense, tickets by level, one-shot tickets, controls."""
   found = [
-    Cell(place.parent.name, int(place.name.removeprefix("level_")))
+    Arm(place.parent.name, int(place.name.removeprefix("level_")))
     for place in workdir.glob("*/level_*")
     if (place / _STAMP).exists() and (place / MASKS).exists()
   ]

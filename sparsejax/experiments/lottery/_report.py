@@ -11,12 +11,12 @@ import numpy as np
 from sparsejax import analysis
 from sparsejax.experiments.lottery import _levels
 from sparsejax.experiments.lottery._config import LotteryConfig
-from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._levels import Arm
 from sparsejax.training import WorkdirError
 
 
 class Outcome(NamedTuple):
-  """The result of a cell; arrays have one entry per seed.
+  """The result of an arm; arrays have one entry per seed.
 
   Attributes:
     density: live weights / weights of the pruned layers.
@@ -41,10 +41,10 @@ class Outcome(NamedTuple):
 
 
 def outcome(metrics: dict[str, Any], last: int) -> Outcome:
-  """Creates the outcome of a cell from its metrics.
+  """Creates the outcome of an arm from its metrics.
 
   Args:
-    metrics: the cell's metrics, from `read_level_metrics`.
+    metrics: the arm's metrics, from `read_level_metrics`.
     last: the number of measurements that `final_accuracy` averages.
 
   Returns:
@@ -63,33 +63,33 @@ def outcome(metrics: dict[str, Any], last: int) -> Outcome:
   )
 
 
-def read(workdir: pathlib.Path) -> dict[Cell, Outcome]:
-  """Reads the outcomes of all finished cells of an experiment.
+def read(workdir: pathlib.Path) -> dict[Arm, Outcome]:
+  """Reads the outcomes of all finished arms of an experiment.
 
   Args:
     workdir: the experiment's directory.
 
   Returns:
-    The outcomes by cell: the dense network, tickets by level, one-shot tickets, then
+    The outcomes by arm: the dense network, tickets by level, one-shot tickets, then
     controls.
 
   Raises:
-    WorkdirError: no cell is finished.
+    WorkdirError: no arm is finished.
   """
   # `config.json` has the fields that are not at their defaults.
   config = workdir / "config.json"
   fields = json.loads(config.read_text()) if config.exists() else {}
   last = fields.get("last_evaluations", LotteryConfig.last_evaluations)
   found = {
-    cell: outcome(_levels.read_metrics(workdir, cell), last)
-    for cell in _levels.cells(workdir)
+    arm: outcome(_levels.read_metrics(workdir, arm), last)
+    for arm in _levels.arms(workdir)
   }
   if not found:
     raise WorkdirError(f"workdir must hold levels that are done; got {workdir}")
   return found
 
 
-def table(outcomes: dict[Cell, Outcome]) -> str:
+def table(outcomes: dict[Arm, Outcome]) -> str:
   """Formats the outcomes as a text table: means over seeds, and standard errors.
 
   `mean ± std(values, ddof=1) / sqrt(seeds)`; without the error for one seed.
@@ -110,10 +110,10 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
 
   head = ("", "weights", "early stop", "accuracy there %", "last looks %", "seeds")
   lines: list[tuple[str, ...]] = [head]
-  for cell, o in outcomes.items():
+  for arm, o in outcomes.items():
     lines.append(
       (
-        f"{cell.kind} {cell.level}" if cell.level else cell.kind,
+        f"{arm.kind} {arm.level}" if arm.level else arm.kind,
         f"{o.density.mean():.2%}",
         text(o.early_stop, 0),
         text(o.accuracy, 2),
@@ -125,8 +125,8 @@ def table(outcomes: dict[Cell, Outcome]) -> str:
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   aligned = [
     "  ".join(
-      cell.ljust(w) if i == 0 else cell.rjust(w)
-      for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+      text.ljust(w) if i == 0 else text.rjust(w)
+      for i, (text, w) in enumerate(zip(line, widths, strict=True))
     ).rstrip()
     for line in lines
   ]
@@ -147,7 +147,7 @@ def write(workdir: pathlib.Path) -> str:
     The table, followed by the last ticket's densities and its overlap between seeds.
 
   Raises:
-    WorkdirError: no cell is finished.
+    WorkdirError: no arm is finished.
   """
   outcomes = read(workdir)
   for name, label, field in (
@@ -156,27 +156,27 @@ def write(workdir: pathlib.Path) -> str:
     ("early_stop", "early stop, step", "early_stop"),
   ):
     curves: dict[str, dict[float, Any]] = {}
-    for cell, o in outcomes.items():
-      if cell.level:
-        curves.setdefault(cell.kind, {})[float(o.density.mean())] = getattr(o, field)
+    for arm, o in outcomes.items():
+      if arm.level:
+        curves.setdefault(arm.kind, {})[float(o.density.mean())] = getattr(o, field)
     if curves:
-      dense = outcomes.get(Cell("dense", 0))
+      dense = outcomes.get(Arm("dense", 0))
       figure = analysis.plot_tickets(curves, label, getattr(dense, field, ()))
       figure.savefig(workdir / f"{name}.png", dpi=160)
   text = table(outcomes)
-  tickets = [cell for cell in outcomes if cell.kind == "ticket"]
+  tickets = [arm for arm in outcomes if arm.kind == "ticket"]
   return f"{text}\n\n{_last_ticket(workdir, tickets[-1])}" if tickets else text
 
 
-def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
+def _last_ticket(workdir: pathlib.Path, arm: Arm) -> str:
   """Plots a ticket's first layer, and describes its densities and overlap as text."""
   # Read the masks without building the model, with the names and shapes of their file.
-  with np.load(_levels.folder(workdir, cell) / _levels.MASKS) as file:
+  with np.load(_levels.folder(workdir, arm) / _levels.MASKS) as file:
     names = [key.removeprefix("mask:") for key in file if key.startswith("mask:")]
     like = {
       n: jax.ShapeDtypeStruct(tuple(file[f"shape:{n}"].tolist()), bool) for n in names
     }
-  masks = jax.tree.map(np.asarray, _levels.read_masks(workdir, cell, like))
+  masks = jax.tree.map(np.asarray, _levels.read_masks(workdir, arm, like))
   # Plot the first seed's live weights per pixel, if the first layer is dense and has as
   # many inputs as a square grey or RGB image has values.
   first = masks[min(masks)]
@@ -184,13 +184,13 @@ def _last_ticket(workdir: pathlib.Path, cell: Cell) -> str:
   shapes = [(side[1], side[1]), (side[0], side[0], 3)]
   for shape in shapes:
     if first.ndim == 3 and first.shape[1] == int(np.prod(shape)):
-      title = f"live weights of each input, {cell.kind} {cell.level}, first seed"
+      title = f"live weights of each input, {arm.kind} {arm.level}, first seed"
       counts = analysis.input_connectivity(first[0], shape)
       analysis.plot_connectivity(counts, title).savefig(workdir / "pixels.png", dpi=160)
       break
   # Describe the densities, and the mean overlap of all pairs of seeds.
   densities = analysis.layer_densities(masks)
-  lines = [f"{cell.kind} {cell.level}: densities of the layers"]
+  lines = [f"{arm.kind} {arm.level}: densities of the layers"]
   lines += [f"  {name}  {d:.2%}" for name, d in densities.items()]
   if len(first) > 1:
     pairs = itertools.combinations(range(len(first)), 2)

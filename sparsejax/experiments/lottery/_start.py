@@ -11,44 +11,44 @@ from sparsejax import lottery
 from sparsejax.core import salted
 from sparsejax.experiments.lottery import _levels, _setup
 from sparsejax.experiments.lottery._config import LotteryConfig
-from sparsejax.experiments.lottery._levels import Cell
+from sparsejax.experiments.lottery._levels import Arm
 from sparsejax.experiments.lottery._setup import Setup
 from sparsejax.training import ConfigError
 
 PyTree = Any
-DENSE, INITIAL, REWIND = Cell("dense", 0), Cell("rewind", 0), Cell("rewind", 1)
+DENSE, INITIAL, REWIND = Arm("dense", 0), Arm("rewind", 0), Arm("rewind", 1)
 _CONTROL, _MASK = 101, 102  # constants folded into keys
 
 
-def start(setup: Setup, path: pathlib.Path, cell: Cell) -> tuple[PyTree, PyTree]:
-  """Returns the initial weights and masks of a cell, stacked over seeds.
+def start(setup: Setup, path: pathlib.Path, arm: Arm) -> tuple[PyTree, PyTree]:
+  """Returns the initial weights and masks of an arm, stacked over seeds.
 
   Args:
     setup: the experiment's `Setup`, from `prepare`.
     path: the experiment's directory.
-    cell: any cell except the dense one; the cells that it needs must be finished.
+    arm: any arm except the dense one; the arms that it needs must be finished.
 
   Returns:
     `((params, model_state), masks)`.
 
   Raises:
-    CheckpointError: a cell that it needs is missing.
+    CheckpointError: an arm that it needs is missing.
     ConfigError: the fraction to prune would leave a layer empty.
   """
   c = setup.config
   like = stacked(setup, setup.like)
   read = functools.partial(_levels.read_weights, path, like=like)
   # A control starts from the ticket of its level.
-  if cell.kind not in ("ticket", "one_shot"):
-    ticket = Cell("ticket", cell.level)
+  if arm.kind not in ("ticket", "one_shot"):
+    ticket = Arm("ticket", arm.level)
     masks = _levels.read_masks(path, ticket, stacked(setup, setup.masks))
-    return control(setup, cell, read(REWIND), masks)
+    return control(setup, arm, read(REWIND), masks)
   # A ticket is pruned from the level before; a one-shot ticket from the dense network,
   # by as much as in all rounds up to its level.
   rounds = 1
-  before = Cell("ticket", cell.level - 1) if cell.level > 1 else DENSE
-  if cell.kind == "one_shot":
-    rounds, before = cell.level, DENSE
+  before = Arm("ticket", arm.level - 1) if arm.level > 1 else DENSE
+  if arm.kind == "one_shot":
+    rounds, before = arm.level, DENSE
   initial, final = read(INITIAL)[0], read(before)
   masks = _levels.read_masks(path, before, stacked(setup, setup.masks))
   masks = prune_seeds(c, initial, final[0], masks, rounds)
@@ -105,7 +105,7 @@ def prune_seeds(
 
 
 def control(
-  setup: Setup, cell: Cell, rewound: PyTree, masks: PyTree
+  setup: Setup, arm: Arm, rewound: PyTree, masks: PyTree
 ) -> tuple[PyTree, PyTree]:
   """Returns the initial weights and masks of a control, stacked over seeds.
 
@@ -116,17 +116,17 @@ def control(
 
   Args:
     setup: the experiment's `Setup`, from `prepare`.
-    cell: the control and its level.
+    arm: the control and its level.
     rewound: `(params, model_state)` that the ticket was rewound to.
     masks: the masks of the ticket.
 
   Returns:
     `((params, model_state), masks)`.
   """
-  name = cell.kind
+  name = arm.kind
 
   def one(key, params, state, masks):
-    key = salted(key, _CONTROL, cell.level)
+    key = salted(key, _CONTROL, arm.level)
     fresh = lambda key: setup.init(key)[0]
     if name.startswith("random"):
       masks = lottery.random_masks(masks, salted(key, 1))

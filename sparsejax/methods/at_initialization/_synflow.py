@@ -114,14 +114,14 @@ def synflow(
   # How many weights each round keeps, as one array for the scan, and the widest dtype
   # in which the model runs.
   with jax.enable_x64(True):
-    ladder = amounts(axes, density, rounds, distribution, structure)
-    ladder = jnp.stack([jnp.asarray(amount) for amount in ladder])
+    kept = amounts(axes, density, rounds, distribution, structure)
+    kept = jnp.stack([jnp.asarray(amount) for amount in kept])
     dtype = _widest(apply_fn, params, make_inputs)
     if dtype is None:
       _check_runs(apply_fn, params, make_inputs, input_shape)
 
     @jax.jit
-    def prune(params, ladder):
+    def prune(params, kept):
       positive = _magnitudes(params, dtype)
       kernels = choose(positive, chosen)
       inputs = make_inputs(dtype)
@@ -139,10 +139,10 @@ def synflow(
         sound = scores_are_finite(scores, masks) & jnp.any(jnp.stack(largest) > 0)
         return keep_best(scores, amount, masks, structure, axes), sound
 
-      return lax.scan(one_round, jax.tree.map(true_like, kernels), ladder)
+      return lax.scan(one_round, jax.tree.map(true_like, kernels), kept)
 
     # One compiled scan over all rounds; its flags can be read outside of a trace only.
-    masks, sound = prune(params, ladder)
+    masks, sound = prune(params, kept)
     if not isinstance(sound, Tracer) and not sound.all():
       held = "float64" if dtype == jnp.float64 else "float32"
       raise FloatingPointError(
