@@ -8,7 +8,7 @@ recipe of the config, whose fields can be changed for all methods
 (--config.num_epochs=10); `python scripts/train.py --help` explains them. Finished runs
 are not repeated, and a stopped run resumes. Several processes with the same command
 share the work; the last one to finish writes the whole table, which covers all finished
-runs of the workdir.
+runs of the workdir. Compiled programs are kept in .compiled there, and may be deleted.
 With --config.track_exploration=True it has a column with the exploration rate, the
 fraction of the weights that was live at any time.
 

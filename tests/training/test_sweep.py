@@ -2,7 +2,9 @@
 
 import json
 
+import jax
 import pytest
+from jax import monitoring
 
 from sparsejax.experiments import comparison, results
 from sparsejax.training import ConfigError, default_config
@@ -15,13 +17,13 @@ def make_config():
   return config
 
 
-def test_a_sweep_trains_ranks_and_draws(tmp_path):
+def test_a_sweep_trains_ranks_and_draws(tmp_path, compilations):
   fields = comparison.parse_sweep(["config.learning_rate=1e-5,0.1"])
   settings = comparison.sweep_settings(fields)
   assert settings == [{"learning_rate": 1e-5}, {"learning_rate": 0.1}]
   lines = []
-  run = lambda: comparison.run_sweep(
-    make_config, tmp_path, settings, [3], say=lines.append
+  run = lambda *seeds: comparison.run_sweep(
+    make_config, tmp_path, settings, [3, *seeds], say=lines.append
   )
   assert run() == []
   assert len(lines) == 2
@@ -43,6 +45,18 @@ def test_a_sweep_trains_ranks_and_draws(tmp_path):
   assert first["mean"] == pytest.approx(found[0].validation[0])
   assert plot.stat().st_size > 1000
   assert results.read_rows(out)
+  # The second seed reads all programs that the first has compiled.
+  read = []
+  compilations.clear()
+  listener = lambda event, **_: read.append(event) if "cache_hit" in event else None
+  monitoring.register_event_listener(listener)
+  try:
+    run(4)
+  finally:
+    monitoring.unregister_event_listener(listener)
+  assert len(lines) == 4
+  assert len(read) == len(compilations) >= 8
+  assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_random_settings_are_drawn_from_lists_and_ranges():

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from sparsejax.experiments import results
+from sparsejax.experiments.comparison._programs import shared_programs
 from sparsejax.training import (
   METHODS,
   RESULT_FILE,
@@ -112,7 +113,8 @@ def run_grid(
 
   Each run has its own directory, `<workdir>/<method>/density=<d>/seeds=<first>-<last>`,
   which a process locks while it trains. Runs locked by other processes are skipped, so
-  several processes with the same arguments share the work.
+  several processes with the same arguments share the work, and the programs that they
+  compile, in `<workdir>/.compiled`: a second seed of a cell compiles nothing.
 
   Args:
     make_config: `(method) -> ConfigDict`; density and seeds are set by this function.
@@ -148,7 +150,8 @@ def run_grid(
       missing = [seed for seed in group if seed not in done_seeds]
       try:
         if missing:
-          line = _train(config, workdir, cell, missing, verbose)
+          with shared_programs(workdir):
+            line = _train(config, workdir, cell, missing, verbose)
           say(f"{line}  [{done + 1} of {len(jobs)}]")
         done += 1
       except WorkdirInUseError:

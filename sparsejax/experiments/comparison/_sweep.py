@@ -13,6 +13,7 @@ import numpy as np
 
 from sparsejax.analysis import COLORS, new_figure, style_axes
 from sparsejax.experiments import results
+from sparsejax.experiments.comparison._programs import shared_programs
 from sparsejax.training import (
   RESULT_FILE,
   ConfigError,
@@ -175,7 +176,8 @@ def run_sweep(
 
   Each run has its own directory, `<workdir>/<setting>/seed=<seed>`. Finished runs are
   not repeated, and a stopped run resumes. All settings are checked before any is
-  trained.
+  trained. Runs share their compiled programs, in `<workdir>/.compiled`: a second seed
+  of a setting compiles nothing.
 
   Args:
     make_config: `() -> ConfigDict`; settings and seeds are set by this function.
@@ -202,7 +204,8 @@ def run_sweep(
       continue
     config.update(seed=seed, num_seeds=1)
     try:
-      outcome = train_and_evaluate(config, run, verbose, summarize=False)
+      with shared_programs(workdir):
+        outcome = train_and_evaluate(config, run, verbose, summarize=False)
     except WorkdirInUseError:
       busy.append(f"{setting_name(values)}, seed {seed}")
       continue
