@@ -204,7 +204,8 @@ def solve_live(
     image = jnp.where(mask, _product(hessian, direction), 0)
     curvature = inner(direction, image)
     # Rows that have converged, or have no curvature left, are not updated further, as
-    # their rounding errors would grow.
+    # their rounding errors would grow. `jax.scipy.sparse.linalg.cg` updates them: with
+    # a tolerance below rounding, weights of singular blocks grow a thousandfold.
     flat = mask.shape[1] * eps * inner(direction, scale * direction)
     curved = curvature > jnp.maximum(flat, tiny)
     active = (inner(residual, residual) > enough) & curved

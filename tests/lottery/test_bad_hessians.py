@@ -100,6 +100,17 @@ def test_weights_are_compensated_whatever_the_rank(name):
     assert loss(h, np.asarray(got.weights), w).sum() <= plain.sum() + slack
 
 
+def test_a_tolerance_below_rounding_does_not_blow_up_singular_systems():
+  """A quarter as many samples as weights, in float32, where 1e-8 cannot be reached."""
+  x = np.random.default_rng(0).normal(size=(20, 80)).astype(np.float32)
+  w = np.random.default_rng(1).normal(size=(8, 80)).astype(np.float32)
+  mask = np.random.default_rng(2).random(w.shape) < 0.5
+  h = x.T @ x / len(x)
+  v = np.asarray(compensation.compensate(w, h, mask, damping=0, tolerance=1e-8))
+  assert (loss(h, v, w) < 1e-6 * loss(h, np.where(mask, w, 0), w)).all()
+  assert np.abs(v).max() < 2 * np.abs(w).max() + 10
+
+
 def test_no_curvature_means_magnitude_and_no_change():
   w, h = jnp.asarray(weights(), jnp.float32), jnp.zeros((N, N))
   got = sparse_gpt(w, h, n_m=(2, 4), damping=0)

@@ -72,7 +72,9 @@ def initialize(
     if ":" not in address:
       raise _errors.ConfigError(f"{names[0]} must be host:port; got {address!r}")
     return _join(coordinator_address=address, num_processes=number, process_id=this)
-  # A cluster with more than one process, which JAX detects by itself.
+  # A cluster with more than one process, whose addresses JAX detects by itself. It is
+  # asked only then: on a single machine its detection raises an error, and for a job of
+  # one process it opens a port.
   several = (
     int(env.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in env else "1") > 1
     or int(env.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
