@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core import widened
 from sparsejax.scores._hessian import sum_over_examples
 
 Params = Any
@@ -74,7 +75,7 @@ def gauss_newton_diagonal(
     batch_size: how many examples are differentiated at a time.
 
   Returns:
-    A pytree like `params`, non-negative.
+    A pytree like `params`, non-negative; float32 for 16-bit params.
 
   Raises:
     ValueError: `loss` is unknown, or `batch_size` is below 1.
@@ -94,7 +95,7 @@ def gauss_newton_diagonal(
   def one_example(example):
     outputs, pullback = jax.vjp(lambda p: apply(p, example[None])[0], params)
     (columns,) = jax.vmap(pullback)(output_factors(outputs, loss))
-    return jax.tree.map(lambda g: jnp.sum(g**2, 0), columns)
+    return jax.tree.map(lambda g: jnp.sum(widened(g) ** 2, 0), columns)
 
   squares = sum_over_examples(one_example, params, inputs, batch_size)
   return jax.tree.map(lambda s: s / inputs.shape[0], squares)

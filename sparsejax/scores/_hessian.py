@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from sparsejax.core import widened
+
 Params = Any
 Loss = Callable[[Params], jax.Array]
 
@@ -86,7 +88,7 @@ def hutchinson_diagonal(
     samples: how many sign vectors to average.
 
   Returns:
-    A pytree like `params`; entries may be negative.
+    A pytree like `params`, float32 for 16-bit params; entries may be negative.
 
   Raises:
     ValueError: `samples` is below 1.
@@ -106,13 +108,17 @@ def hutchinson_diagonal(
   def flat_loss(vector):
     return loss(unravel(vector))
 
+  # The samples are added in float32 at least: a sum in bfloat16 soon stops to grow.
+  zeros, unravel_wide = ravel_pytree(_wide_zeros(params))
+
   def add(total, sample_key):
     signs = jax.random.rademacher(sample_key, flat.shape, flat.dtype)
-    return total + signs * hessian_vector_product(flat_loss, flat, signs), None
+    new = signs * hessian_vector_product(flat_loss, flat, signs)
+    return total + new.astype(total.dtype), None
 
   keys = jax.random.split(key, samples)
-  total, _ = jax.lax.scan(add, jnp.zeros_like(flat), keys)
-  return unravel(total / samples)
+  total, _ = jax.lax.scan(add, zeros, keys)
+  return unravel_wide(total / samples)
 
 
 def empirical_fisher_diagonal(
@@ -131,9 +137,9 @@ def empirical_fisher_diagonal(
     batch_size: how many examples' gradients are in memory at a time.
 
   Returns:
-    A pytree like `params`. It is not the diagonal of the Hessian: at a good fit the
-    gradients, and with them this matrix, go to zero, but the Gauss-Newton matrix does
-    not.
+    A pytree like `params`, float32 for 16-bit params. It is not the diagonal of the
+    Hessian: at a good fit the gradients, and with them this matrix, go to zero, but the
+    Gauss-Newton matrix does not.
 
   Raises:
     ValueError: `batch_size` is below 1, or `examples` is empty.
@@ -153,7 +159,8 @@ def empirical_fisher_diagonal(
     raise ValueError(f"examples must contain at least 1 example, got {count}.")
 
   def squared_gradient(example):
-    return jax.tree.map(jnp.square, jax.grad(example_loss)(params, example))
+    grads = jax.grad(example_loss)(params, example)
+    return jax.tree.map(lambda g: jnp.square(widened(g)), grads)
 
   squares = sum_over_examples(squared_gradient, params, examples, batch_size)
   return jax.tree.map(lambda total: total / count, squares)
@@ -164,7 +171,8 @@ def sum_over_examples(
 ) -> Params:
   """Sums `function(example)` over examples, `batch_size` examples at a time.
 
-  `function` returns a pytree like `like`.
+  `function` returns a pytree like `like`. The sum is in float32 at least: in bfloat16
+  it would soon stop to grow, and squares of small float16 numbers are zero.
 
   Example:
     >>> x = jnp.arange(5.0)
@@ -176,9 +184,9 @@ def sum_over_examples(
 
   def add(total, chunk):
     values = jax.vmap(function)(chunk)
-    return jax.tree.map(lambda t, v: t + jnp.sum(v, 0), total, values), None
+    return jax.tree.map(lambda t, v: t + jnp.sum(widened(v), 0), total, values), None
 
-  total = jax.tree.map(jnp.zeros_like, like)
+  total = _wide_zeros(like)
   if whole:
     chunks = jax.tree.map(
       lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), examples
@@ -187,3 +195,8 @@ def sum_over_examples(
   if whole < count:
     total, _ = add(total, jax.tree.map(lambda x: x[whole:], examples))
   return total
+
+
+def _wide_zeros(tree: Params) -> Params:
+  """Returns zeros like a tree, in float32 at least."""
+  return jax.tree.map(lambda x: jnp.zeros_like(widened(x)), tree)

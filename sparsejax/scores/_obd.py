@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import ScoreInputs, check_arrays
+from sparsejax.core import ScoreInputs, check_arrays, widened
 
 Score = Callable[[ScoreInputs], Any]
 
@@ -22,7 +22,7 @@ def obd_saliency(params: Any, diagonal: Any) -> Any:
     diagonal: pytree like `params`: the diagonal of the Hessian, or an approximation.
 
   Returns:
-    A pytree like `params`, non-negative, in units of loss.
+    A pytree like `params`, non-negative, in units of loss; float32 for 16-bit params.
 
   Example:
     >>> obd_saliency(jnp.array([1.0, -2.0]), jnp.array([4.0, 0.5])).tolist()
@@ -30,7 +30,12 @@ def obd_saliency(params: Any, diagonal: Any) -> Any:
 
   Reference: LeCun, Denker and Solla, Optimal brain damage (1990), Eq. 3.
   """
-  return jax.tree.map(lambda w, h: jnp.maximum(h, 0) * w**2 / 2, params, diagonal)
+
+  def saliency(w, h):
+    w = widened(w)
+    return jnp.maximum(h.astype(w.dtype), 0) * w**2 / 2
+
+  return jax.tree.map(saliency, params, diagonal)
 
 
 def obd(diagonal: Any) -> Score:

@@ -25,6 +25,7 @@ from sparsejax.core import (
   split_k,
   top_k_masks,
   true_like,
+  widened,
 )
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import (
@@ -240,10 +241,10 @@ def check_loss(loss_fn: Any, params: PyTree, batch: Any) -> None:
 
 
 def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTree:
-  """Returns the mean of a function's trees over the batches."""
-  total = function(batches[0])
+  """Returns the mean of a function's trees over the batches, float32 or wider."""
+  total = jax.tree.map(widened, function(batches[0]))
   for batch in batches[1:]:
-    total = jax.tree.map(jnp.add, total, function(batch))
+    total = jax.tree.map(lambda t, x: t + widened(x), total, function(batch))
   return jax.tree.map(lambda t: t / len(batches), total)
 
 

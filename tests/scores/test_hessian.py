@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,25 @@ def mlp(params, x):
     x = x @ layer["kernel"] + layer["bias"][None]
     x = jnp.tanh(x) if i < len(params) - 1 else x
   return x
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_of_16_bits_do_not_stop_to_grow(dtype):
+  """1,000 squares of 1 are 256 in bfloat16, where 256 + 1 = 256; 1e-4 squared is 0."""
+  x, w = jnp.ones((1000, 1), dtype), jnp.ones((1, 1), dtype)
+  small = 1e-4 * x[:2]
+  loss = lambda w, x: jnp.sum(x @ w)
+  fisher = functools.partial(hessian.empirical_fisher_diagonal, loss, w, batch_size=1)
+  assert fisher(x) == 1
+  np.testing.assert_allclose(fisher(small), 1e-8, rtol=5e-3)
+  apply = lambda w, x: x @ w
+  diagonal = functools.partial(gauss_newton.gauss_newton_diagonal, apply, w)
+  assert diagonal(x, loss="squared", batch_size=1) == 1
+  np.testing.assert_allclose(diagonal(small, loss="squared"), 1e-8, rtol=5e-3)
+  curved = lambda w: 0.5 * jnp.sum(w**2)
+  key = jax.random.key(0)
+  assert hessian.hutchinson_diagonal(curved, w, key, samples=1000) == 1
+  np.testing.assert_allclose(obd_saliency(small, small), 5e-13, rtol=1e-2)
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def grasp(
   def score(masks):
     weights = apply_masks(kernels, masks)
     g = mean_over_batches(lambda batch: gradient(weights, batch), batches)
-    g = apply_masks(g, masks)
+    g = jax.tree.map(lambda x, w: x.astype(w.dtype), apply_masks(g, masks), weights)
     hg = mean_over_batches(lambda batch: product(weights, g, batch), batches)
     return jax.tree.map(lambda w, h: w * h, comparable(weights), comparable(hg))
 
