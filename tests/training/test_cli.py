@@ -128,6 +128,12 @@ def test_a_mistake_is_one_clear_line(tmp_path, args, message):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_help_may_be_cut_off():
+  with _train("--help") as process:
+    process.stdout.close()  # as `head` does
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+
+
 def _run(*command):
   return subprocess.run(
     [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,6 +1,7 @@
 """Parsing of flags; an error in them prints one line instead of a traceback."""
 
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -58,6 +59,11 @@ def parse(argv: list[str]) -> list[str]:
   except SystemExit:
     # absl exits with 1 after printing the help; that is not an error.
     sys.exit(0 if _asks_for_help(argv) else 1)
+  except BrokenPipeError:
+    # The reader of the help, such as `head`, has closed the pipe. Python would flush
+    # what is left into it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
   except (flags.Error, AttributeError, KeyError, TypeError) as e:
     sys.exit(f"Error: {_reason(e, argv)}\n(--help lists all flags.)")
   if given:
