@@ -406,6 +406,26 @@ def test_batches_of_growth_repeat_no_image_before_all_are_drawn():
   np.testing.assert_array_equal(np.concatenate([first, second]), whole[:10])
 
 
+def test_an_unfinished_or_damaged_milestone_is_not_loaded(tmp_path):
+  record = {"num_classes": 10, "features": (4, 3)}
+  trees = {"params": {"dense1": {"kernel": jnp.ones((2, 4))}}}
+  (tmp_path / "config.json").write_text('{"model": "mlp", "model_kwargs": {}}')
+  synthesis_milestones.write(tmp_path, 0, record, trees)
+  chex.assert_trees_all_equal(
+    synthesis_milestones.load(tmp_path, 0)[1], trees["params"]
+  )
+  file = tmp_path / "milestone_0.npz"
+  file.write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(errors.CheckpointError, match=r"milestone_0 of .* cannot be read"):
+    synthesis_milestones.load(tmp_path, 0)
+  # A run that is killed between the two files has written no record.
+  synthesis_milestones.write(tmp_path, 1, record, trees)
+  (tmp_path / "milestone_1.json").unlink()
+  with pytest.raises(errors.CheckpointError, match=r"milestone_1 of .* cannot be read"):
+    synthesis_milestones.load(tmp_path, 1)
+  assert len(synthesis_milestones.read(tmp_path)) == 1
+
+
 def test_milestones_are_read_in_the_order_of_their_indices(tmp_path):
   for index in (0, 2, 10):
     synthesis_milestones.write(tmp_path, index, {"index": index}, {})

@@ -1,4 +1,9 @@
-"""Files of a lottery ticket experiment: one folder per arm, verified by hashes."""
+"""Files of a lottery ticket experiment: one folder per arm, verified by hashes.
+
+They are .npz files and not checkpoints of orbax, which are restored as a whole into a
+state of known shapes: a report reads masks without a model, and a level reads the
+weights of several others.
+"""
 
 import hashlib
 import json

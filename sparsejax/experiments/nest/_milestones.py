@@ -1,4 +1,8 @@
-"""Files of the networks that a synthesis keeps: a record and arrays per milestone."""
+"""Files of the networks that a synthesis keeps: a record and arrays per milestone.
+
+The arrays are an .npz file and not a checkpoint of orbax: they are an exported network,
+which is read without the data set that the shapes of a checkpoint follow from.
+"""
 
 import json
 import os
@@ -13,7 +17,7 @@ from flax import traverse_util
 
 from sparsejax import models
 from sparsejax.core import read_archive, write_archive
-from sparsejax.training import arrays_by_path, json_text, write_text
+from sparsejax.training import CheckpointError, arrays_by_path, json_text, write_text
 
 PyTree = Any
 
@@ -58,16 +62,23 @@ def load(workdir: os.PathLike | str, index: int) -> tuple[Any, PyTree, PyTree, P
   Returns:
     The flax module, its params (masked), its masks, and its other variables. Partial
     areas are among these as `areas`; `growth.with_areas` makes the module use them.
+
+  Raises:
+    CheckpointError: there is no such milestone, or its files cannot be read.
   """
-  path = pathlib.Path(workdir)
-  config = json.loads((path / "config.json").read_text())
-  record = json.loads((path / f"milestone_{index}.json").read_text())
+  path, name = pathlib.Path(workdir), f"milestone_{index}"
+  # The record is written last, so that a milestone without one is not finished.
+  try:
+    config = json.loads((path / "config.json").read_text())
+    record = json.loads((path / f"{name}.json").read_text())
+    arrays = read_archive(path / f"{name}.npz", "grow_and_prune")
+  except (OSError, ValueError) as e:
+    raise CheckpointError(f"{name} of {path} cannot be read: {e}") from e
   model = models.create(
     config["model"],
     num_classes=record["num_classes"],
     features=tuple(record["features"]),
     **config["model_kwargs"],
   )
-  arrays = read_archive(path / f"milestone_{index}.npz", "grow_and_prune")
   trees = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, arrays), sep="/")
   return model, *(trees.get(name, {}) for name in ("params", "masks", "state"))
