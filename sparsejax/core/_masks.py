@@ -349,7 +349,7 @@ def summary(params: PyTree, masks: PyTree) -> str:
   ):
     n = int(np.prod(leaf.shape))
     dense = f"dense: {why or 'excluded by where'}"
-    density = dense if live_here is None else f"{int(live_here) / n:.4f}"
+    density = dense if live_here is None else _ratio(int(live_here), n)
     alive = n if live_here is None else int(live_here)
     if live_here is not None:
       kept, size = kept + alive, size + n

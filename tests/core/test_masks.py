@@ -97,6 +97,8 @@ def test_summary():
   assert table[-2].split() == ["sparsified", "12", "3", "0.2500"]
   assert table[-1].split() == ["all", "26", "17", "0.6538"]
   assert len({len(line) for line in table}) == 1
+  empty = {"w": jnp.zeros((0, 3), bool)}
+  assert sj.summary(empty, empty).splitlines()[2].split()[-3:] == ["0", "0", "-"]
 
 
 def test_rescale_keeps_the_variance_of_a_layer():
