@@ -248,3 +248,20 @@ def test_gates_harden_at_the_last_mask_update():
 def test_bad_input_is_named(call, error, message):
   with pytest.raises(error, match=message):
     call()
+
+
+def test_soft_masks_have_the_precision_of_the_weights():
+  """In float64: beta (|w| - t) of S-STE, and sigmoid(s) w at the first step."""
+  with jax.enable_x64(True):
+    w = np.array([[4.0, -3.0, 2.0, 1.0]]).T / 3
+    params = {"kernel": jnp.asarray(w)}
+    tx = sj.s_ste(optax.sgd(0.1), density=None, structure=sj.n_m(2, 4))
+    seen = sj.effective(params, tx.init(params))["kernel"]
+    assert seen.dtype == jnp.float64
+    # S = 2/3, -1/3, 0, 0;  beta = (8 + 3) / (4 + 1)
+    np.testing.assert_allclose(seen.T, [[4.4 / 3, -2.2 / 3, 0, 0]], rtol=1e-14)
+    tx = sj.continuous_sparsification(
+      optax.sgd(0.1), density=0.5, end_step=9, initial_score=0.1
+    )
+    seen = sj.effective(params, tx.init(params))["kernel"]
+    np.testing.assert_allclose(seen, w / (1 + np.exp(-0.1)), rtol=1e-14)
