@@ -54,7 +54,9 @@ def load(workdir: str | pathlib.Path, milestone: int | None = None) -> Network:
       )
     module, params, masks, state = load_milestone(path, index)
     config = json.loads((path / "config.json").read_text())
-    shape = data.load(config["dataset"], config["data_dir"]).train.images.shape[1:]
+    size = {"image_size": config["image_size"]} if "image_size" in config else {}
+    dataset = data.load(config["dataset"], config["data_dir"], **size)
+    shape = dataset.train.images.shape[1:]
     run = growth.with_areas(module.apply, state.pop("areas", {}))
     apply = lambda params, x: run({"params": params, **state}, x)
     # Milestones list the masked leaves only.

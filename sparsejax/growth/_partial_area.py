@@ -61,8 +61,8 @@ def partial_area_conv(
       f"features), got {areas.shape}."
     )
 
-  # Channel by channel: the contributions of all channels at once are as large as all
-  # activations of the layer, times its channels.
+  # Add up channel by channel: the contributions of all channels at once need as much
+  # memory as the layer's output, times the number of its input channels.
   def add(total, channel):
     one, weights, area = channel
     term = _one_channel(one, weights, strides, padding)
@@ -226,16 +226,22 @@ def with_areas(apply: Callable[..., Any], areas: PyTree) -> Callable[..., Any]:
 def area_contributions(
   apply: Callable[..., Any], areas: PyTree
 ) -> Callable[..., dict[str, Array]]:
-  """Measures what each input map contributes at each position of a batch.
+  """Measures what each input map contributes to each feature map, by position.
+
+  size_mn = mean_batch |I_m * K_mn|, inside and outside of the areas
 
   Args:
     apply: runs a flax linen module, such as `model.apply`.
-    areas: the areas of the network, as in `with_areas`.
+    areas: the areas of the network, as in `with_areas`; they determine the inputs of
+      the convolutions that follow.
 
   Returns:
-    A function `(*args, **kwargs)` like `apply` that returns, for each convolution that
-    has an area, `mean_batch |C_mn|` as `prune_areas` takes it: float (out height, out
-    width, channels, features).
+    A function `(*args, **kwargs)` like `apply`. It returns a dict from the path of each
+    convolution that has an area to float (out height, out width, channels, features),
+    which `prune_areas` takes.
+
+  References:
+    Dai, Yin & Jha 2017 (arXiv 1711.02017), section 3.4.
 
   Example:
     >>> model = nn.Conv(1, (1, 1), use_bias=False)
@@ -271,6 +277,9 @@ def multiply_adds_removed(areas: PyTree, live: PyTree, chain: tuple[Layer, ...])
 
   Returns:
     The number for one image, computed on the host.
+
+  References:
+    Dai, Yin & Jha 2017 (arXiv 1711.02017), section 3.4.
 
   Example:
     >>> chain = (Layer(("a",), (1, 1, 1, 1), 1, 4),)
