@@ -326,8 +326,8 @@ def _method(method, group, compensate, structure) -> Method:
 
 def _budgets(layers, density, distribution, structure) -> list[int]:
   """Computes the number of live weights of each layer, and validates them."""
-  fixed = structure is not None and structure.density is not None
-  if fixed and distribution is not uniform:
+  fixed = None if structure is None else structure.density
+  if structure is not None and fixed is not None and distribution is not uniform:
     raise ValueError(
       f"distribution must be uniform under the structure {structure.name}, which fixes "
       f"every layer's density, got {distribution!r}."
