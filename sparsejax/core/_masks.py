@@ -260,7 +260,10 @@ def pack(masks: PyTree) -> PyTree:
   check_masks(masks)
 
   def pack_one(mask):
-    return jnp.packbits(jnp.atleast_1d(mask), axis=-1)
+    mask = jnp.atleast_1d(mask)
+    if not mask.size:  # packbits divides by the number of rows
+      return jnp.zeros((*mask.shape[:-1], -(-mask.shape[-1] // 8)), jnp.uint8)
+    return jnp.packbits(mask, axis=-1)
 
   return jax.tree.map(pack_one, masks)
 
@@ -303,6 +306,8 @@ def unpack(packed: PyTree, like: PyTree) -> PyTree:
         f"packed must have shape {expected} for a mask of shape {leaf.shape}, got "
         f"{bits.shape}."
       )
+    if not bits.size:
+      return jnp.zeros(leaf.shape, bool)
     mask = jnp.unpackbits(bits, axis=-1, count=shape[-1]).astype(bool)
     return mask if leaf.shape else mask[0]
 

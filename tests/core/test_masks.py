@@ -77,6 +77,13 @@ def test_pack_round_trip(mask):
   np.testing.assert_array_equal(sj.unpack(packed, tree)["m"], mask)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 9), (3, 0)])
+def test_pack_round_trip_of_no_weights(shape):
+  packed = sj.pack(jnp.ones(shape, bool))
+  assert packed.shape == (*shape[:-1], -(-shape[-1] // 8))
+  assert sj.unpack(packed, jnp.ones(shape)).shape == shape
+
+
 def test_pack_refuses():
   with pytest.raises(TypeError, match="masks must be bool, got float32"):
     sj.pack({"m": jnp.ones(3)})
