@@ -1,6 +1,7 @@
 """Builds the model, data, optimizer and compiled functions of a config."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -182,7 +183,16 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     # Tracing takes a moment and reveals shapes or arguments that do not fit together.
     jax.eval_shape(program.init, seeds)
   except (TypeError, ValueError, ArithmeticError) as e:
-    raise _errors.ConfigError(f"model {c.model!r} with method {c.method!r}: {e}") from e
+    # Name the fields that the method's arguments were computed from.
+    fields = ""
+    if re.search(r"\b(start|end)_step\b", str(e)):
+      fields = (
+        f" start_step and end_step are start_fraction={c.start_fraction:g} and"
+        f" end_fraction={c.end_fraction:g} of the run's {total_steps} steps."
+      )
+    raise _errors.ConfigError(
+      f"model {c.model!r} with method {c.method!r}: {e}{fields}"
+    ) from e
   return Run(
     config=c,
     dataset=dataset,

@@ -302,12 +302,12 @@ def test_layers_that_do_not_fit_are_refused(structure, shape, message):
 @pytest.mark.parametrize(
   ("make", "error", "message"),
   [
-    (lambda: sj.n_m(4, 4), ValueError, "m must be at least 5, got 4"),
+    (lambda: sj.n_m(4, 4), ValueError, "m must be above n = 4, got 4"),
     (lambda: sj.n_m(0, 4), ValueError, "n must be at least 1"),
     (lambda: sj.n_m(2.0, 4), TypeError, "n must be an integer"),
     (lambda: sj.n_m(2, 4, groups="far"), ValueError, "groups must be"),
     (lambda: sj.transposable_n_m(2, 8), ValueError, "m must be at most 4"),
-    (lambda: sj.transposable_n_m(4, 4), ValueError, "m must be at least 5"),
+    (lambda: sj.transposable_n_m(4, 4), ValueError, "m must be above n = 4"),
     (lambda: sj.block(4), TypeError, "shape must be 2 integers"),
     (lambda: sj.block((0, 4)), ValueError, "shape must be at least 1"),
     (lambda: sj.block((4, 4), score="l2"), ValueError, "score must be"),

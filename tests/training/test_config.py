@@ -14,6 +14,7 @@ import sparsejax as sj
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _optimizers as optimizers
+from sparsejax.training import _run as run_lib
 from sparsejax.training import default_config, use_method
 
 
@@ -280,3 +281,10 @@ def test_a_config_is_read_in_few_files():
     "_loop.py",  # intervals of records, evaluations and checkpoints
     "_picture.py",  # the title
   }
+
+
+def test_steps_of_a_method_are_explained_by_fields():
+  fields = {"method": "granet", "num_steps": 50, "update_every": 100}
+  fits = "end_step must be .* end_fraction=1 of the run's 50 steps"
+  with pytest.raises(errors.ConfigError, match=fits):
+    run_lib.prepare(fields)

@@ -63,12 +63,19 @@ def n_m(n: int, m: int, axis: int = -2, groups: str = "adjacent") -> Structure:
     >>> print(sj.masks(state)["kernel"].sum(0))
     [2 2 2]
   """
-  check_integer("n", n, 1)
-  check_integer("m", m, n + 1)
+  check_counts(n, m)
   check_integer("axis", axis)
   if groups not in ("adjacent", "strided"):
     raise ValueError(f"groups must be 'adjacent' or 'strided', got {groups!r}.")
   return _n_m(n, m, axis, groups == "adjacent")
+
+
+def check_counts(n: Any, m: Any) -> None:
+  """Raises TypeError or ValueError unless n and m are integers with 1 <= n < m."""
+  check_integer("n", n, 1)
+  check_integer("m", m)
+  if m <= n:
+    raise ValueError(f"m must be above n = {n}, got {m}.")
 
 
 @functools.cache

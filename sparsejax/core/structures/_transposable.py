@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core._budgets import live_in
-from sparsejax.core._checks import check_integer
 from sparsejax.core._kernel_axes import LayerAxes
 from sparsejax.core._selection import top_k_masks
 from sparsejax.core.structures._base import Structure, in_matrix_order
 from sparsejax.core.structures._layout import reshape_keeping
+from sparsejax.core.structures._n_m import check_counts
 
 Array = jax.Array
 PyTree = Any
@@ -69,8 +69,7 @@ def transposable_n_m(n: int, m: int) -> Structure:
     >>> print(mask.sum(0), mask.sum(1))
     [2 2 2 2] [2 2 2 2]
   """
-  check_integer("n", n, 1)
-  check_integer("m", m, n + 1)
+  check_counts(n, m)
   if m > 4:
     raise ValueError(f"m must be at most 4, for all patterns are compared; got {m}.")
   return _transposable(n, m)
