@@ -44,18 +44,11 @@ def main(_):
     panel.set_xticks(range(len(ticks)), ticks)
   left, right = panels
   # Networks that were fine-tuned after pruning by SparseGPT.
-  tuned = [
-    rows[f"minilm_l6/{d}/sparse_gpt/fine_tuned", "cosine_to_dense"]["mean"]
-    for d in DENSITIES
-  ]
-  left.plot(
-    [group - 0.3 for group in range(len(tuned))],
-    tuned,
-    "_",
-    color="black",
-    ms=12,
-    label="SparseGPT, fine-tuned",
-  )
+  for group, density in enumerate(DENSITIES):
+    case = f"minilm_l6/{density}/sparse_gpt/fine_tuned"
+    tuned = [row["mean"] for key, row in rows.items() if _is(case, *key)]
+    label = "SparseGPT, fine-tuned" if group == 0 else None
+    left.plot([group - 0.3] * len(tuned), tuned, "_", color="black", ms=12, label=label)
   left.set_ylim(0, 1.35)  # room for the legend
   left.set_yticks([0, 0.25, 0.5, 0.75, 1])
   left.set_ylabel("cosine to the dense embeddings")
@@ -63,11 +56,15 @@ def main(_):
   left.legend(loc="upper right", fontsize=8, ncols=2)
   dense = rows["byte_transformer/dense", "perplexity_per_byte"]["mean"]
   right.axhline(dense, color=FAINT, lw=1, label="dense")
-  right.set_yscale("log")
   right.set_ylabel("perplexity per byte")
   right.set_title("Byte transformer, .4M weights")
   right.legend(loc="upper left", fontsize=8)
   plots.save(figure, _OUT.value, "pretrained")
+
+
+def _is(case: str, found: str, metric: str) -> bool:
+  """Returns whether a row is the cosine of a case, or of one with more steps."""
+  return metric == "cosine_to_dense" and found.split("/steps=")[0] == case
 
 
 if __name__ == "__main__":
