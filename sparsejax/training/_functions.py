@@ -56,6 +56,7 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
     (['dense1', 'dense2', 'dense3'], {})
   """
   parameters = inspect.signature(type(module).__call__).parameters
+  sows = "mutable" in inspect.signature(module.apply).parameters
 
   def init(key, images):
     variables = dict(module.init(key, images))
@@ -67,7 +68,7 @@ def from_flax(module: Any, dtype: str = "float32") -> Functions:
   def apply(params, state, images, key):
     variables = {"params": params, **state}
     if "train" not in parameters:
-      if key is None:
+      if key is None or not sows:
         return module.apply(variables, images), state
       logits, sown = module.apply(variables, images, mutable=[_LOSSES])
       return logits, {**state, **sown}

@@ -182,8 +182,8 @@ def test_a_config_for_another_script_is_recognized(script, config, other):
 @pytest.mark.parametrize("kind", ["ValueError", "sparsejax.training.ConfigError"])
 def test_an_error_in_a_config_file_is_its_last_line(kind):
   text = f"in config\nTraceback (most recent call last):\n  ...\n{kind}: no 'x'; got x"
-  assert command_line_flags._reason(TypeError(text)) == "no 'x'; got x"
-  assert command_line_flags._reason(TypeError("two\n lines")) == "two  lines"
+  assert command_line_flags._reason(TypeError(text), []) == "no 'x'; got x"
+  assert command_line_flags._reason(TypeError("two\n lines"), []) == "two  lines"
 
 
 def test_a_config_for_another_script_is_refused_by_name(tmp_path):

@@ -1,6 +1,8 @@
 """Draws the results of pruning trained networks, from results/pretrained.json.
 
-python -m scripts.reproduce.pretrained.plot
+  python -m scripts.reproduce.pretrained.plot
+
+Writes docs/assets/pretrained.png in a second.
 """
 
 from absl import flags
