@@ -22,6 +22,7 @@ from scripts import ROOT
 from scripts.reproduce.pretrained.cases import DENSITIES, METHODS
 from sparsejax import post_training, training
 from sparsejax.experiments import command_line, results
+from sparsejax.training import data
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
@@ -52,7 +53,7 @@ def perplexity(apply_fn, params, tokens, labels) -> float:
 def measure(workdir: pathlib.Path, seed: int) -> dict[str, float]:
   """Returns the perplexity of one network, dense and pruned by every method."""
   run = training.load_run(workdir)
-  text = training.data.load("text")
+  text = data.load("text")
   apply_fn = lambda params, tokens: run.apply(params, run.model_state, tokens)
   score = partial(
     perplexity,
