@@ -116,7 +116,7 @@ def next_stop(count: int, steps_per_epoch: int, log_every: int) -> int:
 
 
 class Interval(NamedTuple):
-  """What the next record is computed from, besides the state.
+  """The part of a log interval that is trained, as its record needs it.
 
   Attributes:
     begin: the step of the last record of training.

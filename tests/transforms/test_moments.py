@@ -353,7 +353,7 @@ def test_momentum_without_an_average_is_refused_by_name():
   ],
 )
 def test_tree_map_params_under_unlike_optimizers(name, where, averages):
-  """Whether an average is kept depends on the params, which are not passed."""
+  """States with and without an average are mapped, though no params are passed."""
   params, gradients = layers(1.0)
   sparse = sj.sparse_momentum(beside_adam(name), 0.4, where=where)
   state: Any = sparse.init(params)

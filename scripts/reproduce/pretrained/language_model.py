@@ -10,7 +10,8 @@ to results/pretrained.json. Finished runs are not repeated, and a stopped run re
 
 import pathlib
 import sys
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,19 +36,22 @@ _WINDOWS = flags.DEFINE_integer(
 BATCH = 64
 
 
-def perplexity(apply_fn, params, tokens, labels) -> float:
-  """Returns `exp` of the mean cross-entropy per byte, in nats."""
+def make_perplexity(
+  apply_fn: Callable[..., jax.Array], tokens: jax.Array, labels: jax.Array
+) -> Callable[[Any], float]:
+  """Returns `params -> exp(mean cross-entropy per byte, in nats)`, compiled once."""
 
   @jax.jit
   def total(params, tokens, labels):
     logits = apply_fn(params, tokens)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
-  sums = [
-    float(total(params, tokens[i : i + BATCH], labels[i : i + BATCH]))
-    for i in range(0, len(tokens), BATCH)
-  ]
-  return float(np.exp(sum(sums) / labels.size))
+  def perplexity(params):
+    parts = [slice(i, i + BATCH) for i in range(0, len(tokens), BATCH)]
+    sums = [float(total(params, tokens[part], labels[part])) for part in parts]
+    return float(np.exp(sum(sums) / labels.size))
+
+  return perplexity
 
 
 def measure(workdir: pathlib.Path, seed: int) -> dict[str, float]:
@@ -55,11 +59,8 @@ def measure(workdir: pathlib.Path, seed: int) -> dict[str, float]:
   run = training.load_run(workdir)
   text = data.load("text")
   apply_fn = lambda params, tokens: run.apply(params, run.model_state, tokens)
-  score = partial(
-    perplexity,
-    apply_fn,
-    tokens=run.normalize(text.test.images),
-    labels=jnp.asarray(text.test.labels),
+  score = make_perplexity(
+    apply_fn, run.normalize(text.test.images), jnp.asarray(text.test.labels)
   )
   # Each network is calibrated with other windows of the training text.
   rows = np.random.default_rng(seed).permutation(len(text.train.images))
@@ -81,7 +82,9 @@ def measure(workdir: pathlib.Path, seed: int) -> dict[str, float]:
         measure=False,
       )
       found[f"{name}/{method}"] = score(pruned.params)
-      print(f"seed {seed}, {name}, {method}: {found[f'{name}/{method}']:.3f}")
+      print(
+        f"seed {seed}, {name}, {method}: {found[f'{name}/{method}']:.3f}", flush=True
+      )
   return found
 
 

@@ -48,7 +48,7 @@ def main(_):
   # Networks that were fine-tuned after pruning by SparseGPT.
   for group, density in enumerate(DENSITIES):
     case = f"minilm_l6/{density}/sparse_gpt/fine_tuned"
-    tuned = [row["mean"] for key, row in rows.items() if _is(case, *key)]
+    tuned = [row["mean"] for key, row in rows.items() if _is_cosine_of(case, *key)]
     label = "SparseGPT, fine-tuned" if group == 0 else None
     left.plot([group - 0.3] * len(tuned), tuned, "_", color="black", ms=12, label=label)
   left.set_ylim(0, 1.35)  # room for the legend
@@ -64,7 +64,7 @@ def main(_):
   plots.save(figure, _OUT.value, "pretrained")
 
 
-def _is(case: str, found: str, metric: str) -> bool:
+def _is_cosine_of(case: str, found: str, metric: str) -> bool:
   """Returns whether a row is the cosine of a case, or of one with more steps."""
   return metric == "cosine_to_dense" and found.split("/steps=")[0] == case
 
