@@ -1,7 +1,8 @@
 """Compares block-sparse networks with dense networks of equal cost.
 
+  python -m scripts.reproduce.sparse_execution --workdir=runs/quality --part=train
+  python -m scripts.reproduce.sparse_execution --workdir=runs/quality --part=time
   python -m scripts.reproduce.sparse_execution --workdir=runs/quality
-  python -m scripts.reproduce.sparse_execution --workdir=runs/quality --tasks=text
 
 Tasks: mnist and fashion_mnist by configs/mnist_wide.py, an MLP of three layers of 2048
 at density 0.1; text by configs/lm_block.py, a byte transformer of width 512. Per task,
@@ -11,31 +12,41 @@ five networks:
   dense         the same network, dense
   narrow        a dense network with as many multiply-adds as `blocks`
   unstructured  the same density without blocks, with dense products
-  short         the dense network, stopped after the wall-clock time of `blocks`
+  short         the dense network, trained for the wall-clock time of `blocks`
 
 The learning rate of each network is chosen on validation images, by one run of seed 100
-per rate; then three seeds are trained. `short` takes the rate of `dense` and as many
-epochs as fit; it is measured, not assumed, so run nothing else meanwhile. The table is
-results/sparse_execution.json: test error (loss, for text) and seconds per run. On two
-CPU cores mnist and fashion_mnist take about an hour together. Finished runs are not
-repeated, and a stopped run resumes.
+per rate; then three seeds are trained.
+
+--part=train trains all but `short`; the machine may be busy. --part=time times the
+steps of the networks in turns, in one process, over one period of mask updates, and
+needs an idle machine for some minutes. Without --part both are done, unless they were,
+then `short` is trained, and results/sparse_execution.json is written: test error and
+loss, seconds per step, and seconds of training as steps times seconds per step.
+Finished runs are not repeated, and a stopped run resumes.
+
+--tasks=losses compares the losses of 1,000 steps of a smaller MLP with sparse and with
+dense products: the same masks and seed, and another seed for scale.
 """
 
+import functools
 import math
 import pathlib
-import statistics
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from absl import flags, logging
 
 from scripts import ROOT
 from sparsejax import training
 from sparsejax.experiments import command_line, results
-from sparsejax.training import current_commit
+from sparsejax.training import read_json, write_text
 
 CONFIGS = {"mnist": "mnist_wide", "fashion_mnist": "mnist_wide", "text": "lm_block"}
-NETWORKS = ("blocks", "dense", "narrow", "unstructured", "short")
+NETWORKS = ("blocks", "dense", "narrow", "unstructured")
 RATES = {"mnist_wide": (0.02, 0.05, 0.1), "lm_block": (5e-4, 1e-3, 2e-3)}
 # Multiply-adds per example in the layers of mnist_wide: 784 x 2048 dense, twice a tenth
 # of 2048 x 2048, and 2048 x 10. Three dense layers of 928 have as many. The transformer
@@ -46,113 +57,207 @@ NARROW: dict[str, dict[str, Any]] = {
   "lm_block": {"width": 192, "heads": 8},
 }
 TUNING_SEED = 100
+# The steps of the networks are timed in turns of so many steps, over one period of mask
+# updates.
+TURN = 20
+# The losses of two ways of computing the same products are compared per so many steps.
+LOSS_STEPS, LOSS_EVERY = 1000, 100
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _OUT = flags.DEFINE_string(
   "out", str(ROOT / "results/sparse_execution.json"), "The results file to write."
 )
 _TASKS = flags.DEFINE_multi_enum(
-  "tasks", ["mnist", "fashion_mnist"], list(CONFIGS), "Tasks to run."
+  "tasks", ["mnist", "fashion_mnist"], [*CONFIGS, "losses"], "Tasks to run."
+)
+_PART = flags.DEFINE_enum(
+  "part", "all", ["all", "train", "time"], "Train, time the steps, or all the rest."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per network.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer(
   "num_epochs", None, "Epochs per run; default: the config's."
 )
-_WRITE_ONLY = flags.DEFINE_bool(
-  "write_only", False, "Train nothing; write the results."
-)
 
 
-def config_of(task: str, network: str, rate: float, seed: int, epochs: int | None):
-  """Returns the config of one run."""
+def config_of(task: str, network: str, rate: float, seed: int, steps: int = 0):
+  """Returns the config of one run; `steps` is 0 for all epochs."""
   name = CONFIGS[task]
   variant = "dense" if network in ("dense", "narrow", "short") else "rigl"
   config = command_line.load_config(ROOT / f"configs/{name}.py", variant)
-  config.update(dataset=task, learning_rate=rate, seed=seed)
+  config.update(dataset=task, learning_rate=rate, seed=seed, num_steps=steps)
   if network == "unstructured":
     config.update(structure="any", execution="dense")
   if network == "narrow":
     config.model_kwargs.update(NARROW[name])
-  if epochs:
-    config.num_epochs = epochs
+  if _EPOCHS.value:
+    config.num_epochs = _EPOCHS.value
   return config
 
 
-def train(
-  task: str, network: str, rate: float, seed: int, epochs: int | None
-) -> dict[str, Any]:
-  """Trains one run, unless it is finished, and returns its summary."""
-  workdir = pathlib.Path(_WORKDIR.value) / task / network / f"rate={rate:g}/seed={seed}"
-  if not (workdir / "summary.json").exists():
-    if _WRITE_ONLY.value:
-      return {}
-    print(f"{task}, {network}, rate {rate:g}, seed {seed}", flush=True)
-    result = training.train_and_evaluate(
-      config_of(task, network, rate, seed, epochs), workdir, summarize=False
-    )
+def run_folder(task: str, network: str, rate: float, seed: int) -> pathlib.Path:
+  """Returns the folder of one run."""
+  return pathlib.Path(_WORKDIR.value) / task / network / f"rate={rate:g}/seed={seed}"
+
+
+def train(config: Any, folder: pathlib.Path) -> dict[str, Any]:
+  """Trains a run, unless it is finished; returns its summary and validation loss."""
+  if not (folder / "summary.json").exists():
+    print(folder, flush=True)
+    result = training.train_and_evaluate(config, folder, summarize=False)
     if not result.finished:
       sys.exit(130)
-    (workdir / "commit").write_text(current_commit(12) or "")
-  summary = training.read_json(workdir / "summary.json")
-  records = training.read_metrics(workdir)
+  records = training.read_metrics(folder)
   losses = [r["validation_loss"] for r in records if "validation_loss" in r]
-  commit = workdir / "commit"
-  return summary | {
-    "validation_loss": math.inf if losses[-1] is None else losses[-1],
-    "commit": commit.read_text() if commit.exists() else "",
+  last = math.inf if losses[-1] is None else losses[-1]
+  return read_json(folder / "summary.json") | {"validation_loss": last}
+
+
+def trained(
+  task: str, network: str, steps: int = 0
+) -> tuple[float, list[dict[str, Any]], list[pathlib.Path]]:
+  """Tunes the learning rate, then trains all seeds at the best.
+
+  Args:
+    task: a name of `CONFIGS`.
+    network: a name of `NETWORKS`, or "short".
+    steps: of each run; 0 for all epochs.
+
+  Returns:
+    The rate with the lowest validation loss, and the summaries and folders of the runs.
+  """
+
+  def run(rate, seed):
+    config = config_of(task, network, rate, seed, steps)
+    return train(config, run_folder(task, network, rate, seed))
+
+  rates = RATES[CONFIGS[task]]
+  best = min(rates, key=lambda rate: run(rate, TUNING_SEED)["validation_loss"])
+  seeds = range(_SEEDS.value)
+  runs = [run(best, seed) for seed in seeds]
+  return best, runs, [run_folder(task, network, best, seed) for seed in seeds]
+
+
+def seconds_per_step(task: str) -> dict[str, float]:
+  """Times the steps of all networks in turns; the times are kept in the workdir."""
+  path = pathlib.Path(_WORKDIR.value) / CONFIGS[task] / "seconds_per_step.json"
+  if path.exists():
+    return read_json(path)
+  turns = {network: _stepper(task, network) for network in NETWORKS}
+  every = config_of(task, "blocks", 0.0, 0).update_every
+  seconds: dict[str, float] = dict.fromkeys(NETWORKS, 0.0)
+  for number in range(every // TURN + 1):
+    for network, turn in turns.items():
+      start = time.perf_counter()
+      turn()
+      # The first turn compiles.
+      seconds[network] += (time.perf_counter() - start) * (number > 0)
+  seconds = {
+    network: total / (every // TURN * TURN) for network, total in seconds.items()
   }
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_text(path, training.json_text(seconds, indent=1))
+  return seconds
 
 
-def tuned_rate(task: str, network: str) -> float | None:
-  """Returns the rate with the lowest validation loss at the end of a run."""
-  found = {}
-  for rate in RATES[CONFIGS[task]]:
-    summary = train(task, network, rate, TUNING_SEED, _EPOCHS.value)
-    if summary:
-      found[rate] = summary["validation_loss"]
-  return min(found, key=lambda rate: found[rate]) if found else None
+def _stepper(task: str, network: str):
+  """Returns a function that trains a network for `TURN` steps more, on one epoch."""
+  run = training.prepare(config_of(task, network, RATES[CONFIGS[task]][0], 0))
+  examples = training.place_splits(run.dataset, run.layout)[0]
+  state = training.initial_state(run, examples)
+  order = run.program.order(state)
+
+  def turn():
+    nonlocal state
+    stop = int(state.step) + TURN
+    totals = training.no_totals(state.key.shape)
+    state, _ = jax.block_until_ready(
+      run.program.run(state, examples, order, np.int32(stop), totals)
+    )
+
+  return turn
 
 
 def measure(task: str) -> list[dict]:
-  """Trains and measures the networks of a task."""
-  rows, seconds, rates = [], {}, {}
-  for network in NETWORKS:
-    epochs = _EPOCHS.value
-    if network == "short":
-      # As many epochs of the dense network as take the time of the sparse one.
-      if "dense" not in seconds or "blocks" not in seconds:
-        continue
-      full = config_of(task, "dense", rates["dense"], 0, epochs).num_epochs
-      share = seconds["blocks"] / seconds["dense"]
-      rate, epochs = rates["dense"], max(1, round(full * share))
-    else:
-      rate = tuned_rate(task, network)
-      if rate is None:
-        continue
-    runs = [train(task, network, rate, seed, epochs) for seed in range(_SEEDS.value)]
-    runs = [run for run in runs if run]
-    if not runs:
-      continue
-    rates[network] = rate
-    seconds[network] = statistics.median(run["seconds"] for run in runs)
+  """Trains and times the networks of a task."""
+  if _PART.value != "time":
+    found = {network: trained(task, network) for network in NETWORKS}
+  if _PART.value == "train":
+    return []
+  seconds = seconds_per_step(task)
+  if _PART.value == "time":
+    return []
+  # As many steps of the dense network as take the time of the sparse one.
+  steps = found["blocks"][1][0]["step"] * seconds["blocks"] / seconds["dense"]
+  found["short"] = trained(task, "short", round(steps))
+  seconds["short"] = seconds["dense"]
+  rows = []
+  for network, (rate, runs, folders) in found.items():
+    steps = runs[0]["step"]
     note = (
       f"learning rate {rate:g}, chosen of {RATES[CONFIGS[task]]} by the validation loss"
-      f" of one other seed; {runs[0]['step']} steps; trained at "
-      + ", ".join(sorted({run["commit"] for run in runs}))
+      f" of one other seed; {steps} steps"
     )
-    for metric in ("test_error_percent", "test_loss", "seconds"):
-      values = [run[metric] for run in runs]
-      values = [v[0] if isinstance(v, list) else v for v in values]
-      rows.append(results.row(f"{task}/{network}", metric, values, note=note))
+    row = functools.partial(
+      results.row, f"{task}/{network}", note=note, runs=results.trained_in(folders)
+    )
+    rows += [
+      row(metric, [np.ravel(run[metric])[0] for run in runs])
+      for metric in ("test_error_percent", "test_loss")
+    ]
+    timed = functools.partial(results.row, f"{task}/{network}")
+    note = f"steps of all networks in turns, mask updates counted; {steps} steps"
+    rows.append(timed("milliseconds_per_step", 1e3 * seconds[network], note=note))
+    rows.append(timed("seconds", steps * seconds[network], note=note))
   return rows
+
+
+def losses() -> list[dict]:
+  """Compares the losses of training by sparse and by dense products."""
+
+  # The mean training losses of consecutive intervals.
+  def run(execution: str, seed: int) -> tuple[np.ndarray, pathlib.Path]:
+    config = config_of("mnist", "blocks", 0.05, seed, LOSS_STEPS)
+    config.update(execution=execution, block=64, log_every=LOSS_EVERY)
+    config.num_epochs = math.ceil(LOSS_STEPS / 108)
+    config.model_kwargs.update(features=(512, 512, 512))
+    folder = pathlib.Path(_WORKDIR.value) / "losses" / execution / f"seed={seed}"
+    train(config, folder)
+    found = [
+      r["train_loss"] for r in training.read_metrics(folder) if "train_loss" in r
+    ]
+    return np.array(found), folder
+
+  runs = {
+    (execution, seed): run(execution, seed)
+    for execution in ("sparse", "dense")
+    for seed in (0, 1)
+  }
+  made = results.trained_in([folder for _, folder in runs.values()])
+  value = {key: found for key, (found, _) in runs.items()}
+  note = (
+    f"MLP of 3 x 512, blocks of 64, density 0.1, RigL, {LOSS_STEPS} steps; largest "
+    "difference of the mean training losses of an interval between two records"
+  )
+
+  def row(metric: str, pairs: Sequence[tuple]) -> dict:
+    gaps = [float(np.max(np.abs(value[a] - value[b]))) for a, b in pairs]
+    return results.row("losses/mlp512x3", metric, gaps, note=note, runs=made)
+
+  return [
+    row(
+      "sparse_against_dense_products", [(("sparse", s), ("dense", s)) for s in (0, 1)]
+    ),
+    row("between_two_seeds", [((e, 0), (e, 1)) for e in ("sparse", "dense")]),
+  ]
 
 
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   for task in _TASKS.value:
-    rows = results.merge_with_existing(measure(task), _OUT.value)
+    rows = losses() if task == "losses" else measure(task)
     if rows:
+      rows = results.merge_with_existing(rows, _OUT.value)
       results.write_results(_OUT.value, "sparse_execution", rows)
       print(f"Wrote {_OUT.value}.")
 
