@@ -4,8 +4,6 @@ import ast
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -28,13 +26,15 @@ def _calls(path):
       yield ast.unparse(node.func), node
 
 
-def _run(*command, code=0):
-  done = subprocess.run(
-    [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == code, done.stdout + done.stderr
-  assert "Traceback" not in done.stderr
-  return done
+@pytest.fixture
+def run(run_script):
+  def checked(*command, code=0):
+    done = run_script(*command)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+  return checked
 
 
 def _launched(path):
@@ -71,19 +71,19 @@ def test_flags_are_taken_in_one_way_and_explained(path):
     assert "Raw" in given["formatter_class"]
 
 
-def test_help_is_a_success_and_a_mistake_is_a_line():
-  out = _run(*BENCHMARKS, "--help").stdout
+def test_help_is_a_success_and_a_mistake_is_a_line(run):
+  out = run(*BENCHMARKS, "--help").stdout
   assert out.lstrip().startswith("Runs the benchmarks:")
   for flag in ("--cases", "--networks", "--[no]quick"):
     assert flag in out
-  error = _run(*BENCHMARKS, "--cases=selection", "--nope", code=1).stderr
+  error = run(*BENCHMARKS, "--cases=selection", "--nope", code=1).stderr
   assert error.splitlines()[0].startswith("Error: Unknown command line flag 'nope'")
-  error = _run(*BENCHMARKS, "selection", code=1).stderr
+  error = run(*BENCHMARKS, "selection", code=1).stderr
   assert error == "Error: unknown arguments: selection\n"
 
 
-def test_benchmarks_are_of_every_method():
-  cases = _run(*BENCHMARKS, "--list").stdout.split()
+def test_benchmarks_are_of_every_method(run):
+  cases = run(*BENCHMARKS, "--list").stdout.split()
   assert len(cases) == len(set(cases))
   for size in ("1e4", "1e5", "1e6", "1e7", "1e8"):
     assert f"selection/n={size}" in cases
@@ -95,7 +95,7 @@ def test_benchmarks_are_of_every_method():
     }
 
 
-def test_benchmarks_keep_the_rows_of_other_cases(tmp_path):
+def test_benchmarks_keep_the_rows_of_other_cases(run, tmp_path):
   out, plot = tmp_path / "benchmarks.json", tmp_path / "benchmarks.png"
   held = [
     results.row("selection/n=1e4", "seconds", 2.0),
@@ -105,7 +105,7 @@ def test_benchmarks_keep_the_rows_of_other_cases(tmp_path):
   record = tmp_path / "full/selection/n=1e4.json"
   record.parent.mkdir(parents=True)
   record.write_text(json.dumps([results.row("selection/n=1e4", "seconds", 1.0)]))
-  _run(
+  run(
     *BENCHMARKS,
     "--write_only",
     f"--workdir={tmp_path}",

@@ -80,14 +80,13 @@ def test_configs_say_how_they_are_launched(name):
   assert f"python scripts/train.py --config=configs/{name}.py --workdir=runs/" in text
 
 
-def _train(*args, **kwargs):
+def _train(*args):
   return subprocess.Popen(
     [sys.executable, "scripts/train.py", *args],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **kwargs,
   )
 
 
@@ -119,12 +118,12 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_zero(tmp_path):
     (["--config.drop_fraction=3.0"], "drop_fraction must be in [0, 1); got 3.0"),
   ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, args, message):
-  process = _train(*QUICK, f"--workdir={tmp_path / 'run'}", *args)
-  _, err = process.communicate(timeout=60)
-  assert process.returncode == 1
-  assert message in err
-  assert "Traceback" not in err
+def test_a_mistake_is_one_clear_line(run_script, tmp_path, args, message):
+  workdir = f"--workdir={tmp_path / 'run'}"
+  done = run_script("scripts/train.py", *QUICK, workdir, *args)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
   assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -132,12 +131,6 @@ def test_help_may_be_cut_off():
   with _train("--help") as process:
     process.stdout.close()  # as `head` does
     assert (process.stderr.read(), process.wait()) == ("", 0)
-
-
-def _run(*command):
-  return subprocess.run(
-    [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
-  )
 
 
 @pytest.mark.parametrize(
@@ -152,8 +145,8 @@ def _run(*command):
     ),
   ],
 )
-def test_configs_are_listed_where_none_is_named(script, args, message):
-  done = _run(f"scripts/{script}", "--workdir=nowhere", *args)
+def test_configs_are_listed_where_none_is_named(run_script, script, args, message):
+  done = run_script(f"scripts/{script}", "--workdir=nowhere", *args)
   assert done.returncode == 1
   assert message in done.stderr
   assert "Traceback" not in done.stderr
@@ -186,8 +179,8 @@ def test_an_error_in_a_config_file_is_its_last_line(kind):
   assert command_line_flags._reason(TypeError("two\n lines"), []) == "two  lines"
 
 
-def test_a_config_for_another_script_is_refused_by_name(tmp_path):
-  done = _run(
+def test_a_config_for_another_script_is_refused_by_name(run_script, tmp_path):
+  done = run_script(
     "scripts/train.py", "--config=configs/digits_lottery.py", f"--workdir={tmp_path}"
   )
   assert done.returncode == 1
@@ -197,9 +190,8 @@ def test_a_config_for_another_script_is_refused_by_name(tmp_path):
   ) in done.stderr
 
 
-def test_help_explains():
-  process = _train("--help")
-  out, _ = process.communicate(timeout=60)
+def test_help_explains(run_script):
+  out = run_script("scripts/train.py", "--help").stdout
   for part in ("--config=configs/digits.py", "--workdir"):
     assert part in out
   # Every field with its default, its meaning and its rule.
@@ -222,18 +214,12 @@ def test_the_library_imports_neither_training_nor_what_is_slow_to_import():
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_prepare_data_says_what_is_missing(tmp_path):
+def test_prepare_data_says_what_is_missing(run_script, tmp_path):
   if importlib.util.find_spec("tensorflow") is not None:
     pytest.skip("TensorFlow is installed: this would download")
-  process = subprocess.run(
-    [sys.executable, "scripts/prepare_data.py", "mnist", f"--data_dir={tmp_path}"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert process.returncode == 1
-  assert "pip install --editable '.[data]'" in process.stderr
+  done = run_script("scripts/prepare_data.py", "mnist", f"--data_dir={tmp_path}")
+  assert done.returncode == 1
+  assert "pip install --editable '.[data]'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -243,8 +229,10 @@ def test_prepare_data_says_what_is_missing(tmp_path):
     ("imagenet2012", 1, "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into"),
   ],
 )
-def test_every_data_set_can_be_prepared_or_says_how(tmp_path, name, code, message):
-  done = _run("scripts/prepare_data.py", name, f"--data_dir={tmp_path}")
+def test_every_data_set_can_be_prepared_or_says_how(
+  run_script, tmp_path, name, code, message
+):
+  done = run_script("scripts/prepare_data.py", name, f"--data_dir={tmp_path}")
   assert done.returncode == code
   assert message in done.stdout + done.stderr
 
