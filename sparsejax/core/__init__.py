@@ -86,7 +86,7 @@ from sparsejax.core._selection import (
   top_k_masks,
 )
 from sparsejax.core._sharding import leaf_keys, shard_like, true_like, uniform_like
-from sparsejax.core._stacked import budget_shape, stacked_axes
+from sparsejax.core._stacked import stacked_axes
 from sparsejax.core._steps import sum_dtype, update_or_zero, updated, widened
 from sparsejax.core._tree import (
   Where,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core._axis_conventions import (
@@ -24,7 +25,7 @@ from sparsejax.core._axis_conventions import (
   outputs_first,
 )
 from sparsejax.core._checks import check_callable, check_regex
-from sparsejax.core._stacked import stacked_axes
+from sparsejax.core._stacked import budget_shape, stacked_axes
 from sparsejax.core._tree import Where, check_where, matches, named_leaves
 
 Array = jax.Array
@@ -99,6 +100,11 @@ class LayerAxes:
       return (math.prod(self.layer),)
     taps = (self.shape[i] for i in self.taps)
     return (*taps, self.length(self.inputs), self.length(self.outputs))
+
+  @property
+  def budget(self) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of the leaf's budget, one number per layer."""
+    return jax.ShapeDtypeStruct(budget_shape(self.shape, self.stacked), jnp.int32)
 
   @property
   def side(self) -> tuple[tuple[int, ...], ...]:

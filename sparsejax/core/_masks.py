@@ -13,7 +13,6 @@ from sparsejax.core._budgets import size_per_live
 from sparsejax.core._containers import boxed_like
 from sparsejax.core._kernel_axes import Stacked, check_stacked, layer_axes
 from sparsejax.core._packed import unpack_tree
-from sparsejax.core._stacked import budget_shape
 from sparsejax.core._tree import (
   align,
   check_arrays,
@@ -426,8 +425,6 @@ def rescale(params: PyTree, masks: PyTree, *, stacked: Stacked = False) -> PyTre
   def scaled(p, mask):
     if mask is None:
       return p
-    layer = next(axes)
-    budget = jax.ShapeDtypeStruct(budget_shape(layer.shape, layer.stacked), jnp.int32)
-    return p * jnp.sqrt(size_per_live(mask, budget)).astype(p.dtype)
+    return p * jnp.sqrt(size_per_live(mask, next(axes).budget)).astype(p.dtype)
 
   return treedef.unflatten(scaled(p, m) for p, m in zip(leaves, entries, strict=True))

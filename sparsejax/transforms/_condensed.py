@@ -17,7 +17,6 @@ from sparsejax.core import (
   MaskTransform,
   PyTree,
   align,
-  budget_shape,
   check_optimizer,
   from_vector,
   is_placeholder,
@@ -257,9 +256,7 @@ def first_capacities(
       "density must be a number that is known in init, for sj.condensed makes arrays "
       f"of as many weights as are live, got {density!r}."
     )
-  like = [
-    jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32) for a in axes
-  ]
+  like = [a.budget for a in axes]
   with jax.ensure_compile_time_eval():
     live = [int(jnp.sum(budget)) for budget in from_vector(budgets, like)]
   block = None if structure is None else structure.block

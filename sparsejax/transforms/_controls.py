@@ -10,7 +10,6 @@ from sparsejax.core import (
   PyTree,
   Stacked,
   Where,
-  budget_shape,
   check_callable,
   check_flag,
   check_key,
@@ -65,10 +64,7 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) ->
   check_stacked(stacked)
   # Count the live weights of each layer, then keep as many of uniform random draws.
   axes = layer_axes(masks, [True] * len(leaves), stacked)
-  live = [
-    live_in(leaf, jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32))
-    for leaf, a in zip(leaves, axes, strict=True)
-  ]
+  live = [live_in(leaf, a.budget) for leaf, a in zip(leaves, axes, strict=True)]
   keys = leaf_keys(key, masks)
   draws = [uniform_like(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
   everything = jax.tree.map(jnp.ones_like, masks)

@@ -14,7 +14,6 @@ from sparsejax.core import (
   LayerAxes,
   MaskTransform,
   PyTree,
-  budget_shape,
   check_known,
   from_vector,
   layer_shapes,
@@ -52,9 +51,7 @@ def start(kernels, seed, traced, *, density, distribution, axes, structure=None)
   """
   # The shapes of the layers, and of the budgets in the tree of kernels.
   treedef = jax.tree.structure(kernels)
-  like = treedef.unflatten(
-    jax.ShapeDtypeStruct(budget_shape(a.shape, a.stacked), jnp.int32) for a in axes
-  )
+  like = treedef.unflatten(a.budget for a in axes)
   shapes = layer_shapes(axes)
   density = density if traced is None else traced
   live = jax.tree.map(true_like, kernels)
