@@ -85,6 +85,7 @@ def place_masks(
   state: _step.TrainState,
   batches: list[Batches],
   rescale: bool = False,
+  stacked: Any = False,
 ) -> _step.TrainState:
   """Finds masks and puts them into a state before the first step.
 
@@ -93,11 +94,14 @@ def place_masks(
     state: the state of one seed, or of several, stacked.
     batches: the batches of each seed.
     rescale: see `masked`.
+    stacked: which leaves stack several layers; see `sj.sparsify`.
 
   Returns:
     The state with those masks, its params masked.
   """
-  start: Callable[..., PyTree] = functools.partial(masked, rescale=rescale)
+  start: Callable[..., PyTree] = functools.partial(
+    masked, rescale=rescale, stacked=stacked
+  )
   put = sj.with_masks
   if not state.key.ndim:
     masks = find(state.params, state.model_state, batches[0])

@@ -261,8 +261,13 @@ def start(run: Run, train: data.Split) -> _step.TrainState:
     return state
   n = run.config.pruning_batches
   batches = run.program.batches(state, train, n)
-  rescale = run.config.rescale_start
-  state = _at_initialization.place_masks(run.find_masks, state, batches, rescale)
+  state = _at_initialization.place_masks(
+    run.find_masks,
+    state,
+    batches,
+    run.config.rescale_start,
+    run.config.method_kwargs.get("stacked", False),
+  )
   if run.layout is None:
     return place(state)
   return jax.device_put(state, _mesh.of_state(run.layout, state))

@@ -12,10 +12,12 @@ from sparsejax.core import (
   InputAxes,
   LayerAxes,
   PyTree,
+  Stacked,
   Where,
   check_callable,
   check_input_axes,
   check_integer,
+  check_stacked,
   choose,
   from_vector,
   layer_axes,
@@ -45,6 +47,7 @@ def masks_from_scores(
   density: Any,
   *,
   where: Where = None,
+  stacked: Stacked = False,
   input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
@@ -61,6 +64,7 @@ def masks_from_scores(
     scores: tree of floats with the structure of the params.
     density: fraction of weights kept, in (0, 1].
     where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: sets the budget of each layer; None selects over the whole network at
       once and may leave a layer empty.
@@ -83,9 +87,11 @@ def masks_from_scores(
     {'a': Array([[False,  True]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
   """
   density = check_selection(density, distribution, structure)
+  check_stacked(stacked)
   check_input_axes(input_axes)
   chosen = selected(scores, where)
-  kernels, axes = choose(scores, chosen), layer_axes(scores, chosen, False, input_axes)
+  kernels = choose(scores, chosen)
+  axes = layer_axes(scores, chosen, stacked, input_axes)
   return prune_by_rounds(
     lambda _: kernels, kernels, density, 1, distribution, structure, axes
   )
@@ -156,8 +162,8 @@ def keep_best(
   scores: PyTree,
   amount: Array,
   live: PyTree,
-  structure: Structure | None = None,
-  axes: tuple[LayerAxes, ...] | None = None,
+  structure: Structure | None,
+  axes: tuple[LayerAxes, ...],
 ) -> PyTree:
   """Returns masks of the best live weights: `amount` in total, or per layer.
 
@@ -166,15 +172,18 @@ def keep_best(
     amount: a scalar, the number of weights of the whole network; or budgets (layers,).
     live: tree of bool, the weights to choose from.
     structure: which patterns of live weights are allowed, or None.
-    axes: a `LayerAxes` per leaf.
+    axes: a `LayerAxes` per leaf, which says how many layers, and budgets, it has.
 
   Returns:
     A tree of bool arrays.
   """
-  like = _one_layer_each(scores)
+  leaves, treedef = jax.tree.flatten(scores)
+  like = [a.budget for a in axes]
   if amount.ndim == 0:
-    amount = split_k(jax.tree.leaves(scores), amount, jax.tree.leaves(live))
-  budgets = from_vector(amount, like)
+    # All weights compete: each leaf has one budget, also if it stacks layers.
+    amount = split_k(leaves, amount, jax.tree.leaves(live))
+    like = [jax.ShapeDtypeStruct((), jnp.int32)] * len(leaves)
+  budgets = from_vector(amount, treedef.unflatten(like))
   if structure is None:
     return top_k_masks(scores, budgets, live)
   return structure.select(scores, budgets, live, axes=axes)
@@ -246,8 +255,3 @@ def mean_over_batches(function: Callable[[Any], PyTree], batches: list) -> PyTre
   for batch in batches[1:]:
     total = jax.tree.map(lambda t, x: t + widened(x), total, function(batch))
   return jax.tree.map(lambda t: t / len(batches), total)
-
-
-def _one_layer_each(tree: PyTree) -> PyTree:
-  """Returns scalar budget shapes, one layer per leaf."""
-  return jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.int32), tree)

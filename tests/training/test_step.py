@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.training import _at_initialization as at_initialization
 from sparsejax.training import _config as config_lib
+from sparsejax.training import _errors as errors
 from sparsejax.training import _functions as functions
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _program as program_lib
@@ -183,6 +185,36 @@ def test_masks_are_found_from_the_model(method):
   sizes = [m.size for m in jax.tree.leaves(masks)]
   assert sum(sizes) == 4 * 4 * 8 + 8 * 8 + 8 * 3
   assert sum(int(m.sum()) for m in jax.tree.leaves(masks)) == round(0.1 * sum(sizes))
+
+
+class Experts(nn.Module):
+  """Two experts of 16 inputs; the outputs of the first one are ten times larger."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    w = self.param("experts", nn.initializers.normal(1.0), (2, 16, 3))
+    x = x.reshape(len(x), -1)
+    return 10 * x @ w[0] + x @ w[1]
+
+
+def test_masks_are_found_per_layer_of_a_stack():
+  module, images = Experts(), jnp.ones((3, 4, 4, 1))
+  params = module.init(jax.random.key(0), images)["params"]
+  fields = {"distribution": sj.uniform}
+  find = at_initialization.mask_finder("snip", module, 0.25, fields, {"stacked": "e"})
+  masks = find(params, {}, [(images, jnp.arange(3))])
+  assert masks["experts"].sum((1, 2)).tolist() == [12, 12]
+  with pytest.raises(errors.ConfigError, match=r"method_kwargs must .* got stacked"):
+    at_initialization.mask_finder("phew", module, 0.25, fields, {"stacked": "e"})
+  # Each layer is rescaled by its own density: sqrt(48 / 12) = 2, sqrt(48 / 3) = 4.
+  masks["experts"] = masks["experts"].at[1].set(False).at[1, 0].set(True)
+  tx = sj.static_sparse(optax.sgd(0.1), 0.25, stacked="e")
+  key = jax.random.key(0)
+  start = step.TrainState(jnp.int32(0), key, params, {}, tx.init(params))
+  state = at_initialization.place_masks(lambda *_: masks, start, [[]], True, "e")
+  factors = jnp.where(masks["experts"], jnp.array([2.0, 4.0])[:, None, None], 0)
+  np.testing.assert_allclose(state.params["experts"], params["experts"] * factors)
+  assert sj.masks(state.opt_state)["experts"].sum((1, 2)).tolist() == [12, 3]
 
 
 def test_seeds_side_by_side_are_the_seeds_alone(prepared, pruned, two_seeds):

@@ -53,6 +53,58 @@ def test_masks_from_scores_keep_a_structure():
     sj.masks_from_scores(scores, 0.5, structure=sj.n_m(1, 2))
 
 
+def test_masks_from_scores_give_each_layer_of_a_stack_its_budget():
+  # Layer 0 scores 101 to 112, layer 1 scores 1 to 12: 6 each, the second half.
+  scores = {"w": jnp.arange(1.0, 13.0).reshape(1, 3, 4) + jnp.array([[[100.0]], [[0]]])}
+  uniform = {"distribution": sj.uniform}
+  half = [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
+  masks = sj.masks_from_scores(scores, 0.5, stacked="w", **uniform)["w"]
+  assert masks.astype(int).tolist() == [half, half]
+  # As one layer, and where all weights compete, layer 1 is left empty.
+  for kwargs in (uniform, {"stacked": "w"}):
+    masks = sj.masks_from_scores(scores, 0.5, **kwargs)["w"]
+    assert masks.sum((1, 2)).tolist() == [12, 0]
+  # Along another axis, beside another layer, in a structure: as in leaves of their own.
+  rows = {"w0": scores["w"][0].T, "w1": scores["w"][1].T, "x": jnp.eye(4)}
+  along = {"w": jnp.moveaxis(scores["w"], 0, 1).T, "x": rows["x"]}  # (4, 2, 3)
+  for kwargs in ({"distribution": sj.erk}, {**uniform, "structure": sj.n_m(1, 2)}):
+    alone = sj.masks_from_scores(rows, 0.5, **kwargs)
+    masks = sj.masks_from_scores(along, 0.5, stacked={"w": 1}, **kwargs)
+    chex.assert_trees_all_equal(masks["w"], jnp.stack([alone["w0"], alone["w1"]], 1))
+    chex.assert_trees_all_equal(masks["x"], alone["x"])
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "prospr", "synflow", "ntk_sap"])
+def test_layers_of_a_stack_do_not_compete(method):
+  # Two experts; what the first one's weights do to the outputs is ten times larger.
+  both = lambda a, b, x: 10 * x @ a + x @ b
+  forward = [
+    lambda p, x: both(p["w"][0], p["w"][1], x),
+    lambda p, x: both(p["a"], p["b"], x),
+  ]
+  w = jax.random.normal(jax.random.key(0), (2, 3, 4))
+  x = jax.random.normal(jax.random.key(1), (2, 3))
+  kwargs: dict = {"distribution": sj.uniform}
+  if method == "ntk_sap":
+    # Draws of its own, in each leaf others: only the counts are those of two leaves.
+    masks = sj.ntk_sap(
+      forward[0], {"w": w}, (1, 3), 0.5, stacked="w", rounds=2, **kwargs
+    )
+    assert masks["w"].sum((1, 2)).tolist() == [6, 6]
+    return
+
+  def find(forward, params, **kwargs):
+    if method == "synflow":
+      return sj.synflow(forward, params, (1, 3), 0.5, rounds=2, **kwargs)
+    loss = lambda p, x: jnp.sum(forward(p, x) ** 2)
+    return getattr(sj, method)(loss, params, [x], 0.5, **kwargs)
+
+  masks = find(forward[0], {"w": w}, stacked="w", **kwargs)["w"]
+  alone = find(forward[1], {"a": w[0], "b": w[1]}, **kwargs)
+  assert masks.sum((1, 2)).tolist() == [6, 6]
+  chex.assert_trees_all_equal(masks, jnp.stack([alone["a"], alone["b"]]))
+
+
 def linear_square(params, batch):
   """(x . w)^2 / 2: g = x (x . w), H = x x^T."""
   output = batch[0] @ jnp.concatenate([params["a"].ravel(), params["b"].ravel()])
@@ -285,6 +337,10 @@ def test_layers_that_are_emptied_are_named():
   assert masks["body"].all()
   full = sj.synflow(whole, params, (1, 4), 1 / 3, rounds=2, distribution=sj.uniform)
   assert [int(full[k].sum()) for k in ("first", "last", "body")] == [5, 5, 6]
+  # A layer of a stack is named, too.
+  experts = lambda p, x: 1e3 * x @ p["w"][0] + x @ p["w"][1]
+  with pytest.warns(UserWarning, match="no live weight in w/1: "):
+    sj.synflow(experts, {"w": jnp.ones((2, 4, 4))}, (1, 4), 0.5, rounds=1, stacked="w")
   # Under jit nothing can be read; the masks are the same.
   traced = jax.jit(lambda p: sj.synflow(whole, p, (1, 4), 1 / 3, rounds=2))(params)
   chex.assert_trees_all_equal(traced, masks)

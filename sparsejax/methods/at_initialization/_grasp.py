@@ -9,10 +9,12 @@ from sparsejax.core import (
   Distribution,
   InputAxes,
   PyTree,
+  Stacked,
   Where,
   apply_masks,
   check_arrays,
   check_input_axes,
+  check_stacked,
   choose,
   layer_axes,
   merge,
@@ -39,6 +41,7 @@ def grasp(
   *,
   rounds: int = 1,
   where: Where = None,
+  stacked: Stacked = False,
   input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
@@ -63,6 +66,7 @@ def grasp(
     density: fraction of weights kept, in (0, 1].
     rounds: number of pruning rounds, as in `snip`; the paper uses 1.
     where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: sets the budget of each layer; None, the paper's choice, selects over
       the whole network at once.
@@ -93,9 +97,11 @@ def grasp(
   check_batches(batches)
   check_arrays("params", params)
   check_loss(loss_fn, params, batches[0])
+  check_stacked(stacked)
   check_input_axes(input_axes)
   chosen = selected(params, where)
-  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
+  kernels = choose(params, chosen)
+  axes = layer_axes(params, chosen, stacked, input_axes)
 
   def loss(weights, batch):
     return loss_fn(merge(params, weights), batch)

@@ -11,6 +11,7 @@ from sparsejax.core import (
   Distribution,
   InputAxes,
   PyTree,
+  Stacked,
   Where,
   apply_masks,
   check_arrays,
@@ -18,6 +19,7 @@ from sparsejax.core import (
   check_input_axes,
   check_integer,
   check_number,
+  check_stacked,
   choose,
   layer_axes,
   leaf_keys,
@@ -46,6 +48,7 @@ def ntk_sap(
   init: Callable[[jax.Array], PyTree] | None = None,
   seed: Any = 0,
   where: Where = None,
+  stacked: Stacked = False,
   input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
@@ -82,6 +85,7 @@ def ntk_sap(
       and keeps the other params.
     seed: seed of inputs, perturbations and weights, an integer of at least 0.
     where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: sets the budget of each layer; None, the paper's choice, selects over
       the whole network at once.
@@ -118,9 +122,11 @@ def ntk_sap(
     check_callable("init", init, "a function of a key", 1)
   make_inputs = input_maker(input_shape)
   check_arrays("params", params)
+  check_stacked(stacked)
   check_input_axes(input_axes)
   chosen = selected(params, where)
-  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
+  kernels = choose(params, chosen)
+  axes = layer_axes(params, chosen, stacked, input_axes)
   inputs = jax.eval_shape(lambda: make_inputs(None))
   if not inputs.shape or not jnp.issubdtype(inputs.dtype, jnp.floating):
     raise ValueError(

@@ -59,8 +59,10 @@ def phew(
 
   The order of the layers is read from the program of `apply_fn`. The sparsified layers
   must form a chain: the inputs of each are the outputs of the one before it, possibly
-  at several positions. Leave out shortcuts with weights of their own by `where`. Walks
-  are drawn on the host, by NumPy; their number grows quickly as the density nears 1.
+  at several positions. Leave out shortcuts with weights of their own by `where`. Leaves
+  that stack several layers, as under `nn.scan`, are not supported: store each layer in
+  a leaf of its own. Walks are drawn on the host, by NumPy; their number grows quickly
+  as the density nears 1.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, in evaluation mode; it is only traced.

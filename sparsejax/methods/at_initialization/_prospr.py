@@ -11,12 +11,14 @@ from sparsejax.core import (
   Distribution,
   InputAxes,
   PyTree,
+  Stacked,
   Where,
   apply_masks,
   check_arrays,
   check_input_axes,
   check_integer,
   check_number,
+  check_stacked,
   choose,
   layer_axes,
   merge,
@@ -43,6 +45,7 @@ def prospr(
   learning_rate: float = 0.1,
   rounds: int = 1,
   where: Where = None,
+  stacked: Stacked = False,
   input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
@@ -73,6 +76,7 @@ def prospr(
     learning_rate: of these steps, above 0; 0.1 is the authors' default.
     rounds: number of pruning rounds, as in `snip`; the paper uses 1.
     where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: sets the budget of each layer; None, the paper's choice, selects over
       the whole network at once.
@@ -106,9 +110,11 @@ def prospr(
   check_batches(batches)
   check_arrays("params", params)
   check_loss(loss_fn, params, batches[0])
+  check_stacked(stacked)
   check_input_axes(input_axes)
   chosen = selected(params, where)
-  kernels, axes = choose(params, chosen), layer_axes(params, chosen, False, input_axes)
+  kernels = choose(params, chosen)
+  axes = layer_axes(params, chosen, stacked, input_axes)
   floating = [
     jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(params)
   ]

@@ -7,22 +7,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
 from sparsejax.core import (
   Distribution,
   InputAxes,
+  LayerAxes,
   PyTree,
+  Stacked,
   Where,
   apply_masks,
   check_callable,
   check_input_axes,
   check_integer,
+  check_stacked,
   choose,
   layer_axes,
+  layer_shapes,
+  live_counts,
   merge,
-  path_string,
   scores_are_finite,
   selected,
   true_like,
@@ -39,6 +44,7 @@ def synflow(
   *,
   rounds: int = 100,
   where: Where = None,
+  stacked: Stacked = False,
   input_axes: InputAxes = None,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
@@ -74,6 +80,7 @@ def synflow(
     density: fraction of weights kept, in (0, 1].
     rounds: number of pruning rounds; a single round empties layers.
     where: which leaves are sparsified; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     input_axes: which axes of a kernel are its inputs; see `sparsify`.
     distribution: sets the budget of each layer; None, the paper's choice, selects over
       the whole network at once.
@@ -108,9 +115,10 @@ def synflow(
   check_rounds(rounds)
   check_callable("apply_fn", apply_fn, "a function of (params, inputs)", 2)
   make_inputs = input_maker(input_shape)
+  check_stacked(stacked)
   check_input_axes(input_axes)
   chosen = selected(params, where)
-  axes = layer_axes(params, chosen, False, input_axes)
+  axes = layer_axes(params, chosen, stacked, input_axes)
   # How many weights each round keeps, as one array for the scan, and the widest dtype
   # in which the model runs.
   with jax.enable_x64(True):
@@ -149,7 +157,7 @@ def synflow(
         f"params must give a synaptic flow that {held} can hold, got scores that are "
         f"not finite or all zero in round {int(jnp.argmin(sound)) + 1} of {rounds}."
       )
-  _warn_of_empty(masks)
+  _warn_of_empty(masks, axes)
   return masks
 
 
@@ -225,12 +233,17 @@ def _score(weight: jax.Array, gradient: jax.Array) -> jax.Array:
   return jnp.abs(weight.astype(jnp.float64) * gradient.astype(jnp.float64))
 
 
-def _warn_of_empty(masks: PyTree) -> None:
+def _warn_of_empty(masks: PyTree, axes: Sequence[LayerAxes]) -> None:
   """Warns about layers without live weights, by name; traced masks are skipped."""
+  leaves, treedef = jax.tree.flatten(masks)
+  if any(isinstance(mask, Tracer) for mask in leaves):
+    return
+  live = np.asarray(live_counts(masks, treedef.unflatten(a.budget for a in axes)))
+  layers = layer_shapes(axes).items()
   empty = [
-    path_string(path)
-    for path, mask in jax.tree_util.tree_leaves_with_path(masks)
-    if not isinstance(mask, Tracer) and math.prod(mask.shape) and not mask.any()
+    path
+    for (path, shape), n in zip(layers, live, strict=True)
+    if math.prod(shape) and not n
   ]
   if empty:
     warnings.warn(
