@@ -29,7 +29,7 @@ def get_config(variant: str = "rigl") -> config_dict.ConfigDict:
   c.lr_schedule = "cosine"
   c.warmup_epochs = 0.25
   c.weight_decay = 0.1
-  c.batch_size = 32
+  c.batch_size = 16
   c.num_epochs = 5
   training.use_method(c, variant)
   c.distribution = "uniform"
