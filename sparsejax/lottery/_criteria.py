@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import (
+  Stacked,
   align,
   check_key,
+  check_stacked,
+  layer_axes,
   leaf_keys,
   ordered_bits,
   put_first,
@@ -38,6 +41,8 @@ def criterion(
   final: PyTree,
   masks: PyTree,
   key: jax.Array | None = None,
+  *,
+  stacked: Stacked = False,
 ) -> PyTree:
   """Computes the scores of a mask criterion for `prune`, which drops the lowest.
 
@@ -56,12 +61,16 @@ def criterion(
     final: w_f, the weights after training.
     masks: bool arrays, True = live; leaves without a mask get no score.
     key: a PRNG key, needed by "random" only.
+    stacked: which leaves stack several layers; see `sj.sparsify`. Each of these layers
+      has an `a` of its own.
 
   Returns:
     A tree of float arrays like `masks`; higher scores are kept.
 
   Raises:
-    ValueError: `name` is not a criterion, or `key` is missing for "random".
+    TypeError: an argument has the wrong type.
+    ValueError: `name` is not a criterion, `key` is missing for "random", or `stacked`
+      selects no leaf with a mask.
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets", figure 3 and section 5. The
@@ -79,6 +88,7 @@ def criterion(
     raise TypeError(f"name must be a criterion's, got {name!r}.")
   if key is not None:
     check_key("key", key)
+  check_stacked(stacked)
   # Separate a sign suffix from the name of the criterion.
   rule, sign = name, 0
   for suffix, value in _SIGNS.items():
@@ -95,15 +105,22 @@ def criterion(
   starts, treedef = jax.tree.flatten(initial)
   ends = treedef.flatten_up_to(final)
   keys = [None] * len(starts) if key is None else leaf_keys(key, initial)
+  entries = align(initial, masks)
+  axes = iter(layer_axes(initial, [m is not None for m in entries], stacked))
 
   def score(i, f, m, k):
     if m is None:
       return None
+    stack = next(axes).stacked
     if rule == "random":
       worth = uniform_like(k, i).astype(i.dtype)
     else:
       # In float16 the sums would overflow.
-      size = [jnp.sum(jnp.where(m, jnp.abs(widened(w)), 0)) for w in (i, f)]
+      rest = [axis for axis in range(m.ndim) if axis not in stack]
+      size = [
+        jnp.sum(jnp.where(m, jnp.abs(widened(w)), 0), tuple(rest), keepdims=True)
+        for w in (i, f)
+      ]
       scale = size[0] / jnp.where(size[1] > 0, size[1], jnp.ones_like(size[1]))
       worth = _RULES[rule](i, f, f * scale.astype(f.dtype))
     if not sign:
@@ -117,8 +134,7 @@ def criterion(
     return put_first(worth, agree)
 
   return treedef.unflatten(
-    score(i, f, m, k)
-    for i, f, m, k in zip(starts, ends, align(initial, masks), keys, strict=True)
+    score(i, f, m, k) for i, f, m, k in zip(starts, ends, entries, keys, strict=True)
   )
 
 

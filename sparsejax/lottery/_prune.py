@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 
 from sparsejax.core import (
+  LayerAxes,
+  Stacked,
   Where,
   align,
   check_callable,
@@ -20,8 +22,12 @@ from sparsejax.core import (
   check_masks,
   check_number,
   check_scores,
+  check_stacked,
   choose,
-  count,
+  from_vector,
+  layer_axes,
+  layer_shapes,
+  live_counts,
   named_leaves,
   scores_are_finite,
   selected,
@@ -66,6 +72,7 @@ def prune(
   scope: str = "layer",
   rates: Mapping[str, float] | None = None,
   score: Callable[[PyTree, PyTree], PyTree] | None = None,
+  stacked: Stacked = False,
 ) -> PyTree:
   """Drops the lowest-scoring fraction of the live weights, by magnitude by default.
 
@@ -83,15 +90,18 @@ def prune(
     rates: `{regex of paths: fraction}`, fractions of single layers; the first regex
       that matches a path applies. Not with `scope="global"`.
     score: `(params, masks) -> tree like masks`, higher scores are kept; None for |w|.
+    stacked: which leaves stack several layers; see `sj.sparsify`. Each of these layers
+      is pruned by itself, at the rate of its leaf.
 
   Returns:
     A tree like `masks`; each mask is a subset of the given one.
 
   Raises:
+    TypeError: an argument has the wrong type.
     ValueError: a fraction is outside (0, 1) or would leave a layer empty; `scope` is
-      neither "layer" nor "global"; a regex matches no path; a score is NaN or +inf.
-      Traced values are not checked; with `scope="layer"` every layer then keeps at
-      least one weight.
+      neither "layer" nor "global"; a regex matches no path; `stacked` selects no leaf
+      with a mask; a score is NaN or +inf. Traced values are not checked; with
+      `scope="layer"` every layer then keeps at least one weight.
 
   References:
     Frankle and Carbin 2019, "The lottery ticket hypothesis", sections 1 and 2.
@@ -103,26 +113,30 @@ def prune(
     ([[True, False, True, True]], [[True, False]])
   """
   check_masks(masks)
+  check_stacked(stacked)
   if score is not None:
     check_callable("score", score, "a function of (params, masks)", 2)
   if scope not in _SCOPES:
     raise ValueError(f"scope must be one of {list(_SCOPES)}, got {scope!r}.")
   if scope == "global" and rates:
     raise ValueError(f"rates must be empty with scope='global', got {dict(rates)}.")
-  kernels = choose(params, [m is not None for m in align(params, masks)])
+  chosen = [m is not None for m in align(params, masks)]
+  kernels, axes = choose(params, chosen), tuple(layer_axes(params, chosen, stacked))
   worth = jax.tree.map(jnp.abs, kernels) if score is None else score(params, masks)
   worth = jax.tree.map(lambda _, s: s, masks, worth)
   check_scores(worth, masks)
+  # The rate of each layer: of every layer that a leaf stacks, the leaf's.
   paths = [path for path, _ in named_leaves(masks)]
-  shares = layer_rates(paths, fraction, rates)
+  leaf_rates = zip(layer_rates(paths, fraction, rates), axes, strict=True)
+  shares = [share for share, a in leaf_rates for _ in range(a.budget.size)]
   static = tuple(None if isinstance(s, Tracer) else float(s) for s in shares)
   kept, live, left, sound = _prune(
-    worth, masks, jnp.asarray(fraction), rates=static, scope=scope
+    worth, masks, jnp.asarray(fraction), rates=static, scope=scope, axes=axes
   )
   if not isinstance(left, Tracer) and not isinstance(sound, Tracer):
     if not bool(sound):
       raise ValueError("score must be below +inf and not NaN where masks are live.")
-    _check_left(np.asarray(left), np.asarray(live), paths, shares)
+    _check_left(np.asarray(left), np.asarray(live), list(layer_shapes(axes)), shares)
   return kept
 
 
@@ -233,14 +247,14 @@ def layer_rates(
 
 
 # Jitted as a whole, because run eagerly the loops of every layer compile separately.
-@functools.partial(jax.jit, static_argnames=("rates", "scope"))
-def _prune(worth, masks, fraction, *, rates, scope):
+@functools.partial(jax.jit, static_argnames=("rates", "scope", "axes"))
+def _prune(worth, masks, fraction, *, rates, scope, axes: tuple[LayerAxes, ...]):
   """Returns the masks, the live counts before and after, and whether scores are valid.
 
   Scores are valid where no score of a live weight is NaN or +inf.
   """
-  treedef = jax.tree.structure(masks)
-  live = jnp.stack([count(m) for m in jax.tree.leaves(masks)])
+  like = jax.tree.structure(masks).unflatten(a.budget for a in axes)
+  live = live_counts(masks, like)
   # Compute the number of weights to keep in 64 bits, so that it is exact for any size.
   with jax.enable_x64(True):
     # None marks a traced fraction, which all layers without a rate of their own share.
@@ -253,13 +267,13 @@ def _prune(worth, masks, fraction, *, rates, scope):
   # Select the best weights: over all layers, or within each layer.
   if scope == "global":
     kept = keep_best(worth, masks, keep)
-    left = jnp.stack([count(m) for m in jax.tree.leaves(kept)])
+    left = live_counts(kept, like)
   else:
     left = keep.astype(jnp.int32)
     some = jnp.maximum(left, jnp.minimum(live, 1))
     # Rank NaN last: traced scores are not checked, and the counts must stay exact.
     ranked = jax.tree.map(lambda s: jnp.where(jnp.isnan(s), -jnp.inf, s), worth)
-    kept = top_k_masks(ranked, treedef.unflatten(list(some)), masks)
+    kept = top_k_masks(ranked, from_vector(some, like), masks)
   return kept, live, left, scores_are_finite(worth, masks)
 
 

@@ -7,11 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import (
+  LayerAxes,
+  Stacked,
   align,
   apportion,
   check_callable,
   check_key,
+  check_stacked,
   count,
+  from_vector,
+  layer_axes,
+  layer_sizes,
   leaf_keys,
   masked_copy,
   top_k_masks,
@@ -60,6 +66,7 @@ def mask_one(
   *,
   fresh: Callable[[jax.Array], PyTree] | None = None,
   keep_signs: bool = False,
+  stacked: Stacked = False,
 ) -> PyTree:
   """Computes initial values of a ticket's live weights by a mask-1 action.
 
@@ -77,12 +84,16 @@ def mask_one(
     key: a PRNG key.
     fresh: `(key) -> tree like params`, initializes a network; needed by "reinit".
     keep_signs: whether new weights take the signs of the old ones.
+    stacked: which leaves stack several layers; see `sj.sparsify`. "reshuffle" and
+      "constant" treat each of these layers by itself.
 
   Returns:
     A tree like `params`, zero where masked.
 
   Raises:
-    ValueError: `action` is unknown, or `fresh` is missing for "reinit".
+    TypeError: `key` is not a key, or `stacked` has the wrong type.
+    ValueError: `action` is unknown, `fresh` is missing for "reinit", or `stacked`
+      selects no leaf with a mask.
 
   References:
     Zhou et al. 2019, "Deconstructing lottery tickets", section 4. "reinit" is also
@@ -98,6 +109,7 @@ def mask_one(
   if action not in MASK_ONE:
     raise ValueError(f"action must be one of {', '.join(MASK_ONE)}, got {action!r}.")
   check_key("key", key)
+  check_stacked(stacked)
   if fresh is not None:
     check_callable("fresh", fresh, "a function of a key", 1)
   if action == "rewind":
@@ -110,8 +122,9 @@ def mask_one(
     new = treedef.flatten_up_to(fresh(key))
   else:
     draw = _reshuffled if action == "reshuffle" else _constant
+    axes = iter(layer_axes(params, [m is not None for m in entries], stacked))
     new = [
-      w if m is None else draw(k, w, m)
+      w if m is None else _in_each_layer(draw, k, w, m, next(axes))
       for k, w, m in zip(leaf_keys(key, params), leaves, entries, strict=True)
     ]
   if keep_signs:
@@ -120,6 +133,26 @@ def mask_one(
       for w, old, m in zip(new, leaves, entries, strict=True)
     ]
   return masked_copy(treedef.unflatten(new), masks)
+
+
+def _in_each_layer(draw, key, weights, mask, axes: LayerAxes):
+  """Draws the new weights of each layer that a leaf stacks by themselves."""
+  rows = len(axes.stacked)
+  if not rows:
+    return draw(key, weights, mask)
+  weights, mask = (
+    jnp.moveaxis(x, axes.stacked, tuple(range(rows))) for x in (weights, mask)
+  )
+  for _ in range(rows):
+    draw = _over_rows(draw)
+  return jnp.moveaxis(draw(key, weights, mask), tuple(range(rows)), axes.stacked)
+
+
+def _over_rows(draw):
+  def drawn(key, weights, mask):
+    return jax.vmap(draw)(jax.random.split(key, len(weights)), weights, mask)
+
+  return drawn
 
 
 def _reshuffled(key, weights, mask):
@@ -185,7 +218,13 @@ def mask_zero(action: str, initial: PyTree, final: PyTree, masks: PyTree) -> PyT
   return masked_copy(values, nothing)
 
 
-def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTree:
+def random_masks(
+  masks: PyTree,
+  key: jax.Array,
+  *,
+  scope: str = "layer",
+  stacked: Stacked = False,
+) -> PyTree:
   """Draws random masks with as many live weights as a ticket.
 
   layer: as many in every layer (the ticket's masks, shuffled);  even: the same density
@@ -197,13 +236,15 @@ def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTr
     masks: the masks of the ticket.
     key: a PRNG key.
     scope: "layer", "even" or "global".
+    stacked: which leaves stack several layers; see `sj.sparsify`. Each of these layers
+      has a count of its own, except with `scope="global"`.
 
   Returns:
     A tree like `masks` with exactly the same total number of live weights.
 
   Raises:
-    ValueError: `scope` is unknown.
-    TypeError: a mask is not bool.
+    ValueError: `scope` is unknown, or `stacked` selects no mask.
+    TypeError: a mask is not bool, or `stacked` has the wrong type.
 
   References:
     Frankle and Carbin 2019, appendix F ("random sparsity"). The three scopes are those
@@ -215,11 +256,13 @@ def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTr
     >>> int(new["a"].sum()), int(new["b"].sum())
     (2, 2)
   """
+  check_stacked(stacked)
   if scope == "layer":
-    return shuffle_masks(masks, key)
+    return shuffle_masks(masks, key, stacked=stacked)
   if scope not in ("even", "global"):
     raise ValueError(f"scope must be 'layer', 'even' or 'global', got {scope!r}.")
   leaves, treedef = jax.tree.flatten(masks)
+  axes = layer_axes(masks, [True] * len(leaves), stacked)
   total = sum(count(m) for m in leaves)
   draws = treedef.unflatten(
     uniform_like(k, m) for k, m in zip(leaf_keys(key, masks), leaves, strict=True)
@@ -227,6 +270,7 @@ def random_masks(masks: PyTree, key: jax.Array, *, scope: str = "layer") -> PyTr
   everything = jax.tree.map(jnp.ones_like, masks)
   if scope == "global":
     return jax.jit(keep_best)(draws, everything, total)
-  sizes = jnp.asarray([m.size for m in leaves], jnp.int32)
-  counts = treedef.unflatten(list(apportion(sizes, total, sizes)))
+  like = treedef.unflatten(a.budget for a in axes)
+  sizes = jnp.asarray(layer_sizes(masks, like), jnp.int32)
+  counts = from_vector(apportion(sizes, total, sizes), like)
   return jax.jit(top_k_masks)(draws, counts, everything)

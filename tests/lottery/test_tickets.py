@@ -60,6 +60,37 @@ def test_scope_and_score():
   assert small["b"].tolist() == [[False, True, False]]
 
 
+STACK = {"w": jnp.arange(1.0, 25.0).reshape(2, 3, 4), "x": jnp.array([[1.0, 2.0]])}
+LAYERS = {"w0": STACK["w"][0], "w1": STACK["w"][1], "x": STACK["x"]}
+
+
+def test_layers_of_a_stack_are_pruned_by_themselves():
+  # Layer 0 has the weights 1 to 12, layer 1 the weights 13 to 24, of which 8 are live.
+  masks = {"w": jnp.ones((2, 3, 4), bool).at[1, 0].set(False), "x": STACK["x"] > 0}
+  alone = {"w0": masks["w"][0], "w1": masks["w"][1], "x": masks["x"]}
+  rates = {"w": 0.3}
+  kept = lottery.prune(STACK, masks, 0.5, rates=rates, stacked="w")
+  # 12 - round(3.6) = 8 and 8 - round(2.4) = 6; of both together 20 - 6 = 14.
+  assert kept["w"].reshape(2, 12).astype(int).tolist() == [
+    [0] * 4 + [1] * 8,
+    [0] * 6 + [1] * 6,
+  ]
+  found = lottery.prune(LAYERS, alone, 0.5, rates=rates)
+  np.testing.assert_array_equal(kept["w"], jnp.stack([found["w0"], found["w1"]]))
+  np.testing.assert_array_equal(kept["x"], found["x"])
+  together = lottery.prune(STACK, masks, 0.5, rates=rates)["w"]
+  assert together.sum((1, 2)).tolist() == [6, 8]
+  # Along another axis; over all layers, where none of a stack may be emptied either.
+  turned = [{**tree, "w": jnp.moveaxis(tree["w"], 0, 1)} for tree in (STACK, masks)]
+  again = lottery.prune(*turned, 0.5, rates=rates, stacked={"w": 1})
+  np.testing.assert_array_equal(jnp.moveaxis(again["w"], 1, 0), kept["w"])
+  score = lambda p, m: {**p, "x": p["x"] + 99}
+  with pytest.raises(ValueError, match=r"every layer, got 0\.6 of the 12 in 'w/0'"):
+    lottery.prune(STACK, masks, 0.6, scope="global", score=score, stacked="w")
+  count = lottery.prune(STACK, masks, 0.6, scope="global", score=score)["w"].sum()
+  assert int(count) == 7  # 22 - round(13.2), of which "x" has 2
+
+
 def test_a_traced_fraction_prunes_alike():
   params = {"a": jnp.arange(1.0, 11.0).reshape(2, 5)}
   masks = lottery.dense_masks(params)
@@ -259,6 +290,49 @@ def test_random_masks_hold_their_counts():
   assert bool((found["layer"]["a"] != masks["a"]).any())
   with pytest.raises(ValueError, match="scope must be"):
     lottery.random_masks(masks, jax.random.key(1), scope="net")
+
+
+def test_controls_of_a_stack_are_drawn_within_its_layers():
+  masks = {"w": STACK["w"] < 17, "x": STACK["x"] > 0}  # 12, 4 and 2 live weights
+  key = jax.random.key(1)
+  draw = lambda scope: lottery.random_masks(masks, key, scope=scope, stacked="w")
+  counts = {s: draw(s)["w"].sum((1, 2)).tolist() for s in ("layer", "even")}
+  assert counts == {"layer": [12, 4], "even": [8, 8]}  # 12 * 18 / 26 is 8.3
+  assert int(draw("even")["x"].sum()) == 2  # 1.4: the largest remainder
+  np.testing.assert_array_equal(
+    draw("global")["w"], lottery.random_masks(masks, key, scope="global")["w"]
+  )
+
+  def start(action, axis=0, **kwargs):
+    turned = [
+      {**tree, "w": jnp.moveaxis(tree["w"], 0, axis)} for tree in (STACK, masks)
+    ]
+    new = lottery.mask_one(action, *turned, key, stacked={"w": axis}, **kwargs)["w"]
+    return np.moveaxis(new, axis, 0).reshape(2, 12)
+
+  for axis in (0, 2):
+    new = start("reshuffle", axis)
+    assert sorted(new[0]) == list(range(1, 13))
+    assert sorted(new[1]) == [0] * 8 + [13, 14, 15, 16]
+    assert new[0].tolist() != sorted(new[0])
+    # The standard deviations of 1 to 12 and of 13 to 16.
+    expected = [np.std(np.arange(12))] * 12 + [np.std(np.arange(4))] * 4 + [0] * 8
+    found = start("constant", axis, keep_signs=True).ravel()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  # Nested scans have two axes of layers, here of four weights each.
+  twice = lottery.mask_one("reshuffle", STACK, masks, key, stacked={"w": (0, 1)})["w"]
+  assert (jnp.sort(twice[0]) == STACK["w"][0]).all()
+
+
+def test_a_criterion_compares_the_magnitudes_of_a_layer():
+  name, final = "large_init_large_final", {"w": STACK["w"] ** 2, "x": STACK["x"]}
+  live = {"w": STACK["w"] != 5, "x": STACK["x"] > 0}
+  scores = lottery.criterion(name, STACK, final, live, stacked="w")["w"]
+  for layer in (0, 1):
+    i, f, m = STACK["w"][layer], final["w"][layer], live["w"][layer]
+    alone = lottery.criterion(name, i, f, m)
+    np.testing.assert_allclose(scores[layer], alone, rtol=1e-6)
+  assert (scores != lottery.criterion(name, STACK, final, live)["w"]).any()
 
 
 def test_prune_retrain_takes_the_same_pieces():
