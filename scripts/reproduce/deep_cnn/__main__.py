@@ -71,6 +71,7 @@ SOURCE = "Xiao et al. 2018, read off figure 1; its text has no accuracies"
 DEEP = "mnist/depth=10000"
 SPARSE = {"kernel_init": "sparse_orthogonal", "method": "support", "density": 0.25}
 LONG: dict[str, Any] = {"steps": 2000, "batch": 128}
+REDUCED: dict[str, Any] = {"steps": 2000, "batch": 64, "reduced": True}
 _ISOMETRIC = (("update_every", 20), ("end_step", 220))
 CASES = [
   Case("mnist/depth=100/delta_orthogonal", 100),
@@ -125,6 +126,15 @@ CASES = [
   Case(f"{DEEP}/delta_orthogonal/batch=128", 10_000, steps=400, batch=128, curve=True),
   *[
     Case(f"mnist/depth={d}/{name}/steps=2000", d, seeds=3, curve=True, **LONG, **kind)
+    for d in (1000, 10_000)
+    for name, kind in (
+      ("delta_orthogonal", {}),
+      ("sparse_orthogonal/density=0.25", SPARSE),
+    )
+  ],
+  # The same with images of 16 x 16 pixels, for CPUs.
+  *[
+    Case(f"mnist16/depth={d}/{name}", d, seeds=3, curve=True, **REDUCED, **kind)
     for d in (1000, 10_000)
     for name, kind in (
       ("delta_orthogonal", {}),
@@ -243,8 +253,10 @@ def rows_of(case: Case) -> list[dict]:
     return []
   tail = max(case.steps // 10, 1)
   count = case.test or 10_000
+  pixels = " of 16 x 16 pixels" if case.reduced else ""
   note = (
-    f"{case.steps} steps of {case.batch} images, 16 channels; {count:,} test images; "
+    f"{case.steps} steps of {case.batch} images{pixels}, 16 channels; "
+    f"{count:,} test images; "
     f"learning rate {records[0]['rate']:g}, seeds "
     f"{', '.join(p.stem[5:] for p in paths)}; {made_on(records)}"
   )
@@ -260,7 +272,9 @@ def rows_of(case: Case) -> list[dict]:
     if values := [r[when][f"log10_{key}"] for r in records if r[when]]:
       metrics[f"jacobian_log10_{key}_{when}"] = values
   # The paper's values are approximate, read from its plots.
-  paper = {"mnist": 99.0, "cifar10": 82.0} if case.method == "" else {}
+  paper = {"mnist": 99.0, "cifar10": 82.0}
+  if case.method or case.reduced:
+    paper = {}
   runs = [r["run"] for r in records]
   rows = []
   for metric, values in metrics.items():
@@ -296,7 +310,7 @@ def linear_control(control: linear.Control, seed: int) -> dict[str, Any]:
     steps=control.steps,
     batch=control.batch,
   )
-  splits, mean, scale = load(case.dataset, _DATA_DIR.value)
+  splits, mean, scale = load(case.dataset, _DATA_DIR.value, control.reduced)
   norm = lambda images: (images.astype(np.float32) - mean[None]) * scale
   features = linear.make_features(control, seed, norm, splits.train.images[:1])
   order = image_order(seed, len(splits.train.labels), case)

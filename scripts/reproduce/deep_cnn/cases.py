@@ -40,6 +40,7 @@ class Case:
     curve: whether the results contain the accuracy over the steps.
     unroll: see `VanillaCNN`.
     lowering: see `VanillaCNN`.
+    reduced: whether images of 28 x 28 pixels are reduced to 16 x 16; see `load`.
   """
 
   name: str
@@ -59,6 +60,7 @@ class Case:
   curve: bool = False
   unroll: int = 1
   lowering: Any = "auto"
+  reduced: bool = False
 
 
 WARM_UP = 10
@@ -68,9 +70,24 @@ READOUT_RATE = 3.0
 FIXED = ("support", "random")  # methods whose masks stay
 
 
-def load(name: str, data_dir: str):
-  """Loads the splits, the mean image, and the scale to images of mean square 1."""
+def load(name: str, data_dir: str, reduced: bool = False):
+  """Loads the splits, the mean image, and the scale to images of mean square 1.
+
+  Args:
+    name: name in `sparsejax.training.data`.
+    data_dir: folder of TFDS's data sets.
+    reduced: whether to reduce images of 28 x 28 pixels to 16 x 16, which are folded
+      into 4 x 4 places instead of 7 x 7, at a third of the cost per layer.
+
+  Returns:
+    The splits, the mean image, and the scale.
+  """
   splits = data.load(name, data_dir, validation_fraction=0.0)
+  if reduced:
+    splits = splits._replace(
+      train=splits.train._replace(images=_reduced(splits.train.images)),
+      test=splits.test._replace(images=_reduced(splits.test.images)),
+    )
   mean = splits.train.images.mean(0, dtype=np.float64)
   square = sum(
     float(((part - mean) ** 2).sum())
@@ -78,6 +95,13 @@ def load(name: str, data_dir: str):
   )
   scale = (square / splits.train.images.size) ** -0.5
   return splits, mean.astype(np.float32), np.float32(scale)
+
+
+def _reduced(images: np.ndarray) -> np.ndarray:
+  """Pads images of 28 x 28 pixels to 32 x 32, and averages squares of 2 x 2."""
+  edges = [(0, 0), (2, 2), (2, 2), (0, 0)]
+  squares = np.pad(images, edges).reshape(len(images), 16, 2, 16, 2, -1)
+  return np.round(squares.mean((2, 4))).astype(np.uint8)
 
 
 def make_model(case: Case) -> models.VanillaCNN:
@@ -138,7 +162,15 @@ def shape(case: Case) -> Any:
   """Returns what vectorized runs share; a case whose masks change shares with none."""
   if case.method not in ("", *FIXED):
     return case
-  return case.depth, case.dataset, case.steps, case.batch, case.test, case.variances
+  return (
+    case.depth,
+    case.dataset,
+    case.reduced,
+    case.steps,
+    case.batch,
+    case.test,
+    case.variances,
+  )
 
 
 def common(cases) -> Case:

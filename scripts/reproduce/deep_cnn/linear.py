@@ -43,6 +43,7 @@ class Control(NamedTuple):
     steps: number of steps.
     batch: images per step.
     seeds: number of seeds.
+    reduced: whether images are reduced; see `cases.load`.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Control(NamedTuple):
   steps: int = 300
   batch: int = 16
   seeds: int = 3
+  reduced: bool = False
 
 
 CONTROLS = (
@@ -58,6 +60,13 @@ CONTROLS = (
   Control("mnist/linear/batch=128", steps=400, batch=128),
   Control("mnist/linear/batch=128/steps=2000", steps=2000, batch=128),
   *[Control(f"mnist/depth={d}/readout_only", depth=d) for d in (100, 1000, 10_000)],
+  Control("mnist16/linear", steps=2000, batch=64, reduced=True),
+  *[
+    Control(
+      f"mnist16/depth={d}/readout_only", depth=d, steps=2000, batch=64, reduced=True
+    )
+    for d in (1000, 10_000)
+  ],
   Control("cifar10/linear/batch=128", "cifar10", steps=1200, batch=128),
 )
 

@@ -37,7 +37,7 @@ SAVE_SECONDS = 120
 def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
   """Trains or resumes (case, seed) pairs in one vectorized run; records are JSON files.
 
-  Finished pairs are left out. The pairs must share depth, data set, batch size, number
+  Finished pairs are left out. The pairs must share depth, images, batch size, number
   of steps and activation statistics, and their masks must be fixed.
   """
   members = [m for m in members if not record_path(folder, *m).exists()]
@@ -45,7 +45,7 @@ def train(members, data_dir: str, folder: pathlib.Path) -> list[dict]:
     return []
   cases, seeds = zip(*members, strict=True)
   case = common(cases)
-  splits, mean, scale = load(case.dataset, data_dir)
+  splits, mean, scale = load(case.dataset, data_dir, case.reduced)
   model = make_model(case)
   norm = lambda images: (images.astype(jnp.float32) - mean[None]) * scale
   images, labels = splits.train.images, splits.train.labels
