@@ -10,10 +10,12 @@ import optax
 from sparsejax.core import (
   Distribution,
   PyTree,
+  Stacked,
   Where,
   check_arrays,
   check_callable,
   check_integer,
+  check_stacked,
 )
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import uniform
@@ -101,6 +103,7 @@ def fish_masks(
   density: Any,
   *,
   where: Where = ".*",
+  stacked: Stacked = False,
   distribution: Distribution | None = None,
   structure: Structure | None = None,
   batch_size: int = 32,
@@ -124,6 +127,7 @@ def fish_masks(
     density: fraction of weights that may change, in (0, 1]; the paper uses 0.005.
     where: which leaves may change; ".*", the default, for all, biases and embeddings
       included; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     distribution: sets the budget of each leaf; None, the paper's choice, lets all
       weights compete.
     structure: which patterns are allowed; see `masks_from_scores`.
@@ -152,13 +156,19 @@ def fish_masks(
   check_arrays("base", base)
   check_arrays("examples", examples)
   check_integer("batch_size", batch_size, 1)
+  check_stacked(stacked)
   if not jax.tree.leaves(examples):
     raise ValueError("examples must hold at least one array, got an empty tree.")
   scores = empirical_fisher_diagonal(
     example_loss, base, examples, batch_size=batch_size
   )
   return masks_from_scores(
-    scores, density, where=where, distribution=distribution, structure=structure
+    scores,
+    density,
+    where=where,
+    stacked=stacked,
+    distribution=distribution,
+    structure=structure,
   )
 
 
@@ -171,6 +181,7 @@ def spiel(
   end_step: int | None = None,
   distribution: Distribution = uniform,
   where: Where = ".*",
+  stacked: Stacked = False,
   seed: Any = 0,
   drop_fraction: Fraction = 0.2,
   structure: Structure | None = None,
@@ -199,6 +210,7 @@ def spiel(
     distribution: sets the budget of each leaf.
     where: which leaves of the delta are sparse; ".*", the default, for all. Others are
       trained densely; see `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     seed: seed of the first masks.
     drop_fraction: fraction of the delta's live weights that are replaced at a mask
       update: a float or a schedule; the authors decay it linearly from 0.2 to 0.
@@ -235,6 +247,7 @@ def spiel(
     end_step=end_step,
     distribution=distribution,
     where=where,
+    stacked=stacked,
     seed=seed,
     mask_gradients=True,
     structure=structure,

@@ -49,6 +49,15 @@ def test_fish_masks_are_the_largest_mean_squared_gradients():
   )
   np.testing.assert_array_equal(masks["a"], [[False, True, False]])
   assert masks["b"] is None
+  # Each row a layer: squared gradients 1 and 4, 9 and 16.
+  rows = {"a": jnp.zeros((2, 2))}, jnp.array([[[1.0, 2], [3, 4]]])
+  loss = lambda p, x: jnp.sum(p["a"] * x)
+  for stacked, expected in ((False, [[0, 0], [1, 1]]), ("a", [[0, 1], [0, 1]])):
+    kwargs = {"stacked": stacked, "distribution": sj.uniform}
+    masks = post_training.fish_masks(loss, *rows, 0.5, **kwargs)["a"]
+    assert masks.astype(int).tolist() == expected
+  tx = post_training.spiel(optax.sgd(0.1), 0.5, stacked="a")
+  assert tx.init(rows[0]).budgets["a"].tolist() == [1, 1]
 
 
 def test_a_fixed_delta_moves_its_weights_alone():

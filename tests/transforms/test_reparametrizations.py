@@ -68,6 +68,13 @@ def test_supermask_and_its_gradients(absolute, masks, d_scores):
   found = sj.supermask_masks(scores, **options)
   assert found["kernel"].astype(int).tolist() == masks
   assert found["bias"] is None
+  # Two layers in one leaf, the second with scores a tenth of the first one's.
+  stack = {"kernel": jnp.stack([S, S / 10]), "bias": None}
+  found = sj.supermask_masks(stack, **options, stacked="kernel")["kernel"]
+  assert found.astype(int).tolist() == [masks, masks]
+  params = {"kernel": jnp.stack([W, W]), "bias": jnp.ones(2)}
+  effective = sj.supermask(params, stack, **options, stacked="kernel")["kernel"]
+  np.testing.assert_array_equal(effective, jnp.where(found, params["kernel"], 0))
 
 
 def test_edge_popup_trains_a_mask_of_exact_counts_and_no_weight():

@@ -33,6 +33,7 @@ def supermask(
   scores: PyTree,
   density: Any,
   *,
+  stacked: Stacked = False,
   distribution: Distribution | None = uniform,
   absolute: bool = True,
 ) -> PyTree:
@@ -52,6 +53,7 @@ def supermask(
     scores: the tree of scores from `init_scores`.
     density: fraction of weights kept, in (0, 1]; may be traced, such as the value of a
       schedule.
+    stacked: which leaves stack several layers; see `sparsify`.
     distribution: sets the budget of each layer; None selects over the whole network at
       once.
     absolute: whether weights are ranked by |s|; otherwise by s.
@@ -61,8 +63,9 @@ def supermask(
     score are unchanged.
 
   Raises:
-    TypeError: density is not a number.
-    ValueError: density is outside (0, 1]; the structures differ.
+    TypeError: density is not a number, or `stacked` has the wrong type.
+    ValueError: density is outside (0, 1]; the structures differ; `stacked` selects no
+      leaf with a score.
 
   References:
     Ramanujan et al. 2020, "What's hidden in a randomly weighted neural network?", eq. 4
@@ -75,7 +78,9 @@ def supermask(
     >>> sj.supermask(params, scores, 0.5)["kernel"]
     Array([[0., 6., 7., 0.]], dtype=float32)
   """
-  masks = supermask_masks(scores, density, distribution=distribution, absolute=absolute)
+  masks = supermask_masks(
+    scores, density, stacked=stacked, distribution=distribution, absolute=absolute
+  )
   leaves, treedef = jax.tree.flatten(params)
   out = []
   for w, s, m in zip(leaves, align(params, scores), align(params, masks), strict=True):
@@ -89,6 +94,7 @@ def supermask_masks(
   scores: PyTree,
   density: Any,
   *,
+  stacked: Stacked = False,
   distribution: Distribution | None = uniform,
   absolute: bool = True,
 ) -> PyTree:
@@ -99,6 +105,7 @@ def supermask_masks(
   Args:
     scores: as in `supermask`.
     density: as in `supermask`.
+    stacked: as in `supermask`.
     distribution: as in `supermask`.
     absolute: as in `supermask`.
 
@@ -106,8 +113,8 @@ def supermask_masks(
     A tree of masks like that of `sj.masks`: bool arrays at the leaves with scores.
 
   Raises:
-    TypeError: density is not a number.
-    ValueError: density is outside (0, 1].
+    TypeError: as in `supermask`.
+    ValueError: as in `supermask`.
 
   Example:
     >>> import jax.numpy as jnp, sparsejax as sj
@@ -120,7 +127,11 @@ def supermask_masks(
   scores = jax.tree.map(lax.stop_gradient, scores)
   values = jax.tree.map(jnp.abs, scores) if absolute else scores
   return masks_from_scores(
-    values, density, where=lambda path, leaf: True, distribution=distribution
+    values,
+    density,
+    where=lambda path, leaf: True,
+    stacked=stacked,
+    distribution=distribution,
   )
 
 
