@@ -24,7 +24,8 @@ such as --cases='selection|methods/resnet50/(rigl|snfs)'; --list prints the name
 of cases that the workdir lacks are left unchanged in the results file. --networks adds
 trained networks to `compaction`, from directories of scripts/train.py or of
 scripts/grow_and_prune.py. --before=COMMIT adds the values of the results file at that
-commit next to the new ones. --quick runs all cases at tiny sizes and writes no results.
+commit next to the new ones; --before=FILE those of a file that an older version wrote.
+--quick runs all cases at tiny sizes and writes no results.
 """
 
 import functools
@@ -69,7 +70,9 @@ _CASES = flags.DEFINE_string(
   "cases", "", "A regular expression of cases; default: all."
 )
 _NETWORKS = flags.DEFINE_list("networks", [], "Directories of trained networks.")
-_BEFORE = flags.DEFINE_string("before", None, "A commit with values to compare.")
+_BEFORE = flags.DEFINE_string(
+  "before", None, "A commit or a file with values to compare."
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Run all cases at tiny sizes.")
 _LIST = flags.DEFINE_bool("list", False, "Print the names of the cases and stop.")
 _WRITE_ONLY = flags.DEFINE_bool("write_only", False, "Run nothing; write the records.")
@@ -154,8 +157,25 @@ def measure(found: dict) -> None:
   print(f"{len(chosen)} cases, {time.monotonic() - began:.0f} s in this process.")
 
 
-def before(commit: str) -> list[dict]:
-  """Returns the rows of the results file at a commit, with their metrics renamed."""
+def before(source: str) -> list[dict]:
+  """Returns the rows of a results file, with their metrics renamed.
+
+  Args:
+    source: the file, or a commit that has results/benchmarks.json.
+
+  Returns:
+    The rows; their metrics end in `_before`.
+  """
+  rows = results.read_rows(source) if source.endswith(".json") else _at_commit(source)
+  return [
+    row | {"metric": f"{row['metric']}_before"}
+    for row in rows
+    if not row["metric"].endswith("_before")
+  ]
+
+
+def _at_commit(commit: str) -> list[dict]:
+  """Returns the rows of the results file at a commit."""
   path = "results/benchmarks.json"
   command = ["git", "-C", str(ROOT), "show", f"{commit}:{path}"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -166,12 +186,7 @@ def before(commit: str) -> list[dict]:
   with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
     file.write(done.stdout)
     file.flush()
-    rows = results.read_rows(file.name)
-  return [
-    row | {"metric": f"{row['metric']}_before"}
-    for row in rows
-    if not row["metric"].endswith("_before")
-  ]
+    return results.read_rows(file.name)
 
 
 def table(found: dict) -> list[dict]:
