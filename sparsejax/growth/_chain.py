@@ -134,7 +134,7 @@ def _check_connections(apply_fn, variables, images, chain: tuple[Layer, ...]) ->
     for layer, mask in zip(chain, masks, strict=True):
       tree = put(tree, layer.path, mask)
     live = live_parameters(apply_fn, variables, {**dense, "params": tree}, images)
-    expected = connected(tree, chain)
+    expected = _connected(tree, chain)
     for layer in chain:
       found = np.asarray(get(live["params"], layer.path))
       if not np.array_equal(found, get(expected, layer.path)):
@@ -170,6 +170,9 @@ def connected(masks: PyTree, chain: tuple[Layer, ...]) -> PyTree:
     target = fan_out(get(masks, upper.path), upper.inputs)
     masks = cut(masks, lower, target=target)
   return masks
+
+
+_connected = jax.jit(connected, static_argnames="chain")
 
 
 def cut(

@@ -66,6 +66,7 @@ class Units:
     return self.block == (1, 1)
 
 
+@functools.partial(jax.jit, static_argnames="units", inline=True)
 def list_places(mask: Array, units: Units) -> Array:
   """Lists the units with a live weight, in increasing order; missing ones at the end.
 
@@ -84,6 +85,7 @@ def list_places(mask: Array, units: Units) -> Array:
   return places.astype(jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnames="units", inline=True)
 def gather(x: Array, places: Array, units: Units) -> Array:
   """Returns the weights of the listed units, zero (or False) past the last one.
 

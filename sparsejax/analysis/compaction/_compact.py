@@ -271,13 +271,14 @@ def live_parameters(
   """
   # Analyze the masks themselves: with every weight set to one, only a mask makes an
   # entry zero.
-  ones = jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
-  leaves, paths = _masked(ones, masks)
+  ones = jax.tree.map(lambda p: np.ones(p.shape, p.dtype), params)
+  ones = ones if masks is None else jax.jit(apply_masks)(ones, masks)
+  leaves, paths = _masked(ones, None)
   facts, _ = _facts(apply_fn, params, example, leaves, paths, None)
   reach, found = Reach(facts), []
   for number, leaf in zip(facts.program.params, leaves, strict=True):
     need = reach.needed.get(number, np.zeros(leaf.shape, bool))
-    found.append(jnp.asarray(need & (np.asarray(leaf) != 0)))
+    found.append(jax.device_put(need & (np.asarray(leaf) != 0)))
   return jax.tree.structure(params).unflatten(found)
 
 
