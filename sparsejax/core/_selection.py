@@ -438,12 +438,14 @@ def scores_are_finite(scores: PyTree, where: PyTree) -> Array:
     ValueError: see `check_scores`.
   """
   check_scores(scores, where)
-  bad = jax.tree.map(
-    lambda s, w: count(w & ~(s < jnp.inf)),  # NaN compares False
-    scores,
-    where,
-  )
-  return jnp.all(jnp.stack(jax.tree.leaves(bad)) == 0)
+  return _are_finite(jax.tree.leaves(scores), jax.tree.leaves(where))
+
+
+@functools.partial(jax.jit, inline=True)
+def _are_finite(scores: list[Array], where: list[Array]) -> Array:
+  rows = zip(scores, where, strict=True)
+  bad = [count(w & ~(s < jnp.inf)) for s, w in rows]  # NaN compares False
+  return jnp.all(jnp.stack(bad) == 0)
 
 
 def check_scores(scores: PyTree, where: PyTree, name: str = "score") -> None:

@@ -1,5 +1,7 @@
 """Functions that give arrays and random numbers the sharding of another array."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -57,6 +59,7 @@ def uniform_like(key: Array, x: Array) -> Array:
   return shard_like(values, x)
 
 
+@functools.partial(jax.jit, inline=True)
 def true_like(x: Array) -> Array:
   """Makes a bool array of ones with the shape and sharding of another array."""
   return shard_like(jnp.ones_like(x, dtype=bool), x)

@@ -171,7 +171,8 @@ def compact(
   before = sum(np.size(leaf) for leaf in leaves)
   if sum(np.size(array) for array in replay.params.values()) > before:
     return _unchanged(apply_fn, params, leaves, paths)
-  small = {name: jnp.asarray(array) for name, array in replay.params.items()}
+  arrays = {name: np.array(array) for name, array in replay.params.items()}
+  small = jax.device_put(arrays)  # unlike `jnp.asarray`, compiles nothing
 
   def apply_pixels(params: Params, inputs: jax.Array) -> Any:
     return treedef.unflatten(replay(params, inputs))
@@ -181,10 +182,12 @@ def compact(
 
   # Report masks and shapes by parameter name. Only kernels can have zeros inside; all
   # other parameters count as live.
-  flags = {
-    name: array != 0 if name in replay.kernels else jnp.ones(array.shape, bool)
-    for name, array in small.items()
-  }
+  flags = jax.device_put(
+    {
+      name: array != 0 if name in replay.kernels else np.ones(array.shape, bool)
+      for name, array in arrays.items()
+    }
+  )
   shapes = {
     name: (before, tuple(small[name].shape)) for name, before in replay.kernels.items()
   }
