@@ -16,7 +16,8 @@ five networks:
   short         the dense network, trained for the wall-clock time of `blocks`
 
 The learning rate of each network is chosen on validation images, by one run of seed 100
-per rate; then three seeds are trained. fashion_mnist takes the rates of mnist.
+per rate, which may diverge; then three seeds are trained. fashion_mnist takes the rates
+of mnist.
 
 --part=train trains all but `short`; the machine may be busy. --part=time times the
 steps of the networks in turns, in one process, over one period of mask updates, and
@@ -105,12 +106,22 @@ def run_folder(task: str, network: str, rate: float, seed: int) -> pathlib.Path:
 
 
 def train(config: Any, folder: pathlib.Path) -> dict[str, Any]:
-  """Trains a run, unless it is finished; returns its summary and validation loss."""
-  if not (folder / "summary.json").exists():
+  """Trains a run, unless it is finished; returns its summary and validation loss.
+
+  The validation loss of a run that diverged is infinite.
+  """
+  diverged = folder / "diverged"
+  if not ((folder / "summary.json").exists() or diverged.exists()):
     print(folder, flush=True)
-    result = training.train_and_evaluate(config, folder, summarize=False)
-    if not result.finished:
-      sys.exit(130)
+    try:
+      result = training.train_and_evaluate(config, folder, summarize=False)
+    except training.NonFiniteError as e:
+      write_text(diverged, f"{e}\n")
+    else:
+      if not result.finished:
+        sys.exit(130)
+  if diverged.exists():
+    return {"validation_loss": math.inf}
   records = training.read_metrics(folder)
   losses = [r["validation_loss"] for r in records if "validation_loss" in r]
   last = math.inf if losses[-1] is None else losses[-1]
