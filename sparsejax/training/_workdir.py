@@ -72,8 +72,9 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     config: the run's config as JSON values, from `config_to_json`.
 
   Raises:
-    WorkdirError: if the directory contains another config, one that cannot be read, or
-      files of a run without a config. Names each field that differs.
+    WorkdirError: if the directory contains another config, one that cannot be read,
+      files of a run without a config, or directories of other runs. Names each field
+      that differs.
   """
   file = workdir / _CONFIG
   if not file.exists():
@@ -82,6 +83,12 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
       raise _errors.WorkdirError(
         f"workdir {workdir} holds {' and '.join(traces)} but no {_CONFIG}, so it cannot"
         " be told what run they are of. Give another --workdir."
+      )
+    inside = sorted(file.parent.name for file in workdir.glob(f"*/{_CONFIG}"))
+    if inside:
+      raise _errors.WorkdirError(
+        f"workdir {workdir} holds other runs, such as {inside[0]!r}. Give a directory of"
+        f" its own, such as {workdir / 'new'}."
       )
     return
   try:

@@ -378,6 +378,14 @@ def test_a_directory_of_something_else_is_refused(tmp_path, tiny):
     train_and_evaluate(tiny, tmp_path)
 
 
+def test_a_directory_of_runs_is_refused(tmp_path, tiny):
+  (tmp_path / "digits").mkdir()
+  (tmp_path / "digits" / "config.json").write_text("{}")
+  with pytest.raises(errors.WorkdirError, match=r"other runs, such as 'digits'.*/new"):
+    train_and_evaluate(tiny, tmp_path)
+  assert not (tmp_path / "config.json").exists()
+
+
 def test_a_workdir_that_cannot_be_made(tmp_path, tiny):
   (tmp_path / "file").write_text("")
   for bad in (tmp_path / "file", tmp_path / "file" / "below", ""):
