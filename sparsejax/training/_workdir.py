@@ -87,8 +87,8 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     inside = sorted(file.parent.name for file in workdir.glob(f"*/{_CONFIG}"))
     if inside:
       raise _errors.WorkdirError(
-        f"workdir {workdir} holds other runs, such as {inside[0]!r}. Give a directory of"
-        f" its own, such as {workdir / 'new'}."
+        f"workdir {workdir} holds other runs, such as {inside[0]!r}. Give a directory"
+        f" of its own, such as {workdir / 'new'}."
       )
     return
   try:
