@@ -52,7 +52,7 @@ NETWORKS = {
   "mnist_wide": ("blocks", "dense", "narrow", "unstructured"),
   "lm_block": ("blocks", "dense", "narrow"),
 }
-RATES = {"mnist_wide": (0.1, 0.2, 0.4), "lm_block": (1e-3, 2e-3, 4e-3)}
+RATES = {"mnist_wide": (0.05, 0.1, 0.2, 0.4), "lm_block": (5e-4, 1e-3, 2e-3, 4e-3)}
 # Multiply-adds per example in the layers of mnist_wide: 784 x 2048 dense, twice a tenth
 # of 2048 x 2048, and 2048 x 10. Three dense layers of 928 have as many. The transformer
 # of width 192 has a tenth of the weights of width 512 in its blocks, rounded up to
