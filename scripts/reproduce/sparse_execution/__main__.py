@@ -154,9 +154,16 @@ def trained(
   return best, runs, [run_folder(task, network, best, seed) for seed in seeds]
 
 
-def seconds_per_step(task: str) -> dict[str, float]:
-  """Times the steps of all networks in turns; the times are kept in the workdir."""
-  path = pathlib.Path(_WORKDIR.value) / CONFIGS[task] / "seconds_per_step.json"
+def timing(task: str) -> dict[str, Any]:
+  """Times the steps of all networks in turns, and keeps the times in the workdir.
+
+  Args:
+    task: a name of `CONFIGS`.
+
+  Returns:
+    `{"seconds_per_step": {network: seconds}, "run": environment}`.
+  """
+  path = pathlib.Path(_WORKDIR.value) / CONFIGS[task] / "timing.json"
   if path.exists():
     return read_json(path)
   networks = NETWORKS[CONFIGS[task]]
@@ -172,9 +179,10 @@ def seconds_per_step(task: str) -> dict[str, float]:
   seconds = {
     network: total / (every // TURN * TURN) for network, total in seconds.items()
   }
+  found = {"seconds_per_step": seconds, "run": training.environment()}
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_text(path, training.json_text(seconds, indent=1))
-  return seconds
+  write_text(path, training.json_text(found, indent=1))
+  return found
 
 
 def _stepper(task: str, network: str):
@@ -201,7 +209,8 @@ def measure(task: str) -> list[dict]:
     found = {name: trained(task, name) for name in NETWORKS[CONFIGS[task]]}
   if _PART.value == "train":
     return []
-  seconds = seconds_per_step(task)
+  timed = timing(task)
+  seconds = timed["seconds_per_step"]
   if _PART.value == "time":
     return []
   # As many steps of the dense network as take the time of the sparse one.
@@ -222,10 +231,12 @@ def measure(task: str) -> list[dict]:
       row(metric, [np.ravel(run[metric])[0] for run in runs])
       for metric in ("test_error_percent", "test_loss")
     ]
-    timed = functools.partial(results.row, f"{task}/{network}")
     note = f"steps of all networks in turns, mask updates counted; {steps} steps"
-    rows.append(timed("milliseconds_per_step", 1e3 * seconds[network], note=note))
-    rows.append(timed("seconds", steps * seconds[network], note=note))
+    row = functools.partial(
+      results.row, f"{task}/{network}", note=note, runs=[timed["run"]]
+    )
+    rows.append(row("milliseconds_per_step", 1e3 * seconds[network]))
+    rows.append(row("seconds", steps * seconds[network]))
   return rows
 
 
