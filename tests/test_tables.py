@@ -74,8 +74,6 @@ UNTRACED = {
   "benchmarks": r".*_before",
   # Trained at a commit that was lost; seed 0 was trained again, with the same errors.
   "mnist_sparse_momentum": r"lenet300/density=[\d.]+ .*|lenet5/.*/epochs=100 .*",
-  # Eight of ten were trained from trees that differed from the commits they name.
-  "supermask": r"conv4_mnist/\w+/kept=0\.[1379] .*",
 }
 
 
