@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsejax.core import check_number
+from sparsejax.core import check_integer, check_number
 from sparsejax.scores import dense_layers
 from sparsejax.theory import _golden_ratio, _pick_one, _strong_error, _subset_sum
 from sparsejax.theory._strong_network import LayerPlan, LayerTicket, random_weights
@@ -31,6 +31,7 @@ def approximate(
   delta: float = 0.05,
   construction: str = "subset_sum",
   *,
+  samples: int | None = None,
   seed: int = 0,
   signed_inputs: bool = True,
 ) -> StrongTicket:
@@ -50,6 +51,8 @@ def approximate(
     delta: the allowed probability of failure for the whole network.
     construction: "subset_sum" (Pensia et al.), "pick_one" (Malach et al.) or
       "golden_ratio" (Orseau et al.).
+    samples: random samples per weight (and sign), at least 2, and at most 40 for
+      `subset_sum`; None for as many as `delta` asks for, by the formulas above.
     seed: the seed of the random network.
     signed_inputs: True covers the whole unit ball, with two groups of hidden neurons
       per input of the first layer; False covers its nonnegative part, such as pixels,
@@ -79,6 +82,10 @@ def approximate(
     )
   for name, value in (("eps", eps), ("delta", delta)):
     check_number(name, value, "be in (0, 1)", lambda v: 0 < v < 1)
+  if samples is not None:
+    check_integer("samples", samples, 2)
+    if construction == "subset_sum" and samples > 40:
+      raise ValueError(f"samples must be at most 40 for subset_sum, got {samples}.")
   # Treat a bias as one more row of the kernel, and count the weights to approximate.
   target = _matrices(target_params)
   stacked = [
@@ -93,6 +100,8 @@ def approximate(
     plan = _plan(
       construction, weights, eps, delta / problems, (seed, number), signs[number]
     )
+    if samples is not None:
+      plan = plan._replace(samples=int(samples))
     layers.append(_solve(plan._replace(bias=len(weights) > len(kernel)), weights, eps))
   # Measure the errors and the number of random weights.
   error = max(

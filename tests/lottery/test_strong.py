@@ -147,6 +147,20 @@ def test_overheads_and_one_sign():
     strong_network.run_network(one.layers, -np.ones((1, 6)))
 
 
+def test_samples_replace_those_that_delta_asks_for():
+  target = small_net(bias=False)
+  found = [
+    strong.approximate(target, samples=n, signed_inputs=False) for n in (6, 12, 18)
+  ]
+  assert [ticket.overhead for ticket in found] == [6, 12, 18]
+  errors = [ticket.max_weight_error for ticket in found]
+  assert errors[0] > 0.01 > errors[2]
+  for construction, samples in (("pick_one", 900), ("golden_ratio", 300)):
+    ticket = strong.approximate(target, construction=construction, samples=samples)
+    assert {layer.plan.samples for layer in ticket.layers} == {samples}
+    assert ticket.max_weight_error <= 0.01
+
+
 def test_samples_grow_with_the_logarithm_or_with_the_inverse():
   eps = [1e-1, 1e-2, 1e-3]
   assert [pick_one.samples_needed(e, 0.05) for e in eps] == [30, 300, 2996]
@@ -161,6 +175,11 @@ def test_samples_grow_with_the_logarithm_or_with_the_inverse():
     (lambda: strong.approximate(small_net(), construction="magic"), "magic"),
     (lambda: strong.approximate(small_net(), eps=0), r"eps must be in \(0, 1\), got 0"),
     (lambda: strong.approximate([{"kernel": np.ones(3)}]), "dense layers"),
+    (
+      lambda: strong.approximate(small_net(), samples=1),
+      "samples .* at least 2, got 1",
+    ),
+    (lambda: strong.approximate(small_net(), samples=41), "samples .* at most 40"),
     (lambda: subset_sum.subset_sum(np.ones((2, 41)), np.ones(2)), "2 to 40"),
     (lambda: subset_sum.subset_sum(np.ones((2, 4)), np.ones(3)), "shapes"),
   ],
