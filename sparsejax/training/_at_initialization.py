@@ -46,7 +46,7 @@ def mask_finder(
   Raises:
     ConfigError: if `kwargs` do not fit the method.
   """
-  _methods.check_kwargs(name, kwargs)
+  kwargs = _methods.resolve_kwargs(name, kwargs)
   method = _methods.function(name)
   accepted = inspect.signature(method).parameters
   chosen = {field: value for field, value in fields.items() if field in accepted}

@@ -80,7 +80,7 @@ class TrainConfig:
     compute_dtype: the dtype of the model; params and moments stay float32.
     method: the method of sparse training.
     method_kwargs: arguments of the method, which take precedence over fields, such as
-      `{'drop_scope': 'global'}`.
+      `{'drop_scope': 'global'}`; scores by name, as in `{'grow_score': 'random'}`.
     density: live weights / weights, over all sparsified layers.
     distribution: the initial budget per layer; "global" for methods that compare the
       weights of all layers.

@@ -141,15 +141,42 @@ def function(name: str) -> Callable[..., Any]:
   return getattr(sj, name)
 
 
-def check_kwargs(name: str, kwargs: Mapping[str, Any]) -> None:
-  """Raises `ConfigError` unless a method's function has all of these arguments."""
+# Arguments that are scores, and the scores that a config can name.
+_SCORE_ARGUMENTS = ("drop_score", "grow_score", "redistribute_by")
+_SCORES = (
+  *("accumulated", "accumulated_magnitude", "fisher", "gradient", "magnitude"),
+  *("momentum", "movement", "nonzeros", "random", "signed_gradient", "taylor"),
+)
+
+
+def resolve_kwargs(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `method_kwargs` with scores in place of their names.
+
+  Args:
+    name: a key of `METHODS`.
+    kwargs: arguments of the method's function; scores may be names, such as "random".
+
+  Raises:
+    ConfigError: if the function lacks an argument, or there is no such score.
+  """
   accepted = inspect.signature(function(name)).parameters
-  unknown = sorted(set(kwargs) - set(accepted))
-  if unknown:
+  if unknown := sorted(set(kwargs) - set(accepted)):
     raise _errors.ConfigError(
       f"method_kwargs must be arguments of {name}"
       f" ({', '.join(accepted)}); got {', '.join(unknown)}"
     )
+  resolved = dict(kwargs)
+  for argument in _SCORE_ARGUMENTS:
+    if isinstance(score := kwargs.get(argument), str):
+      # Rules of redistribution see budgets, which other scores do not.
+      scores = [s for s in _SCORES if argument == "redistribute_by" or s != "nonzeros"]
+      if score not in scores:
+        raise _errors.ConfigError(
+          f"method_kwargs must name a score for {argument} ({', '.join(scores)});"
+          f" got {score!r}"
+        )
+      resolved[argument] = getattr(sj, score)
+  return resolved
 
 
 def forward_params_fn(name: str) -> Callable[[Any, Any], Any]:

@@ -228,8 +228,7 @@ def make_tx(
       fields |= {"structure": sj.block((side, side)), "where": _cut_evenly(side, side)}
   # `method_kwargs` take precedence over the fields.
   kwargs = {name: value for name, value in fields.items() if name in accepted}
-  extra = config.method_kwargs
-  _methods.check_kwargs(config.method, extra)
+  extra = _methods.resolve_kwargs(config.method, config.method_kwargs)
   tx = method(inner(config, total_steps), config.density, **{**kwargs, **extra})
   tracked = config.track_exploration and METHODS[config.method].moves
   return sj.track_exploration(tx) if tracked else tx

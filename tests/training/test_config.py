@@ -13,6 +13,7 @@ import pytest
 import sparsejax as sj
 from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
+from sparsejax.training import _methods as methods
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _run as run_lib
 from sparsejax.training import default_config, use_method
@@ -106,6 +107,17 @@ def test_method_kwargs_that_do_not_fit():
   config = config_lib.complete({"method_kwargs": {"gama": 1.0}})
   with pytest.raises(errors.ConfigError, match="method_kwargs must be arguments of"):
     optimizers.make_tx(config, 1000, 0)
+
+
+def test_scores_of_methods_by_name():
+  kwargs = {"grow_score": "random", "redistribute_by": None, "drop_scope": "global"}
+  resolved = methods.resolve_kwargs("sparse_momentum", kwargs)
+  assert resolved == {**kwargs, "grow_score": sj.random}
+  fields = {"redistribute_by": "nonzeros"}
+  assert methods.resolve_kwargs("snfs", fields) == {"redistribute_by": sj.nonzeros}
+  for fields in ({"grow_score": "momentun"}, {"drop_score": "nonzeros"}):
+    with pytest.raises(errors.ConfigError, match="method_kwargs must name a score for"):
+      methods.resolve_kwargs("sparse_momentum", fields)
 
 
 def test_learning_rate_steps():

@@ -1,0 +1,1 @@
+"""Dettmers and Zettlemoyer (2019), sparse networks from scratch: MNIST."""
