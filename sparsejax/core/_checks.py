@@ -4,10 +4,11 @@ A wrong type raises TypeError and a value out of range raises ValueError, before
 work is done. The values of traced arrays are not checked, only their types.
 """
 
+import difflib
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +30,17 @@ def shown(value: Any) -> str:
   short = reprlib.Repr()
   short.maxlevel, short.maxdict, short.maxother = 2, 3, 60
   return " ".join(short.repr(value).split())
+
+
+def did_you_mean(value: Any, known: Iterable[str]) -> str:
+  """Returns "; did you mean 'x'?" for a name that is almost a known one, else "".
+
+  Example:
+    >>> did_you_mean("rigle", ["rigl", "snip"]), did_you_mean("adam", ["rigl", "snip"])
+    ("; did you mean 'rigl'?", '')
+  """
+  close = difflib.get_close_matches(str(value), list(known), 1)
+  return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from sparsejax.core import check_callable, check_integer
+from sparsejax.core import check_callable, check_integer, did_you_mean
 from sparsejax.models._alexnet import AlexNet
 from sparsejax.models._alexnet_imagenet import ImageNetAlexNet
 from sparsejax.models._convnet import ConvNet
@@ -93,7 +93,10 @@ def create(
     10
   """
   if name not in MODELS:
-    raise ValueError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
+    raise ValueError(
+      f"model must be one of {', '.join(MODELS)}; got {name!r}"
+      f"{did_you_mean(name, MODELS) or '.'}"
+    )
   check_integer("num_classes", num_classes, 1)
   # Resolve the initialization to a function, and bind its further arguments.
   if initialization is not None and not isinstance(initialization, str):

@@ -1,7 +1,6 @@
 """The config of a training run: its fields, their defaults and their rules."""
 
 import dataclasses
-import difflib
 import inspect
 import json
 import re
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ml_collections import config_dict
 
 from sparsejax import models
+from sparsejax.core import did_you_mean
 from sparsejax.training import _errors, data
 from sparsejax.training._methods import METHODS
 from sparsejax.training.data import _augment
@@ -202,6 +202,7 @@ def use_method(config: config_dict.ConfigDict, method: str) -> None:
   if method not in METHODS:
     raise _errors.ConfigError(
       f"method must be one of {', '.join(METHODS)}; got {method!r}"
+      + did_you_mean(method, METHODS)
     )
   config.method = method
   config.update(METHODS[method].fields)
@@ -373,7 +374,9 @@ def check_rules(config: object, rules: Rules) -> None:
   for name, (rule, text) in rules.items():
     value = getattr(config, name)
     if not rule(value):
-      raise _errors.ConfigError(f"{name} must be {text}; got {value!r}")
+      # The rule of a choice lists the names.
+      hint = did_you_mean(value, text.removeprefix("one of ").split(", "))
+      raise _errors.ConfigError(f"{name} must be {text}; got {value!r}{hint}")
 
 
 def filled(
@@ -403,10 +406,8 @@ def filled(
   value: Any
   for field, value in config.items():
     if field not in defaults:
-      close = difflib.get_close_matches(str(field), list(defaults), 1)
-      known = ", ".join(defaults)
-      hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
-      raise _errors.ConfigError(f"{name} has no field {field!r}; {hint}")
+      hint = did_you_mean(field, defaults) or f"; there are: {', '.join(defaults)}"
+      raise _errors.ConfigError(f"{name} has no field {field!r}{hint}")
     path = field if name == "config" else f"{name}.{field}"
     default = defaults[field]
     if dataclasses.is_dataclass(default):

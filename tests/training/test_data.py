@@ -77,7 +77,7 @@ def test_pad(n, multiple, padded):
 @pytest.mark.parametrize(
   ("args", "match"),
   [
-    (("digit",), r"dataset must be one of digits, mnist.*; got 'digit'"),
+    (("digit",), r"dataset must be one of digits, mnist.*; got 'digit'; did you"),
     (("digits", "", 1.0), r"validation_fraction must be in \[0, 1\); got 1.0"),
     (("digits", "", 0.9999), r"validation_fraction must leave images to train on"),
     (("digits", "", -0.1), r"validation_fraction must be in"),

@@ -406,7 +406,7 @@ def test_two_processes_cannot_share_a_workdir(tmp_path, tiny):
   [
     ("dataset", "mnist", "data set 'mnist' is not in"),
     ("batch_size", 2000, "batch_size must be at most the 1294 training images"),
-    ("model", "lenet6", "model must be one of .*; got 'lenet6'"),
+    ("model", "lenet6", "model must be one of .*'lenet6'; did you mean 'lenet5'"),
     ("model_kwargs", {"feature": (3,)}, "model 'mlp'"),
     ("method_kwargs", {"zeta": 0.3}, "method_kwargs must be arguments"),
   ],

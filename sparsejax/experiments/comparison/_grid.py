@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from sparsejax.core import did_you_mean
 from sparsejax.experiments import results
 from sparsejax.experiments.comparison._programs import shared_programs
 from sparsejax.training import (
@@ -81,7 +82,10 @@ def cells(methods: Sequence[str], densities: Sequence[float]) -> list[Cell]:
   """
   for method in methods:
     if method not in METHODS:
-      raise ConfigError(f"methods must be of {', '.join(METHODS)}; got {method!r}")
+      raise ConfigError(
+        f"methods must be of {', '.join(METHODS)}; got {method!r}"
+        + did_you_mean(method, METHODS)
+      )
   for density in densities:
     if not 0 < density <= 1:
       raise ConfigError(f"densities must be in (0, 1]; got {density}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.core import did_you_mean
 from sparsejax.training import _errors
 from sparsejax.training.data import _stream, _text, _tfds_source
 
@@ -101,6 +102,7 @@ def load(
   if name not in known:
     raise _errors.ConfigError(
       f"dataset must be one of {', '.join(known)}; got {name!r}"
+      + did_you_mean(name, known)
     )
   number = isinstance(validation_fraction, int | float)
   if not number or not 0 <= validation_fraction < 1:
