@@ -15,8 +15,10 @@ in rounds of three epochs. There is no validation set: the distortion and scale 
 inputs were chosen by the test errors of seed 0.
 
 Variants, as in `--config=configs/mnist_lenet300_nest.py:structured`: the default;
-structured (removes whole inputs and neurons, for speed); grow_gradient, grow_random,
-neurons_gradient and neurons_random (growth alone, for comparison).
+structured (removes whole inputs and neurons, for speed); prune_only (the control: a
+dense LeNet-300-100, trained for as many epochs as the seed and its growth, and pruned
+by the same rounds); smaller (goes on to 100 times fewer parameters); grow_gradient,
+grow_random, neurons_gradient and neurons_random (growth alone, for comparison).
 """
 
 from ml_collections import config_dict
@@ -26,6 +28,8 @@ from sparsejax.experiments.nest import default_config
 VARIANTS = (
   "",
   "structured",
+  "prune_only",
+  "smaller",
   "grow_gradient",
   "grow_random",
   "neurons_gradient",
@@ -61,6 +65,15 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   c.learning_rate = 2e-3
   if variant == "structured":
     c.milestone_units = ((450, 70, 30), (350, 45, 25))
+  elif variant == "prune_only":
+    c.features = (300, 100)
+    c.width_ratio = c.density = 1.0
+    # All epochs of growth in the first round, which trains the network as it starts.
+    c.growth_epochs = c.growth_epochs * c.growth_rounds
+    c.growth_rounds = 1
+  elif variant == "smaller":
+    c.milestones = (7_400, 3_340, 2_480)
+    c.milestone_rounds = (16, 20, 8)
   elif variant:
     what, how = variant.split("_")
     c.features = (60, 20) if what == "grow" else (40, 20)

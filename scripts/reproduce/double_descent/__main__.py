@@ -121,7 +121,7 @@ def plot(fits, examples):
     fontsize=9,
   )
   top.set_title("Double descent: the peak is where the fit becomes exact")
-  top.legend(loc="upper right")
+  top.legend(loc="upper left")
   name = "double_descent" if examples == 1000 else f"double_descent_{examples}"
   plots.save(figure, OUT.value, name)
 

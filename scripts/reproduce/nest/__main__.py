@@ -32,6 +32,10 @@ RUNS = {
   "lenet300/structured": ("mnist_lenet300_nest", "structured", 3),
   "lenet5": ("mnist_lenet5_nest", "", 3),
   "lenet5/structured": ("mnist_lenet5_nest", "structured", 3),
+  "lenet300/prune_only": ("mnist_lenet300_nest", "prune_only", 3),
+  "lenet300/smaller": ("mnist_lenet300_nest", "smaller", 3),
+  "lenet5/prune_only": ("mnist_lenet5_nest", "prune_only", 3),
+  "lenet5/smaller": ("mnist_lenet5_nest", "smaller", 1),
   "growth/connections=gradient": ("mnist_lenet300_nest", "grow_gradient", 5),
   "growth/connections=random": ("mnist_lenet300_nest", "grow_random", 5),
   "growth/neurons=gradient": ("mnist_lenet300_nest", "neurons_gradient", 5),
@@ -47,7 +51,12 @@ CASES = {
   "lenet300/compact": ("lenet300", 1, 70.2, 79.4, 1.58),
   "lenet300/structured": ("lenet300/structured", 0, None, None, None),
   "lenet300/structured/compact": ("lenet300/structured", 1, None, None, None),
+  "lenet300/prune_only/accurate": ("lenet300/prune_only", 0, None, None, None),
+  "lenet300/prune_only/compact": ("lenet300/prune_only", 1, None, None, None),
+  "lenet300/smaller": ("lenet300/smaller", 2, None, None, None),
   "lenet5": ("lenet5", 0, 74.3, 43.7, 0.77),
+  "lenet5/prune_only": ("lenet5/prune_only", 0, None, None, None),
+  "lenet5/smaller": ("lenet5/smaller", 1, None, None, None),
   "lenet5/structured": ("lenet5/structured", 0, None, None, None),
 }
 SOURCE = "Dai, Yin & Jha 2017 (arXiv 1711.02017), abstract and table 2"
