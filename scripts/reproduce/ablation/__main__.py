@@ -19,7 +19,9 @@ import sys
 from absl import flags, logging
 
 from scripts import ROOT
+from scripts.reproduce import plots
 from sparsejax import training
+from sparsejax.analysis import COLORS
 from sparsejax.experiments import command_line, results
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -30,6 +32,7 @@ _CASES = flags.DEFINE_string(
   "cases", "", "A regular expression of cases; default: all."
 )
 _NUM_EPOCHS = flags.DEFINE_integer("num_epochs", 20, "Epochs per run.")
+_PLOTS = flags.DEFINE_string("plots", "plots", "Folder of the figure.")
 _WRITE_ONLY = flags.DEFINE_bool(
   "write_only", False, "Train nothing; write the results."
 )
@@ -104,6 +107,36 @@ def rows() -> list[dict]:
   return results.merge_with_existing(table, _OUT.value)
 
 
+def plot(found: dict[str, dict]) -> None:
+  """Draws the error over the drop fraction and the momentum, with standard errors."""
+  sparse, dense = "lenet300/density=0.05", "lenet300/dense"
+  series = (
+    (0, "5 % of the weights", f"{sparse}/drop_fraction=", DROP_FRACTIONS),
+    (1, "5 % of the weights", f"{sparse}/momentum=", MOMENTA),
+    (1, "dense", f"{dense}/momentum=", MOMENTA),
+  )
+  if not all(f"{case}{x:g}" in found for _, _, case, xs in series for x in xs):
+    return
+  figure, axes = plots.axes(1, 2, width=4.4, height=3.4)
+  for place, label, case, xs in series:
+    rows = [found[f"{case}{x:g}"] for x in xs]
+    axes[place].errorbar(
+      xs,
+      [row["mean"] for row in rows],
+      [row["sem"] for row in rows],
+      fmt="o-",
+      ms=4,
+      capsize=2,
+      color=COLORS[2 if label == "dense" else 0],
+      label=label,
+    )
+  axes[0].set(xlabel="drop fraction", ylabel="test error, %")
+  axes[1].set(xlabel="momentum", ylabel="test error, %")
+  for axis in axes:
+    axis.legend()
+  plots.save(figure, _PLOTS.value, "ablation")
+
+
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
@@ -112,7 +145,9 @@ def main(argv: list[str]) -> None:
   for case, fields in cases().items():
     if not _WRITE_ONLY.value and not train(case, fields):
       sys.exit(130)
-  results.write_results(_OUT.value, "ablation", rows())
+  table = rows()
+  results.write_results(_OUT.value, "ablation", table)
+  plot({row["case"]: row for row in table})
   print(f"Wrote {_OUT.value}.")
 
 
