@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.core import (
+  LayerAxes,
   PyTree,
   Stacked,
   Where,
@@ -23,6 +24,8 @@ from sparsejax.core import (
   top_k_masks,
   uniform_like,
 )
+
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) -> PyTree:
@@ -73,15 +76,18 @@ def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) ->
 
 def reinitialize(
   params: PyTree,
-  init: Callable[[jax.Array, tuple[int, ...], Any], jax.Array],
+  init: Initializer,
   key: jax.Array,
   *,
   where: Where = None,
+  stacked: Stacked = False,
   keep_signs: bool = False,
 ) -> PyTree:
   """Draws new values for the kernels; all other params are unchanged.
 
-  w' = init(key_l, shape, dtype), or sign(w) |init(key_l, shape, dtype)|
+  w' = init(key_l, shape_l, dtype), or sign(w) |init(key_l, shape_l, dtype)|
+
+  for each layer l, so that initializers see the fan-in of one layer.
 
   Train the new weights with the old masks. If the result is as good as with the old
   weights, the method has found a topology; if it is worse, the values of the weights
@@ -91,8 +97,9 @@ def reinitialize(
     params: any pytree of arrays.
     init: an initializer such as those of `jax.nn.initializers`:
       `(key, shape, dtype) -> array`.
-    key: a PRNG key; each leaf uses a separate key derived from it.
+    key: a PRNG key; each layer uses a separate key derived from it.
     where: which leaves are reinitialized; given as in `sparsify`.
+    stacked: which leaves stack several layers; see `sparsify`.
     keep_signs: whether the new weights take the signs of the old ones (zero if zero).
 
   Returns:
@@ -119,13 +126,27 @@ def reinitialize(
   check_callable("init", init, "a function of (key, shape, dtype)", 3)
   check_key("key", key)
   check_flag("keep_signs", keep_signs)
+  check_stacked(stacked)
   leaves, treedef = jax.tree.flatten(params)
+  chosen = selected(params, where)
+  axes = iter(layer_axes(params, chosen, stacked))
   new = []
-  for leaf, chosen, leaf_key in zip(
-    leaves, selected(params, where), leaf_keys(key, params), strict=True
+  for leaf, is_chosen, leaf_key in zip(
+    leaves, chosen, leaf_keys(key, params), strict=True
   ):
-    if chosen:
-      draw = init(leaf_key, leaf.shape, leaf.dtype)
+    if is_chosen:
+      draw = _draw(init, leaf_key, next(axes), leaf.dtype)
       leaf = jnp.sign(leaf) * jnp.abs(draw) if keep_signs else draw
     new.append(leaf)
   return copied(treedef.unflatten(new))
+
+
+def _draw(init: Initializer, key: jax.Array, axes: LayerAxes, dtype: Any) -> jax.Array:
+  """Draws the layers of a leaf, each with a key of its own."""
+  if not axes.stacked:
+    return init(key, axes.shape, dtype)
+  keys = jax.random.split(key, axes.length(axes.stacked))
+  draws = jnp.stack([init(k, axes.layer, dtype) for k in keys])
+  stack = tuple(axes.shape[i] for i in axes.stacked)
+  draws = draws.reshape(*stack, *axes.layer)
+  return jnp.moveaxis(draws, range(len(stack)), axes.stacked)

@@ -422,6 +422,24 @@ def test_reinitialize_draws_the_kernels_only():
 
 
 @pytest.mark.parametrize(
+  ("shape", "stacked"), [((16, 40, 30), True), ((40, 16, 30), {"kernel": 1})]
+)
+def test_reinitialize_scales_each_stacked_layer_by_its_own_fan_in(shape, stacked):
+  params = {"kernel": jnp.ones(shape)}
+  seen = []
+
+  def init(key, layer, dtype):
+    seen.append(layer)
+    return jax.nn.initializers.lecun_normal()(key, layer, dtype)
+
+  new = sj.reinitialize(params, init, jax.random.key(0), stacked=stacked)["kernel"]
+  assert seen == [(40, 30)] * 16
+  layers = jnp.moveaxis(new, shape.index(16), 0)
+  np.testing.assert_allclose(layers.std((1, 2)), 40**-0.5, rtol=0.1)
+  assert len(np.unique(np.asarray(layers[:, 0, 0]))) == 16
+
+
+@pytest.mark.parametrize(
   ("call", "error", "message"),
   [
     (lambda f: f(batches=BATCHES[0]), TypeError, r"batches must be a list .*got tuple"),
