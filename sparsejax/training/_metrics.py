@@ -1,6 +1,7 @@
 """Writes and reads the metrics of a run: JSON lines, TensorBoard, other writers."""
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -170,14 +171,26 @@ class Writer:
 
 
 class _TensorBoard:
-  """Writes event files; earlier events from `purge_step` on are discarded."""
+  """Writes event files; earlier events from `purge_step` on are discarded.
+
+  A file is created by the first event, so that a finished run adds none.
+  """
 
   def __init__(self, folder: pathlib.Path, purge_step: int):
     # Optional, and slow to import.
     import tensorboardX
 
-    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
-    self.close = self._events.close
+    self._open = functools.partial(
+      tensorboardX.SummaryWriter, str(folder), purge_step=purge_step
+    )
+
+  @functools.cached_property
+  def _events(self) -> Any:
+    return self._open()
+
+  def close(self) -> None:
+    if "_events" in vars(self):
+      self._events.close()
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     for name, value in scalars.items():

@@ -89,6 +89,9 @@ def test_tensorboard_is_optional(tmp_path):
   assert b"live/a" in content
   assert b"layer_densities" in content
   assert b"masks/a" in content
+  with metrics.Writer(tmp_path, 1, tensorboard=True):
+    pass  # a finished run that is started again
+  assert list((tmp_path / "tensorboard").iterdir()) == [events]
 
 
 def _console(terminal):
