@@ -141,6 +141,18 @@ CASES = [
       ("sparse_orthogonal/density=0.25", SPARSE),
     )
   ],
+  *[
+    Case(
+      f"mnist16/depth=10000/{name}/steps=3000",
+      10_000,
+      curve=True,
+      **{**REDUCED, **kind, "steps": 3000},
+    )
+    for name, kind in (
+      ("delta_orthogonal", {}),
+      ("sparse_orthogonal/density=0.25", SPARSE),
+    )
+  ],
   Case(
     "cifar10/depth=1250/delta_orthogonal/batch=128",
     1250,

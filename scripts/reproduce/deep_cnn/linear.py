@@ -61,6 +61,7 @@ CONTROLS = (
   Control("mnist/linear/batch=128/steps=2000", steps=2000, batch=128),
   *[Control(f"mnist/depth={d}/readout_only", depth=d) for d in (100, 1000, 10_000)],
   Control("mnist16/linear", steps=2000, batch=64, reduced=True),
+  Control("mnist16/linear/steps=3000", steps=3000, batch=64, reduced=True),
   *[
     Control(
       f"mnist16/depth={d}/readout_only", depth=d, steps=2000, batch=64, reduced=True
