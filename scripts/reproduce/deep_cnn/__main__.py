@@ -181,9 +181,7 @@ def groups() -> list[list[tuple[Case, int]]]:
     (dataclasses.replace(case, unroll=_UNROLL.value, lowering=_LOWERING.value), seed)
     for seed in range(3)
     for case in CASES
-    if seed < case.seeds
-    and re.search(_CASES.value, case.name)
-    and (_SEEDS.value is None or str(seed) in _SEEDS.value)
+    if seed < case.seeds and re.search(_CASES.value, case.name) and chosen(seed)
   ]
   if not _TOGETHER.value:
     return [[run] for run in wanted]
@@ -194,17 +192,23 @@ def groups() -> list[list[tuple[Case, int]]]:
   return list(together.values())
 
 
+def chosen(seed: int | None) -> bool:
+  """Returns whether `--seeds` has a seed; what has no seed is always chosen."""
+  return seed is None or _SEEDS.value is None or str(seed) in _SEEDS.value
+
+
 def folder() -> pathlib.Path:
   return pathlib.Path(_WORKDIR.value)
 
 
-def kept(name: str, make) -> Any:
+def kept(name: str, make, seed: int | None = None) -> Any:
   """Returns a record of the workdir, `{"value", "run"}`, or None if it is missing.
 
-  A missing record is computed and written if `--cases` has it.
+  A missing record is computed and written if `--cases` has it, and `--seeds` its seed.
   """
   path = folder() / f"{name}.json"
-  if not path.exists() and not _WRITE_ONLY.value and re.search(_CASES.value, name):
+  wanted = re.search(_CASES.value, name) and chosen(seed)
+  if not path.exists() and not _WRITE_ONLY.value and wanted:
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"value": make(), "run": environment()}
     path.write_text(json.dumps(record, indent=1))
@@ -339,7 +343,9 @@ def control_rows(control: linear.Control) -> list[dict]:
     for seed in range(control.seeds)
     if (
       record := kept(
-        f"{control.name}/seed={seed}", functools.partial(linear_control, control, seed)
+        f"{control.name}/seed={seed}",
+        functools.partial(linear_control, control, seed),
+        seed,
       )
     )
   }
