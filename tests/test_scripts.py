@@ -118,6 +118,20 @@ def test_benchmarks_keep_the_rows_of_other_cases(run, tmp_path):
     ("off_step/resnet50/rigl", 1.25),
   ]
   assert plot.stat().st_size > 10_000
+  # A file of an older version has one run for all of its rows.
+  made = results.read_rows(out)[0]["runs"][0] | {"commit": "0449b5a"}
+  old = {"name": "benchmarks", **made, "rows": [{**held[1], "mean": 2.0}]}
+  (tmp_path / "old.json").write_text(json.dumps(old))
+  run(
+    *BENCHMARKS,
+    "--write_only",
+    f"--workdir={tmp_path}",
+    f"--out={out}",
+    f"--plot={plot}",
+    f"--before={tmp_path / 'old.json'}",
+  )
+  [row] = [r for r in results.read_rows(out) if r["metric"].endswith("_before")]
+  assert (row["mean"], row["runs"][0]["commit"]) == (2.0, "0449b5a")
 
 
 def test_supermasks_are_trained_for_the_steps_of_their_config():

@@ -166,12 +166,21 @@ def before(source: str) -> list[dict]:
   Returns:
     The rows; their metrics end in `_before`.
   """
-  rows = results.read_rows(source) if source.endswith(".json") else _at_commit(source)
+  rows = _of_file(source) if source.endswith(".json") else _at_commit(source)
   return [
     row | {"metric": f"{row['metric']}_before"}
     for row in rows
     if not row["metric"].endswith("_before")
   ]
+
+
+def _of_file(path: str) -> list[dict]:
+  """Returns the rows of a results file; older versions wrote one run for all rows."""
+  content = json.loads(pathlib.Path(path).read_text())
+  if "runs" in content:
+    return results.read_rows(path)
+  run = {name: content[name] for name in content if name not in ("name", "rows")}
+  return [{**row, "runs": [run]} for row in content["rows"]]
 
 
 def _at_commit(commit: str) -> list[dict]:
