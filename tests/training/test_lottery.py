@@ -248,9 +248,30 @@ def test_what_is_refused(whole, tmp_path):
     run(TINY)
 
 
+def test_layers_that_a_leaf_stacks_are_pruned_one_by_one():
+  model = {"model": "vanilla_cnn", "model_kwargs": {"depth": 4, "channels": 4}}
+  config = {"train": {**TINY["train"], **model}, "stacked": "trunk/kernel"}
+  setup = setup_lib.prepare(config)
+  init = jax.vmap(setup.init)(jax.random.split(jax.random.key(0), 2))
+  params = jax.tree.map(np.array, init[0])
+  # Weights of the first layer are the largest of all.
+  trunk = params["trunk"]["kernel"]
+  trunk[:, 0] *= 100
+  masks = jax.tree.map(lambda m: jnp.ones((2, *m.shape), bool), setup.masks)
+  pruned = lottery_start.prune_seeds(setup.config, params, params, masks)
+  left = np.asarray(pruned["trunk"]["kernel"]).sum(axis=(2, 3, 4, 5))
+  size = trunk[0, 0].size
+  np.testing.assert_array_equal(left, size - round(0.2 * size))
+  arm = Arm("random", 1)
+  _, shuffled = lottery_start.control(setup, arm, (params, init[1]), pruned)
+  found = np.asarray(shuffled["trunk"]["kernel"]).sum(axis=(2, 3, 4, 5))
+  np.testing.assert_array_equal(found, left)
+
+
 @pytest.mark.parametrize(
   ("change", "match"),
   [
+    ({"stacked": "nothing"}, "stacked must select at least one leaf"),
     ({"prune_fraction": 1.0}, r"prune_fraction must be in \(0, 1\); got 1.0"),
     ({"prune_rates": {"dense7": 0.1}}, "rates must match layers, got 'dense7'"),
     ({"rewind_step": 40}, "rewind_step must be below the 40 steps"),

@@ -48,6 +48,8 @@ class LotteryConfig:
     prune_rates: `{regex of paths: fraction}`, other fractions for some layers.
     scope: whether layers are pruned one by one or together.
     where: regex of the leaves to prune; empty for kernels.
+    stacked: regex of the leaves that stack layers along their first axis, each pruned
+      by itself; empty for none.
     criterion: the mask criterion, from `sparsejax.lottery.criterion`.
     restart: how training restarts; "learning_rate" and "fine_tune" keep the trained
       weights.
@@ -68,6 +70,7 @@ class LotteryConfig:
   prune_rates: Mapping[str, float] = empty_dict()
   scope: str = "layer"
   where: str = ""
+  stacked: str = ""
   criterion: str = "large_final"
   # Training after pruning.
   restart: str = "rewind"

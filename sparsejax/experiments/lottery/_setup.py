@@ -1,5 +1,6 @@
 """Builds the data, model, functions and optimizers of a lottery ticket experiment."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from sparsejax import models
 from sparsejax.core import path_string, salted
 from sparsejax.experiments.lottery import _config
 from sparsejax.experiments.lottery._config import LotteryConfig
-from sparsejax.lottery import dense_masks, freeze_masked, layer_rates
+from sparsejax.lottery import dense_masks, freeze_masked, layer_rates, random_masks
 from sparsejax.training import (
   ConfigError,
   auxiliary_loss,
@@ -117,6 +118,9 @@ def prepare(config: Mapping[str, Any]) -> Setup:
     masks = jax.eval_shape(lambda p: dense_masks(p, c.where or None), like[0])
     paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(masks)]
     layer_rates(paths, c.prune_fraction, dict(c.prune_rates))
+    if c.stacked:
+      shuffle = functools.partial(random_masks, stacked=c.stacked)
+      jax.eval_shape(shuffle, masks, jax.random.key(0))
   except (TypeError, ValueError, KeyError) as e:
     raise ConfigError(f"train.model {t.model!r}: {e}") from e
   normalize, change = dataset.normalize, get_augmentation(t.augmentation)

@@ -86,7 +86,9 @@ def prune_seeds(
     key = salted(all_keys[seed], _MASK)
 
     def score(params, masks, first=first, key=key):
-      return lottery.criterion(config.criterion, first, params, masks, key)
+      return lottery.criterion(
+        config.criterion, first, params, masks, key, stacked=config.stacked or False
+      )
 
     try:
       several.append(
@@ -97,6 +99,7 @@ def prune_seeds(
           scope=config.scope,
           rates=rates,
           score=score,
+          stacked=config.stacked or False,
         )
       )
     except ValueError as e:
@@ -123,18 +126,20 @@ def control(
   Returns:
     `((params, model_state), masks)`.
   """
-  name = arm.kind
+  name, stacks = arm.kind, setup.config.stacked or False
 
   def one(key, params, state, masks):
     key = salted(key, _CONTROL, arm.level)
     fresh = lambda key: setup.init(key)[0]
     if name.startswith("random"):
-      masks = lottery.random_masks(masks, salted(key, 1))
+      masks = lottery.random_masks(masks, salted(key, 1), stacked=stacks)
     action = "reinit" if "reinit" in name else name
     if name == "random":
       action = "rewind"
     signs = name == "reinit_signs"
-    params = lottery.mask_one(action, params, masks, key, fresh=fresh, keep_signs=signs)
+    params = lottery.mask_one(
+      action, params, masks, key, fresh=fresh, keep_signs=signs, stacked=stacks
+    )
     return params, state, masks
 
   all_keys = _setup.keys(setup.config)
