@@ -209,7 +209,11 @@ def table(found: dict) -> list[dict]:
   rows = results.merge_with_existing(rows, _OUT.value)
   kinds = dict.fromkeys(row["case"].split("/")[0] for row in rows)
   order = {kind: number for number, kind in enumerate(kinds)}
-  return sorted(rows, key=lambda row: order[row["case"].split("/")[0]])
+
+  def place(row):
+    return order[row["case"].split("/")[0]], row["metric"].endswith("_before")
+
+  return sorted(rows, key=place)
 
 
 def main(argv: list[str]) -> None:

@@ -374,8 +374,8 @@ def check_rules(config: object, rules: Rules) -> None:
   for name, (rule, text) in rules.items():
     value = getattr(config, name)
     if not rule(value):
-      # The rule of a choice lists the names.
-      hint = did_you_mean(value, text.removeprefix("one of ").split(", "))
+      _, is_choice, names = text.partition("one of ")
+      hint = did_you_mean(value, names.split(", ")) if is_choice else ""
       raise _errors.ConfigError(f"{name} must be {text}; got {value!r}{hint}")
 
 

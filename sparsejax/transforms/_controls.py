@@ -1,10 +1,10 @@
 """Sanity controls for masks: shuffled masks and reinitialized weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 from sparsejax.core import (
   LayerAxes,
@@ -24,8 +24,6 @@ from sparsejax.core import (
   top_k_masks,
   uniform_like,
 )
-
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def shuffle_masks(masks: PyTree, key: jax.Array, *, stacked: Stacked = False) -> PyTree:
@@ -146,7 +144,7 @@ def _draw(init: Initializer, key: jax.Array, axes: LayerAxes, dtype: Any) -> jax
   if not axes.stacked:
     return init(key, axes.shape, dtype)
   keys = jax.random.split(key, axes.length(axes.stacked))
-  draws = jnp.stack([init(k, axes.layer, dtype) for k in keys])
+  draws = jax.vmap(lambda k: init(k, axes.layer, dtype))(keys)
   stack = tuple(axes.shape[i] for i in axes.stacked)
   draws = draws.reshape(*stack, *axes.layer)
   return jnp.moveaxis(draws, range(len(stack)), axes.stacked)

@@ -433,7 +433,7 @@ def test_reinitialize_scales_each_stacked_layer_by_its_own_fan_in(shape, stacked
     return jax.nn.initializers.lecun_normal()(key, layer, dtype)
 
   new = sj.reinitialize(params, init, jax.random.key(0), stacked=stacked)["kernel"]
-  assert seen == [(40, 30)] * 16
+  assert seen == [(40, 30)]  # once, for all layers
   layers = jnp.moveaxis(new, shape.index(16), 0)
   np.testing.assert_allclose(layers.std((1, 2)), 40**-0.5, rtol=0.1)
   assert len(np.unique(np.asarray(layers[:, 0, 0]))) == 16

@@ -1,6 +1,6 @@
 """Varies the parts and the settings of sparse momentum, on MNIST.
 
-  python -m scripts.reproduce.ablation --workdir=runs/ablation
+  python -m scripts.reproduce.sparse_momentum.ablation --workdir=runs/ablation
 
 The table is results/ablation.json. The network is LeNet-300-100 by the recipe of
 configs/mnist_lenet300.py in 20 epochs instead of 100, its steps of the learning rate

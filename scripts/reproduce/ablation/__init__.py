@@ -1,1 +1,0 @@
-"""Dettmers and Zettlemoyer (2019), sparse networks from scratch: MNIST."""
