@@ -32,7 +32,7 @@ from sparsejax.training import environment
 KEPT = (0.5, 0.3, 0.7, 0.1, 0.9, 0.2, 0.4, 0.6, 0.8)
 INITIALIZATIONS = ("signed_constant", "kaiming_normal")
 PARTS = ("lenet300", "heuristics", "bernoulli", "conv4", "scaled", "selection")
-SEEDS, EPOCHS = 2, 6  # of LeNet-300-100
+SEEDS, EPOCHS = 3, 6  # of LeNet-300-100
 HEURISTIC_SEEDS = 5
 CONV_IMAGES, CONV_KEPT = 6_000, (0.5, 0.3, 0.7, 0.1, 0.9)
 
@@ -105,11 +105,40 @@ def once(part: str, function) -> None:
     path.write_text(json.dumps(made))
 
 
+def records(case: str) -> list[dict]:
+  paths = [record(case, seed) for seed in range(SEEDS)]
+  return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def chosen_rows() -> list[dict]:
+  """Returns rows at the fraction kept that is best on the validation images."""
+  table = []
+  for init in INITIALIZATIONS:
+    found = {kept: records(f"lenet300/{init}/kept={kept:g}") for kept in KEPT}
+    if not all(len(members) == SEEDS for members in found.values()):
+      continue
+    means = {
+      kept: np.mean([member["validation_accuracy_percent"] for member in members])
+      for kept, members in found.items()
+    }
+    best = max(means, key=lambda kept: means[kept])
+    table.append(
+      results.row(
+        f"lenet300/{init}/best_kept",
+        "test_accuracy_percent",
+        [member["test_accuracy_percent"] for member in found[best]],
+        note=f"kept = {best:g}, the best of {', '.join(f'{k:g}' for k in sorted(KEPT))}"
+        f" by the mean on validation images, {means[best]:.2f} %",
+        runs=[member["run"] for member in found[best]],
+      )
+    )
+  return table
+
+
 def rows() -> list[dict]:
   table = []
   for case, (part, config) in cases().items():
-    paths = [record(case, seed) for seed in range(SEEDS)]
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    found = records(case)
     if not found:
       continue
     examples = CONV_IMAGES if part == "conv4" else 54_000
@@ -126,6 +155,7 @@ def rows() -> list[dict]:
       values = [one[metric] for one in found]
       runs = [one["run"] for one in found]
       table.append(results.row(case, metric, values, note=note, runs=runs))
+  table += chosen_rows()
   for part in ("heuristics", "selection"):
     path = pathlib.Path(_WORKDIR.value) / f"{part}.json"
     if path.exists():

@@ -83,7 +83,7 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
   tx = make_optimizer(full, program.steps, seed)
   key = jax.random.key(seed)
   member = lottery.Member(key, params, model_state, jax.jit(tx.init)(params))
-  train, _, test = (split for split in program.dataset[:3])
+  train, validation, test = (split for split in program.dataset[:3])
   done = lottery.train_population(
     program.loss,
     program.tx,
@@ -110,7 +110,12 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
     both = (seen, done.model_state), (loaded.params, loaded.state)
     if len({program.count_right(*network, few) for network in both}) > 1:
       raise RuntimeError("the file does not restore the network that was trained")
-    accuracy = 100 * exported / len(test.labels)
+    found = {
+      "test_accuracy_percent": 100 * exported / len(test.labels),
+      "validation_accuracy_percent": 100
+      * program.count_right(loaded.params, loaded.state, validation)
+      / len(validation.labels),
+    }
   else:
     right = []
     for draw in range(DRAWS):
@@ -118,14 +123,14 @@ def train(config, seed: int, file: pathlib.Path) -> dict[str, float]:
       drawn = sj.with_masks(done.opt_state, masks)
       seen = supermasks.rescaled_effective(done.params, drawn)
       right.append(program.count_right(seen, done.model_state, test))
-    accuracy = 100 * float(np.mean(right)) / len(test.labels)
+    found = {"test_accuracy_percent": 100 * float(np.mean(right)) / len(test.labels)}
   leaves = jax.tree.leaves(masks)
   live = sum(int(m.sum()) for m in leaves)
+  bytes_of_weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   return {
-    "test_accuracy_percent": accuracy,
+    **found,
     "live_percent": 100 * live / sum(m.size for m in leaves),
-    "file_bytes_ratio": os.path.getsize(file)
-    / sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    "file_bytes_ratio": os.path.getsize(file) / bytes_of_weights,
   }
 
 
