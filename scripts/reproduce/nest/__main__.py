@@ -4,10 +4,11 @@ r"""Trains the networks of results/nest.json, or writes it from finished runs.
   python -m scripts.reproduce.nest --workdir=runs/nest --write_only --speed
 
 The runs are LeNet-300-100 and LeNet-5 by the recipes of configs/mnist_lenet300_nest.py
-and configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. Finished
-runs are not repeated, and a stopped run resumes; several processes may share the
-workdir with different --runs or --seeds. Rows of runs that the workdir lacks, and rows
-of other metrics, are left unchanged.
+and configs/mnist_lenet5_nest.py, and growth alone, by gradients and at random. The runs
+of `lenet300/tuning/` compare distortions and scales of the inputs on 6,000 validation
+images. Finished runs are not repeated, and a stopped run resumes; several processes may
+share the workdir with different --runs or --seeds. Rows of runs that the workdir lacks,
+and rows of other metrics, are left unchanged.
 
 --speed removes the dead units of each case's best network and times the result on the
 test images, next to a network of the paper's dense widths that has the same weights,
@@ -26,6 +27,16 @@ from sparsejax.experiments import command_line, results
 from sparsejax.experiments.nest import grow_and_prune, read_milestones, write_plots
 from sparsejax.training import read_metrics
 
+# Fields of the config that differ, by the name of the run.
+TUNING = {
+  f"lenet300/tuning/augmentation={augmentation}/inputs={inputs}": {
+    "augmentation": augmentation,
+    "inputs": inputs,
+    "validation_fraction": 0.1,
+  }
+  for inputs in ("unit", "standardized")
+  for augmentation in ("affine_strong", "affine", "none")
+}
 # Name of a run: config, variant, seeds.
 RUNS = {
   "lenet300": ("mnist_lenet300_nest", "", 3),
@@ -40,6 +51,7 @@ RUNS = {
   "growth/connections=random": ("mnist_lenet300_nest", "grow_random", 5),
   "growth/neurons=gradient": ("mnist_lenet300_nest", "neurons_gradient", 5),
   "growth/neurons=random": ("mnist_lenet300_nest", "neurons_random", 5),
+  **{run: ("mnist_lenet300_nest", "", 1) for run in TUNING},
 }
 # Widths of the papers' dense networks.
 WIDTHS = {"lenet300": (300, 100), "lenet5": (20, 50, 500)}
@@ -81,7 +93,7 @@ def train(run: str, seed: int) -> None:
   name, variant, _ = RUNS[run]
   path = ROOT / f"configs/{name}.py"
   config = command_line.load_config(path, variant)
-  config.seed = seed
+  config.update(TUNING.get(run, {}), seed=seed)
   workdir = run_dir(run, seed)
   done = read_milestones(workdir) if workdir.exists() else []
   if len(done) < len(config.milestones):
@@ -199,6 +211,25 @@ def growth_rows() -> list[dict]:
   return rows
 
 
+def tuning_rows() -> list[dict]:
+  rows = []
+  for run in TUNING:
+    for milestone, name in enumerate(("accurate", "compact")):
+      found = finished(run, milestone)
+      if not found:
+        continue
+      rows.append(
+        results.row(
+          f"{run}/{name}",
+          "validation_error_percent",
+          [r["error"] for r in found.values()],
+          note=f"seeds {', '.join(map(str, found))}; 6,000 images, not distorted",
+          runs=[r["run"] for r in found.values()],
+        )
+      )
+  return rows
+
+
 def path_rows() -> list[dict]:
   """Returns rows of the connections at the start, at the peak and at the end."""
   rows = []
@@ -223,7 +254,7 @@ def path_rows() -> list[dict]:
 
 def write() -> None:
   rows = [row for case in CASES for row in (*case_rows(case), *speed_rows(case))]
-  rows += growth_rows() + path_rows()
+  rows += growth_rows() + path_rows() + tuning_rows()
   whole = sorted(
     results.merge_with_existing(rows, _OUT.value), key=lambda row: row["case"]
   )
