@@ -8,6 +8,7 @@ import optax
 
 from sparsejax.core import PyTree, align
 from sparsejax.core import masks as find_masks
+from sparsejax.transforms import GrownState
 
 
 class WarmUpState(NamedTuple):
@@ -35,6 +36,9 @@ def warm_up(
   (1 - b1) / sqrt(1 - b2) = 3.2 times the learning rate, for any gradient. Without
   warm-up, simultaneous growth of thousands of weights under Adam can destabilize
   trained networks.
+
+  Values that `initialize_grown` sets are set whole, and the ramp begins with the next
+  step.
 
   Args:
     tx: an optimizer created by `sparsify` or a method of this package.
@@ -72,23 +76,33 @@ def warm_up(
     return WarmUpState(ages, state)
 
   def update_fn(updates, state, params=None, **extra_args):
+    before = find_masks(state.inner_state)
     updates, inner_state = tx.update(updates, state.inner_state, params, **extra_args)
-    # Count each live weight's steps up to `steps`; a dropped weight starts again at 0.
     masks = find_masks(inner_state)
+    # Count each live weight's steps up to `steps`; a dropped weight starts again at 0,
+    # and so does one whose update in this step is its initial value.
     ages = jax.tree.map(
       lambda age, m: jnp.where(m, jnp.minimum(age + 1, steps), 0), state.ages, masks
     )
+    if _has_initial_values(inner_state):
+      ages = jax.tree.map(
+        lambda age, old, new: jnp.where(new & ~old, 0, age), ages, before, masks
+      )
     leaves, treedef = jax.tree.flatten(updates)
     ramped = []
-    for u, age, mask in zip(
-      leaves, align(updates, ages), align(updates, masks), strict=True
-    ):
+    for u, age in zip(leaves, align(updates, ages), strict=True):
       if age is None:
         ramped.append(u)
         continue
       ramp = (age.astype(jnp.float32) / steps).astype(u.dtype)
-      # Updates of masked weights are not scaled: they set dropped weights to zero.
-      ramped.append(jnp.where(mask, u * ramp, u))
+      # At age 0 the update sets a dropped weight to zero, or a grown one to its value.
+      ramped.append(jnp.where(age > 0, u * ramp, u))
     return treedef.unflatten(ramped), WarmUpState(ages, inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _has_initial_values(state) -> bool:
+  """Returns whether grown weights are set to values, by `initialize_grown`."""
+  is_grown = lambda x: isinstance(x, GrownState)
+  return any(map(is_grown, jax.tree.leaves(state, is_leaf=is_grown)))

@@ -190,3 +190,20 @@ def test_a_model_with_areas_is_not_edited():
   nothing = {"conv1": jnp.zeros((12, 12, 1, 3), bool)}
   blind = jax.jit(growth.with_areas(model.apply, nothing))(variables, x)
   np.testing.assert_array_equal(blind[0], blind[1])
+
+
+def test_a_warm_up_leaves_initial_values_of_grown_weights_whole():
+  tx = sj.rigl(optax.sgd(0.125), 0.5, update_every=1, grow_init="initial", end_step=2)
+  tx = growth.warm_up(tx, steps=4)
+  params = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+  first = {"kernel": jnp.array([[True, True, False, False]])}
+  state = sj.with_masks(tx.init(params), first)
+  params = sj.apply_masks(params, first)
+  update = jax.jit(tx.update)
+  third = []
+  for _ in range(6):  # the third weight is grown by its gradient, then moves by -0.5
+    grads = {"kernel": jnp.array([[0.0, 0.0, 4.0, 0.0]])}
+    updates, state = update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    third.append(params["kernel"][0, 2].item())
+  assert third == [2.0, 1.875, 1.625, 1.25, 0.75, 0.25]
