@@ -122,6 +122,8 @@ def gradients(name: str) -> str:
     return "of live weights, once masks are found"
   if name in METHODS and METHODS[name].dense_gradients:
     return "of all weights"
+  if name == "top_kast":
+    return "of the backward set, which contains the live weights"
   return "of all weights: all are live" if name == "dense" else "of live weights"
 
 
@@ -171,9 +173,11 @@ def results(stem: str, prose: str) -> str:
   rows = content["rows"]
   few = [row for row in rows if row["paper"] is not None]
   parts = [head, ""]
-  if few and len(few) < len(rows):
-    parts += ["Beside published values:", "", tables.table(few), "", "All rows:", ""]
-  parts += [tables.table(rows), "", tables.ERRORS, "", "Made by", ""]
+  if f"<!-- results: {stem} -->" not in prose:  # a page may place the table itself
+    if few and len(few) < len(rows):
+      parts += ["Beside published values:", "", tables.table(few), "", "All rows:", ""]
+    parts += [tables.table(rows), "", tables.ERRORS, ""]
+  parts += ["Made by", ""]
   for run in tables.runs(content, rows):
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
     commit = (run["commit"] or "unknown")[:12]
