@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from sparsejax.core._budgets import size_per_live
@@ -113,8 +114,7 @@ def soft_masks(opt_state: PyTree) -> PyTree:
     both = zip(soft, jax.tree.leaves(masks), strict=True)
     return treedef.unflatten(jnp.where(m, s, jnp.zeros_like(s)) for s, m in both)
 
-  found = [factors(state) for state in _some_states(opt_state)]
-  return found[0] if len(found) == 1 else _merge(found)
+  return _merged([factors(state) for state in _some_states(opt_state)])
 
 
 def merged_masks(
@@ -140,7 +140,15 @@ def merged_masks(
       )
       for state, tree in zip(states, found, strict=True)
     ]
-  return found[0] if len(found) == 1 else _merge(found)
+  return _merged(found)
+
+
+def _merged(found: list[PyTree]) -> PyTree:
+  if len(found) > 1:
+    return _merge(found)
+  # A single group of `optax.partition` has a node of its own in place of the others.
+  other = lambda x: isinstance(x, optax.MaskedNode)
+  return jax.tree.map(lambda x: None if other(x) else x, found[0], is_leaf=other)
 
 
 def _merge(nodes: list[PyTree]) -> PyTree:

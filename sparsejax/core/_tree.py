@@ -278,7 +278,7 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
   named, treedef = named_leaves(params), jax.tree.structure(unboxed(params))
   paths = [path for path, _ in named]
   try:
-    entries = [_only_leaf(e) for e in treedef.flatten_up_to(unboxed(masks))]
+    entries = [_only_leaf(e) for e in _flatten_up_to(treedef, unboxed(masks))]
   except (ValueError, TypeError, KeyError) as e:
     by_path = dict(named_leaves(masks))
     lost = [path for path in by_path if path not in paths]
@@ -296,6 +296,19 @@ def align(params: PyTree, masks: PyTree, strict: bool = True) -> list:
         f"{leaf.shape}, its mask {mask.shape}."
       )
   return entries
+
+
+def _flatten_up_to(treedef, masks: PyTree) -> list:
+  """Flattens masks like params; None may stand for a whole subtree without masks."""
+  try:
+    return treedef.flatten_up_to(masks)
+  except (ValueError, TypeError, KeyError):
+    if treedef.num_leaves < 2 or len(jax.tree.leaves(masks)) == 0:
+      raise
+    like = treedef.unflatten(range(treedef.num_leaves))
+    none = lambda x: x is None
+    whole = jax.tree.broadcast(masks, like, is_leaf=none)
+    return treedef.flatten_up_to(whole)
 
 
 def _only_leaf(entry: PyTree):

@@ -54,7 +54,9 @@ def initial_warm_start(layers: int) -> WarmStart:
   Returns:
     A `WarmStart` with the key of 0.0 for every layer.
   """
-  return WarmStart(jnp.full(layers, 1 << 31, jnp.uint32), jnp.full(layers, 64.0))
+  return WarmStart(
+    jnp.full(layers, 1 << 31, jnp.uint32), jnp.full(layers, 64.0, jnp.float32)
+  )
 
 
 def warm_select(

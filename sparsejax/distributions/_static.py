@@ -245,25 +245,38 @@ def _distribute(weights: list[int], shapes: Shapes, density) -> Array:
 
 
 @jax.jit
-def _one_each(budgets: Array) -> Array:
-  """Raises budgets of 0 to 1 and takes the weights from the largest budget."""
+def _one_each(budgets: Array, others: Array) -> Array:
+  """Raises budgets of 0 to 1 and takes the weights from the largest budget.
+
+  Where that is too small to give them, the budgets are `others`.
+  """
   empty = budgets == 0
   needed = jnp.sum(empty, dtype=jnp.int32)
   largest = budgets == jnp.max(budgets)
   first = largest & (jnp.cumsum(largest, dtype=jnp.int32) == 1)
   moved = jnp.where(empty, 1, jnp.where(first, budgets - needed, budgets))
-  return jnp.where(jnp.max(budgets) > needed, moved, budgets)
+  return jnp.where(jnp.max(budgets) > needed, moved, others)
 
 
 def _apportion(weights, total, sizes, spread: bool = True) -> Array:
   with jax.enable_x64(True):
-    budgets = _apportion_jit(
-      jnp.asarray(weights), jnp.asarray(total), jnp.asarray(sizes)
-    )
-  return _one_each(budgets) if spread else budgets
+    total, sizes = jnp.asarray(total), jnp.asarray(sizes)
+    budgets = _apportion_jit(jnp.asarray(weights), total, sizes)
+    if not spread:
+      return budgets
+    others = _apportion_after_one_each(budgets, total, sizes)
+  return _one_each(budgets, others)
 
 
 _apportion_jit = jax.jit(apportion)
+
+
+@jax.jit
+def _apportion_after_one_each(budgets: Array, total: Array, sizes: Array) -> Array:
+  """Gives each layer one weight, and divides the rest as the budgets are divided."""
+  layers = len(budgets)
+  more = apportion(jnp.maximum(budgets - 1, 0), total - layers, sizes - 1)
+  return jnp.where(total >= layers, more + 1, budgets)
 
 
 def _check_shapes(shapes: Shapes, rank: int, who: str) -> None:

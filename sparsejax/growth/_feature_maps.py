@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sparsejax.core import widened
 from sparsejax.growth._chain import Layer, between, get, live_units, put
 
 Array = jax.Array
@@ -103,9 +104,10 @@ def grow_feature_map(
 
 def _random(keys, kernel, mask, place, density):
   """Draws weights at random places, with the layer's root mean square."""
-  live = jnp.maximum(jnp.sum(mask), 1).astype(kernel.dtype)
-  spread = jnp.sqrt(jnp.sum(jnp.square(kernel) * mask.astype(kernel.dtype)) / live)
-  spread = jnp.where(spread > 0, spread, jnp.ones_like(spread))
+  wide = widened(kernel)  # for the sum
+  live = jnp.maximum(jnp.sum(mask), 1).astype(wide.dtype)
+  spread = jnp.sqrt(jnp.sum(jnp.square(wide) * mask.astype(wide.dtype)) / live)
+  spread = jnp.where(spread > 0, spread, jnp.ones_like(spread)).astype(kernel.dtype)
   chosen = place & (jax.random.uniform(keys[0], kernel.shape) < density)
   # If no weight was drawn, use all places, as the map needs at least one weight.
   chosen = jnp.where(jnp.any(chosen), chosen, place)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sparsejax.core import top_k_mask
+from sparsejax.core import top_k_mask, widened
 from sparsejax.growth._chain import Layer, fan_in, fan_out, get, put
 
 Array = jax.Array
@@ -114,9 +114,10 @@ def _strength(vectors: Array, kernel: Array, mask: Array, alpha: float) -> Array
 
   The means are over the nonzero entries of the row and the kernel's live weights.
   """
-  live = jnp.maximum(jnp.sum(mask), 1).astype(kernel.dtype)
-  wanted = alpha * jnp.sum(jnp.abs(kernel) * mask.astype(kernel.dtype)) / live
-  entries = jnp.maximum(jnp.sum(vectors != 0, axis=1), 1).astype(kernel.dtype)
+  vectors, wide = widened(vectors), widened(kernel)  # for the sums
+  live = jnp.maximum(jnp.sum(mask), 1).astype(wide.dtype)
+  wanted = alpha * jnp.sum(jnp.abs(wide) * mask.astype(wide.dtype)) / live
+  entries = jnp.maximum(jnp.sum(vectors != 0, axis=1), 1).astype(wide.dtype)
   mean = jnp.sum(jnp.abs(vectors), axis=1) / entries
   factor = jnp.where(mean > 0, wanted / jnp.where(mean > 0, mean, 1.0), 0.0)
   # A layer without live weights has no mean magnitude: leave the vectors unscaled.

@@ -70,9 +70,7 @@ def warm_up(
 
   def init_fn(params):
     state = tx.init(params)
-    ages = jax.tree.map(
-      lambda m: jnp.full_like(m, steps, dtype=jnp.int32), find_masks(state)
-    )
+    ages = jax.tree.map(lambda m: jnp.where(m, jnp.int32(steps), 0), find_masks(state))
     return WarmUpState(ages, state)
 
   def update_fn(updates, state, params=None, **extra_args):

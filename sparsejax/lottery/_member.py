@@ -176,9 +176,13 @@ def program(
   def validate_one(member, best, held_out, at):
     params = effective(member.params, member.opt_state)
     now = validate(params, member.model_state, held_out)
-    new = Best(now.astype(jnp.float32), at, params, member.model_state)
-    # A loss of NaN compares false, so it never replaces the best weights.
-    return now, jax.tree.map(functools.partial(jnp.where, now < best.loss), new, best)
+    better = now < best.loss
+    loss = jnp.where(better, now.astype(jnp.float32), best.loss)
+    new = Best(loss, at, params, member.model_state)
+    # A loss of NaN compares false, so it never replaces the best weights. Where no loss
+    # has been finite yet, the best weights are the latest.
+    take = better | jnp.isinf(best.loss)
+    return now, jax.tree.map(functools.partial(jnp.where, take), new, best)
 
   def measure_one(params, model_state, held_out):
     return measure(params, model_state, held_out)

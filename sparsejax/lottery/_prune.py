@@ -123,7 +123,9 @@ def prune(
   chosen = [m is not None for m in align(params, masks)]
   kernels, axes = choose(params, chosen), tuple(layer_axes(params, chosen, stacked))
   worth = jax.tree.map(jnp.abs, kernels) if score is None else score(params, masks)
-  worth = jax.tree.map(lambda _, s: s, masks, worth)
+  # Scores of leaves without a mask are left out; None may stand for several of them.
+  none = lambda m: m is None
+  worth = jax.tree.map(lambda m, s: None if none(m) else s, masks, worth, is_leaf=none)
   check_scores(worth, masks)
   # The rate of each layer: of every layer that a leaf stacks, the leaf's.
   paths = [path for path, _ in named_leaves(masks)]

@@ -22,6 +22,7 @@ from sparsejax.core import (
   masked_copy,
   top_k_masks,
   uniform_like,
+  widened,
 )
 from sparsejax.second_order import keep_best
 from sparsejax.transforms import shuffle_masks
@@ -165,10 +166,13 @@ def _reshuffled(key, weights, mask):
 
 
 def _constant(key, weights, mask):
-  n = jnp.maximum(count(mask), 1).astype(weights.dtype)
-  mean = jnp.sum(jnp.where(mask, weights, 0)) / n
-  std = jnp.sqrt(jnp.sum(jnp.where(mask, (weights - mean) ** 2, 0)) / n)
-  return std * jax.random.rademacher(key, weights.shape, weights.dtype)
+  wide = widened(weights)  # in float16 a sum of 65,504 weights may overflow
+  n = jnp.maximum(count(mask), 1).astype(wide.dtype)
+  mean = jnp.sum(jnp.where(mask, wide, 0)) / n
+  std = jnp.sqrt(jnp.sum(jnp.where(mask, (wide - mean) ** 2, 0)) / n)
+  return std.astype(weights.dtype) * jax.random.rademacher(
+    key, weights.shape, weights.dtype
+  )
 
 
 def mask_zero(action: str, initial: PyTree, final: PyTree, masks: PyTree) -> PyTree:

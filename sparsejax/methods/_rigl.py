@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -108,7 +109,8 @@ def rigl(
   # step or its running sum for growing.
   check_flag("accumulate_gradients", accumulate_gradients)
   check_number("drop_noise", drop_noise, "be at least 0", lambda v: 0 <= v < np.inf)
-  drop_score = noisy(magnitude, drop_noise) if drop_noise else magnitude
+  traced = isinstance(drop_noise, jax.Array)
+  drop_score = noisy(magnitude, drop_noise) if traced or drop_noise else magnitude
   fraction = fraction_rule(drop_fraction, "drop_fraction")
   if accumulate_gradients:
     changes = chain(drop(drop_score, fraction), grow(accumulated_magnitude))

@@ -100,7 +100,9 @@ def grow_by_paths(predictor: str = "ch2", soft: bool = True) -> MaskTransform:
   def check(axes):
     check_known(axes, "grow_by_paths")
 
-  return MaskTransform(lambda params: (), update, fits_any, check=check)
+  return MaskTransform(
+    lambda params: (), update, fits_any, check=check, keeps_budgets=True
+  )
 
 
 def _path_scores(mask: Array, layer: LayerAxes, predictor: str) -> Array:

@@ -50,8 +50,15 @@ def keep(transform: MaskTransform) -> MaskTransform:
     masks = masks_containing_support(support, inputs.params, topology)
     return topology._replace(masks=masks), (support, inner)
 
+  observe = None
+  if (watch := transform.observe) is not None:
+    observe = lambda inputs, state: (state[0], watch(inputs, state[1]))
   return MaskTransform(
-    init, update, check=transform.check, keeps_budgets=transform.keeps_budgets
+    init,
+    update,
+    observe=observe,
+    check=transform.check,
+    keeps_budgets=transform.keeps_budgets,
   )
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsejax as sj
+from sparsejax import lottery
 
 PARAMS = {
   "body": {"kernel": jnp.arange(12.0).reshape(3, 4) + 1, "bias": jnp.ones(4)},
@@ -142,3 +143,16 @@ def test_rescale_computes_in_the_precision_of_the_weights():
     scaled = sj.rescale(w, jnp.array([[True, False, False]]))
     assert scaled.dtype == jnp.float64
     np.testing.assert_allclose(scaled[0, 0], 3**0.5, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+  "labels", [{"a": "t", "b": "f"}, {"a": {"k": "t"}, "b": {"k": "f"}}]
+)
+def test_masks_of_a_single_group_are_none_elsewhere(labels):
+  params = {name: {"k": jnp.ones((4, 4))} for name in "ab"}
+  groups = {"t": sj.static_sparse(optax.sgd(0.1), 0.5), "f": optax.set_to_zero()}
+  params, state = sj.init(optax.partition(groups, labels), params)
+  masks = sj.masks(state)
+  assert masks["b"] in (None, {"k": None})
+  assert sj.rescale(params, masks)["b"]["k"].tolist() == [[1.0] * 4] * 4
+  assert int(lottery.prune(params, masks, 0.25)["a"]["k"].sum()) == 6

@@ -71,3 +71,8 @@ def test_half_precision_and_vmap():
   [masks], _ = jax.jit(jax.vmap(lambda x, k, g: warm_select([x], k, g)))(a, k, guess)
   for x, n, mask in zip(a, k, masks, strict=True):
     np.testing.assert_array_equal(mask, select([x], n, [None], [0])[0])
+
+
+def test_a_warm_start_is_float32_in_x64_mode():
+  with jax.enable_x64(True):
+    assert initial_warm_start(2).spacing.dtype == jnp.float32

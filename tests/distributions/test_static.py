@@ -83,3 +83,14 @@ def test_bad_input():
     sj.override(sj.uniform, {"fc1": 2.0})
   with pytest.raises(ValueError, match="densities must leave a total of"):
     sj.override(sj.uniform, {"fc1": 1.0})(LENET, 0.1)
+
+
+@pytest.mark.parametrize("shares", [sj.uniform, sj.erdos_renyi, sj.erk])
+def test_no_layer_is_empty_where_the_total_allows_it(shares):
+  """The largest budget is too small to give the weights of all empty layers."""
+  shapes = {f"big{i}": (5, 6) for i in range(100)}
+  shapes |= {f"small{i}": (2, 5) for i in range(100)}
+  assert shares(shapes, 0.05).tolist() == [1] * 200
+  sizes = {"a": (10,), "b": (10,), "c": (10,), "d": (1,), "e": (1,)}
+  assert sj.uniform(sizes, 5 / 32).tolist() == [1] * 5
+  assert sj.uniform(sizes, 6 / 32).tolist() == [2, 1, 1, 1, 1]

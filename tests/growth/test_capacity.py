@@ -207,3 +207,15 @@ def test_a_warm_up_leaves_initial_values_of_grown_weights_whole():
     params = optax.apply_updates(params, updates)
     third.append(params["kernel"][0, 2].item())
   assert third == [2.0, 1.875, 1.625, 1.25, 0.75, 0.25]
+
+
+def test_a_weight_grown_in_the_first_update_is_warmed_up():
+  tx = growth.warm_up(sj.rigl(optax.sgd(1.0), 0.5, update_every=1), steps=4)
+  params = {"kernel": jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+  params, state = sj.init(tx, params)
+  before = sj.masks(state)["kernel"]
+  grads = {"kernel": jnp.where(before, 0.0, 9.0)}
+  _, state = jax.jit(tx.update)(grads, state, params)
+  grown = sj.masks(state)["kernel"] & ~before
+  assert grown.any()
+  assert state.ages["kernel"][grown].tolist() == [1] * int(grown.sum())

@@ -292,3 +292,27 @@ def test_bad_members():
   keys = jax.random.split(jax.random.key(0), 2)
   with pytest.raises(ValueError, match="params must have the leading axis of keys"):
     lottery.stack_members(TX, keys, {"kernel": jnp.ones((3, 2, 2))})
+
+
+def test_a_member_that_diverges_has_no_early_stop_at_its_start():
+  tx = sj.static_sparse(optax.sgd(1.0), density=1.0)
+  params = {"kernel": jnp.array([0.0, jnp.inf]).reshape(2, 1, 1)}
+  members = lottery.stack_members(
+    tx, jax.random.split(jax.random.key(0), 2), {"kernel": jnp.zeros((2, 1, 1))}
+  )
+  members = members._replace(params=params)
+  done = lottery.train_population(
+    lambda p, state, batch, key: (-jnp.sum(p["kernel"]), state),
+    tx,
+    members,
+    jnp.zeros((4, 1)),
+    batch_size=2,
+    steps=4,
+    validate=lambda p, state, held_out: jnp.where(
+      jnp.isinf(p["kernel"][0, 0]), jnp.nan, 9.0 - p["kernel"][0, 0]
+    ),
+    every=2,
+    measure=lambda p, state, held_out: p["kernel"][0, 0],
+  )
+  assert done.early_stop.tolist() == [4, 4]
+  assert done.at_early_stop.tolist() == [4.0, np.inf]

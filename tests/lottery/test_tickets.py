@@ -346,3 +346,11 @@ def test_prune_retrain_takes_the_same_pieces():
   kept = lottery.prune(params, masks, 0.5, scope="global")
   for name in params:
     np.testing.assert_array_equal(trajectory.masks[name][0], kept[name])
+
+
+def test_constants_of_large_float16_layers_do_not_overflow():
+  w = {"k": jnp.full((300, 300), 2.0, jnp.float16).at[:150].set(-2.0)}
+  masks = {"k": jnp.ones((300, 300), bool)}
+  new = lottery.mask_one("constant", w, masks, jax.random.key(0))["k"]
+  assert new.dtype == jnp.float16
+  assert set(jnp.abs(new).ravel().tolist()) == {2.0}

@@ -181,3 +181,14 @@ def test_refused():
     sj.noisy(sj.magnitude, -1)
   with pytest.raises(ValueError, match="must be used inside"):
     sj.accumulated(inputs(rows([1.0]), rows([1])))
+
+
+def test_keep_passes_gradients_on_to_what_it_contains():
+  transform = sj.accumulate(sj.signed_gradient, sj.grow(sj.accumulated_magnitude))
+  tx = sj.sparsify(optax.sgd(0.0), sj.keep(transform), 0.5, update_every=3)
+  params = {"kernel": jnp.ones((1, 4))}
+  grads, state = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}, tx.init(params)
+  for _ in range(2):
+    _, state = jax.jit(tx.update)(grads, state, params)
+  _, (total, _) = state.transform_state
+  assert total["kernel"].tolist() == [[2.0, 4.0, 6.0, 8.0]]

@@ -332,3 +332,28 @@ def test_chts_keeps_its_budget_and_drops_more_of_the_small():
   assert before.sum() == after.sum() == 60
   size = np.abs(np.asarray(params))
   assert size[before & ~after].mean() < size[before & after].mean()
+
+
+def test_noise_may_be_traced():
+  """The strength of the noise on the scores of RigL, and on the weights of Deep-R."""
+  params, grads = {"w": row(4.0, 3.0, 2.0, 1.0)}, {"w": row(1.0, 2.0, 3.0, 4.0)}
+
+  @jax.jit
+  def live(strength):
+    count = []
+    for tx in (
+      sj.rigl(SGD, 0.5, update_every=1, drop_noise=strength),
+      sj.deep_r(SGD, 0.5, noise=strength),
+    ):
+      _, state = tx.update(grads, tx.init(params), params)
+      count.append(sj.masks(state)["w"].sum())
+    return jnp.stack(count)
+
+  assert live(0.5).tolist() == [2, 2]
+
+
+def test_chts_takes_moments_of_live_weights_only():
+  tx = sj.chts(sj.condensed(optax.sgd(0.1, momentum=0.9)), 0.25, update_every=1)
+  params, state = sj.init(tx, {"w": jnp.ones((8, 8))})
+  _, state = jax.jit(tx.update)(params, state, params)
+  assert int(sj.masks(state)["w"].sum()) == 16

@@ -215,3 +215,13 @@ def test_forward_side_contract():
 def test_bad_input_is_named(call, error, message):
   with pytest.raises(error, match=message):
     call()
+
+
+@pytest.mark.parametrize("update_every", [100, None])
+def test_top_kast_trains_live_weights_of_masks_that_were_set(update_every):
+  tx = sj.top_kast(SGD, density=0.25, update_every=update_every)
+  params = kernel(4.0, 3.0, 2.0, 1.0)
+  live = {"kernel": jnp.array([[False, False, False, True]]), "bias": None}
+  state = sj.with_masks(tx.init(params), live)
+  updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+  assert updates["kernel"][0, 3] != 0

@@ -265,3 +265,11 @@ def test_soft_masks_have_the_precision_of_the_weights():
     )
     seen = sj.effective(params, tx.init(params))["kernel"]
     np.testing.assert_allclose(seen, w / (1 + np.exp(-0.1)), rtol=1e-14)
+
+
+def test_spartan_is_sparse_after_its_last_mask_update():
+  """Mask updates at steps 4 and 8; the density would be final at step 10."""
+  tx = sj.spartan(SGD, 0.25, update_every=4, end_step=10, warmup_steps=10)
+  params = {"kernel": jnp.asarray(draw(8, 8), jnp.float32)}
+  _, state = trained(tx, params, lambda e: 0 * e, 12)[-1]
+  assert int(sj.masks(state)["kernel"].sum()) == 16

@@ -101,7 +101,7 @@ def top_kast(
       outer = jnp.asarray(exploration / density, w.dtype)
       strength = jnp.where(forward, jnp.asarray(exploration, w.dtype), outer)
       pulled = g + (strength * w).astype(g.dtype)
-      return jnp.where(backward, pulled, jnp.zeros_like(g))
+      return jnp.where(backward | forward, pulled, jnp.zeros_like(g))
 
     return map_masked(change, grads, params, state.masks, state.transform_state)
 
@@ -118,7 +118,9 @@ def top_kast(
     input_axes=input_axes,
     seed=seed,
     gradients=with_decay,
-    movable=lambda state: state.transform_state,
+    movable=lambda state: jax.tree.map(
+      jnp.logical_or, state.transform_state, state.masks
+    ),
   )
 
 
