@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
@@ -170,9 +171,12 @@ class _Finder:
     first = isinstance(operation.inputs[0], int) and operation.inputs[0] == source
     steps: list[Callable] = [_same]
     if name in ("mul", "div") and (first or name == "mul"):
-      # A scalar factor, shared by all weights, does not change masks or compensation.
+      # A scalar factor, shared by all weights, does not change masks or compensation,
+      # unless it depends on the weights, as a norm does.
       factor = operation.inputs[1 if first else 0]
-      varies = isinstance(factor, int) and factor in self.varies
+      varies = isinstance(factor, int) and (
+        factor in self.varies or factor in self.depends
+      )
       if varies or math.prod(self._shape(factor)) != 1:
         return False
     elif name == "dynamic_slice" and first:
@@ -181,6 +185,10 @@ class _Finder:
         return False
       index = _slices(starts, view.shape, p["slice_sizes"])
       steps = [lambda a: a[index]]
+    elif name == "convert_element_type" and not jnp.issubdtype(
+      p["new_dtype"], jnp.inexact
+    ):
+      return False
     elif name in MOVES and name not in _UNREAD:
       if math.prod(view.shape) < sum(map(math.prod, shapes)):
         return False  # a broadcast repeats weights

@@ -232,7 +232,8 @@ def prune_matrix(
     count = jnp.maximum(jnp.asarray(statistics.count, weights.dtype), 1)
     cross = cross.astype(weights.dtype) * (2 / count)
     fit = functools.partial(_fit, damping=settings.damping)
-    new = jax.vmap(fit)(weights, hessian, cross, mask)
+    # Where all inputs are zero, nothing can be fitted.
+    new = jnp.where(empty, masked, jax.vmap(fit)(weights, hessian, cross, mask))
   errors = [_error(exact, weights, v) for v in (masked, new)]
   return Result(new, mask, *errors)
 

@@ -296,14 +296,16 @@ def _condense(tree, places, units) -> PyTree:
 def _owners(inner_state, params, units) -> list[int | None]:
   """Returns, per leaf of a state, the number of the sparsified leaf it belongs to.
 
-  An array belongs to a leaf if its path ends with the leaf's path, and its shape is
-  that of the leaf's live weights.
+  An array belongs to the leaf with the longest path that its own path ends with, if it
+  has the shape of the leaf, or of its live weights where the leaf is sparsified.
   """
   by_path, number = {}, 0
-  for (path, _), u in zip(
+  for (path, leaf), u in zip(
     jax.tree_util.tree_leaves_with_path(params), units, strict=True
   ):
-    if u is not None:
+    if u is None:
+      by_path[path] = (None, leaf.shape)
+    else:
       by_path[path] = (number, u.shape)
       number += 1
 

@@ -299,3 +299,41 @@ def test_random_networks(data):
     return x
 
   check(net, jax.tree.map(jnp.asarray, params), (5,), sizes=(2,))
+
+
+def test_a_reshape_of_permuted_axes():
+  """As by order="F", and by vmap over the kernels of a convolution."""
+  params = {"w": jax.random.normal(jax.random.key(0), (12, 4)).at[3].set(0.0)}
+  x = jax.random.normal(jax.random.key(1), (5, 4, 3))
+  flat = lambda p, x: jax.vmap(lambda a: a.reshape(-1, order="F"))(x) @ p["w"]
+  small = compact(flat, params, None, x)
+  np.testing.assert_allclose(small.apply(small.params, x), flat(params, x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "function",
+  [
+    lambda p, x: (x - x.mean(0, keepdims=True)) @ p["w"],
+    lambda p, x: jnp.mean((x @ p["w"]) ** 2, keepdims=True),
+    lambda p, x: jax.lax.map(lambda row: row @ p["w"], x),
+  ],
+)
+def test_a_batch_size_inside_the_function_is_refused(function):
+  params, x = {"w": jnp.ones((4, 3))}, jnp.ones((5, 4))
+  with pytest.raises(ValueError, match="the same for every size of the batch"):
+    compact(function, params, None, x)
+
+
+def test_reduced_precision_stays():
+  params = {"w": jax.random.normal(jax.random.key(0), (4, 3))}
+  rounded = lambda p, x: x @ jax.lax.reduce_precision(p["w"], 4, 2)
+  x = jnp.ones((5, 4))
+  small = compact(rounded, params, None, x)
+  np.testing.assert_allclose(small.apply(small.params, x), rounded(params, x))
+
+
+def test_live_parameters_of_differences():
+  params = {"w": jnp.ones((4, 3))}
+  centered = lambda p, x: x @ (p["w"] - p["w"].mean(0)[None])
+  live = live_parameters(centered, params, None, jnp.ones((2, 4)))
+  assert int(live["w"].sum()) == 12

@@ -112,3 +112,13 @@ def test_the_file_runs_without_this_library(monkeypatch, tmp_path):
   command = [sys.executable, "-c", LOAD, "net.bin", "y.npy", "x.npy"]
   subprocess.run(command, cwd=tmp_path, check=True)
   np.testing.assert_allclose(np.load(tmp_path / "y.npy"), net.apply(x), atol=1e-5)
+
+
+def test_products_of_two_dtypes_stay_dense():
+  rng = np.random.default_rng(0)
+  blocks = np.kron(rng.random((4, 4)) < 0.1, np.ones((64, 64)))
+  params = jnp.asarray(rng.normal(size=(256, 256)) * blocks, jnp.float32)
+  images = jnp.ones((64, 256), jnp.bfloat16)
+  with jax.numpy_dtype_promotion("standard"):
+    net = analysis.deploy(lambda p, x: x @ p, params, None, images, rounds=1)
+    assert net.layers[0].choice == "dense"

@@ -392,3 +392,33 @@ def test_bad_input_is_refused_before_work_is_done(change, message, monkeypatch):
   arguments = {"apply_fn": apply_fn, "params": params, "batches": xs, **change}
   with pytest.raises(ValueError, match=message):
     post_training.prune(**arguments)
+
+
+@pytest.mark.parametrize(
+  "kernel",
+  [
+    lambda w: w / jnp.sqrt(jnp.sum(w**2)),
+    lambda w: w.astype(bool).astype(w.dtype),
+  ],
+)
+def test_kernels_that_depend_on_all_their_weights_are_refused(kernel):
+  params, inputs = {"w": jnp.ones((4, 3))}, jnp.ones((8, 4))
+  with pytest.raises(ValueError, match="'w', which prune cannot follow through"):
+    post_training.prune(lambda p, x: x @ kernel(p["w"]), params, [inputs], 0.5, "wanda")
+
+
+def test_weights_of_groups_without_inputs_stay_as_they_are():
+  """Kept weights are fitted to the dense outputs, of which these have none."""
+  inputs = jax.random.normal(jax.random.key(0), (64, 2, 4)).at[:, 1].set(0.0)
+  params = {"kernel": jax.random.normal(jax.random.key(1), (2, 4, 3))}
+  pruned = post_training.prune(
+    lambda p, x: jnp.einsum("bgi,gio->bgo", x, p["kernel"]),
+    params,
+    [inputs],
+    0.75,
+    targets="dense",
+  )
+  live = pruned.masks["kernel"][1]
+  np.testing.assert_array_equal(
+    pruned.params["kernel"][1][live], params["kernel"][1][live]
+  )

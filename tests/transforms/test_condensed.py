@@ -155,3 +155,24 @@ def test_shardings_that_the_compiler_chose_change_nothing():
   chex.assert_trees_all_equal(*jax.device_get((expected, found)))
   with pytest.raises(ValueError, match=r"must not be sharded .* at 'dense/kernel'"):
     tx.init(placed)
+
+
+def test_a_dense_leaf_keeps_its_moments():
+  """Its path ends with that of a sparse leaf, and its shape is that leaf's live one."""
+  params = {"kernel": jnp.ones((16, 16)), "head": {"kernel": jnp.ones((16, 4))}}
+
+  def trained(inner):
+    tx = sj.rigl(
+      inner, 0.25, update_every=2, where="^kernel$", structure=sj.block((4, 4))
+    )
+    new, state = sj.init(tx, params)
+    update = jax.jit(tx.update)
+    for i in range(3):
+      key = jax.random.key(i)
+      grads = jax.tree.map(lambda p, key=key: jax.random.normal(key, p.shape), new)
+      updates, state = update(grads, state, new)
+      new = optax.apply_updates(new, updates)
+    return new
+
+  sgd = optax.sgd(0.1, momentum=0.9)
+  chex.assert_trees_all_equal(trained(sgd), trained(sj.condensed(sgd)))

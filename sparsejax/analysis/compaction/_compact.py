@@ -272,11 +272,18 @@ def live_parameters(
     >>> live["b"].tolist(), live["c"].sum(1).tolist()
     ([True, True, False], [2, 2, 0])
   """
-  # Analyze the masks themselves: with every weight set to one, only a mask makes an
-  # entry zero.
-  ones = jax.tree.map(lambda p: np.ones(p.shape, p.dtype), params)
-  ones = ones if masks is None else jax.jit(apply_masks)(ones, masks)
-  leaves, paths = _masked(ones, None)
+  # Analyze the masks themselves: with random weights, which do not cancel, only a mask
+  # makes an entry zero.
+  rng = np.random.default_rng(0)
+
+  def draw(p):
+    if not jnp.issubdtype(p.dtype, jnp.inexact):
+      return np.ones(p.shape, p.dtype)
+    return rng.uniform(1.0, 2.0, p.shape).astype(p.dtype)
+
+  drawn = jax.tree.map(draw, params)
+  drawn = drawn if masks is None else jax.jit(apply_masks)(drawn, masks)
+  leaves, paths = _masked(drawn, None)
   facts, _ = _facts(apply_fn, params, example, leaves, paths, None)
   reach, found = Reach(facts), []
   for number, leaf in zip(facts.program.params, leaves, strict=True):

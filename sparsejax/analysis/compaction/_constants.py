@@ -146,8 +146,10 @@ class Facts:
     values = [self._whole[i] if isinstance(i, int) else i for i in operation.inputs]
     shapes = [self.program.shapes[i] for i in operation.outputs]
     # Moves are done in NumPy, which accepts any array; everything else is bound, mapped
-    # over the loop's iterations where an operand is stacked.
-    if operation.name in MOVES and not stacked:
+    # over the loop's iterations where an operand is stacked. Reduced precision moves
+    # nothing, but changes the values.
+    moves = operation.name in MOVES and operation.name != "reduce_precision"
+    if moves and not stacked:
       arrays = [np.asarray(value) for value in values]
       outputs = move(operation.name, operation.params, shapes, arrays)
       if operation.name == "convert_element_type":
@@ -216,12 +218,44 @@ def _nested(body: Program, flags) -> set[int]:
   return found
 
 
+def _same_but_for_shapes(two: Program, three: Program) -> bool:
+  """Returns whether two programs differ at most in the sizes of their values.
+
+  Literals and constants are compared too: the size of the batch may be among them, as
+  the divisor of a mean over the examples.
+  """
+  if len(two.operations) != len(three.operations):
+    return False
+  for a, b in zip(two.operations, three.operations, strict=True):
+    if a.name != b.name or a.outputs != b.outputs or len(a.inputs) != len(b.inputs):
+      return False
+    for x, y in zip(a.inputs, b.inputs, strict=True):
+      if isinstance(x, int) and isinstance(y, int):
+        continue
+      if not _equal(x, y):
+        return False
+    if a.name == "scan":
+      if a.params["length"] != b.params["length"]:
+        return False
+      if not _same_but_for_shapes(a.params["body"], b.params["body"]):
+        return False
+  pairs = zip(two.constants.values(), three.constants.values(), strict=False)
+  return len(two.constants) == len(three.constants) and all(
+    np.shape(x) != np.shape(y) or _equal(x, y) for x, y in pairs
+  )
+
+
+def _equal(x: Any, y: Any) -> bool:
+  if any(
+    jnp.issubdtype(getattr(v, "dtype", None), jax.dtypes.extended) for v in (x, y)
+  ):
+    return True  # keys have no values that NumPy could compare
+  return np.array_equal(np.asarray(x), np.asarray(y))
+
+
 def _batch_axes(two: Program, three: Program) -> dict[int, dict[int, int]]:
   """Finds the batch axes of every value: those whose size follows the batch size."""
-  same = len(two.operations) == len(three.operations) and all(
-    a.name == b.name and a.outputs == b.outputs
-    for a, b in zip(two.operations, three.operations, strict=True)
-  )
+  same = _same_but_for_shapes(two, three)
   found = {}
   for i, shape in two.shapes.items():
     other = three.shapes.get(i, ())

@@ -209,12 +209,13 @@ def deploy(
   # Time each product alone, and put the fastest formats into one network.
   program, _ = trace(base, base_params, like)
   products = find_products(program)
-  chosen = [
-    _fastest(name, product.rows, kernel, formats, rounds)
-    for product, (name, kernel) in zip(
-      products, kernels_of(program, base_params, products), strict=True
-    )
-  ]
+  chosen = []
+  for product, (name, kernel) in zip(
+    products, kernels_of(program, base_params, products), strict=True
+  ):
+    inputs = product.operation.inputs[product.side]
+    same = program.dtypes.get(inputs) == kernel.dtype  # what the formats need
+    chosen.append(_fastest(name, product.rows, kernel, formats if same else (), rounds))
   if any(layer.choice != "dense" for layer, _ in chosen):
     functions = [function for _, function in chosen]
     networks["deployed"] = _with_formats(base, base_params, functions)

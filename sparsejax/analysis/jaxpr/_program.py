@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 PyTree = Any
@@ -219,6 +220,15 @@ class _Builder:
       if name == "scan":
         body = params["jaxpr"]
         params = {**params, "body": self.program(body.jaxpr, body.consts, 0)}
+      # Split a reshape of permuted axes in two, so that others are plain reshapes.
+      if name == "reshape" and params.get("dimensions") is not None:
+        order, aval = params["dimensions"], eqn.invars[0].aval
+        shape = tuple(aval.shape[axis] for axis in order)
+        turned = self.new(jax.ShapeDtypeStruct(shape, aval.dtype))
+        operations.append(
+          Operation(lax.transpose_p, {"permutation": order}, inputs, (turned,))
+        )
+        inputs, params = (turned,), {**params, "dimensions": None}
       outputs = tuple(self.new(var.aval) for var in eqn.outvars)
       env.update(zip(eqn.outvars, outputs, strict=True))
       operations.append(Operation(eqn.primitive, params, inputs, outputs))
