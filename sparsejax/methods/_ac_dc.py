@@ -88,11 +88,13 @@ def ac_dc(
     64
   """
   check_schedule(update_every, start_step, end_step)
-  if None not in (update_every, end_step) and end_step < start_step + update_every:
-    raise ValueError(
-      f"end_step must be at least start_step + update_every = "
-      f"{start_step + update_every}, got {end_step}: the masks would never change."
-    )
+  if update_every is not None and end_step is not None:
+    first = start_step + update_every
+    if end_step < first:
+      raise ValueError(
+        f"end_step must be at least start_step + update_every = {first}, got "
+        f"{end_step}: the masks would never change."
+      )
   if sparse is None:
     if update_every is None:
       raise ValueError(

@@ -246,9 +246,8 @@ def _same_but_for_shapes(two: Program, three: Program) -> bool:
 
 
 def _equal(x: Any, y: Any) -> bool:
-  if any(
-    jnp.issubdtype(getattr(v, "dtype", None), jax.dtypes.extended) for v in (x, y)
-  ):
+  dtypes = (getattr(v, "dtype", np.dtype(float)) for v in (x, y))
+  if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in dtypes):
     return True  # keys have no values that NumPy could compare
   return np.array_equal(np.asarray(x), np.asarray(y))
 
