@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import types
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +33,23 @@ def fingerprint(trees: Any, settings: dict[str, Any]) -> str:
     head = f"{array.dtype}{array.shape}".encode()
     checksum = zlib.crc32(array.tobytes(), zlib.crc32(head, checksum))
   return json.dumps({**settings, "arrays": checksum}, sort_keys=True)
+
+
+def describe_function(function: Callable, *args: Any) -> str:
+  """Returns a checksum of a function's trace, the same in every process."""
+  text = re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(*args)))
+  return f"{zlib.crc32(text.encode()):08x}"
+
+
+def checksum_of_code(code: types.CodeType) -> int:
+  """Returns a checksum of a Python function's code, without what it captures."""
+  checksum = zlib.crc32(code.co_code, zlib.crc32(repr(code.co_names).encode()))
+  for value in code.co_consts:
+    if isinstance(value, types.CodeType):
+      checksum = zlib.crc32(f"{checksum_of_code(value)}".encode(), checksum)
+    else:
+      checksum = zlib.crc32(repr(value).encode(), checksum)
+  return checksum
 
 
 def prepare(directory: str | os.PathLike, request: str) -> None:

@@ -233,6 +233,7 @@ def prune(
       **{"group": chosen.group, "compensates": chosen.compensates, "inputs": inputs},
       **{"targets": targets},
       **{"damping": damping, "block": block, "measure": measure},
+      **{"network": _files.describe_function(apply_fn, params, batches[0])},
     }
     _files.prepare(directory, _files.fingerprint((params, batches), request))
 
@@ -293,7 +294,14 @@ def prune(
 
 
 def _name(method: str | Score) -> str:
-  return method if isinstance(method, str) else getattr(method, "__name__", "function")
+  """Names a method, so that other functions have another name."""
+  if isinstance(method, str):
+    return method
+  if isinstance(method, functools.partial):
+    return f"{_name(method.func)}, args={method.args}, kwargs={method.keywords}"
+  name = getattr(method, "__name__", "function")
+  code = getattr(method, "__code__", None)
+  return name if code is None else f"{name} {_files.checksum_of_code(code):08x}"
 
 
 def _method(method, group, compensate, structure) -> Method:

@@ -203,3 +203,19 @@ def test_sizes():
   got = sizes(params, masks)
   assert got == (20, 8 + 5, 30 + 20, 2 + 16 + 20, 8 * 6 + 16 + 20)
   assert sizes(params, None) == (20, 20, 50, 50, 50)
+
+
+def test_zeros_are_counted_where_they_are_at_any_batch_size():
+  """`jnp.matmul` squeezes axes of size 1, so values are numbered differently."""
+  draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+  params = {"q": draw(0, 6, 2, 3), "k": draw(1, 6, 2, 3), "o": jnp.zeros((6, 6))}
+
+  def attend(p, x):
+    q, k = (jnp.einsum("bsd,dhk->bhsk", x, p[n]) for n in "qk")
+    weights = jnp.matmul(q, k.swapaxes(-1, -2))
+    return jnp.einsum("bhqs,bsd->bqd", weights, x) @ p["o"]
+
+  for batch in (1, 4):
+    cost = flops(attend, params, None, draw(2, batch, 5, 6), skip_zeros=True)
+    assert cost.layers["o"].multiply_adds == 0
+    assert cost.layers["q"].multiply_adds == cost.layers["q"].dense == 180

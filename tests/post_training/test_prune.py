@@ -1,5 +1,8 @@
 """One-shot pruning against a float64 reference, layer by layer."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -422,3 +425,25 @@ def test_weights_of_groups_without_inputs_stay_as_they_are():
   np.testing.assert_array_equal(
     pruned.params["kernel"][1][live], params["kernel"][1][live]
   )
+
+
+def test_a_directory_is_not_resumed_by_another_function(tmp_path):
+  params = {"w": jax.random.normal(jax.random.key(0), (8, 6))}
+  inputs = jax.random.normal(jax.random.key(1), (16, 8))
+  dense = lambda p, x: x @ p["w"]
+
+  def prune(apply_fn, method):
+    return post_training.prune(
+      apply_fn, params, [inputs], 0.5, method, directory=tmp_path
+    )
+
+  score = functools.partial(post_training.ria, power=0.5)
+  first = prune(dense, score)
+  chex.assert_trees_all_equal(prune(dense, score).masks, first.masks)
+  for apply_fn, method, differs in (
+    (dense, functools.partial(post_training.ria, power=5.0), "method"),
+    (dense, lambda w, statistics: -jnp.abs(w), "method"),
+    (lambda p, x: jnp.tanh(x) @ p["w"], score, "network"),
+  ):
+    with pytest.raises(ValueError, match=f"directory must be empty.*{differs}"):
+      prune(apply_fn, method)

@@ -128,7 +128,7 @@ def flops(
   happening = {}
   if skip_zeros:
     masked = params if masks is None else apply_masks(params, masks)
-    happening = _products.nonzero(apply_fn, masked, inputs)
+    happening = _products.nonzero(apply_fn, masked, inputs, program)
   layers: dict[str, LayerCost] = {}
   for number, product in found.items():
     counts = [leaves[name] for name in product.made_of if name in leaves]

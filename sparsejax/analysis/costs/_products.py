@@ -1,6 +1,7 @@
 """Counts the multiply-adds of a program's products."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.analysis.jaxpr import _liveness, _program
+from sparsejax.analysis.jaxpr._program import Operation, Program
 
 _CONTRACTIONS = ("conv_general_dilated", "dot_general")
 _UNKNOWN = ("cond", "while")
@@ -157,8 +159,12 @@ def _array(value, program, producers) -> np.ndarray:
   return np.asarray(outputs[operation.outputs.index(value)] if several else outputs)
 
 
-def nonzero(apply_fn, params, inputs) -> dict[int, float]:
-  """Counts multiply-adds of two nonzero factors, by the number of the product."""
+def nonzero(apply_fn, params, inputs, one: Program) -> dict[int, float]:
+  """Counts multiply-adds of two nonzero factors, by the number of the product.
+
+  The numbers are those of `one`, the program for one example: it has the same products
+  in the same order, but values may be numbered differently.
+  """
   program, _ = _program.trace(apply_fn, params, inputs)
   products = []
 
@@ -173,13 +179,29 @@ def nonzero(apply_fn, params, inputs) -> dict[int, float]:
   @jax.jit
   def run(leaves, inputs):
     seen = _program.evaluate(program, leaves, inputs, visit)[1]
-    products[:] = [operation.outputs[0] for operation, _ in seen]
+    products[:] = [operation.name for operation, _ in seen]
     return [result for _, result in seen]
 
   examples = jax.tree.leaves(inputs)[0].shape[0]
   counts = run(jax.tree.leaves(params), jax.tree.leaves(inputs))
   totals = [int(np.sum(np.asarray(c), dtype=np.int64)) for c in counts]
-  return {i: total / examples for i, total in zip(products, totals, strict=True)}
+  expected = list(_contractions(one))
+  if [operation.name for operation in expected] != products:
+    raise ValueError(
+      "skip_zeros needs a function with the same products for every size of the batch, "
+      f"got {len(expected)} for one example and {len(products)} for {examples}."
+    )
+  pairs = zip(expected, totals, strict=True)
+  return {operation.outputs[0]: total / examples for operation, total in pairs}
+
+
+def _contractions(program: Program) -> Iterator[Operation]:
+  """Yields all products in the order of evaluation, those of loops once."""
+  for operation in program.operations:
+    if operation.name in _CONTRACTIONS:
+      yield operation
+    elif operation.name == "scan":
+      yield from _contractions(operation.params["body"])
 
 
 def _count_scan(operation, live, names, varies, times, found) -> None:
