@@ -170,6 +170,7 @@ class _Finder:
     shapes = [self.shapes[out] for out in operation.outputs]
     first = isinstance(operation.inputs[0], int) and operation.inputs[0] == source
     steps: list[Callable] = [_same]
+    factors = view.factors
     if name in ("mul", "div") and (first or name == "mul"):
       # A scalar factor, shared by all weights, does not change masks or compensation,
       # unless it depends on the weights, as a norm does.
@@ -179,6 +180,10 @@ class _Finder:
       )
       if varies or math.prod(self._shape(factor)) != 1:
         return False
+      value = (
+        factor if isinstance(factor, int) else ("value", np.asarray(factor).item())
+      )
+      factors = (*factors, (name, value))
     elif name == "dynamic_slice" and first:
       starts = [self._constant(i, inside) for i in operation.inputs[1:]]
       if any(s is None for s in starts):
@@ -196,7 +201,7 @@ class _Finder:
     elif name != "sharding_constraint":
       return False
     for out, shape, step in zip(operation.outputs, shapes, steps, strict=True):
-      self._see(out, View(view.leaf, shape, view, step))
+      self._see(out, View(view.leaf, shape, view, step, factors))
     return True
 
   def _rename(self, number: Any, other: int) -> None:
@@ -228,7 +233,7 @@ class _Finder:
         self._refuse(kernel, "conv_general_dilated in batch groups")
       view = self.views[kernel]
       rows, shape = matrix_view(operation, side, view.shape)
-      matrix = View(view.leaf, (), view, rows)
+      matrix = View(view.leaf, (), view, rows, view.factors)
       self.found.append((matrix, Use(operation.outputs[0], side, at), shape))
       if varies:
         return
@@ -439,6 +444,12 @@ class _Finder:
       digest = hashlib.sha1(positions.tobytes()).hexdigest()
       key = (view.leaf, digest + str(positions.shape))
       if key in made:
+        if made[key]["view"].factors != view.factors:
+          raise ValueError(
+            "apply_fn must multiply a selected parameter by the same number in all its "
+            f"products, got {self.paths[view.leaf]!r}, which enters two products with "
+            "different factors; leave it out with `where`."
+          )
         made[key]["uses"] += (use,)
         continue
       # Check that no weight belongs to an earlier layer.

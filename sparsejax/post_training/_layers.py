@@ -103,6 +103,7 @@ class View(NamedTuple):
   shape: tuple[int, ...]  # of the value
   parent: "View | None" = None
   move: Callable[[np.ndarray], np.ndarray] | None = None
+  factors: tuple[Any, ...] = ()  # by which all elements were multiplied or divided
 
   def positions(self) -> np.ndarray:
     chain, view = [], self

@@ -447,3 +447,14 @@ def test_a_directory_is_not_resumed_by_another_function(tmp_path):
   ):
     with pytest.raises(ValueError, match=f"directory must be empty.*{differs}"):
       prune(apply_fn, method)
+
+
+def test_a_kernel_with_two_factors_is_refused():
+  params = {"w": jax.random.normal(jax.random.key(0), (8, 6))}
+  inputs = jax.random.normal(jax.random.key(1), (16, 8))
+  two = lambda first: (
+    lambda p, x: jnp.concatenate([x @ (p["w"] * first), x[:, ::-1] @ (p["w"] * 2.0)], 1)
+  )
+  assert post_training.prune(two(2.0), params, [inputs], 0.5).report
+  with pytest.raises(ValueError, match="'w', which enters two products with different"):
+    post_training.prune(two(10.0), params, [inputs], 0.5)
