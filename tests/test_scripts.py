@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from scripts.reproduce.sparse_momentum import ablation
 from scripts.reproduce.supermasks import measurements
 from sparsejax import training
 from sparsejax.experiments import results
@@ -140,3 +141,12 @@ def test_supermasks_are_trained_for_the_steps_of_their_config():
   steps = lambda full: measurements._program(json.dumps(training.config_to_json(full)))
   assert steps(full).steps == 3
   assert steps(training.complete_config(config)).steps == 24  # of 1,294 images
+
+
+def test_every_case_of_the_ablation_is_a_config():
+  found = ablation.cases()
+  assert len(found) == 36
+  for fields in found.values():
+    config = training.complete_config(ablation.make_config(fields, num_epochs=20))
+    assert (config.num_epochs, config.lr_decay_every) == (20, 5000)
+    assert all(getattr(config, name) == value for name, value in fields.items())

@@ -17,6 +17,7 @@ import re
 import sys
 
 from absl import flags, logging
+from ml_collections import config_dict
 
 from scripts import ROOT
 from scripts.reproduce import plots
@@ -44,8 +45,8 @@ DROP_FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 MOMENTA = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def cases() -> dict[str, dict]:
-  """Returns the fields of the config by case; the recipe's own are repeated in each."""
+def cases(pattern: str = "") -> dict[str, dict]:
+  """Returns the fields that differ from the recipe, by case."""
   found = {}
   for density in (0.01, 0.05):
     for growth in GROWTH:
@@ -66,11 +67,24 @@ def cases() -> dict[str, dict]:
       "method": "dense",
       "density": 1.0,
     }
-  return {name: f for name, f in found.items() if re.search(_CASES.value, name)}
+  return {name: f for name, f in found.items() if re.search(pattern, name)}
 
 
 def run_dir(case: str) -> pathlib.Path:
   return pathlib.Path(_WORKDIR.value) / case
+
+
+def make_config(fields: dict, num_epochs: int) -> config_dict.ConfigDict:
+  """Returns the config of a case."""
+  path = ROOT / "configs/mnist_lenet300.py"
+  config = command_line.load_config(path, fields.get("method", "sparse_momentum"))
+  # The learning rate decays as often as in the full recipe.
+  share = num_epochs / config.num_epochs
+  config.lr_decay_every = round(config.lr_decay_every * share)
+  config.update(num_epochs=num_epochs, num_seeds=SEEDS, log_every=540)
+  with config.unlocked():  # for arguments of the method
+    config.update(fields)
+  return config
 
 
 def train(case: str, fields: dict) -> bool:
@@ -78,19 +92,13 @@ def train(case: str, fields: dict) -> bool:
   if (run_dir(case) / "summary.json").exists():
     return True
   print(case, flush=True)
-  path = ROOT / "configs/mnist_lenet300.py"
-  config = command_line.load_config(path, fields.get("method", "sparse_momentum"))
-  # The learning rate decays as often as in the full recipe.
-  share = _NUM_EPOCHS.value / config.num_epochs
-  config.lr_decay_every = round(config.lr_decay_every * share)
-  config.update(num_epochs=_NUM_EPOCHS.value, num_seeds=SEEDS, log_every=540)
-  config.update(fields)
+  config = make_config(fields, _NUM_EPOCHS.value)
   return training.train_and_evaluate(config, run_dir(case), verbose=False).finished
 
 
 def rows() -> list[dict]:
   table = []
-  for case in cases():
+  for case in cases(_CASES.value):
     file = run_dir(case) / "summary.json"
     if not file.exists():
       continue
@@ -140,9 +148,10 @@ def plot(found: dict[str, dict]) -> None:
 def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
-  if not cases():
+  chosen = cases(_CASES.value)
+  if not chosen:
     raise SystemExit(f"--cases must match a case, got {_CASES.value!r}")
-  for case, fields in cases().items():
+  for case, fields in chosen.items():
     if not _WRITE_ONLY.value and not train(case, fields):
       sys.exit(130)
   table = rows()
