@@ -15,9 +15,9 @@ import json
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_dict
 
 from scripts import ROOT
 from scripts.reproduce import plots
@@ -74,7 +74,7 @@ def run_dir(case: str) -> pathlib.Path:
   return pathlib.Path(_WORKDIR.value) / case
 
 
-def make_config(fields: dict, num_epochs: int) -> config_dict.ConfigDict:
+def make_config(fields: dict, num_epochs: int) -> Any:
   """Returns the config of a case."""
   path = ROOT / "configs/mnist_lenet300.py"
   config = command_line.load_config(path, fields.get("method", "sparse_momentum"))
