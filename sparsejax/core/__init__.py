@@ -27,6 +27,7 @@ from sparsejax.core._checks import (
   check_tuple,
   check_value,
   did_you_mean,
+  may_be_nonzero,
 )
 from sparsejax.core._containers import boxed_like, is_placeholder, unboxed
 from sparsejax.core._epochs import Pace, epoch_order, run_steps, salted

@@ -114,6 +114,11 @@ def check_number(
     raise ValueError(f"{name} must {rule}, got {value}.")
 
 
+def may_be_nonzero(value: Any) -> bool:
+  """Returns False for a Python 0, and True for arrays, whose value may be traced."""
+  return isinstance(value, jax.Array) or bool(value)
+
+
 def check_scalar(name: str, value: jax.Array) -> None:
   """Raises TypeError unless a JAX array, traced or not, is a single number."""
   if value.ndim or jnp.issubdtype(value.dtype, jax.dtypes.prng_key):

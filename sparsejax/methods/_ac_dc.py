@@ -23,7 +23,7 @@ from sparsejax.core import (
 from sparsejax.core.structures import Structure, check_fits, density_of
 from sparsejax.distributions import uniform
 from sparsejax.scores import magnitude
-from sparsejax.transforms import check_schedule, prune_to, sparsify
+from sparsejax.transforms import check_schedule, check_some_update, prune_to, sparsify
 
 
 def ac_dc(
@@ -88,13 +88,8 @@ def ac_dc(
     64
   """
   check_schedule(update_every, start_step, end_step)
-  if update_every is not None and end_step is not None:
-    first = start_step + update_every
-    if end_step < first:
-      raise ValueError(
-        f"end_step must be at least start_step + update_every = {first}, got "
-        f"{end_step}: the masks would never change."
-      )
+  if update_every is not None:
+    check_some_update(update_every, start_step, end_step)
   if sparse is None:
     if update_every is None:
       raise ValueError(

@@ -24,6 +24,7 @@ from sparsejax.core import (
   check_number,
   choose,
   leaf_keys,
+  may_be_nonzero,
   uniform_like,
   update_or_zero,
   updated,
@@ -207,7 +208,7 @@ def deep_r(
     key = jax.random.fold_in(jax.random.key(before.seed), before.count)
     # Run the inner optimizer on the penalized, noisy gradients. `sparse` masks them and
     # zeroes masked weights; its masks change only below, where u is known.
-    if _is_nonzero(l1) or _is_nonzero(noise):
+    if may_be_nonzero(l1) or may_be_nonzero(noise):
       noise_key = jax.random.fold_in(key, _NOISE)
       grads = _pulled(grads, state.positive, chosen, l1, noise, noise_key)
     after: Any  # a SparseState; optax's types do not express that
@@ -239,10 +240,6 @@ def deep_r(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _is_nonzero(strength) -> bool:
-  return isinstance(strength, jax.Array) or bool(strength)  # traced ones may be
-
-
 def _pulled(grads, positive, chosen, l1, noise, key):
   """Adds the L1 penalty and the noise to the gradients of all sparsified leaves.
 
@@ -255,7 +252,7 @@ def _pulled(grads, positive, chosen, l1, noise, key):
     if flag:
       pull = jnp.where(next(signs), l1, -l1).astype(g.dtype)
       g = g + pull
-      if _is_nonzero(noise):
+      if may_be_nonzero(noise):
         g = g + (noise * normal_like(k, g)).astype(g.dtype)
     out.append(g)
   return treedef.unflatten(out)

@@ -10,7 +10,7 @@ from sparsejax.core import Distribution, InputAxes, Stacked, Where, check_intege
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import magnitude
-from sparsejax.transforms import check_schedule, prune_to, sparsify
+from sparsejax.transforms import check_schedule, check_some_update, prune_to, sparsify
 
 
 def gradual_magnitude(
@@ -127,15 +127,8 @@ def gradual_density(
       f"initial_density must be at least density = {density}, got {initial_density}."
     )
   # The cubic must end at a step with a mask update, which may be before end_step.
-  if update_every is None:
-    raise ValueError("update_every must be an integer of at least 1, got None.")
-  updates = (end_step - start_step) // update_every
-  if updates < 1:
-    raise ValueError(
-      f"end_step must be at least start_step + update_every = "
-      f"{start_step + update_every}, got {end_step}: the masks would never change."
-    )
-  return cubic(initial_density, density, start_step, updates * update_every)
+  steps = check_some_update(update_every, start_step, end_step)
+  return cubic(initial_density, density, start_step, steps)
 
 
 def cubic(initial: float, final: Any, start_step: int, steps: int):

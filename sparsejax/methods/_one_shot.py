@@ -8,7 +8,7 @@ from sparsejax.core import Distribution, InputAxes, Score, Stacked, Where
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import uniform
 from sparsejax.scores import magnitude
-from sparsejax.transforms import check_schedule, prune_to, sparsify
+from sparsejax.transforms import check_schedule, check_some_update, prune_to, sparsify
 
 
 def one_shot(
@@ -69,13 +69,8 @@ def one_shot(
   # Ending the schedule at its first mask update leaves that one alone.
   check_schedule(update_every, start_step, end_step)
   if update_every is not None:
-    once = start_step + update_every
-    if end_step is not None and end_step < once:
-      raise ValueError(
-        f"end_step must be at least start_step + update_every = {once}, got "
-        f"{end_step}: the masks would never change."
-      )
-    end_step = once
+    check_some_update(update_every, start_step, end_step)
+    end_step = start_step + update_every
   return sparsify(
     inner,
     prune_to(score, density_of(density, structure), distribution),

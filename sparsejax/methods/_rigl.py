@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
@@ -14,6 +13,7 @@ from sparsejax.core import (
   Where,
   check_flag,
   check_number,
+  may_be_nonzero,
 )
 from sparsejax.core.structures import Structure, density_of
 from sparsejax.distributions import uniform
@@ -109,8 +109,8 @@ def rigl(
   # step or its running sum for growing.
   check_flag("accumulate_gradients", accumulate_gradients)
   check_number("drop_noise", drop_noise, "be at least 0", lambda v: 0 <= v < np.inf)
-  traced = isinstance(drop_noise, jax.Array)
-  drop_score = noisy(magnitude, drop_noise) if traced or drop_noise else magnitude
+  noise = may_be_nonzero(drop_noise)
+  drop_score = noisy(magnitude, drop_noise) if noise else magnitude
   fraction = fraction_rule(drop_fraction, "drop_fraction")
   if accumulate_gradients:
     changes = chain(drop(drop_score, fraction), grow(accumulated_magnitude))

@@ -164,7 +164,7 @@ def prune(
     block: the number of columns that SparseGPT selects together.
     measure: whether to report errors, which needs Gram matrices for every method.
     directory: the directory to write each layer to once it is pruned. A second call
-      with the same arguments resumes from it.
+      with the same arguments resumes from it. What functions capture is not compared.
     progress: whether to show a progress bar on standard error.
 
   Returns:

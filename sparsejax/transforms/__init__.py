@@ -47,10 +47,14 @@ from sparsejax.transforms._sparsify_forward import (
   map_masked,
   sparsify_forward,
 )
-from sparsejax.transforms._when import UpdateSchedule, check_schedule, mask_update_due
+from sparsejax.transforms._when import (
+  UpdateSchedule,
+  check_schedule,
+  check_some_update,
+  mask_update_due,
+)
 
 __all__ = [
-  "GrownState",
   "accumulate",
   "by_path",
   "chain",

@@ -122,6 +122,33 @@ def check_schedule(update_every: Any, start_step: Any, end_step: Any) -> UpdateS
   return UpdateSchedule(start_step, end_step, update_every)
 
 
+def check_some_update(update_every: Any, start_step: Any, end_step: Any) -> Any:
+  """Returns the steps up to the last mask update, and checks that there is one.
+
+  Args:
+    update_every: see `UpdateSchedule`; traced arguments are not checked.
+    start_step: see `UpdateSchedule`.
+    end_step: see `UpdateSchedule`.
+
+  Returns:
+    An integer; None for a schedule without an end, or with traced arguments.
+
+  Raises:
+    ValueError: the schedule ends before its first mask update, or has none.
+  """
+  arguments = (update_every, start_step, end_step)
+  if end_step is None or any(isinstance(v, jax.Array) for v in arguments):
+    return None
+  if update_every is None:
+    raise ValueError("update_every must be an integer of at least 1, got None.")
+  if end_step < (first := start_step + update_every):
+    raise ValueError(
+      f"end_step must be at least start_step + update_every = {first}, got {end_step}: "
+      "the masks would never change."
+    )
+  return (end_step - start_step) // update_every * update_every
+
+
 def check_update_masks(update_masks: Any) -> None:
   """Raises TypeError unless the value is None or one bool, which may be traced."""
   if update_masks is None or isinstance(update_masks, (bool, np.bool_)):

@@ -124,23 +124,26 @@ def test_a_training_ends_when_it_is_asked_to(data):
   assert len(asked) == 3
 
 
-def test_the_early_stop_of_each_member():
-  """Weights that rise by one a step, and a loss that is least at 12."""
+def rising(start, validate, **kwargs):
+  """Trains one weight per member, which rises by one a step."""
   tx = sj.static_sparse(optax.sgd(1.0), density=1.0)
-  params = {"kernel": jnp.array([0.0, 5.0, 11.0]).reshape(3, 1, 1)}
-  keys = jax.random.split(jax.random.key(0), 3)
-  members = lottery.stack_members(tx, keys, params)
-  done = lottery.train_population(
+  keys = jax.random.split(jax.random.key(0), len(start))
+  params = {"kernel": jnp.array(start).reshape(-1, 1, 1)}
+  return lottery.train_population(
     lambda p, state, batch, key: (-jnp.sum(p["kernel"]), state),
     tx,
-    members,
+    lottery.stack_members(tx, keys, params),
     jnp.zeros((4, 1)),
     batch_size=2,
-    steps=20,
-    validate=lambda p, state, held_out: jnp.abs(p["kernel"][0, 0] - 12.0),
-    every=1,
+    validate=lambda p, state, held_out: validate(p["kernel"][0, 0]),
     measure=lambda p, state, held_out: p["kernel"][0, 0],
+    **kwargs,
   )
+
+
+def test_the_early_stop_of_each_member():
+  """Weights that rise by one a step, and a loss that is least at 12."""
+  done = rising([0.0, 5.0, 11.0], lambda w: jnp.abs(w - 12.0), steps=20, every=1)
   assert done.early_stop.tolist() == [12, 7, 1]
   assert done.at_early_stop.tolist() == [12.0, 12.0, 12.0]
   assert done.measurements.tolist() == [[20.0], [25.0], [31.0]]
@@ -295,24 +298,8 @@ def test_bad_members():
 
 
 def test_a_member_that_diverges_has_no_early_stop_at_its_start():
-  tx = sj.static_sparse(optax.sgd(1.0), density=1.0)
-  params = {"kernel": jnp.array([0.0, jnp.inf]).reshape(2, 1, 1)}
-  members = lottery.stack_members(
-    tx, jax.random.split(jax.random.key(0), 2), {"kernel": jnp.zeros((2, 1, 1))}
-  )
-  members = members._replace(params=params)
-  done = lottery.train_population(
-    lambda p, state, batch, key: (-jnp.sum(p["kernel"]), state),
-    tx,
-    members,
-    jnp.zeros((4, 1)),
-    batch_size=2,
-    steps=4,
-    validate=lambda p, state, held_out: jnp.where(
-      jnp.isinf(p["kernel"][0, 0]), jnp.nan, 9.0 - p["kernel"][0, 0]
-    ),
-    every=2,
-    measure=lambda p, state, held_out: p["kernel"][0, 0],
-  )
+  """The loss of the second member is never finite."""
+  loss = lambda w: jnp.where(w >= 50.0, jnp.nan, 9.0 - w)
+  done = rising([0.0, 50.0], loss, steps=4, every=2)
   assert done.early_stop.tolist() == [4, 4]
-  assert done.at_early_stop.tolist() == [4.0, np.inf]
+  assert done.at_early_stop.tolist() == [4.0, 54.0]

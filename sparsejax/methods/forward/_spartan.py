@@ -23,7 +23,12 @@ from sparsejax.core import (
 )
 from sparsejax.distributions import check_density, uniform
 from sparsejax.scores import magnitude
-from sparsejax.transforms import check_schedule, reselect, sparsify_forward
+from sparsejax.transforms import (
+  check_schedule,
+  check_some_update,
+  reselect,
+  sparsify_forward,
+)
 
 # Newton's method takes one to four steps from the first guess. Bisection replaces steps
 # that leave the bracket; it takes 24 for all bits of a float32.
@@ -106,21 +111,14 @@ def spartan(
   if end_step is None:
     raise ValueError("end_step must be given: beta is final there; got None.")
   check_schedule(update_every, start_step, end_step)
-  if update_every is None:
-    raise ValueError("update_every must be an integer of at least 1, got None.")
-  updates = (end_step - start_step) // update_every
-  if updates < 1:
-    raise ValueError(
-      f"end_step must be at least start_step + update_every = "
-      f"{start_step + update_every}, got {end_step}: the masks would never change."
-    )
+  last = check_some_update(update_every, start_step, end_step)
   check_density(density)
   check_density(initial_density, "initial_density")
   if warmup_steps is None:
     warmup_steps = max(1, (end_step - start_step) // 4)
   check_integer("warmup_steps", warmup_steps, 1)
   # The density must be final at the last mask update, which may be before end_step.
-  warmup_steps = min(warmup_steps, updates * update_every)
+  warmup_steps = min(warmup_steps, last)
   rule = "be above 0"
   for name, value in (("beta", beta), ("final_beta", final_beta)):
     check_number(name, value, rule, lambda v: 0 < v < np.inf)
