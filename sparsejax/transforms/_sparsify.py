@@ -62,6 +62,7 @@ from sparsejax.transforms._start import (
   shard_state_like_params,
   start,
 )
+from sparsejax.transforms._stored_params import mask_stored_params, stores_params
 from sparsejax.transforms._when import (
   check_schedule,
   check_update_masks,
@@ -331,6 +332,14 @@ def sparsify(
       axes = layer_axes(params, chosen, stacked, input_axes)
       return update_if_due(due, inputs, budgets, state.skipped, before, axes)
 
+    # An optimizer that keeps a copy of the params was given dense ones at `init`: mask
+    # its copy, and the params that it compares with it.
+    inner_params = params
+    stored = not is_condensed and stores_params(state.inner_state)
+    if stored:
+      inner_state = mask_stored_params(state.inner_state, params, old_masks)
+      state = state._replace(inner_state=inner_state)
+      inner_params = _where_live(align(params, old_masks), params, zeros=True)
     # Update the masks and run the inner optimizer, in one of two orders. Both apply
     # only the new masks: if the old ones were applied too, both would be copied at
     # every step.
@@ -360,17 +369,21 @@ def sparsify(
           inner_state = fill_dead_second_moments(
             inner_state, masked, params, old_masks, state.budgets
           )
-        updates, inner_state = inner.update(masked, inner_state, params, **extra_args)
+        updates, inner_state = inner.update(
+          masked, inner_state, inner_params, **extra_args
+        )
       average = _accumulate(average, grads, chosen)
     else:
       # The inner optimizer first, on dense gradients; then the masks, with the moments
       # from after this step.
       updates, inner_state = inner.update(
-        grads, state.inner_state, params, **extra_args
+        grads, state.inner_state, inner_params, **extra_args
       )
       average = _accumulate(average, grads, chosen)
       masks, budgets, skipped, after = update_topology(inner_state, average)
       live = align(params, masks)
+    if stored:
+      inner_state = mask_stored_params(inner_state, params, masks)
     # Emit the update that takes masked weights to exactly zero.
     return _where_live(live, updates, params), SparseState(
       count=step,
