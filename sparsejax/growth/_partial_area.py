@@ -208,8 +208,11 @@ def with_areas(apply: Callable[..., Any], areas: PyTree) -> Callable[..., Any]:
 
   Returns:
     A function `(*args, **kwargs)` like `apply`. The model itself is not changed: its
-    convolutions are intercepted while it is traced. They need `strides`, `padding` and
-    a `kernel`.
+    convolutions (`nn.Conv`) are intercepted while it is traced.
+
+  Raises:
+    ValueError: while the function runs, an area is at a module other than `nn.Conv`, or
+      its convolution has dilation, groups, a mask, or circular or causal padding.
 
   Example:
     >>> model = nn.Conv(2, (3, 3), padding="VALID")
@@ -308,18 +311,45 @@ def _with_areas(apply, areas, observe=lambda name, x, kernel, **windows: None):
       if context.method_name != "__call__" or name not in known:
         return next_function(*inner_args, **inner_kwargs)
       # Compute the partial-area convolution with the module's own parameters.
-      module, x = context.module, inner_args[0]
-      strides = module.strides or 1
-      strides = (strides, strides) if isinstance(strides, int) else tuple(strides)
+      module, windows = context.module, _windows(name, context.module)
       kernel = module.get_variable("params", "kernel")
-      windows = {"strides": strides, "padding": module.padding}
+      bias = module.get_variable("params", "bias") if module.use_bias else None
+      x, kernel, bias = module.promote_dtype(
+        inner_args[0], kernel, bias, dtype=module.dtype
+      )
       observe(name, x, kernel, **windows)
       y = partial_area_conv(x, kernel, known[name], **windows)
-      if module.has_variable("params", "bias"):
-        y = y + module.get_variable("params", "bias")[None, None, None]
-      return y
+      return y if bias is None else y + bias[None, None, None]
 
     with nn.intercept_methods(intercept):
       return apply(*args, **kwargs)
 
   return apply_with_areas
+
+
+def _windows(name: str, module: nn.Module) -> dict[str, Any]:
+  """Returns the strides and the padding of a convolution, which must have no more."""
+  if not isinstance(module, nn.Conv):
+    raise ValueError(
+      f"areas must be at modules of type nn.Conv, got {type(module).__name__} at "
+      f"{name!r}."
+    )
+  names = ("input_dilation", "kernel_dilation", "feature_group_count")
+  values = {key: getattr(module, key) for key in names}
+  odd = {key: value for key, value in values.items() if np.any(np.array(value) != 1)}
+  if module.mask is not None:
+    odd["mask"] = "an array"
+  if module.padding in ("CIRCULAR", "CAUSAL", "REFLECT"):
+    odd["padding"] = module.padding
+  if odd:
+    raise ValueError(
+      "areas must be at convolutions without dilation, groups and a mask, with padding "
+      f"by zeros, got {odd} at {name!r}."
+    )
+  strides, padding = module.strides or 1, module.padding
+  if isinstance(strides, int):
+    strides = (strides, strides)
+  if not isinstance(padding, str):
+    both = (padding, padding) if isinstance(padding, int) else padding
+    padding = [(p, p) if isinstance(p, int) else tuple(p) for p in both]
+  return {"strides": tuple(strides), "padding": padding}

@@ -177,6 +177,38 @@ def test_partial_areas_of_a_strided_model():
   )
 
 
+def test_paddings_of_flax_and_its_dtypes_are_those_of_the_model():
+  x = jax.random.normal(jax.random.key(0), (2, 5, 5, 2))
+  for padding in (1, (1, 2), ((0, 1), (1, 0)), "SAME", "VALID"):
+    model = nn.Conv(3, (3, 3), padding=padding, dtype=jnp.bfloat16, use_bias=False)
+    variables = model.init(jax.random.key(1), x)
+    apply = growth.with_areas(model.apply, growth.whole_areas(model, (5, 5, 2)))
+    whole, part = model.apply(variables, x), apply(variables, x)
+    assert part.dtype == jnp.bfloat16
+    chex.assert_trees_all_close(
+      *(v.astype(jnp.float32) for v in (whole, part)), atol=0.1
+    )
+
+
+@pytest.mark.parametrize(
+  ("module", "message"),
+  [
+    (nn.Conv(2, (3, 3), kernel_dilation=2), r"'kernel_dilation': 2.*at ''"),
+    (nn.Conv(2, (3, 3), padding=1, input_dilation=(1, 2)), "'input_dilation'"),
+    (nn.Conv(2, (3, 3), feature_group_count=2), "'feature_group_count': 2"),
+    (nn.Conv(2, (3, 3), padding="CIRCULAR"), "'padding': 'CIRCULAR'"),
+    (nn.Conv(2, (3, 3), mask=jnp.ones((3, 3, 2, 2))), "'mask': 'an array'"),
+    (nn.ConvTranspose(2, (3, 3)), "nn.Conv, got ConvTranspose"),
+  ],
+)
+def test_other_convolutions_have_no_areas(module, message):
+  x = jnp.ones((1, 5, 5, 2))
+  variables = module.init(jax.random.key(0), x)
+  apply = growth.with_areas(module.apply, growth.whole_areas(module, (5, 5, 2)))
+  with pytest.raises(ValueError, match=message):
+    apply(variables, x)
+
+
 @pytest.mark.slow
 def test_a_model_with_areas_is_not_edited():
   model = models.LeNet5(features=(3, 2, 4))
