@@ -71,10 +71,13 @@ def prune_to(
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
     axes = plain_axes(masks, budgets) if axes is None else axes
-    # Score the live weights; masked ones get -inf and rank last.
+    # Score the live weights; masked ones get -inf and rank last, even after live ones
+    # whose score is -inf.
     finite = finite & scores_are_finite(scores := score(inputs), masks)
     scores = jax.tree.map(
-      lambda s, m: jnp.where(m, s, jnp.asarray(-jnp.inf, s.dtype)), scores, masks
+      lambda s, m: jnp.where(m, jnp.maximum(s, jnp.finfo(s.dtype).min), -jnp.inf),
+      scores,
+      masks,
     )
     everything = jax.tree.map(jnp.ones_like, masks)
     # The density of this step; that of a user's schedule is validated and clipped.

@@ -235,6 +235,17 @@ def test_prune_to_prefers_live_weights():
   assert bits(new.masks) == {"a": [0, 0, 1, 1]}
 
 
+def test_prune_to_prefers_live_weights_of_the_lowest_score():
+  masks = rows([0, 1, 1, 1], dtype=bool)
+  lowest = lambda inputs: rows([9.0, -jnp.inf, -jnp.inf, 0.3])
+  new = run(
+    sj.prune_to(lowest, 0.75, sj.uniform),
+    inputs(rows([9.0, 0.1, 0.2, 0.3]), masks),
+    topology(masks, counts(a=3)),
+  )
+  assert bits(new.masks) == {"a": [0, 1, 1, 1]}
+
+
 def test_set_drops_half_and_not_more():
   """The reference's SET leaves half of what it should, all of one sign."""
   key = jax.random.key(0)
