@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jax.extend.core import primitives
 
 from sparsejax.analysis.jaxpr import (
   MOVES,
@@ -30,6 +29,7 @@ from sparsejax.analysis.jaxpr import (
 )
 from sparsejax.core import Where, path_string, selected
 from sparsejax.post_training._layers import Layer, Network, Use, View, matrix_view
+from sparsejax.post_training._unroll import unrolled
 
 PyTree = Any
 _PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -99,6 +99,7 @@ class _Finder:
     self.views: dict[int, View] = {}
     self.depends: dict[int, frozenset[int]] = {}  # value -> selected leaves in it
     self.last: dict[int, str] = {}  # value -> the operation that ended its view
+    self.met: dict[int, str] = {}  # leaf -> the operation, no product, that met inputs
     self.fixed: dict[int, Operation | None] = dict.fromkeys(self.constants)
     self.varies = set(program.inputs)
     self.found: list[tuple[View, Use, tuple]] = []
@@ -156,8 +157,12 @@ class _Finder:
     if len(viewed) == 1 and self._moved(operation, viewed[0], inside):
       return
     # Any other operation ends the view, which is an error only if the result enters a
-    # product; remember the operation for the message.
-    if not any(i in self.varies for i in numbers):
+    # product, or if no product uses the parameter; remember the operation for the
+    # message.
+    if any(i in self.varies for i in numbers):
+      for leaf in leaves_in:
+        self.met.setdefault(leaf, operation.name)
+    else:
       for out in operation.outputs:
         self.depends[out] = leaves_in
         self.last[out] = next(
@@ -339,103 +344,28 @@ class _Finder:
     ):
       self.varies.update(operation.outputs)
 
-  def _new(self, shape: tuple[int, ...], dtype: Any) -> int:
-    number = len(self.shapes)
-    self.shapes[number], self.dtypes[number] = shape, dtype
-    return number
-
-  def _like(self, value: int) -> int:
-    return self._new(self.shapes[value], self.dtypes[value])
-
   def _unrolled(self, operation: Operation) -> list[Operation]:
     """Unrolls a loop into the operations of its iterations, one after another."""
-    body, p = operation.params["body"], operation.params
-    consts, carries = p["num_consts"], p["num_carry"]
+    body = operation.params["body"]
     self.constants.update(body.constants)
     self.fixed.update(dict.fromkeys(body.constants))
-    carry = list(operation.inputs[consts : consts + carries])
-    stacked = operation.inputs[consts + carries :]
-    slices: list[list] = [[] for _ in body.outputs[carries:]]
-    made: list[Operation] = []
-    # Per iteration: slice the stacked operands, copy the body with new numbers, and
-    # collect its outputs.
-    rounds = range(p["length"])
-    for i in reversed(rounds) if p["reverse"] else rounds:
-      values = [*operation.inputs[:consts], *carry]
-      values += [self._slice(x, i, made) for x in stacked]
-      numbers = dict(zip(body.inputs, values, strict=True))
-      made += [self._renumbered(inner, numbers) for inner in body.operations]
-      outputs = [self._read(numbers, o) for o in body.outputs]
-      carry = outputs[:carries]
-      for rows, value in zip(slices, outputs[carries:], strict=True):
-        rows.append(value)
-    # Copy the last carry to the loop's outputs, and stack the other outputs.
-    for out, value in zip(operation.outputs[:carries], carry, strict=True):
-      made.append(self._copy(value, out))
-    for out, rows in zip(operation.outputs[carries:], slices, strict=True):
-      self._stack(rows[::-1] if p["reverse"] else rows, out, made)
-    return made
-
-  def _read(self, numbers: dict, value):
-    return numbers.get(value, value) if isinstance(value, int) else value
-
-  def _slice(self, value, i: int, made: list[Operation]):
-    if not isinstance(value, int):
-      return np.asarray(value)[i]
-    shape, dtype = self.shapes[value], self.dtypes[value]
-    row = self._new((1, *shape[1:]), dtype)
-    out = self._new(shape[1:], dtype)
-    limits = {
-      "start_indices": (i,) + (0,) * (len(shape) - 1),
-      "limit_indices": (i + 1, *shape[1:]),
-      "strides": None,
-    }
-    made.append(Operation(primitives.slice_p, limits, (value,), (row,)))
-    made.append(Operation(primitives.squeeze_p, {"dimensions": (0,)}, (row,), (out,)))
-    return out
-
-  def _copy(self, value, out: int) -> Operation:
-    shape = self.shapes[out]
-    p = {"new_sizes": shape, "dimensions": None, "sharding": None}
-    return Operation(primitives.reshape_p, p, (value,), (out,))
-
-  def _stack(self, rows: list, out: int, made: list[Operation]) -> None:
-    shape = self.shapes[out][1:]
-    wide = []
-    for row in rows:
-      number = self._new((1, *shape), self.dtypes[out])
-      p = {"new_sizes": (1, *shape), "dimensions": None, "sharding": None}
-      made.append(Operation(primitives.reshape_p, p, (row,), (number,)))
-      wide.append(number)
-    p = {"dimension": 0}
-    made.append(Operation(primitives.concatenate_p, p, tuple(wide), (out,)))
-
-  def _renumbered(self, operation: Operation, numbers: dict) -> Operation:
-    """Copies an operation of a loop's body, with new numbers for its outputs."""
-    inputs = tuple(self._read(numbers, i) for i in operation.inputs)
-    for out in operation.outputs:
-      numbers[out] = self._like(out)
-    p = operation.params
-    if operation.name == "scan":
-      body = p["body"]
-      inner = {i: self._like(i) for i in body.inputs}
-      made = tuple(self._renumbered(o, inner) for o in body.operations)
-      body = body._replace(
-        operations=made,
-        inputs=tuple(inner[i] for i in body.inputs),
-        outputs=tuple(self._read(inner, o) for o in body.outputs),
-      )
-      p = {**p, "body": body}
-    return Operation(
-      operation.primitive, p, inputs, tuple(numbers[o] for o in operation.outputs)
-    )
+    return unrolled(operation, self.shapes, self.dtypes)
 
   def layers(self) -> tuple[Layer, ...]:
     """Returns the layers that were found, with all uses of the same weights in one.
 
     Raises:
-      ValueError: two layers share some weights, but not all.
+      ValueError: two layers share some weights, but not all; or a parameter meets the
+        inputs, but in no product.
     """
+    used = {view.leaf for view, *_ in self.found}
+    for leaf, name in self.met.items():
+      if leaf not in used:
+        raise ValueError(
+          "apply_fn must use a selected parameter in a product, got "
+          f"{self.paths[leaf]!r}, which meets the inputs in {name}, where "
+          f"{self.caller} cannot follow it; leave it out with `where`."
+        )
     # Uses of one parameter at the same positions are the same layer.
     made: dict[tuple[int, str], dict] = {}
     taken: dict[int, np.ndarray] = {}

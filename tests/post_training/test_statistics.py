@@ -292,6 +292,9 @@ def test_what_cannot_be_followed_is_refused_by_name():
     "while",
     where="w",
   )
+  # A mixture of experts that picks kernels by the inputs: no product has all of `w`.
+  refused(lambda p, x: jnp.take(p["w"], x.argmax(-1), axis=0) @ p["b"], "gather")
+  refused(lambda p, x: (x[..., None] * p["w"][None]).sum(1) @ p["b"], "mul")
   # Left out, the rest is found.
   found = input_statistics(
     lambda p, x: x @ jnp.tanh(p["w"]) @ p["b"], {"w": w, "b": b}, [x], where="b"
@@ -316,4 +319,4 @@ def test_bad_batches_are_refused():
     with pytest.raises(TypeError, match="batches must be a sequence"):
       input_statistics(apply_fn, params, batches)
   with pytest.raises(ValueError, match="apply_fn must multiply"):
-    input_statistics(lambda p, x: x * p["w"].sum(), params, [x])
+    input_statistics(lambda p, x: x, params, [x])
