@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ import jax
 import pytest
 from jax import monitoring
 
+_MEMORY_LIMIT = pytest.StashKey[float]()  # in bytes; see pytest_runtest_teardown
 ROOT = pathlib.Path(__file__).resolve().parent
 # Runs each command of its input in a fork, after importing once what takes seconds. No
 # computation has started a thread by then; freezing spares the forks copies of memory.
@@ -61,6 +63,25 @@ def pytest_collection_finish():
   gc.freeze()
   gc.set_threshold(50_000, 10, 10)
   gc.enable()
+
+
+def _peak_memory():
+  """Returns the most memory that this process has had, in bytes."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Frees compiled programs between modules, or a process would grow to 5 GB.
+
+  The next programs use the freed memory, so the limit is rarely reached again.
+  """
+  stash = item.config.stash
+  between = nextitem is None or nextitem.path != item.path
+  if between and (peak := _peak_memory()) > stash.get(_MEMORY_LIMIT, 1.5 * 2**30):
+    jax.clear_caches()
+    gc.collect()
+    stash[_MEMORY_LIMIT] = peak + 2**28
 
 
 @pytest.fixture
