@@ -210,23 +210,24 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def merge_with_existing(
   rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]
 ) -> list[dict[str, Any]]:
-  """Appends the other rows of an existing results file, for results made in parts.
+  """Puts rows among those of an existing results file, for results made in parts.
 
   Args:
     rows: the new rows, which replace those of the same case and metric.
     path: the path of the results file; it need not exist.
 
   Returns:
-    The new rows, then the existing ones, each with its own environments.
+    The existing rows in their order, each replaced by the new row of its case and
+    metric, then the other new rows. Each has its own environments.
 
   Example:
     >>> import tempfile
     >>> file = f"{tempfile.mkdtemp()}/toy.json"
     >>> write_results(file, "toy", [row("a", "seconds", 1.5), row("b", "seconds", 3)])
-    >>> rows = merge_with_existing([row("a", "seconds", 1.0)], file)
-    >>> [(r["case"], r["mean"]) for r in rows]
-    [('a', 1.0), ('b', 3.0)]
+    >>> new = [row("c", "seconds", 2), row("b", "seconds", 1)]
+    >>> [(r["case"], r["mean"]) for r in merge_with_existing(new, file)]
+    [('a', 1.5), ('b', 1.0), ('c', 2.0)]
   """
-  mine = {(r["case"], r["metric"]) for r in rows}
-  kept = [r for r in read_rows(path) if (r["case"], r["metric"]) not in mine]
-  return [*map(dict, rows), *kept]
+  new = {(r["case"], r["metric"]): dict(r) for r in rows}
+  kept = [new.pop((r["case"], r["metric"]), r) for r in read_rows(path)]
+  return [*kept, *new.values()]
