@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import re
 import statistics
 import subprocess
 
@@ -68,13 +67,6 @@ def test_methods_are_ordered_by_accuracy_at_the_lowest_density():
   assert rigl.split("|")[4].strip() == f"{row['mean']:.2f} ± {row['sem']:.2g}"
 
 
-# Rows whose commit or tree no repository has. The pages in docs/results say why.
-UNTRACED = {
-  # One run of an early recipe, trained at a commit that was lost.
-  "mnist_sparse_momentum": r"lenet5/.*/epochs=100 .*",
-}
-
-
 @functools.cache
 def exists(commit: str) -> bool:
   command = ["git", "-C", str(ROOT), "cat-file", "-e", f"{commit}^{{commit}}"]
@@ -112,10 +104,9 @@ def test_rows_name_the_command_and_the_commit_that_made_them(path):
     assert "--write_only" not in run["command"], run
     assert run["hardware"], run
     assert run["versions"]["jax"], run
-  untraced = re.compile(UNTRACED.get(path.stem, r"(?!)"))
   lost = {
     f"{row['case']} {row['metric']}"
     for row in content["rows"]
     if not all(exists(content["runs"][i]["commit"]) for i in row["runs"])
   }
-  assert sorted(name for name in lost if not untraced.fullmatch(name)) == []
+  assert sorted(lost) == []
