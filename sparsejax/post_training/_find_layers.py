@@ -196,7 +196,7 @@ class _Finder:
       index = _slices(starts, view.shape, p["slice_sizes"])
       steps = [lambda a: a[index]]
     elif name == "convert_element_type" and not jnp.issubdtype(
-      p["new_dtype"], jnp.inexact
+      p["new_dtype"], jnp.floating
     ):
       return False
     elif name in MOVES and name not in _UNREAD:

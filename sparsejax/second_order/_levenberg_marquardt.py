@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.core import check_callable, check_integer, check_masks, check_number
+from sparsejax.second_order._obs import check_solvable
 
 
 def levenberg_marquardt(
@@ -43,7 +44,7 @@ def levenberg_marquardt(
   Raises:
     TypeError: an argument has the wrong type.
     ValueError: `decay` is negative, `damping` is not above 0, `steps` is below 1, or
-      `mask` has a different shape than `weights`.
+      `mask` has a different shape than `weights`, which must be float32 or float64.
 
   Example:
     >>> w = levenberg_marquardt(lambda w: w - 2, jnp.ones(2), jnp.array([True, False]))
@@ -59,6 +60,7 @@ def levenberg_marquardt(
     raise ValueError(
       f"mask must have the shape of weights {weights.shape}, got {mask.shape}."
     )
+  check_solvable("weights", weights)
   check_number("decay", decay, "be at least 0", lambda v: 0 <= v < np.inf)
   check_integer("steps", steps, 1)
   check_number("damping", damping, "be above 0", lambda v: 0 < v < np.inf)

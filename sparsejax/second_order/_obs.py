@@ -31,8 +31,8 @@ def live_inverse(
 
   Raises:
     TypeError: `mask` is not bool.
-    ValueError: `damping` is negative, or `hessian` is not finite (under `jit`, the
-      inverse is NaN instead).
+    ValueError: `damping` is negative, or `hessian` is not float32 or float64, or not
+      finite (under `jit`, the inverse is NaN instead).
 
   Example:
     >>> live_inverse(jnp.diag(jnp.array([2.0, 4.0])), jnp.array([True, False])).tolist()
@@ -41,6 +41,7 @@ def live_inverse(
   check_number("damping", damping, "be at least 0", lambda v: 0 <= v < np.inf)
   check_masks(mask, "mask")
   _check_square("hessian", hessian, mask.size)
+  check_solvable("hessian", hessian)
   check_finite("hessian", hessian)
   return _live_inverse(hessian, mask, damping)
 
@@ -155,6 +156,12 @@ def downdate_inverse(inverse: jax.Array, index: jax.Array) -> jax.Array:
 def _check_square(name: str, matrix: jax.Array, n: int) -> None:
   if jnp.shape(matrix) != (n, n):
     raise ValueError(f"{name} must have shape ({n}, {n}), got {jnp.shape(matrix)}.")
+
+
+def check_solvable(name: str, array: jax.Array) -> None:
+  """Raises ValueError unless linear systems can be solved in an array's dtype."""
+  if array.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError(f"{name} must be float32 or float64, got {array.dtype}.")
 
 
 def _check_index(index, n: int) -> None:

@@ -122,3 +122,15 @@ def test_products_of_two_dtypes_stay_dense():
   with jax.numpy_dtype_promotion("standard"):
     net = analysis.deploy(lambda p, x: x @ p, params, None, images, rounds=1)
     assert net.layers[0].choice == "dense"
+
+
+def test_products_that_sum_to_a_wider_dtype_stay_dense():
+  kernel = jnp.eye(64, dtype=jnp.bfloat16)
+  kernel = jnp.kron(jnp.eye(4, dtype=jnp.bfloat16), kernel)  # sparse in blocks
+
+  def wide(params, x):
+    x = x.astype(jnp.bfloat16)
+    return jnp.matmul(x, params["a"], preferred_element_type=jnp.float32)
+
+  net = analysis.deploy(wide, {"a": kernel}, None, jnp.ones((8, 256)), rounds=1)
+  assert [(layer.choice, layer.seconds) for layer in net.layers] == [("dense", {})]

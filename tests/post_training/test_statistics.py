@@ -295,6 +295,9 @@ def test_what_cannot_be_followed_is_refused_by_name():
   # A mixture of experts that picks kernels by the inputs: no product has all of `w`.
   refused(lambda p, x: jnp.take(p["w"], x.argmax(-1), axis=0) @ p["b"], "gather")
   refused(lambda p, x: (x[..., None] * p["w"][None]).sum(1) @ p["b"], "mul")
+  # The squares of complex inputs are not those that the real kernel multiplies.
+  phases = lambda x: x.astype(jnp.complex64)
+  refused(lambda p, x: phases(x) @ phases(p["w"]), "convert", where="w")
   # Left out, the rest is found.
   found = input_statistics(
     lambda p, x: x @ jnp.tanh(p["w"]) @ p["b"], {"w": w, "b": b}, [x], where="b"

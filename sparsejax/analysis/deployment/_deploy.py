@@ -213,8 +213,9 @@ def deploy(
   for product, (name, kernel) in zip(
     products, kernels_of(program, base_params, products), strict=True
   ):
-    inputs = product.operation.inputs[product.side]
-    same = program.dtypes.get(inputs) == kernel.dtype  # what the formats need
+    # The formats need inputs of the kernel's dtype, and sum to it.
+    values = (product.operation.inputs[product.side], product.operation.outputs[0])
+    same = all(program.dtypes.get(i) == kernel.dtype for i in values)
     chosen.append(_fastest(name, product.rows, kernel, formats if same else (), rounds))
   if any(layer.choice != "dense" for layer, _ in chosen):
     functions = [function for _, function in chosen]
