@@ -28,7 +28,8 @@ def with_masks(opt_state: PyTree, masks: PyTree) -> PyTree:
   the masked weights to exactly zero. The masks never change in an optimizer with
   `update_every=None`, nor while `update_masks=False` is passed to its `update`.
   Otherwise the method continues from these masks, with their budgets. Soft masks become
-  1; the next update computes them anew.
+  1; the next update computes them anew. Masks are not held against the method's
+  structure, which the state does not contain.
 
   Args:
     opt_state: the state of an optimizer made by this package, alone or inside

@@ -52,7 +52,8 @@ def grow_by_paths(predictor: str = "ch2", soft: bool = True) -> MaskTransform:
   Args:
     predictor: "ch2" (CH2-L3n, which also counts internal links) or "ch3" (CH3-L3n).
     soft: whether weights are drawn in proportion to their scores, without replacement;
-      if False, the best are grown, which soon grows what was just dropped.
+      if False, the best are grown, which soon grows what was just dropped. Scores are
+      sums of floats, so ties may be broken in another way if kernels are sharded.
 
   Returns:
     A mask transform; after it every layer has exactly as many live weights as its
