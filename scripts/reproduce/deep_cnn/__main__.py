@@ -161,6 +161,20 @@ CASES = [
     batch=128,
     curve=True,
   ),
+  *[
+    Case(
+      f"cifar16/depth=1000/{name}",
+      1000,
+      "cifar10",
+      seeds=3,
+      curve=True,
+      **{**REDUCED, **kind, "steps": 4000},
+    )
+    for name, kind in (
+      ("delta_orthogonal", {}),
+      ("sparse_orthogonal/density=0.25", SPARSE),
+    )
+  ],
 ]
 SPECTRA = {
   "delta-orthogonal, σw²=1": ("delta_orthogonal", (1.0, 0.0)),

@@ -40,7 +40,7 @@ class Case:
     curve: whether the results contain the accuracy over the steps.
     unroll: see `VanillaCNN`.
     lowering: see `VanillaCNN`.
-    reduced: whether images of 28 x 28 pixels are reduced to 16 x 16; see `load`.
+    reduced: whether images are reduced to 16 x 16 pixels; see `load`.
   """
 
   name: str
@@ -76,8 +76,9 @@ def load(name: str, data_dir: str, reduced: bool = False):
   Args:
     name: name in `sparsejax.training.data`.
     data_dir: folder of TFDS's data sets.
-    reduced: whether to reduce images of 28 x 28 pixels to 16 x 16, which are folded
-      into 4 x 4 places instead of 7 x 7, at a third of the cost per layer.
+    reduced: whether to reduce images of up to 32 x 32 pixels to 16 x 16, which are
+      folded into 4 x 4 places instead of 7 x 7 or 8 x 8, at a third of the cost per
+      layer or less.
 
   Returns:
     The splits, the mean image, and the scale.
@@ -98,8 +99,9 @@ def load(name: str, data_dir: str, reduced: bool = False):
 
 
 def _reduced(images: np.ndarray) -> np.ndarray:
-  """Pads images of 28 x 28 pixels to 32 x 32, and averages squares of 2 x 2."""
-  edges = [(0, 0), (2, 2), (2, 2), (0, 0)]
+  """Pads images to 32 x 32 pixels, and averages squares of 2 x 2."""
+  edge = (32 - images.shape[1]) // 2
+  edges = [(0, 0), (edge, edge), (edge, edge), (0, 0)]
   squares = np.pad(images, edges).reshape(len(images), 16, 2, 16, 2, -1)
   return np.round(squares.mean((2, 4))).astype(np.uint8)
 

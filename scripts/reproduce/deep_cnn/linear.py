@@ -69,6 +69,7 @@ CONTROLS = (
     for d in (1000, 10_000)
   ],
   Control("cifar10/linear/batch=128", "cifar10", steps=1200, batch=128),
+  Control("cifar16/linear", "cifar10", steps=4000, batch=64, reduced=True),
 )
 
 
