@@ -32,10 +32,9 @@ from sparsejax import (
 )
 from sparsejax.experiments import results
 from sparsejax.training import _checkpoint as checkpoint
-from sparsejax.training import _config as config
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import _run as run
-from sparsejax.training import data
+from sparsejax.training import config, data
 from sparsejax.training.data import _augment as augment
 
 OURS = pathlib.Path(sj.__file__).parent

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import sparsejax as sj
 from sparsejax import training
-from sparsejax.training import _config as config
+from sparsejax.training import config
 
 OURS = pathlib.Path(sj.__file__).parent
 SGD = optax.sgd(0.1)

@@ -4,24 +4,6 @@ It requires the `train` extra. Importing `sparsejax` does not import this packag
 """
 
 from sparsejax.training._checkpoint import Checkpoints, Restored
-from sparsejax.training._config import (
-  Rules,
-  TrainConfig,
-  check_rules,
-  config_help,
-  default_config,
-  to_config_dict,
-  total_steps,
-  use_method,
-)
-from sparsejax.training._config import checked as checked_config
-from sparsejax.training._config import complete as complete_config
-from sparsejax.training._config import describe as describe_config
-from sparsejax.training._config import difference as config_difference
-from sparsejax.training._config import empty as empty_dict
-from sparsejax.training._config import filled as fill_config
-from sparsejax.training._config import from_json as config_from_json
-from sparsejax.training._config import to_json as config_to_json
 from sparsejax.training._costs import estimate as estimate_costs
 from sparsejax.training._costs import history as cost_history
 from sparsejax.training._costs import model_uses
@@ -68,11 +50,29 @@ from sparsejax.training._step import (
   sum_batches,
   train_step,
 )
-from sparsejax.training._supermask import use_variant as use_supermask_variant
 from sparsejax.training._workdir import check as check_workdir
 from sparsejax.training._workdir import claim as claim_workdir
 from sparsejax.training._workdir import exclusive as exclusive_workdir
 from sparsejax.training._workdir import json_text, read_json, write_text
+from sparsejax.training.config import (
+  Rules,
+  TrainConfig,
+  check_rules,
+  config_help,
+  default_config,
+  to_config_dict,
+  total_steps,
+  use_method,
+)
+from sparsejax.training.config import checked as checked_config
+from sparsejax.training.config import complete as complete_config
+from sparsejax.training.config import describe as describe_config
+from sparsejax.training.config import difference as config_difference
+from sparsejax.training.config import empty as empty_dict
+from sparsejax.training.config import filled as fill_config
+from sparsejax.training.config import from_json as config_from_json
+from sparsejax.training.config import to_json as config_to_json
+from sparsejax.training.config import use_variant as use_supermask_variant
 
 __all__ = [
   "CheckpointError",

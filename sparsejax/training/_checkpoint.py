@@ -13,7 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from sparsejax.core import check_arrays
-from sparsejax.training import _config, _errors, _named_arrays, _workdir
+from sparsejax.training import _errors, _named_arrays, _workdir
+from sparsejax.training.config import difference
 from sparsejax.training.parallel import _distributed
 
 PyTree = Any
@@ -295,7 +296,7 @@ class Checkpoints:
       raise _errors.CheckpointError(
         f"{where} must be of format {FORMAT}; got {meta['format']}"
       )
-    changed = _config.difference(meta["config"], self._stamp)
+    changed = difference(meta["config"], self._stamp)
     if changed:
       raise _errors.CheckpointError(
         f"{where} is another run's: " + "; ".join(changed) + ". Give another --workdir."
@@ -308,7 +309,7 @@ class Checkpoints:
       ).items()
       if name in meta["arrays"] or not _named_arrays.optional(name)
     }
-    changed = _config.difference(meta["arrays"], wanted)
+    changed = difference(meta["arrays"], wanted)
     if changed:
       raise _errors.CheckpointError(
         f"{where} holds other arrays than this program trains (saved -> now): "

@@ -12,14 +12,13 @@ import jax
 import sparsejax as sj
 from sparsejax.training import (
   _checkpoint,
-  _config,
   _errors,
   _functions,
   _methods,
   _run,
   _step,
 )
-from sparsejax.training._config import TrainConfig
+from sparsejax.training.config import TrainConfig, from_json
 
 PyTree = Any
 
@@ -103,7 +102,7 @@ def load_run(
   """
   path, stamp = _read_config(workdir)
   # The mesh of the run need not exist on this machine.
-  config = {**_config.from_json(stamp), "mesh": {}}
+  config = {**from_json(stamp), "mesh": {}}
   run = _run.prepare(config)
   if not 0 <= seed_index < len(run.seeds):
     raise _errors.ConfigError(

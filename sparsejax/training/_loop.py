@@ -15,7 +15,6 @@ import sparsejax as sj
 from sparsejax.core import Pace
 from sparsejax.training import (
   _checkpoint,
-  _config,
   _environment,
   _errors,
   _interrupt,
@@ -28,6 +27,7 @@ from sparsejax.training import (
   _step,
   _workdir,
 )
+from sparsejax.training.config import complete, to_json
 from sparsejax.training.parallel import _distributed, _replicas
 
 
@@ -67,14 +67,14 @@ def train_and_evaluate(
   """
   _metrics.check_writers(writers)
   # All processes must have the same config.
-  complete = _config.complete(config)
-  stamp = _config.to_json(complete)
+  full = complete(config)
+  stamp = to_json(full)
   _distributed.check_same("config", json.dumps(stamp, sort_keys=True))
   first = jax.process_index() == 0
   with _interrupt.listen() as stop, _workdir.exclusive(workdir) as path:
     with _distributed.sync_errors():
       _workdir.check(path, stamp)
-      run = _run.prepare(complete)
+      run = _run.prepare(full)
       # First of all files, so that a run killed from now on can be identified.
       if first:
         _workdir.claim(path, stamp)

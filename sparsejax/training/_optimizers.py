@@ -14,8 +14,8 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.core import is_kernel
 from sparsejax.training import _at_initialization, _errors, _methods
-from sparsejax.training._config import TrainConfig, n_of_m
 from sparsejax.training._methods import METHODS
+from sparsejax.training.config import TrainConfig, n_of_m
 from sparsejax.transforms import UpdateSchedule
 
 

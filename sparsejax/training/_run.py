@@ -15,7 +15,6 @@ from sparsejax import models
 from sparsejax.core import named_leaves
 from sparsejax.training import (
   _at_initialization,
-  _config,
   _errors,
   _methods,
   _optimizers,
@@ -23,8 +22,8 @@ from sparsejax.training import (
   _step,
   data,
 )
-from sparsejax.training._config import TrainConfig
 from sparsejax.training._methods import METHODS
+from sparsejax.training.config import TrainConfig, complete, total_steps
 from sparsejax.training.data import _augment, _stream
 from sparsejax.training.parallel import _mesh
 from sparsejax.transforms import UpdateSchedule
@@ -109,7 +108,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     DatasetNotFoundError: if the data set is not on this machine.
   """
   # The config and the devices.
-  c = _config.complete(config)
+  c = complete(config)
   layout = _mesh.make_layout(
     **vars(c.mesh), batch_size=c.batch_size, num_seeds=c.num_seeds
   )
@@ -130,7 +129,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     )
   # An epoch drops the examples that do not fill a batch.
   steps_per_epoch = examples // c.batch_size
-  total_steps = _config.total_steps(c, examples)
+  steps = total_steps(c, examples)
   try:
     model = models.create(
       c.model,
@@ -147,7 +146,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
       f"pruning_batches must be at most the {steps_per_epoch} of an epoch;"
       f" got {c.pruning_batches}"
     )
-  method, schedule = METHODS[c.method], _optimizers.update_schedule(c, total_steps)
+  method, schedule = METHODS[c.method], _optimizers.update_schedule(c, steps)
   find_masks = None
   if method.prunes_at_init:
     fields = {
@@ -167,7 +166,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
   try:
     program = _program.make_program(
       model,
-      lambda seed: _optimizers.make_tx(c, total_steps, seed),
+      lambda seed: _optimizers.make_tx(c, steps, seed),
       dataset=dataset,
       batch_size=c.batch_size,
       schedule=schedule,
@@ -188,7 +187,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     if re.search(r"\b(start|end)_step\b", str(e)):
       fields = (
         f" start_step and end_step are start_fraction={c.start_fraction:g} and"
-        f" end_fraction={c.end_fraction:g} of the run's {total_steps} steps."
+        f" end_fraction={c.end_fraction:g} of the run's {steps} steps."
       )
     raise _errors.ConfigError(
       f"model {c.model!r} with method {c.method!r}: {e}{fields}"
@@ -202,7 +201,7 @@ def prepare(config: Mapping[str, Any] | TrainConfig) -> Run:
     schedule=schedule,
     seeds=seeds,
     steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
+    total_steps=steps,
     layout=layout,
   )
 

@@ -11,7 +11,8 @@ from typing import IO, Any, BinaryIO
 import jax
 
 from sparsejax import core
-from sparsejax.training import _config, _errors
+from sparsejax.training import _errors
+from sparsejax.training.config import difference
 from sparsejax.training.parallel import _distributed
 
 _CONFIG = "config.json"
@@ -100,7 +101,7 @@ def check(workdir: pathlib.Path, config: dict[str, Any]) -> None:
       f"{file} cannot be read ({e}), so it cannot be told what run the directory is of."
       " Give another --workdir."
     ) from e
-  lines = _config.difference(old, config)
+  lines = difference(old, config)
   if lines:
     raise _errors.WorkdirError(
       f"workdir {workdir} holds another run. What differs (there -> asked for):\n  "

@@ -47,7 +47,12 @@ from sparsejax.transforms._condensed import (
   first_capacities,
   units_of,
 )
-from sparsejax.transforms._inner import check_inner, check_params
+from sparsejax.transforms._inner import (
+  check_inner,
+  check_params,
+  mask_stored_params,
+  stores_params,
+)
 from sparsejax.transforms._moments import (
   complete,
   factories_of,
@@ -62,7 +67,6 @@ from sparsejax.transforms._start import (
   shard_state_like_params,
   start,
 )
-from sparsejax.transforms._stored_params import mask_stored_params, stores_params
 from sparsejax.transforms._when import (
   check_schedule,
   check_update_masks,

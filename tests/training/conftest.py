@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _run as run_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training.data import _stream as stream_lib
 
 

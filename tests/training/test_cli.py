@@ -14,11 +14,12 @@ import sparsejax as sj
 from sparsejax import models
 from sparsejax.experiments.command_line import _configs as command_line
 from sparsejax.experiments.command_line import _flags as command_line_flags
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _functions as functions
+from sparsejax.training import _methods as methods
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _run as run
+from sparsejax.training import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ["digits", "mnist_lenet300", "mnist_lenet5"]
@@ -41,7 +42,7 @@ def _config(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_complete_and_valid(name):
   module = _config(name)
-  for variant in config_lib.METHODS:
+  for variant in methods.METHODS:
     config = config_lib.complete(module.get_config(variant))
     assert config.method == variant
     models.create(config.model, **config.model_kwargs)

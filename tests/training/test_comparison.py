@@ -10,10 +10,10 @@ from sparsejax.experiments import results
 from sparsejax.experiments.comparison import _grid as comparison
 from sparsejax.experiments.comparison import _published as published
 from sparsejax.experiments.comparison import _report as comparison_report
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _metrics as metrics
 from sparsejax.training import _workdir as workdir_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training import default_config, use_method
 
 RUN = {

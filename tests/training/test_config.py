@@ -11,11 +11,12 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.training import _config as config_lib
+from sparsejax import training
 from sparsejax.training import _errors as errors
 from sparsejax.training import _methods as methods
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _run as run_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training import default_config, use_method
 
 
@@ -89,7 +90,7 @@ def test_difference_names_what_changed_and_passes_over_where_the_data_are():
   assert config_lib.difference(a, json.loads(json.dumps(a))) == []
 
 
-@pytest.mark.parametrize("method", config_lib.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_is_a_variant(method):
   config = default_config()
   use_method(config, method)
@@ -283,10 +284,10 @@ def _reads_config(path):
 
 def test_a_config_is_read_in_few_files():
   """`prepare` turns it into a `Run`, and nothing below reads its fields."""
-  root = pathlib.Path(config_lib.__file__).parent
+  root = pathlib.Path(training.__file__).parent
   readers = {p.name for p in root.rglob("*.py") if _reads_config(p)} - {"__init__.py"}
   assert readers == {
-    "_config.py",  # defines it
+    "_train_config.py",  # defines it
     "_supermask.py",  # sets fields for users
     "_run.py",  # turns it into a run
     "_optimizers.py",  # ... with these schedules and optimizers

@@ -14,9 +14,9 @@ from scripts import latency
 from scripts.benchmarks import compaction
 from scripts.reproduce import networks
 from sparsejax.training import _checkpoint as checkpoint
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _run as run_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training import data, load_run, train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -18,7 +18,6 @@ from sparsejax.core import _epochs as epochs
 from sparsejax.reports import _page as report_page
 from sparsejax.reports import _run as report_run
 from sparsejax.training import _checkpoint as checkpoint
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _environment as environment
 from sparsejax.training import _errors as errors
 from sparsejax.training import _interrupt as interrupt
@@ -29,6 +28,7 @@ from sparsejax.training import _result as result_lib
 from sparsejax.training import _run as run_lib
 from sparsejax.training import _step as step_lib
 from sparsejax.training import _workdir as workdir_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training import train_and_evaluate
 from sparsejax.training.parallel import _replicas as replicas
 

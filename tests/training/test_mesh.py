@@ -9,9 +9,9 @@ from jax.sharding import PartitionSpec as P
 import sparsejax as sj
 from sparsejax import training
 from sparsejax.training import TrainState
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _run as run_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training.parallel import _mesh as mesh_lib
 from sparsejax.training.parallel import _replicas as replicas
 

@@ -20,10 +20,10 @@ from sparsejax.reports import _page as report_page
 from sparsejax.reports import _run as report_run
 from sparsejax.reports import _tables as report_tables
 from sparsejax.training import _checkpoint as checkpoint
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _environment as environment
 from sparsejax.training import _errors as errors
 from sparsejax.training import _metrics as metrics
+from sparsejax.training import config as config_lib
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

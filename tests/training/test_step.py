@@ -8,13 +8,13 @@ import pytest
 import sparsejax as sj
 from sparsejax import models
 from sparsejax.training import _at_initialization as at_initialization
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _functions as functions
 from sparsejax.training import _optimizers as optimizers
 from sparsejax.training import _program as program_lib
 from sparsejax.training import _run as run_lib
 from sparsejax.training import _step as step
+from sparsejax.training import config as config_lib
 from sparsejax.training import data
 from sparsejax.training.data import _augment as augment
 from sparsejax.transforms import UpdateSchedule

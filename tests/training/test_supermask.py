@@ -9,10 +9,10 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import supermasks, training
-from sparsejax.training import _config as config_lib
 from sparsejax.training import _errors as errors
 from sparsejax.training import _run as run
-from sparsejax.training import _supermask as supermask
+from sparsejax.training import config as config_lib
+from sparsejax.training import config as supermask
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ["mnist_lenet300", "mnist_lenet5", "cifar10_conv"]

@@ -9,8 +9,9 @@ import pytest
 
 import sparsejax as sj
 from sparsejax import training
-from sparsejax.training import _config as config_lib
+from sparsejax.training import _methods as methods
 from sparsejax.training import _run as run_lib
+from sparsejax.training import config as config_lib
 from sparsejax.training import data as data_lib
 from sparsejax.training.data import _text as text
 
@@ -45,7 +46,7 @@ def test_windows_hold_what_comes_next():
 
 
 def test_all_variants_are_complete():
-  for variant in config_lib.METHODS:
+  for variant in methods.METHODS:
     for suffix in ("", "_moe"):
       assert _config(variant + suffix).method == variant
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import sparsejax as sj
-from sparsejax.transforms._stored_params import mask_stored_params, stores_params
+from sparsejax.transforms._inner import mask_stored_params, stores_params
 from tests.transforms.test_moments import KINDS, make
 
 contrib = optax.contrib

@@ -2,7 +2,8 @@
 
 from ml_collections import config_dict
 
-from sparsejax.training import _config, _errors
+from sparsejax.training import _errors
+from sparsejax.training.config._train_config import use_method
 
 INITIALIZATIONS = {
   "signed_constant": "signed_kaiming_constant",
@@ -27,7 +28,8 @@ def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
     ConfigError: if a word is none of these, or the fraction kept is not inside (0, 1).
 
   Example:
-    >>> config = _config.default_config()
+    >>> from sparsejax.training import default_config
+    >>> config = default_config()
     >>> use_variant(config, "kaiming_normal,scaled,0.3")
     >>> config.density, config.model_kwargs.initialization_kwargs.density
     (0.3, 0.3)
@@ -42,7 +44,7 @@ def use_variant(config: config_dict.ConfigDict, variant: str) -> None:
       scaled = True
     else:
       kept = _kept(word)
-  _config.use_method(config, METHODS[method])
+  use_method(config, METHODS[method])
   config.density = kept
   if method == "bernoulli":
     # Zhou et al.'s rate for fully connected networks; the scores' gradients are small.
