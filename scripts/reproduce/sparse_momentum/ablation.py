@@ -39,6 +39,7 @@ _WRITE_ONLY = flags.DEFINE_bool(
 )
 
 SEEDS = 3
+_DIVERGED = "diverged.json"  # in the folder of a run
 GROWTH = ("momentum", "random")
 REDISTRIBUTION = ("momentum", "magnitude", "nonzeros", None)
 DROP_FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -88,45 +89,55 @@ def make_config(fields: dict, num_epochs: int) -> Any:
 
 
 def train(case: str, fields: dict) -> bool:
-  """Trains the seeds of a case and returns whether they are finished."""
-  if (run_dir(case) / "summary.json").exists():
+  """Trains the seeds of a case and returns whether they are finished, or diverged."""
+  folder = run_dir(case)
+  if any((folder / name).exists() for name in ("summary.json", _DIVERGED)):
     return True
   print(case, flush=True)
   config = make_config(fields, _NUM_EPOCHS.value)
-  return training.train_and_evaluate(config, run_dir(case), verbose=False).finished
+  try:
+    return training.train_and_evaluate(config, folder, verbose=False).finished
+  except training.NonFiniteError as error:
+    # A recipe that diverges is a result too.
+    (folder / _DIVERGED).write_text(json.dumps({"message": str(error)}))
+    print(f"{case} diverged: {error}", flush=True)
+    return True
 
 
 def rows() -> list[dict]:
   table = []
   for case in cases(_CASES.value):
-    file = run_dir(case) / "summary.json"
-    if not file.exists():
+    file, diverged = run_dir(case) / "summary.json", run_dir(case) / _DIVERGED
+    if file.exists():
+      summary = json.loads(file.read_text())
+      metric, values = "test_error_percent", summary["test_error_percent"]
+      note = f"{summary['step']} steps; seeds 0 to {SEEDS - 1}"
+    elif diverged.exists():
+      metric, values = "diverged", 1.0
+      note = json.loads(diverged.read_text())["message"]
+    else:
       continue
-    summary = json.loads(file.read_text())
-    table.append(
-      results.row(
-        case=case,
-        metric="test_error_percent",
-        values=summary["test_error_percent"],
-        note=f"{summary['step']} steps; seeds 0 to {SEEDS - 1}",
-        runs=results.trained_in([run_dir(case)]),
-      )
-    )
+    runs = results.trained_in([run_dir(case)])
+    table.append(results.row(case, metric, values, note=note, runs=runs))
   return results.merge_with_existing(table, _OUT.value)
 
 
-def plot(found: dict[str, dict]) -> None:
+def plot(table: list[dict]) -> None:
   """Draws the error over the drop fraction and the momentum, with standard errors."""
+  found = {r["case"]: r for r in table if r["metric"] == "test_error_percent"}
+  diverged = {r["case"] for r in table if r["metric"] == "diverged"}
   sparse, dense = "lenet300/density=0.05", "lenet300/dense"
   series = (
     (0, "5 % of the weights", f"{sparse}/drop_fraction=", DROP_FRACTIONS),
     (1, "5 % of the weights", f"{sparse}/momentum=", MOMENTA),
     (1, "dense", f"{dense}/momentum=", MOMENTA),
   )
-  if not all(f"{case}{x:g}" in found for _, _, case, xs in series for x in xs):
+  known = {*found, *diverged}
+  if not all(f"{case}{x:g}" in known for _, _, case, xs in series for x in xs):
     return
   figure, axes = plots.axes(1, 2, width=4.4, height=3.4)
   for place, label, case, xs in series:
+    xs = [x for x in xs if f"{case}{x:g}" in found]
     rows = [found[f"{case}{x:g}"] for x in xs]
     axes[place].errorbar(
       xs,
@@ -156,7 +167,7 @@ def main(argv: list[str]) -> None:
       sys.exit(130)
   table = rows()
   results.write_results(_OUT.value, "ablation", table)
-  plot({row["case"]: row for row in table})
+  plot(table)
   print(f"Wrote {_OUT.value}.")
 
 
