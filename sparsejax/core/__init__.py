@@ -102,6 +102,7 @@ from sparsejax.core._tree import (
   named_leaves,
   path_string,
   selected,
+  without_statics,
 )
 from sparsejax.core._types import (
   Array,

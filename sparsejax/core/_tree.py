@@ -179,6 +179,32 @@ def is_array(leaf: Any) -> bool:
   return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
+def without_statics(params: PyTree, updates: PyTree) -> PyTree:
+  """Replaces non-array leaves of the params by None where the updates are None.
+
+  Programs that use equinox pass their whole model. Its gradients are None at fields
+  that contain integers or functions.
+
+  Args:
+    params: the params.
+    updates: the gradients.
+
+  Returns:
+    The params; arrays are unchanged.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+  if all(map(is_array, leaves)):
+    return params
+  try:
+    entries = treedef.flatten_up_to(updates)
+  except ValueError:
+    return params  # `check_update` raises for these
+  return treedef.unflatten(
+    None if update is None and not is_array(leaf) else leaf
+    for leaf, update in zip(leaves, entries, strict=True)
+  )
+
+
 def check_arrays(name: str, tree: PyTree) -> None:
   """Raises TypeError unless every leaf of a tree is an array or an abstract value."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -40,7 +40,7 @@ from sparsejax.transforms._redistribute import (
   redistribute,
   survivors,
 )
-from sparsejax.transforms._sparsify import check_update, sparsify, without_statics
+from sparsejax.transforms._sparsify import check_update, sparsify
 from sparsejax.transforms._sparsify_forward import (
   effective,
   map_layers,

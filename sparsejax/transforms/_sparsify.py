@@ -29,7 +29,6 @@ from sparsejax.core import (
   check_stacked,
   check_where,
   choose,
-  is_array,
   is_placeholder,
   layer_axes,
   path_string,
@@ -37,6 +36,7 @@ from sparsejax.core import (
   selected,
   unboxed,
   update_or_zero,
+  without_statics,
 )
 from sparsejax.core import select_masked as select
 from sparsejax.core.structures import Structure
@@ -439,32 +439,6 @@ def _where_live(entries, updates, params=None, zeros=False):
 def _none_like(tree):
   """Returns the same containers, boxes included, with None in place of every array."""
   return jax.tree.structure(tree).unflatten([None] * len(jax.tree.leaves(tree)))
-
-
-def without_statics(params, updates):
-  """Replaces non-array leaves of the params by None where the updates are None.
-
-  Programs that use equinox pass their whole model. Its gradients are None at fields
-  that contain integers or functions.
-
-  Args:
-    params: the params.
-    updates: the gradients.
-
-  Returns:
-    The params; arrays are unchanged.
-  """
-  leaves, treedef = jax.tree.flatten(params)
-  if all(map(is_array, leaves)):
-    return params
-  try:
-    entries = treedef.flatten_up_to(updates)
-  except ValueError:
-    return params  # `check_update` raises for these
-  return treedef.unflatten(
-    None if update is None and not is_array(leaf) else leaf
-    for leaf, update in zip(leaves, entries, strict=True)
-  )
 
 
 def check_update(updates, state, params, update_masks) -> None:

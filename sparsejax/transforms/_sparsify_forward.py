@@ -24,10 +24,11 @@ from sparsejax.core import (
   layer_axes,
   soft_masks,
   updated,
+  without_statics,
 )
 from sparsejax.core.structures import Structure
 from sparsejax.distributions import uniform
-from sparsejax.transforms._sparsify import check_update, sparsify, without_statics
+from sparsejax.transforms._sparsify import check_update, sparsify
 
 
 def effective(params: PyTree, opt_state: PyTree) -> PyTree:

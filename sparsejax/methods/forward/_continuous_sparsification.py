@@ -23,6 +23,7 @@ from sparsejax.core import (
   choose,
   live_in,
   widened,
+  without_statics,
 )
 from sparsejax.distributions import check_density, uniform
 from sparsejax.transforms import (
@@ -31,7 +32,6 @@ from sparsejax.transforms import (
   map_masked,
   reselect,
   sparsify_forward,
-  without_statics,
 )
 
 
