@@ -151,6 +151,7 @@ def plot(table: list[dict]) -> None:
     )
   axes[0].set(xlabel="drop fraction", ylabel="test error, %")
   axes[1].set(xlabel="momentum", ylabel="test error, %")
+  axes[0].set_ylim(axes[1].get_ylim())  # so that the panels can be compared
   for axis in axes:
     axis.legend()
   plots.save(figure, _PLOTS.value, "ablation")
