@@ -37,6 +37,7 @@ from sparsejax.transforms import (
   chain,
   check_schedule,
   grow,
+  mask_stored_params,
   mask_update_due,
   sparsify,
 )
@@ -227,7 +228,10 @@ def deep_r(
       masks, kept, positive = rewire_if_due(
         due, kernels, choose(updates, chosen), live, budgets, state.positive, key, step
       )
-    # Weights that were not kept, the grown ones included, end at exactly zero.
+    # Weights that were not kept, the grown ones included, end at exactly zero, also in
+    # a copy of the params that the inner optimizer may have.
+    inner_state = mask_stored_params(after.inner_state, params, kept)
+    after = after._replace(inner_state=inner_state)
     leaves, treedef = jax.tree.flatten(updates)
     emitted = treedef.unflatten(
       u if m is None else update_or_zero(m, u, p)

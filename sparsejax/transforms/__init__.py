@@ -30,6 +30,7 @@ from sparsejax.transforms._grow import grow, grow_per_neuron
 from sparsejax.transforms._grow_by_paths import grow_by_paths
 from sparsejax.transforms._init import init, masked_start
 from sparsejax.transforms._initialize_grown import GrownState, initialize_grown
+from sparsejax.transforms._inner import mask_stored_params
 from sparsejax.transforms._keep import keep, masks_containing_support
 from sparsejax.transforms._packed_masks import packed_masks
 from sparsejax.transforms._prune_to import prune_to, reselect

@@ -32,6 +32,7 @@ from sparsejax.core import (
   sum_dtype,
 )
 from sparsejax.scores import normal_like
+from sparsejax.transforms._inner import mask_stored_params
 
 _NAMES = ("zeros", "random", "gradient", "initial")
 _SALT = 0x67726F77
@@ -164,17 +165,25 @@ def initialize_grown(
       n = fan_ins(params, before) if init == "random" else None
       wanted = values_if_grown(jnp.any(jnp.stack(moved)), inputs, n)
     # Where a mask turned on, replace the update by the one that ends at scale * v.
-    leaves, treedef = jax.tree.flatten(updates)
-    wanted = iter(jax.tree.leaves(wanted))
+    leaves, treedef = jax.tree.flatten(params)
+    values = iter(jax.tree.leaves(wanted))
+    stays = [None if a is None else ~a | b for a, b in zip(new, old, strict=True)]
+    starts = [
+      None if keep is None else jnp.asarray(scale, p.dtype) * next(values)
+      for p, keep in zip(leaves, stays, strict=True)
+    ]
+    flat, updates_def = jax.tree.flatten(updates)
     out = []
-    for u, p, a, b in zip(leaves, jax.tree.leaves(params), new, old, strict=True):
-      if a is None:
-        out.append(u)
-      else:
-        step = jnp.asarray(scale, p.dtype) * next(wanted) - p
+    for u, p, keep, v in zip(flat, leaves, stays, starts, strict=True):
+      if keep is not None and v is not None:
         dtype = sum_dtype(p, u)
-        out.append(jnp.where(a & ~b, step.astype(dtype), u.astype(dtype)))
-    return treedef.unflatten(out), GrownState(state.initial, after)
+        u = jnp.where(keep, u.astype(dtype), (v - p).astype(dtype))
+      out.append(u)
+    # A copy of the params that the inner optimizer may have starts there too.
+    stays, starts = treedef.unflatten(stays), treedef.unflatten(starts)
+    inner_state = mask_stored_params(after.inner_state, params, stays, starts)
+    after = after._replace(inner_state=inner_state)
+    return updates_def.unflatten(out), GrownState(state.initial, after)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

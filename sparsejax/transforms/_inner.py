@@ -122,10 +122,12 @@ def stores_params(state: PyTree) -> bool:
   return any(map(_is_storing, jax.tree.leaves(state, is_leaf=_is_storing)))
 
 
-def mask_stored_params(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
+def mask_stored_params(
+  state: PyTree, params: PyTree, masks: PyTree, values: PyTree | None = None
+) -> PyTree:
   """Sets the masked weights to zero in the copies of the params inside a state.
 
-  z = where(m, z, 0)
+  z = where(m, z, v), v = 0 by default
 
   `init` gets dense params. Without this, a grown weight would move to its dense initial
   value, the averages of `optax.contrib.schedule_free` would be dense, and distances
@@ -135,6 +137,7 @@ def mask_stored_params(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     state: the state of any optax optimizer.
     params: the params.
     masks: the masks, None at leaves that are not sparsified.
+    values: what the masked weights are set to, a tree like the masks; None for zero.
 
   Returns:
     The state; the rest of it is unchanged.
@@ -149,11 +152,16 @@ def mask_stored_params(state: PyTree, params: PyTree, masks: PyTree) -> PyTree:
     Array([[1., 0.]], dtype=float32)
   """
   paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-  by_path = dict(zip(paths, align(params, masks), strict=True))
+  others = [None] * len(paths) if values is None else align(params, values)
+  pairs = zip(align(params, masks), others, strict=True)
+  by_path = dict(zip(paths, pairs, strict=True))
 
   def mask(path, leaf):
-    m = by_path.get(path)
-    return leaf if m is None else select_masked(m, leaf, jnp.zeros_like(leaf))
+    m, v = by_path.get(path, (None, None))
+    if m is None or m.shape != leaf.shape:  # not a leaf that is sparsified
+      return leaf
+    v = jnp.zeros_like(leaf) if v is None else v.astype(leaf.dtype)
+    return select_masked(m, leaf, v)
 
   def mask_state(node: Any):
     if not _is_storing(node):

@@ -104,7 +104,9 @@ def sparsify(
   (c + 1 - start_step) % update_every == 0 and c + 1 <= end_step.
 
   Args:
-    inner: any optax optimizer. Its update is computed at every step.
+    inner: any optax optimizer. Its update is computed at every step. A copy of the
+      params in its state, as `optax.contrib.schedule_free` and `optax.contrib.dog`
+      keep, is zero where masked, as the params are.
     mask_transform: changes the masks and budgets when a mask update is due.
     density: fraction of weights kept, in (0, 1], at the start, a float or a traced
       scalar; None starts with all weights live.

@@ -101,6 +101,35 @@ def test_grown_weights_do_not_return_to_their_dense_initial_values():
   sj.check_sparse(evaluated, state)
 
 
+def test_values_of_grown_weights_are_those_of_the_copy():
+  inner = contrib.schedule_free_sgd(1e-6)
+  tx = sj.rigl(inner, 0.25, update_every=2, grow_init="initial", end_step=2)
+  initial = parameters()
+  params, state, grown = initial, tx.init(initial), 0
+  before = sj.masks(state)["kernel"]
+  params, state = steps(tx, params, state, 6)
+  grown = sj.masks(state)["kernel"] & ~before
+  assert int(grown.sum()) > 0
+  # With a copy of zeros they would be drawn there.
+  wanted = jnp.where(grown, initial["kernel"], 0)
+  got = jnp.where(grown, params["kernel"], 0)
+  np.testing.assert_allclose(got, wanted, rtol=1e-3)
+
+
+def test_deep_r_starts_grown_weights_from_zero_in_the_copy_too():
+  tx = sj.deep_r(contrib.schedule_free_sgd(0.1), 0.25, update_every=1, noise=3.0)
+  params = parameters()
+  state, grown = tx.init(params), 0
+  for _ in range(8):
+    before = sj.masks(state)["kernel"]
+    params, state = steps(tx, params, state, 1)
+    copy = optax.tree.get(state, "z")["kernel"]
+    still = params["kernel"] == 0  # masked, or grown in this step
+    assert bool(jnp.all(jnp.where(still, copy == 0, True)))
+    grown += int(jnp.sum(sj.masks(state)["kernel"] & (still | ~before)))
+  assert grown > 0
+
+
 def test_masks_set_after_init_keep_the_initial_values_of_their_weights():
   params = parameters()
   tx = sj.static_sparse(contrib.schedule_free_sgd(0.0001), 0.25)
