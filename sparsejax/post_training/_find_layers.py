@@ -34,6 +34,8 @@ from sparsejax.post_training._unroll import unrolled
 PyTree = Any
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 _REFUSED = ("ragged_dot", "ragged_dot_general", "scaled_dot")
+# Picks of elements by an index that the inputs may determine.
+_PICKS = ("gather", "dynamic_slice")
 # Moves that mix arrays.
 _UNREAD = ("concatenate", "optimization_barrier", "pad", "stack", "tile")
 
@@ -69,7 +71,7 @@ def find_layers(
   program, _ = trace(apply_fn, params, inputs)
   flat = jax.tree_util.tree_leaves_with_path(params)
   paths = [path_string(path) for path, _ in flat]
-  finder = _Finder(program, chosen, paths, caller)
+  finder = _Finder(program, chosen, paths, caller, where is not None)
   operations = finder.follow(list(program.operations))
   program = program._replace(
     operations=tuple(operations), constants=finder.constants, inputs=program.inputs
@@ -92,8 +94,9 @@ class _Finder:
   on the inputs, to these parameters.
   """
 
-  def __init__(self, program: Program, chosen, paths, caller):
+  def __init__(self, program: Program, chosen, paths, caller, explicit: bool):
     self.program, self.paths, self.caller = program, paths, caller
+    self.explicit = explicit  # whether the user chose the parameters
     self.shapes, self.dtypes = program.shapes, program.dtypes
     self.constants = dict(program.constants)
     self.views: dict[int, View] = {}
@@ -157,12 +160,15 @@ class _Finder:
     if len(viewed) == 1 and self._moved(operation, viewed[0], inside):
       return
     # Any other operation ends the view, which is an error only if the result enters a
-    # product, or if no product uses the parameter; remember the operation for the
-    # message.
+    # product, or if a parameter that the user chose has none; remember the operation
+    # for the message. What the inputs pick from a parameter still consists of weights.
+    moves = operation.name in MOVES and operation.name not in _UNREAD
     if any(i in self.varies for i in numbers):
       for leaf in leaves_in:
         self.met.setdefault(leaf, operation.name)
-    else:
+    if not any(i in self.varies for i in numbers) or (
+      operation.name in _PICKS or moves
+    ):
       for out in operation.outputs:
         self.depends[out] = leaves_in
         self.last[out] = next(
@@ -355,12 +361,12 @@ class _Finder:
     """Returns the layers that were found, with all uses of the same weights in one.
 
     Raises:
-      ValueError: two layers share some weights, but not all; or a parameter meets the
-        inputs, but in no product.
+      ValueError: two layers share some weights, but not all; or a parameter that the
+        user chose meets the inputs, but in no product.
     """
     used = {view.leaf for view, *_ in self.found}
     for leaf, name in self.met.items():
-      if leaf not in used:
+      if self.explicit and leaf not in used:
         raise ValueError(
           "apply_fn must use a selected parameter in a product, got "
           f"{self.paths[leaf]!r}, which meets the inputs in {name}, where "

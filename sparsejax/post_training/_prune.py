@@ -150,7 +150,9 @@ def prune(
       that the product sums, whatever the axes of the kernel are.
     distribution: `(shapes, density) -> budgets`: `sj.uniform`, `sj.erk`, `owl(...)`, or
       any function whose budgets sum to `round(density * size)`.
-    where: selects the parameters to prune; see `sj.sparsify`.
+    where: selects the parameters to prune; see `sj.sparsify`. By default kernels,
+      without embeddings; those that enter no product, such as a class token, are left
+      as they are.
     inputs: "pruned" computes each layer's inputs with the layers before it as pruned,
       "dense" with the dense network.
     targets: the outputs that compensation fits a layer to. "layer": the outputs of its

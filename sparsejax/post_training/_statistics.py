@@ -144,7 +144,7 @@ def input_statistics(
     batches: one pytree of arrays per batch, all with the same shapes; may be a
       generator.
     where: selects the parameters; see `sj.sparsify`. By default kernels, without
-      embeddings.
+      embeddings; those that enter no product, such as a class token, are left out.
     gram: whether to compute Gram matrices.
 
   Returns:

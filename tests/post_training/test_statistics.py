@@ -292,9 +292,18 @@ def test_what_cannot_be_followed_is_refused_by_name():
     "while",
     where="w",
   )
-  # A mixture of experts that picks kernels by the inputs: no product has all of `w`.
-  refused(lambda p, x: jnp.take(p["w"], x.argmax(-1), axis=0) @ p["b"], "gather")
-  refused(lambda p, x: (x[..., None] * p["w"][None]).sum(1) @ p["b"], "mul")
+  # Chosen parameters that enter no product.
+  table = lambda p, x: jnp.take(p["w"], x.argmax(-1), axis=0) @ p["b"]
+  sums = lambda p, x: (x[..., None] * p["w"][None]).sum(1) @ p["b"]
+  refused(table, "gather", where="w")
+  refused(sums, "mul", where="w|b")
+  for apply_fn in (table, sums):  # by default they are left as they are
+    assert list(input_statistics(apply_fn, {"w": w, "b": b}, [x])) == ["b"]
+  # A mixture of experts that picks kernels by the inputs: no product has all of them.
+  experts = lambda p, x: jnp.einsum(
+    "ni,nij->nj", x, jnp.take(p["w"].reshape(2, 4, 2), x.argmax(-1) % 2, axis=0)
+  )
+  refused(lambda p, x: experts(p, x) @ p["b"][:2], "gather")
   # The squares of complex inputs are not those that the real kernel multiplies.
   phases = lambda x: x.astype(jnp.complex64)
   refused(lambda p, x: phases(x) @ phases(p["w"]), "convert", where="w")

@@ -76,9 +76,9 @@ def load(name: str, data_dir: str, reduced: bool = False):
   Args:
     name: name in `sparsejax.training.data`.
     data_dir: folder of TFDS's data sets.
-    reduced: whether to reduce images of up to 32 x 32 pixels to 16 x 16, which are
-      folded into 4 x 4 places instead of 7 x 7 or 8 x 8, at a third of the cost per
-      layer or less.
+    reduced: whether to reduce images of up to 32 x 32 pixels to 16 x 16, at a third or
+      a quarter of the cost per layer: gray ones are folded into 4 x 4 places instead of
+      7 x 7, color ones into 8 x 8 instead of 16 x 16.
 
   Returns:
     The splits, the mean image, and the scale.
