@@ -81,7 +81,7 @@ def pytest_runtest_teardown(item, nextitem):
   if between and (peak := _peak_memory()) > stash.get(_MEMORY_LIMIT, 1.5 * 2**30):
     jax.clear_caches()
     gc.collect()
-    stash[_MEMORY_LIMIT] = peak + 2**28
+    stash[_MEMORY_LIMIT] = peak + 2**26
 
 
 @pytest.fixture
