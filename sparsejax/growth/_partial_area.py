@@ -208,11 +208,12 @@ def with_areas(apply: Callable[..., Any], areas: PyTree) -> Callable[..., Any]:
 
   Returns:
     A function `(*args, **kwargs)` like `apply`. The model itself is not changed: its
-    convolutions (`nn.Conv`) are intercepted while it is traced.
+    convolutions (`nn.Conv`, or a module with its attributes) are intercepted while it
+    is traced.
 
   Raises:
-    ValueError: while the function runs, an area is at a module other than `nn.Conv`, or
-      its convolution has dilation, groups, a mask, or circular or causal padding.
+    ValueError: while the function runs, an area is at another module, or its
+      convolution has dilation, groups, a mask, or circular or causal padding.
 
   Example:
     >>> model = nn.Conv(2, (3, 3), padding="VALID")
@@ -314,7 +315,7 @@ def _with_areas(apply, areas, observe=lambda name, x, kernel, **windows: None):
       module, windows = context.module, _windows(name, context.module)
       kernel = module.get_variable("params", "kernel")
       bias = module.get_variable("params", "bias") if module.use_bias else None
-      x, kernel, bias = module.promote_dtype(
+      x, kernel, bias = nn.dtypes.promote_dtype(
         inner_args[0], kernel, bias, dtype=module.dtype
       )
       observe(name, x, kernel, **windows)
@@ -329,15 +330,14 @@ def _with_areas(apply, areas, observe=lambda name, x, kernel, **windows: None):
 
 def _windows(name: str, module: nn.Module) -> dict[str, Any]:
   """Returns the strides and the padding of a convolution, which must have no more."""
-  if not isinstance(module, nn.Conv):
+  if not hasattr(module, "padding") or hasattr(module, "transpose_kernel"):
     raise ValueError(
-      f"areas must be at modules of type nn.Conv, got {type(module).__name__} at "
-      f"{name!r}."
+      f"areas must be at convolutions, got {type(module).__name__} at {name!r}."
     )
   names = ("input_dilation", "kernel_dilation", "feature_group_count")
-  values = {key: getattr(module, key) for key in names}
+  values = {key: getattr(module, key, 1) for key in names}
   odd = {key: value for key, value in values.items() if np.any(np.array(value) != 1)}
-  if module.mask is not None:
+  if getattr(module, "mask", None) is not None:
     odd["mask"] = "an array"
   if module.padding in ("CIRCULAR", "CAUSAL", "REFLECT"):
     odd["padding"] = module.padding

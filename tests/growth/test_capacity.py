@@ -198,7 +198,7 @@ def test_paddings_of_flax_and_its_dtypes_are_those_of_the_model():
     (nn.Conv(2, (3, 3), feature_group_count=2), "'feature_group_count': 2"),
     (nn.Conv(2, (3, 3), padding="CIRCULAR"), "'padding': 'CIRCULAR'"),
     (nn.Conv(2, (3, 3), mask=jnp.ones((3, 3, 2, 2))), "'mask': 'an array'"),
-    (nn.ConvTranspose(2, (3, 3)), "nn.Conv, got ConvTranspose"),
+    (nn.ConvTranspose(2, (3, 3)), "convolutions, got ConvTranspose"),
   ],
 )
 def test_other_convolutions_have_no_areas(module, message):
