@@ -158,7 +158,7 @@ def mask_stored_params(
 
   def mask(path, leaf):
     m, v = by_path.get(path, (None, None))
-    if m is None or m.shape != leaf.shape:  # not a leaf that is sparsified
+    if m is None:
       return leaf
     v = jnp.zeros_like(leaf) if v is None else v.astype(leaf.dtype)
     return select_masked(m, leaf, v)

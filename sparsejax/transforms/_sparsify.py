@@ -340,8 +340,7 @@ def sparsify(
 
     # An optimizer that keeps a copy of the params was given dense ones at `init`: mask
     # its copy, and the params that it compares with it.
-    inner_params = params
-    stored = not is_condensed and stores_params(state.inner_state)
+    inner_params, stored = params, stores_params(state.inner_state)
     if stored:
       inner_state = mask_stored_params(state.inner_state, params, old_masks)
       state = state._replace(inner_state=inner_state)
