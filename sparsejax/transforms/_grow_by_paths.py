@@ -1,5 +1,6 @@
 """Growth by the paths of three live weights that connect a masked weight's ends."""
 
+import functools
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ def grow_by_paths(predictor: str = "ch2", soft: bool = True) -> MaskTransform:
   around it are already linked to one another and to little else. No gradient and no
   weight is read: only the masks, after what the chain has dropped.
 
-  The cost is that of four products with the layer's kernel at each mask update, O(m^2 n
+  The cost is that of six products with the layer's kernel at each mask update, O(m^2 n
   + m n^2) for m inputs and n outputs, and m^2 + n^2 floats of temporary memory; taps of
   a convolution count as inputs. Layers are independent. Masks of sharded kernels are
   gathered on every device.
@@ -52,8 +53,7 @@ def grow_by_paths(predictor: str = "ch2", soft: bool = True) -> MaskTransform:
   Args:
     predictor: "ch2" (CH2-L3n, which also counts internal links) or "ch3" (CH3-L3n).
     soft: whether weights are drawn in proportion to their scores, without replacement;
-      if False, the best are grown, which soon grows what was just dropped. Scores are
-      sums of floats, so ties may be broken in another way if kernels are sharded.
+      if False, the best are grown, which soon grows what was just dropped.
 
   Returns:
     A mask transform; after it every layer has exactly as many live weights as its
@@ -127,4 +127,25 @@ def _by_sharing(links: Array, predictor: str) -> Array:
   external = jnp.expand_dims(degree, -2) - internal - 1  # but for the link to v
   numerator = internal if predictor == "ch2" else (internal > 0).astype(jnp.float32)
   share = numerator / (1 + jnp.maximum(external, 0))
-  return jnp.matmul(share, links, precision=highest)
+  return _exact_product(share, links)
+
+
+def _exact_product(share: Array, links: Array) -> Array:
+  """Multiplies floats of at least 0 by zeros and ones, in any order of summation.
+
+  share = high + low, both whole multiples of a quantum q that depends on the largest
+  share: sum_z high_z links_zv < 2^24 q, and so is every sum in float32 exact
+
+  Rounding would depend on how the sum is divided among devices, and ties with it. What
+  is left out is below the rounding of a float32 of the largest share's size.
+  """
+  n = share.shape[-1]
+  bits = 24 - max(n - 1, 1).bit_length()  # of each part, so that n of them fit
+  _, exponent = jnp.frexp(jnp.max(share, axis=(-2, -1), keepdims=True))
+  above = jnp.ldexp(jnp.float32(1), exponent)  # a power of two above every share
+  product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+  quantum = above * jnp.float32(2.0**-bits)
+  high = jnp.floor(share / quantum) * quantum
+  finer = quantum * jnp.float32(2.0**-bits)
+  low = jnp.floor((share - high) / finer) * finer
+  return product(high, links) + product(low, links)

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import sparsejax as sj
+from sparsejax.core import plain_axes
+from sparsejax.transforms._grow_by_paths import _path_scores
 
 SGD = optax.sgd(1.0)
 
@@ -286,6 +290,24 @@ def test_growth_by_paths_follows_every_path(predictor):
     # The sum of the best scores, which ties do not change.
     best = np.sort(scores.ravel())[-more:].sum()
     assert scores[grown].sum() == pytest.approx(best, rel=1e-5)
+
+
+@pytest.mark.parametrize("predictor", ["ch2", "ch3"])
+def test_scores_by_paths_are_exact_in_any_order_of_summation(predictor):
+  rng = np.random.default_rng(1)
+  links = rng.random((96, 64)) < 0.2
+  (layer,) = plain_axes({"w": links}, {"w": jnp.int32(0)})
+  scores = jax.jit(lambda mask: _path_scores(mask, layer, predictor))
+  found = scores(links)
+  np.testing.assert_allclose(
+    np.asarray(found) - 1e-5, paths_by_hand(links.astype(int), predictor), rtol=1e-5
+  )
+  # Other units first, so other sums; then sums over the units of several devices.
+  a, b = rng.permutation(96), rng.permutation(64)
+  np.testing.assert_array_equal(scores(links[a][:, b]), found[a][:, b])
+  mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+  sharded = jax.device_put(links, NamedSharding(mesh, P("a", "b")))
+  np.testing.assert_array_equal(scores(sharded), found)
 
 
 def test_growth_by_paths_draws_in_proportion():
