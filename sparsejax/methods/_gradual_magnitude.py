@@ -8,7 +8,7 @@ import optax
 
 from sparsejax.core import Distribution, InputAxes, Stacked, Where, check_integer
 from sparsejax.core.structures import Structure, density_of
-from sparsejax.distributions import check_density, uniform
+from sparsejax.distributions import EndingSchedule, check_density, uniform
 from sparsejax.scores import magnitude
 from sparsejax.transforms import check_schedule, check_some_update, prune_to, sparsify
 
@@ -143,7 +143,8 @@ def cubic(initial: float, final: Any, start_step: int, steps: int):
     steps: length of the cubic in steps.
 
   Returns:
-    A schedule `step -> float32`.
+    A schedule `step -> float32`. At its end `prune_to` takes `final` itself, which
+    float32 may round.
 
   Raises:
     TypeError: a density is not a number, or a step is not an integer.
@@ -163,4 +164,4 @@ def cubic(initial: float, final: Any, start_step: int, steps: int):
     t = (jnp.asarray(step, jnp.float32) - start_step) / steps
     return final + (initial - final) * (1 - jnp.clip(t, 0.0, 1.0)) ** 3
 
-  return schedule
+  return EndingSchedule(schedule, start_step + steps, final)

@@ -24,6 +24,7 @@ from sparsejax.core import (
 )
 from sparsejax.core.structures import check_fixed
 from sparsejax.distributions import (
+  EndingSchedule,
   check_density,
   check_distribution,
   layer_budgets,
@@ -68,6 +69,16 @@ def prune_to(
   else:
     check_density(density)
 
+  def at_the_end(count, target, step):
+    """Returns the count at a target, and at the end that of the density as given."""
+    ends = isinstance(density, EndingSchedule)
+    if not ends or isinstance(density.final, jax.Array):
+      return count(target)
+    changing, last = count(target), count(density.final)
+    with jax.enable_x64(True):  # the count of a whole network is an int64
+      last = jnp.asarray(last).astype(changing.dtype)
+      return jnp.where(step >= density.last_step, last, changing)
+
   def update(inputs: ScoreInputs, topology: Topology, state: PyTree):
     masks, budgets, finite, structure, axes = topology
     axes = plain_axes(masks, budgets) if axes is None else axes
@@ -98,10 +109,11 @@ def prune_to(
     # Budgets at this density: by the distribution, or by comparing all layers.
     shapes = layer_shapes(axes)
     if distribution is None:
-      total = total_budget(shapes, target)
+      total = at_the_end(lambda d: total_budget(shapes, d), target, inputs.step)
       budget = split_layers(scores, total, everything, budgets)
     else:
-      budget = layer_budgets(distribution, shapes, target, axes)
+      budgets_at = lambda d, f=distribution: layer_budgets(f, shapes, d, axes)
+      budget = at_the_end(budgets_at, target, inputs.step)
     budget = jnp.asarray(budget).astype(to_vector(budgets).dtype)
     # Select the best weights of each layer.
     if structure is None:

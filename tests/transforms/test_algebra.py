@@ -246,6 +246,23 @@ def test_prune_to_prefers_live_weights_of_the_lowest_score():
   assert bits(new.masks) == {"a": [0, 1, 1, 1]}
 
 
+@pytest.mark.parametrize(
+  ("method", "distribution"),
+  [("gradual_magnitude", sj.uniform), ("spartan", sj.uniform), ("spartan", None)],
+)
+def test_schedules_end_at_the_density_as_given(method, distribution):
+  """In float32 .05 is a little larger, and .05 of 50 would be rounded to 3."""
+  params = {"kernel": jnp.arange(1.0, 51.0).reshape(5, 10)}
+  settings = {"update_every": 2, "end_step": 6, "distribution": distribution}
+  if method == "spartan":
+    settings["warmup_steps"] = 4
+  tx = getattr(sj, method)(optax.sgd(0.0), 0.05, **settings)
+  state, update = tx.init(params), jax.jit(tx.update)
+  for _ in range(6):
+    _, state = update(params, state, params)
+  assert int(sj.masks(state)["kernel"].sum()) == round(0.05 * 50) == 2
+
+
 def test_set_drops_half_and_not_more():
   """The reference's SET leaves half of what it should, all of one sign."""
   key = jax.random.key(0)

@@ -25,7 +25,7 @@ from sparsejax.core import (
   widened,
   without_statics,
 )
-from sparsejax.distributions import check_density, uniform
+from sparsejax.distributions import EndingSchedule, check_density, uniform
 from sparsejax.transforms import (
   check_schedule,
   check_update,
@@ -153,7 +153,8 @@ def continuous_sparsification(
   def density_at(step):
     return jnp.where(step >= hard_step, 1.0 if density is None else density, 1.0)
 
-  best = reselect(lambda inputs: inputs.params, density_at, distribution)
+  schedule = EndingSchedule(density_at, hard_step, 1.0 if density is None else density)
+  best = reselect(lambda inputs: inputs.params, schedule, distribution)
 
   def init(params):
     scores = jax.tree.map(lambda w: jnp.full_like(w, initial_score), params)

@@ -21,7 +21,7 @@ from sparsejax.core import (
   choose,
   layer_axes,
 )
-from sparsejax.distributions import check_density, uniform
+from sparsejax.distributions import EndingSchedule, check_density, uniform
 from sparsejax.scores import magnitude
 from sparsejax.transforms import (
   check_schedule,
@@ -126,9 +126,11 @@ def spartan(
   def progress(step, steps):
     return jnp.clip((jnp.asarray(step, jnp.float32) - start_step) / steps, 0.0, 1.0)
 
-  def density_at(step):
+  def ramp(step):
     change = progress(step, warmup_steps)
     return initial_density + (density - initial_density) * change
+
+  density_at = EndingSchedule(ramp, start_step + warmup_steps, density)
 
   def beta_at(step):
     return beta + (final_beta - beta) * progress(step, end_step - start_step)
