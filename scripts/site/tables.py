@@ -61,7 +61,7 @@ SUMMARY = (
   (
     "NeST, LeNet-300-100, 35 times fewer parameters: error, %",
     "nest",
-    "lenet300/accurate",
+    "lenet300/accurate/all",
     "test_error_percent",
   ),
   (

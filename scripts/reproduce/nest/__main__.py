@@ -65,6 +65,9 @@ CASES = {
   "lenet300/structured/compact": ("lenet300/structured", 1, None, None, None),
   "lenet300/prune_only/accurate": ("lenet300/prune_only", 0, None, None, None),
   "lenet300/prune_only/compact": ("lenet300/prune_only", 1, None, None, None),
+  # The same recipe up to these two, which then goes on.
+  "lenet300/smaller/accurate": ("lenet300/smaller", 0, 34.1, 35.8, 1.29),
+  "lenet300/smaller/compact": ("lenet300/smaller", 1, 70.2, 79.4, 1.58),
   "lenet300/smaller": ("lenet300/smaller", 2, None, None, None),
   "lenet5": ("lenet5", 0, 74.3, 43.7, 0.77),
   "lenet5/prune_only": ("lenet5/prune_only", 0, None, None, None),
@@ -252,12 +255,37 @@ def path_rows() -> list[dict]:
   return rows
 
 
+def pooled_rows(rows: list[dict]) -> list[dict]:
+  """Returns rows of all runs of the recipe of LeNet-300-100, in three sets of seeds."""
+  known = {(row["case"], row["metric"]): row for row in rows}
+  pooled = []
+  for end in ("accurate", "compact"):
+    sets = (f"lenet300/{end}", f"lenet300/{end}/earlier", f"lenet300/smaller/{end}")
+    for metric in ("parameters_ratio", "flops_ratio", "test_error_percent"):
+      found = [known[key] for case in sets if (key := (case, metric)) in known]
+      if not found:
+        continue
+      pooled.append(
+        results.row(
+          f"lenet300/{end}/all",
+          metric,
+          [value for row in found for value in row["values"]],
+          paper=found[0]["paper"],
+          source=found[0]["source"],
+          note=f"the values of {', '.join(row['case'] for row in found)}",
+          runs=[run for row in found for run in row["runs"]],
+        )
+      )
+  return pooled
+
+
 def write() -> None:
   rows = [row for case in CASES for row in (*case_rows(case), *speed_rows(case))]
   rows += growth_rows() + path_rows() + tuning_rows()
-  whole = sorted(
-    results.merge_with_existing(rows, _OUT.value), key=lambda row: row["case"]
-  )
+  whole = results.merge_with_existing(rows, _OUT.value)
+  pooled = {(row["case"], row["metric"]): row for row in pooled_rows(whole)}
+  whole = [row for row in whole if (row["case"], row["metric"]) not in pooled]
+  whole = sorted([*whole, *pooled.values()], key=lambda row: row["case"])
   results.write_results(_OUT.value, "nest", whole)
   print(f"Wrote {_OUT.value}: {len(rows)} rows of {_WORKDIR.value}.")
 
