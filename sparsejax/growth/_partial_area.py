@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from sparsejax.core import named_leaves, top_k_mask
@@ -315,9 +316,7 @@ def _with_areas(apply, areas, observe=lambda name, x, kernel, **windows: None):
       module, windows = context.module, _windows(name, context.module)
       kernel = module.get_variable("params", "kernel")
       bias = module.get_variable("params", "bias") if module.use_bias else None
-      x, kernel, bias = nn.dtypes.promote_dtype(
-        inner_args[0], kernel, bias, dtype=module.dtype
-      )
+      x, kernel, bias = promote_dtype(inner_args[0], kernel, bias, dtype=module.dtype)
       observe(name, x, kernel, **windows)
       y = partial_area_conv(x, kernel, known[name], **windows)
       return y if bias is None else y + bias[None, None, None]
