@@ -167,10 +167,15 @@ def mask_stored_params(
     if not _is_storing(node):
       return node
     name = _STORED[type(node).__name__]
-    stored = jax.tree_util.tree_map_with_path(mask, getattr(node, name))
-    return node._replace(**{name: stored})
+    fields = node._asdict()
+    stored = jax.tree_util.tree_map_with_path(mask, fields.pop(name))
+    # Its other fields may contain an optimizer that stores params too.
+    return node._replace(**{name: stored}, **mask_all(fields))
 
-  return jax.tree.map(mask_state, state, is_leaf=_is_storing)
+  def mask_all(tree):
+    return jax.tree.map(mask_state, tree, is_leaf=_is_storing)
+
+  return mask_all(state)
 
 
 def _is_storing(node: Any) -> bool:

@@ -141,6 +141,16 @@ def test_masks_set_after_init_keep_the_initial_values_of_their_weights():
   sj.check_sparse(after, state)
 
 
+def test_an_optimizer_inside_another_that_stores_params():
+  params = parameters()
+  masks = {"kernel": params["kernel"] > 0, "bias": None}
+  state = contrib.schedule_free(contrib.dog(), 0.1).init(params)
+  state = mask_stored_params(state, params, masks)
+  wanted = jnp.where(masks["kernel"], params["kernel"], 0)
+  copies = [x for x in jax.tree.leaves(state) if jnp.shape(x) == (8, 8)]
+  chex.assert_trees_all_equal(copies, [wanted, wanted])
+
+
 def test_leaves_that_a_partition_leaves_out():
   params = {"a": parameters(), "b": parameters()}
   labels = {"a": "dog", "b": "sgd"}
