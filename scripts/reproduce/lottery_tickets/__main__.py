@@ -6,11 +6,12 @@ r"""Writes results/lottery.json, on lottery tickets of LeNet-300-100 on MNIST.
   python -m scripts.reproduce.lottery_tickets --workdir=runs/lt \
     --resnet_workdir=runs/wrn10
 
-The first command trains (half an hour on one idle CPU core), the second adds the
-instability analysis, and the third writes the finished results. The instability of a
-residual network comes from configs/cifar10_wrn10_lottery.py. Differences from the dense
-network and from reinitialized tickets, and ratios to them, are computed per seed, so
-that their standard errors contain the variance of both.
+The first command trains (half an hour on one idle CPU core; three hours for the steps
+of the paper, --config.train.num_epochs=55), the second adds the instability analysis,
+and the third writes the finished results; rows of another number of steps stay in the
+file. The instability of a residual network comes from configs/cifar10_wrn10_lottery.py.
+Differences from the dense network and from reinitialized tickets, and ratios to them,
+are computed per seed, so that their standard errors contain the variance of both.
 """
 
 import functools
@@ -34,6 +35,7 @@ from sparsejax.experiments.lottery import (
 from sparsejax.training import TrainingError
 
 SOURCE = "Frankle & Carbin 2019, section 2, figures 3 and 4"
+CONFIG_STEPS = 15_572
 # (level, metric, against the control): value of the paper, of an independent
 # reproduction.
 PAPER = {
@@ -55,13 +57,19 @@ _OUT = flags.DEFINE_string(
 )
 
 
-def case(outcome, kind: str) -> str:
-  return f"lenet300/weights={outcome.density.mean():.3f}/{kind}"
+def network(outcome: Outcome) -> str:
+  # Cases name the steps unless they are those of the config.
+  steps = "" if outcome.steps == CONFIG_STEPS else f"/steps={outcome.steps}"
+  return f"lenet300{steps}"
+
+
+def case(outcome: Outcome, kind: str) -> str:
+  return f"{network(outcome)}/weights={outcome.density.mean():.3f}/{kind}"
 
 
 def own_rows(arm: Arm, o: Outcome, make) -> list[dict]:
   """Returns the rows of one arm."""
-  name = "lenet300/dense" if arm.kind == "dense" else case(o, arm.kind)
+  name = f"{network(o)}/dense" if arm.kind == "dense" else case(o, arm.kind)
   return [
     make(name, metric, np.asarray(values, float).tolist())
     for metric, values in (
@@ -142,7 +150,8 @@ def main(argv: list[str]) -> None:
   del argv
   workdir = pathlib.Path(_WORKDIR.value).expanduser().absolute()
   try:
-    results.write_results(_OUT.value, "lottery", rows(workdir))
+    table = results.merge_with_existing(rows(workdir), _OUT.value)
+    results.write_results(_OUT.value, "lottery", table)
     print(write_report(workdir))
   except (TrainingError, OSError) as e:
     sys.exit(f"Error: {e}")
