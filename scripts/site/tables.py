@@ -38,7 +38,7 @@ _SPARSE_MOMENTUM = [
     "test_error_percent",
   )
   for model, name, densities in (
-    ("lenet300", "LeNet-300-100", (0.01, 0.02, 0.05, 0.1)),
+    ("lenet300", "LeNet-300-100", (0.01, 0.02, 0.04, 0.05, 0.1)),
     ("lenet5", "LeNet-5 ¹", (0.01, 0.02, 0.05)),
   )
   for density in densities
@@ -59,13 +59,19 @@ SUMMARY = (
     "early_stop_speedup",
   ),
   (
-    "NeST, LeNet-300-100, 35 times fewer parameters: error, %",
+    "NeST ³, LeNet-300-100, 35 times fewer parameters: error, %",
     "nest",
     "lenet300/accurate/all",
     "test_error_percent",
   ),
   (
-    "NeST, LeNet-5, 78 times fewer parameters: error, %",
+    "NeST ³, LeNet-300-100, 76 times fewer parameters: error, %",
+    "nest",
+    "lenet300/compact/all",
+    "test_error_percent",
+  ),
+  (
+    "NeST ³, LeNet-5, 78 times fewer parameters: error, %",
     "nest",
     "lenet5",
     "test_error_percent",
