@@ -150,3 +150,20 @@ def test_every_case_of_the_ablation_is_a_config():
     config = training.complete_config(ablation.make_config(fields, num_epochs=20))
     assert (config.num_epochs, config.lr_decay_every) == (20, 5000)
     assert all(getattr(config, name) == value for name, value in fields.items())
+
+
+def test_rows_of_the_authors_program(run, tmp_path):
+  command = ("-m", "scripts.reproduce.sparse_momentum.authors", f"--workdir={tmp_path}")
+  assert "--program must be a clone" in run(*command, code=1).stderr
+  case = "lenet300/density=0.05/authors"
+  summary = {"epochs": 100, "commit": "c" * 40, "torch": "2.14.1"}
+  summary["run"] = training.environment()
+  for seed, error in enumerate((1.5, 1.7)):
+    folder = tmp_path / case / f"seed={seed}"
+    folder.mkdir(parents=True)
+    done = summary | {"test_error_percent": error}
+    (folder / "summary.json").write_text(json.dumps(done))
+  run(*command, "--write_only", f"--out={tmp_path}/out.json")
+  [row] = json.loads((tmp_path / "out.json").read_text())["rows"]
+  assert (row["case"], row["mean"], row["n"], row["paper"]) == (case, 1.6, 2, 1.53)
+  assert "c" * 40 in row["note"]
