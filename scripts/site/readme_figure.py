@@ -16,6 +16,7 @@ from absl import flags, logging
 from matplotlib import ticker
 
 from scripts import ROOT
+from scripts.reproduce.sparse_momentum.published import PAPER
 from sparsejax.analysis import (
   COLORS,
   FAINT,
@@ -77,19 +78,25 @@ def budgets(axes, run) -> None:
   axes.set_title(f"Live weights by layer, {density:.0%} in all")
 
 
+def density(case: str) -> float:
+  return float(case.split("=")[1])
+
+
 def errors(axes) -> None:
   rows = json.loads(RESULTS.read_text())["rows"]
   rows = [r for r in rows if re.fullmatch(r"lenet300/density=[\d.]+", r["case"])]
-  x = [float(r["case"].split("=")[1]) for r in rows]
-  axes.plot(
-    x, [r["paper"] for r in rows], "o--", mfc="none", color=FAINT, label="the paper"
-  )
+  rows.sort(key=lambda r: density(r["case"]))
+  x = [density(r["case"]) for r in rows]
+  axes.errorbar(
+    x, [r["paper"] for r in rows], [PAPER[r["case"]][1] for r in rows], fmt="o--",
+    capsize=2, mfc="none", color=FAINT, label="the paper",
+  )  # fmt: skip
   axes.errorbar(
     x, [r["mean"] for r in rows], [r["sem"] or 0 for r in rows], marker="o", ms=5,
     capsize=2, color=COLORS[0], label=f"SparseJAX, {rows[0]['n']} seeds",
   )  # fmt: skip
   axes.set_xscale("log")
-  axes.xaxis.set_major_locator(ticker.FixedLocator(x))
+  axes.xaxis.set_major_locator(ticker.FixedLocator([0.01, 0.02, 0.05, 0.1]))
   axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:.0%}"))
   axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.set_xlabel("weights kept")
