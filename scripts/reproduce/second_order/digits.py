@@ -1,6 +1,6 @@
 """Prunes a network for digits by OBD, with and without retraining, as in the paper.
 
-  python -m scripts.reproduce.second_order.digits --data_dir=...
+  python -m scripts.reproduce.second_order.digits
 
 The network is that of the paper, LeNet-1: 2,578 free parameters in 98,442 connections,
 tanh units and the squared error on targets of -1 and 1. It is trained on 9,300 images
@@ -10,7 +10,7 @@ digits of another collection. Deleted are parameters of all kinds, biases too.
 Without retraining, saliencies are computed once, and more and more parameters are
 deleted. With retraining, a tenth of the parameters is deleted per round, saliencies are
 computed anew in each round, and the network is trained further. The rows are merged
-into results/second_order.json. Takes a quarter of an hour of one CPU core.
+into results/second_order.json. Takes a quarter of an hour of one idle CPU core.
 """
 
 import collections
@@ -47,9 +47,8 @@ _RETRAIN_EPOCHS = flags.DEFINE_integer("retrain_epochs", 10, "Epochs after each 
 
 IMAGES = 9_300
 BATCH = 100
-LEARNING_RATE = (
-  1e-2  # of .005, .01 and .02, by the error on 3,000 other training images
-)
+# Of .005, .01 and .02, by the squared error on 3,000 other training images.
+LEARNING_RATE = 1e-2
 # The maps of the first layer, of four, that each map of the second layer sees.
 SEEN = ((0,), (0, 1), (0, 1), (1,), (0, 1), (0, 1))
 SEEN += tuple(tuple(i + 2 for i in inputs) for inputs in SEEN)  # the other two

@@ -121,7 +121,9 @@ def run(case: str, seed: int) -> None:
   paths = os.pathsep.join(map(str, (folder, program, program / "mnist_cifar")))
   env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
   with open(folder / "log.txt", "w") as log:
-    subprocess.run(command, cwd=folder, env=env, stdout=log, stderr=log, check=True)
+    code = subprocess.call(command, cwd=folder, env=env, stdout=log, stderr=log)
+  if code:
+    raise SystemExit(f"The program ended with code {code}; see {folder / 'log.txt'}")
   summary = {
     "test_error_percent": test_error((folder / "log.txt").read_text()),
     "epochs": _EPOCHS.value,
