@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.reproduce.second_order import digits, small_nets
+from scripts.reproduce.second_order import lenet1, small_nets
 
 
 def test_published_rows(tmp_path):
@@ -21,12 +21,12 @@ def test_published_rows(tmp_path):
 
 
 def test_lenet1_has_the_parameters_and_connections_of_the_paper():
-  params, exists = digits.initialize(jax.random.key(0))
+  params, exists = lenet1.initialize(jax.random.key(0))
   free = {
     layer: sum(int(m.sum()) for m in jax.tree.leaves(masks))
     for layer, masks in exists.items()
   }
-  assert sum(free.values()) == digits.FREE == 2578
+  assert sum(free.values()) == lenet1.FREE == 2578
   # A map shares its parameters; a pooled one has four inputs at one coefficient.
   places = {"conv1": 24**2, "conv2": 8**2, "dense": 1}
   connections = sum(n * free[layer] for layer, n in places.items())
@@ -38,7 +38,7 @@ def test_lenet1_has_the_parameters_and_connections_of_the_paper():
 
 
 def test_lenet1_convolves():
-  params, _ = digits.initialize(jax.random.key(0))
+  params, _ = lenet1.initialize(jax.random.key(0))
   images = jax.random.normal(jax.random.key(1), (3, 28, 28))
   x = images[..., None]
   for i in "12":
@@ -46,14 +46,14 @@ def test_lenet1_convolves():
     x = jax.lax.conv_general_dilated(
       x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    x = digits.squash(x + params[f"conv{i}"]["bias"][None, None, None])
+    x = lenet1.squash(x + params[f"conv{i}"]["bias"][None, None, None])
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-    x = digits.squash(x * pool["scale"][None, None, None])
+    x = lenet1.squash(x * pool["scale"][None, None, None])
   # The last layer takes maps first.
   x = jnp.moveaxis(x, 3, 1).reshape(3, -1) @ params["dense"]["kernel"]
-  found = digits.apply(params, images)
-  np.testing.assert_allclose(found, digits.squash(x), atol=1e-5)
+  found = lenet1.apply(params, images)
+  np.testing.assert_allclose(found, lenet1.squash(x), atol=1e-5)
 
 
 def test_a_network_is_pruned_with_and_without_retraining():
@@ -61,11 +61,11 @@ def test_a_network_is_pruned_with_and_without_retraining():
   images = jax.random.normal(key, (100, 28, 28))
   data = images, 2 * jax.nn.one_hot(jnp.arange(100) % 10, 10) - 1
   with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
-    found = digits.one_network(0, data, data, epochs=1, retrain_epochs=2)
+    found = lenet1.one_network(0, data, data, epochs=1, retrain_epochs=2)
   cases = {case for case, _ in found}
-  assert len(cases) == 1 + 4 * len(digits.LIVE)
-  assert digits.LIVE[-1] == 258
+  assert len(cases) == 1 + 4 * len(lenet1.LIVE)
+  assert lenet1.LIVE[-1] == 258
   assert all(np.isfinite(v) for v in found.values())
-  for live in digits.LIVE:
+  for live in lenet1.LIVE:
     case, metric = f"lenet1/parameters={live}/obd", "train_mse_decibels"
     assert found[f"{case}/retrained", metric] < found[case, metric]
