@@ -32,13 +32,15 @@ def test_lenet1_has_the_parameters_and_connections_of_the_paper():
   connections = sum(n * free[layer] for layer, n in places.items())
   connections += 12**2 * 4 * 5 + 4**2 * 12 * 5
   assert connections == 98_442
-  assert not np.any(
-    jax.tree.leaves(jax.tree.map(lambda p, m: p[~m], params, exists))[2]
-  )
+  assert not np.any(params["conv2"]["kernel"][~exists["conv2"]["kernel"]])
 
 
 def test_lenet1_convolves():
   params, _ = lenet1.initialize(jax.random.key(0))
+  # Biases are initially 0 and coefficients 1, which would hide them.
+  params = jax.tree.map(
+    lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params
+  )
   images = jax.random.normal(jax.random.key(1), (3, 28, 28))
   x = images[..., None]
   for i in "12":
@@ -49,9 +51,11 @@ def test_lenet1_convolves():
     x = lenet1.squash(x + params[f"conv{i}"]["bias"][None, None, None])
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-    x = lenet1.squash(x * pool["scale"][None, None, None])
+    x = x * pool["scale"][None, None, None] + pool["bias"][None, None, None]
+    x = lenet1.squash(x)
   # The last layer takes maps first.
   x = jnp.moveaxis(x, 3, 1).reshape(3, -1) @ params["dense"]["kernel"]
+  x += params["dense"]["bias"][None]
   found = lenet1.apply(params, images)
   np.testing.assert_allclose(found, lenet1.squash(x), atol=1e-5)
 

@@ -59,7 +59,7 @@ SUMMARY = (
     "accuracy_gain_points",
   ),
   (
-    "that of 21 % against new initial weights: faster, times",
+    "that at 21 % against new initial weights: faster, times",
     "lottery",
     "lenet300/steps=50380/weights=0.211/ticket_vs_reinit",
     "early_stop_speedup",

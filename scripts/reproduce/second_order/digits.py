@@ -56,8 +56,10 @@ def plot(table: list[dict]) -> None:
   line(axes[0], "obd", "train_mse_decibels", "OBD", obd, "o-")
   line(axes[0], "obd", "predicted_mse_decibels", "OBD, predicted", obd, ":")
   axes[0].set_title("Without retraining, training images")
-  for axis, split in ((axes[1], "training"), (axes[2], "test")):
-    metric = f"{'train' if split == 'training' else split}_mse_decibels"
+  for axis, split, metric in (
+    (axes[1], "training", "train_mse_decibels"),
+    (axes[2], "test", "test_mse_decibels"),
+  ):
     line(axis, "obd", metric, "OBD, not retrained", obd, "o:")
     line(axis, "magnitude/retrained", metric, "magnitude, retrained", magnitude, "o-")
     line(axis, "obd/retrained", metric, "OBD, retrained", obd, "o-")

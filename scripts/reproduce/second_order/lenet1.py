@@ -59,7 +59,7 @@ def apply(params, images: jax.Array) -> jax.Array:
   """Computes the ten outputs for images `(b, 28, 28)`.
 
   Maps are `(channels, height, width, b)`, and a convolution is one product of patches:
-  with so few channels, that takes a third of the time of XLA's convolution on a CPU.
+  XLA's convolution is slow on a CPU with so few channels.
   """
   x = jnp.moveaxis(images, 0, -1)[None]
   for i in "12":
